@@ -1,0 +1,1 @@
+"""Automated strategy search for fine-tuning large language models with DeepSpeed."""

@@ -1,0 +1,88 @@
+"""The seams, on one page: who predicts, who proposes, who prunes, who runs, who owns the loop.
+
+Each has at least two implementations, and one contract suite under `tests/` that all of them pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from autotune.strategy import Strategy
+from autotune.trial import Outcome, Prediction, Trial, TrialSpec
+
+__all__ = ["Driver", "Predictor", "Pruner", "Runner", "Sampler", "TrialSource"]
+
+
+class Predictor(Protocol):
+    """Says what a strategy will need, for one workload on one machine."""
+
+    def predict(self, strategy: Strategy) -> Prediction:
+        """Peak memory and step time of one strategy, with their doubt."""
+        ...
+
+
+class Sampler(Protocol):
+    """Says what to try next; sees trials, never the study."""
+
+    def propose(self, trials: Sequence[Trial]) -> Strategy | None:
+        """A strategy that none of `trials` has, or None when there is none left."""
+        ...
+
+
+class Pruner(Protocol):
+    """Says what is not worth launching."""
+
+    def reason_to_skip(
+        self, strategy: Strategy, prediction: Prediction, trials: Sequence[Trial]
+    ) -> str | None:
+        """Why not to launch it, in words; None to launch."""
+        ...
+
+
+class Runner(Protocol):
+    """Runs one trial to its end; never raises for what the trial does."""
+
+    def run(
+        self,
+        spec: TrialSpec,
+        *,
+        folder: Path,
+        timeout_s: float,
+        on_event: Callable[[Mapping[str, Any]], None] = ...,
+        should_stop: Callable[[], str | None] = ...,
+    ) -> Outcome:
+        """Start the ranks, wait, and leave no process of theirs behind.
+
+        Args:
+            spec: what to run.
+            folder: an existing folder for the ranks' output.
+            timeout_s: stop the trial after so many seconds.
+            on_event: told of phases and steps while it runs.
+            should_stop: asked many times a second; a sentence stops the trial as interrupted.
+
+        Raises:
+            LaunchError: no process could be started at all.
+        """
+        ...
+
+
+class TrialSource(Protocol):
+    """What a driver needs of a study: ask and tell."""
+
+    def ask(self, remaining_s: float) -> Trial | None:
+        """The next trial to launch, or None when nothing is left that fits into the time."""
+        ...
+
+    def tell(self, trial: Trial, outcome: Outcome) -> Trial:
+        """Record how it ended; the trial as it stands in the record."""
+        ...
+
+
+class Driver(Protocol):
+    """Owns the loop: asks for trials, has them run, tells their outcomes."""
+
+    def run(self, study: TrialSource) -> None:
+        """Until the study has nothing left, or the budget is spent."""
+        ...

@@ -1,0 +1,281 @@
+"""The record that crosses every border: a trial, what was predicted of it, what came of it.
+
+Does not know who proposes, runs or stores trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from statistics import median
+from typing import Any
+
+from autotune.strategy import Strategy
+from autotune.workload import Workload
+
+__all__ = [
+    "MEMORY",
+    "OBJECTIVES",
+    "THROUGHPUT",
+    "Direction",
+    "Failure",
+    "FailureKind",
+    "Measurement",
+    "Objective",
+    "Outcome",
+    "Phase",
+    "Prediction",
+    "Trial",
+    "TrialSpec",
+    "TrialState",
+]
+
+
+class TrialState(StrEnum):
+    """How far a trial is; all but RUNNING are final."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    FAILED = "failed"
+
+
+class Phase(StrEnum):
+    """What a rank was doing."""
+
+    INIT = "init"
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    STEP = "step"
+
+
+class FailureKind(StrEnum):
+    """Why a trial failed, from exception types, exit status and signals."""
+
+    DEVICE_OUT_OF_MEMORY = "device_out_of_memory"
+    HOST_OUT_OF_MEMORY = "host_out_of_memory"
+    TIMEOUT = "timeout"
+    INVALID_CONFIGURATION = "invalid_configuration"
+    COMMUNICATION = "communication"
+    LOST_NODE = "lost_node"
+    CRASH = "crash"
+    INTERRUPTED = "interrupted"
+    """Stopped from outside: by Ctrl-C, by the end of the budget, or with the search itself."""
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether it teaches something about memory."""
+        return self in (FailureKind.DEVICE_OUT_OF_MEMORY, FailureKind.HOST_OUT_OF_MEMORY)
+
+    @property
+    def says_nothing_about_the_strategy(self) -> bool:
+        """Whether the same strategy is worth another try, since the machinery failed."""
+        return self in (FailureKind.COMMUNICATION, FailureKind.LOST_NODE, FailureKind.INTERRUPTED)
+
+
+class Direction(StrEnum):
+    """Optuna's names for which way is better."""
+
+    MAXIMIZE = "maximize"
+    MINIMIZE = "minimize"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """A quantity that is sought, and which way is better."""
+
+    name: str
+    direction: Direction
+    unit: str
+
+
+THROUGHPUT = Objective(name="tokens_per_second", direction=Direction.MAXIMIZE, unit="tokens/s")
+MEMORY = Objective(name="peak_memory_bytes", direction=Direction.MINIMIZE, unit="bytes")
+OBJECTIVES = (THROUGHPUT, MEMORY)
+"""The objectives of a study, in the order of their values in the storage."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What a strategy is expected to need, before it runs."""
+
+    peak_memory_bytes: int
+    """Expected peak of what the allocator reserves on one device, worst rank."""
+    peak_memory_lower_bytes: int
+    """It is not expected to need less than this."""
+    peak_memory_upper_bytes: int
+    """It is not expected to need more than this."""
+    step_time_s: float
+    """Seconds of one optimizer step, all micro-batches of it."""
+    tokens_per_second: float
+    """Over all ranks."""
+    moment: str = ""
+    """What is going on when memory peaks: loss, recomputation, optimizer step."""
+    breakdown_bytes: Mapping[str, int] = field(default_factory=dict)
+    """What the peak is made of."""
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Prediction:
+        """Read back what `dataclasses.asdict` gave."""
+        return cls(**record)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """What one finished trial showed. Memory is of the rank that needed most."""
+
+    tokens_per_second: float
+    """Wall-clock training throughput over all ranks at the strategy's accumulation."""
+    step_times_s: tuple[float, ...]
+    """Wall time of each timed optimizer step, slowest rank."""
+    peak_allocated_bytes: int
+    """Peak of live tensors; on the CPU growth of the resident set since the fork."""
+    peak_reserved_bytes: int
+    """Peak of the allocator's pool; on the CPU as `peak_allocated_bytes`."""
+    peak_device_bytes: int
+    """Peak of the whole device as NVML sees it; on the CPU the peak resident set."""
+    num_alloc_retries: int = 0
+    """Times the allocator had to flush its cache during timed steps: it thrashes."""
+    losses: tuple[float, ...] = ()
+    """Mean loss of each optimizer step, warm-up included, over all ranks."""
+    num_parameters: int = 0
+    num_trainable_parameters: int = 0
+    setup_time_s: float = 0.0
+    """From the fork to the first step: context, process group, model, engine."""
+    skipped_steps: int = 0
+    """Optimizer steps skipped on fp16 overflow; never timed."""
+
+    @property
+    def step_time_s(self) -> float:
+        """Median of the timed optimizer steps."""
+        return median(self.step_times_s)
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The memory objective: what the allocator held at most."""
+        return self.peak_reserved_bytes
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Measurement:
+        """Read back what `dataclasses.asdict` gave, through JSON or not."""
+        values = dict(record)
+        values["step_times_s"] = tuple(values["step_times_s"])
+        values["losses"] = tuple(values["losses"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """Why a trial came to no measurement."""
+
+    kind: FailureKind
+    message: str
+    """One sentence; the whole traceback is in the trial's folder."""
+    phase: Phase | None = None
+    rank: int | None = None
+    """The rank that failed first."""
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Failure:
+        """Read back what `dataclasses.asdict` gave, through JSON or not."""
+        phase = record.get("phase")
+        return cls(
+            kind=FailureKind(record["kind"]),
+            message=record["message"],
+            phase=Phase(phase) if phase else None,
+            rank=record.get("rank"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How running one trial ended: exactly one of measurement, failure and reason is set."""
+
+    measurement: Measurement | None = None
+    failure: Failure | None = None
+    reason: str | None = None
+    """Why it was stopped during its run, in words, where a pruner did so."""
+    duration_s: float = 0.0
+
+    @property
+    def state(self) -> TrialState:
+        """The final state that this outcome gives a trial."""
+        if self.measurement is not None:
+            return TrialState.COMPLETE
+        return TrialState.FAILED if self.failure is not None else TrialState.PRUNED
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialSpec:
+    """All that the processes of one trial are told."""
+
+    workload: Workload
+    strategy: Strategy
+    num_ranks: int
+    seed: int = 0
+    warmup_steps: int = 2
+    """Optimizer steps before the clock starts."""
+    timed_steps: int = 4
+    """Timed optimizer steps at most; long steps stop after two."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; `from_dict` reads it back."""
+        return asdict(self) | {
+            "workload": self.workload.to_dict(),
+            "strategy": self.strategy.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> TrialSpec:
+        """Read back what `to_dict` wrote, through JSON or not."""
+        values = dict(record)
+        values["workload"] = Workload.from_dict(values["workload"])
+        values["strategy"] = Strategy.from_dict(values["strategy"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One strategy of a study and all that is known of it."""
+
+    number: int
+    strategy: Strategy
+    state: TrialState
+    prediction: Prediction | None = None
+    measurement: Measurement | None = None
+    failure: Failure | None = None
+    reason: str | None = None
+    """Why it was pruned, in words."""
+    duration_s: float = 0.0
+    """Wall time of its run; 0 where it was never launched."""
+    memory_limit_bytes: int = 0
+    """Device memory it may use: the device's, less the headroom."""
+
+    @property
+    def was_launched(self) -> bool:
+        """Whether processes were started for it."""
+        return self.duration_s > 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether it was measured, within the memory limit, without an allocator that thrashes."""
+        return (
+            self.measurement is not None
+            and self.measurement.peak_device_bytes <= self.memory_limit_bytes
+            and self.measurement.num_alloc_retries == 0
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values, for `--json` and the export."""
+        return {
+            "number": self.number,
+            "state": str(self.state),
+            "strategy": self.strategy.to_dict(),
+            "prediction": asdict(self.prediction) if self.prediction else None,
+            "measurement": asdict(self.measurement) if self.measurement else None,
+            "failure": asdict(self.failure) if self.failure else None,
+            "reason": self.reason,
+            "duration_s": self.duration_s,
+            "fits": self.fits,
+        }
