@@ -1,0 +1,378 @@
+"""Runs trials: each one a group of rank processes forked from a warm server.
+
+Knows processes, signals, files and clocks; does not know what a strategy means. However a trial
+ends, none of its processes is left and its device memory is free again before `run` returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from autotune.errors import LaunchError
+from autotune.hardware import DeviceType, Hardware
+from autotune.server_process import ServerProcess
+from autotune.trial import Failure, FailureKind, Measurement, Outcome, Phase, TrialSpec
+
+__all__ = ["Launcher"]
+
+_POLL_S = 0.02
+_MEMORY_POLL_S = 0.1
+_GRACE_S = 1.0
+"""How long the other ranks may go on after one has failed, to tell their own reason."""
+
+_HOST_FLOOR_BYTES = 256 * 2**20
+"""With less host memory than this left, the trial is stopped before the kernel kills at random."""
+
+
+@dataclass(slots=True)
+class _Rank:
+    """What is known of one rank process."""
+
+    number: int
+    folder: Path
+    pid: int = 0
+    status: int | None = None
+    """Exit status, negative for a signal; None while it runs."""
+    result: dict[str, Any] | None = None
+    failure: dict[str, Any] | None = None
+    ended_at: float = 0.0
+    _offset: int = field(default=0)
+
+    @property
+    def is_running(self) -> bool:
+        return self.status is None
+
+    @property
+    def has_failed(self) -> bool:
+        return self.failure is not None or (not self.is_running and self.result is None)
+
+    def new_events(self) -> Iterator[dict[str, Any]]:
+        """Whole lines that were written since the last look."""
+        try:
+            with (self.folder / f"rank{self.number}.jsonl").open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            event: dict[str, Any] = json.loads(line)
+            if event["event"] == "result":
+                self.result = event
+            elif event["event"] == "failure":
+                self.failure = event
+            yield event
+
+    def phase(self) -> Phase | None:
+        """What it was doing last, as it wrote down itself."""
+        try:
+            return Phase((self.folder / f"rank{self.number}.phase").read_text().strip())
+        except (OSError, ValueError):
+            return None
+
+
+class Launcher:
+    """Runs trials on the devices of this host, one at a time.
+
+    Args:
+        hardware: the devices; every trial uses all of them, one rank each.
+        model_type: Hugging Face's name of the architecture, imported before the first fork.
+        folder: where the server's own log goes.
+    """
+
+    def __init__(self, hardware: Hardware, *, model_type: str, folder: Path) -> None:
+        self._hardware = hardware
+        self._server = ServerProcess(
+            model_type=model_type, environment=_environment(hardware), log=folder / "server.log"
+        )
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> float:
+        """Start the server and wait until it is warm; the seconds it took to import.
+
+        Raises:
+            LaunchError: it ended or did not answer.
+        """
+        return self._server.start()
+
+    def close(self) -> None:
+        """End the server and everything below it."""
+        self._server.close()
+
+    def run(
+        self,
+        spec: TrialSpec,
+        *,
+        folder: Path,
+        timeout_s: float,
+        on_event: Callable[[Mapping[str, Any]], None] = lambda event: None,
+        should_stop: Callable[[], str | None] = lambda: None,
+    ) -> Outcome:
+        """As `protocols.Runner.run`."""
+        if not self._server.is_alive:
+            self._server.start()
+        started = time.monotonic()
+        spec_file = folder / "trial.json"
+        spec_file.write_text(json.dumps(spec.to_dict(), indent=1), encoding="utf-8")
+        used_before = _device_bytes_in_use(self._hardware)
+        kills_before = _kernel_oom_kills()
+        ranks = [_Rank(number=number, folder=folder) for number in range(spec.num_ranks)]
+        try:
+            stopped = self._watch(ranks, spec_file, started, timeout_s, on_event, should_stop)
+        finally:
+            self._end(ranks)
+        _wait_for_device(self._hardware, used_before)
+        failure = stopped or _failure_of(ranks, has_oom_kill=_kernel_oom_kills() > kills_before)
+        duration_s = time.monotonic() - started
+        if failure is not None:
+            return Outcome(failure=failure, duration_s=duration_s)
+        return Outcome(measurement=_merge(spec, ranks), duration_s=duration_s)
+
+    def _watch(
+        self,
+        ranks: list[_Rank],
+        spec_file: Path,
+        started: float,
+        timeout_s: float,
+        on_event: Callable[[Mapping[str, Any]], None],
+        should_stop: Callable[[], str | None],
+    ) -> Failure | None:
+        """Fork the ranks and wait for their end; a failure if it was brought about from here."""
+        for rank in ranks:
+            rank.pid = self._server.fork(
+                rank=rank.number,
+                spec=spec_file,
+                folder=rank.folder,
+                env={"RANK": str(rank.number), "LOCAL_RANK": str(rank.number)}
+                | {"WORLD_SIZE": str(len(ranks))},
+            )
+        give_up_at = memory_checked = 0.0
+        while any(rank.is_running for rank in ranks):
+            self._collect(ranks, on_event)
+            now = time.monotonic()
+            if any(rank.has_failed for rank in ranks):
+                give_up_at = give_up_at or now + _GRACE_S
+                if now >= give_up_at:
+                    return None
+            elif now - started > timeout_s:
+                _dump_stacks(ranks)
+                return _stopped(
+                    ranks, FailureKind.TIMEOUT, f"it did not end within {timeout_s:.0f} s"
+                )
+            elif reason := should_stop():
+                return _stopped(ranks, FailureKind.INTERRUPTED, reason)
+            if now - memory_checked >= _MEMORY_POLL_S:
+                memory_checked = now
+                if hog := self._memory_hog(ranks):
+                    return hog
+        self._collect(ranks, on_event, wait_s=0.0)
+        return None
+
+    def _collect(
+        self,
+        ranks: list[_Rank],
+        on_event: Callable[[Mapping[str, Any]], None],
+        wait_s: float = _POLL_S,
+    ) -> None:
+        """Take in what ended and what was written."""
+        for pid, status in self._server.exits(wait_s):
+            for rank in ranks:
+                if rank.pid == pid:
+                    rank.status, rank.ended_at = status, time.time()
+        for rank in ranks:
+            for event in rank.new_events():
+                if rank.number == 0:
+                    on_event(event)
+
+    def _memory_hog(self, ranks: list[_Rank]) -> Failure | None:
+        """Host memory running out, or a CPU rank beyond its share of it."""
+        import psutil
+
+        limit = self._hardware.device_memory_bytes
+        if self._hardware.device_type is DeviceType.CPU:
+            for rank in ranks:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    resident = psutil.Process(rank.pid).memory_info().rss
+                    if resident > limit:
+                        message = (
+                            f"rank {rank.number} grew to {resident / 2**30:.1f} GiB, "
+                            f"its share of the host is {limit / 2**30:.1f} GiB"
+                        )
+                        return _stopped([rank], FailureKind.HOST_OUT_OF_MEMORY, message)
+        available = psutil.virtual_memory().available
+        if available < _HOST_FLOOR_BYTES:
+            message = f"only {available / 2**20:.0f} MiB of host memory were left"
+            return _stopped(ranks, FailureKind.HOST_OUT_OF_MEMORY, message)
+        return None
+
+    def _end(self, ranks: list[_Rank]) -> None:
+        """Kill what still runs, and everything it started."""
+        for rank in ranks:
+            if rank.pid and rank.is_running:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(rank.pid, signal.SIGKILL)
+        with contextlib.suppress(LaunchError):
+            self._server.sweep()
+        for rank in ranks:
+            for _ in rank.new_events():
+                pass
+
+
+def _environment(hardware: Hardware) -> dict[str, str]:
+    """The environment of the server, and so of every rank."""
+    environment = dict(os.environ)
+    cores = os.cpu_count() or 1
+    defaults = {
+        "OMP_NUM_THREADS": str(max(1, cores // hardware.num_devices)),
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+    environment = defaults | environment
+    environment |= {
+        "AUTOTUNE_DEVICE_TYPE": str(hardware.device_type),
+        # Ask NVML whether there is a GPU, so that the server itself makes no CUDA context.
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        # Ranks of one host meet through a file and talk over the loopback interface alone. The
+        # address is only read by DeepSpeed's check that a launcher set one.
+        "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if hardware.device_type is DeviceType.CPU:
+        environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    # DeepSpeed's extension builder reads each architecture as a number and fails on "9.0a".
+    architectures = environment.get("TORCH_CUDA_ARCH_LIST", "")
+    environment["TORCH_CUDA_ARCH_LIST"] = architectures.replace("0a", "0")
+    return environment
+
+
+def _dump_stacks(ranks: list[_Rank]) -> None:
+    """Have every rank write where it hangs into its error log."""
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank.pid, signal.SIGUSR1)
+    time.sleep(0.2)
+
+
+def _stopped(ranks: list[_Rank], kind: FailureKind, message: str) -> Failure:
+    first = ranks[0]
+    return Failure(kind=kind, message=message, phase=first.phase(), rank=first.number)
+
+
+_BLAME = (
+    FailureKind.DEVICE_OUT_OF_MEMORY,
+    FailureKind.HOST_OUT_OF_MEMORY,
+    FailureKind.INVALID_CONFIGURATION,
+    FailureKind.CRASH,
+    FailureKind.COMMUNICATION,
+)
+"""Which of several ranks' failures is the cause: the others fail because their partner is gone."""
+
+
+def _failure_of(ranks: list[_Rank], *, has_oom_kill: bool) -> Failure | None:
+    """The failure of the rank that is to blame; None where all came to a result."""
+    failures = [
+        _rank_failure(rank, has_oom_kill) for rank in ranks if rank.has_failed or rank.result is None
+    ]
+    died = [rank.number for rank in ranks if rank.failure is None and (rank.status or 0) != 0]
+    if not failures:
+        return None
+
+    def blame(failure: Failure) -> tuple[int, bool]:
+        return _BLAME.index(failure.kind), failure.rank not in died
+
+    return min(failures, key=blame)
+
+
+def _rank_failure(rank: _Rank, has_oom_kill: bool) -> Failure:
+    if rank.failure is not None:
+        return Failure(
+            kind=FailureKind(rank.failure["kind"]),
+            message=rank.failure["message"],
+            phase=Phase(rank.failure["phase"]),
+            rank=rank.number,
+        )
+    if rank.status is None:
+        kind, message = FailureKind.COMMUNICATION, "it was waiting for a rank that had failed"
+    elif rank.status == -signal.SIGKILL and has_oom_kill:
+        kind, message = FailureKind.HOST_OUT_OF_MEMORY, "the kernel killed it for want of memory"
+    elif rank.status < 0:
+        name = signal.Signals(-rank.status).name
+        kind, message = FailureKind.CRASH, f"it died of {name}"
+    else:
+        kind, message = FailureKind.CRASH, f"it exited with status {rank.status} before its result"
+    return Failure(kind=kind, message=message, phase=rank.phase(), rank=rank.number)
+
+
+def _merge(spec: TrialSpec, ranks: list[_Rank]) -> Measurement:
+    """One measurement of all ranks: the largest memory, the common times, the mean loss."""
+    results = [rank.result for rank in ranks if rank.result is not None]
+    step_times_s = tuple(results[0]["step_times_s"])
+    losses = zip(*(result["losses"] for result in results), strict=True)
+
+    def largest(name: str) -> int:
+        return max(int(result[name]) for result in results)
+
+    return Measurement(
+        tokens_per_second=spec.workload.tokens_per_step / median(step_times_s),
+        step_times_s=step_times_s,
+        losses=tuple(sum(step) / len(results) for step in losses),
+        setup_time_s=max(float(result["setup_time_s"]) for result in results),
+        peak_allocated_bytes=largest("peak_allocated_bytes"),
+        peak_reserved_bytes=largest("peak_reserved_bytes"),
+        peak_device_bytes=largest("peak_device_bytes"),
+        num_alloc_retries=largest("num_alloc_retries"),
+        num_parameters=largest("num_parameters"),
+        num_trainable_parameters=largest("num_trainable_parameters"),
+        skipped_steps=largest("skipped_steps"),
+    )
+
+
+def _kernel_oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory, as Linux counts them."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def _device_bytes_in_use(hardware: Hardware) -> int:
+    """Memory in use on the GPUs, by anybody; 0 on the CPU."""
+    if hardware.device_type is not DeviceType.CUDA:
+        return 0
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(hardware.num_devices))
+        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _wait_for_device(hardware: Hardware, used_before: int, timeout_s: float = 5.0) -> None:
+    """The driver frees a dead process's memory a moment later; wait until it has."""
+    slack = 64 * 2**20 * hardware.num_devices
+    deadline = time.monotonic() + timeout_s
+    while _device_bytes_in_use(hardware) > used_before + slack and time.monotonic() < deadline:
+        time.sleep(0.02)

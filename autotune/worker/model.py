@@ -1,0 +1,172 @@
+"""The model of a trial: the real architecture with random weights, made on its device.
+
+Nothing is downloaded. The same seed gives the same weights under every ZeRO stage, so that losses
+of strategies can be compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+from zlib import crc32
+
+import torch
+from torch import nn
+
+from autotune.strategy import Precision, Strategy
+from autotune.workload import Method, ModelShape, Workload
+
+__all__ = ["build_model", "torch_dtype"]
+
+_INIT_STD = 0.02
+"""Standard deviation of random weights: the `initializer_range` of nearly all configurations."""
+
+
+def torch_dtype(precision: Precision) -> torch.dtype:
+    """The dtype of parameters and activations."""
+    return {
+        Precision.BF16: torch.bfloat16,
+        Precision.FP16: torch.float16,
+        Precision.FP32: torch.float32,
+    }[precision]
+
+
+def build_model(
+    workload: Workload,
+    strategy: Strategy,
+    *,
+    device: torch.device,
+    deepspeed_config: dict[str, Any],
+    seed: int,
+) -> nn.Module:
+    """The causal language model of the workload, with random weights on `device`.
+
+    Under ZeRO-3 each parameter is divided over the ranks as soon as it is made, so that no rank
+    ever holds the whole model. For QLoRA the linear layers are made in 4 bit, one after the other.
+    """
+    dtype = torch_dtype(strategy.precision)
+    with contextlib.ExitStack() as stack:
+        if strategy.zero_stage == 3:
+            import deepspeed
+
+            stack.enter_context(deepspeed.zero.Init(config_dict_or_path=deepspeed_config))
+        stack.enter_context(torch.device(device))
+        stack.enter_context(_no_weight_init())
+        if workload.method is Method.QLORA:
+            stack.enter_context(_linears_on_meta())
+        model = _from_config(workload.model, dtype)
+    model.tie_weights()  # type: ignore[operator]
+    if workload.method is Method.QLORA:
+        _quantize_linears(model, dtype, device, seed)
+    _fill_parameters(model, seed)
+    model.train()
+    return model
+
+
+def _from_config(shape: ModelShape, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if shape.source is not None:
+        config = AutoConfig.from_pretrained(shape.source, trust_remote_code=True)
+    else:
+        fields = {key: value for key, value in shape.config.items() if key != "model_type"}
+        config = AutoConfig.for_model(shape.model_type, **fields)
+    model: nn.Module = AutoModelForCausalLM.from_config(
+        config,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        trust_remote_code=shape.source is not None,
+    )
+    return model
+
+
+@contextlib.contextmanager
+def _no_weight_init() -> Iterator[None]:
+    """Skip the random initialisation of transformers, which `_fill_parameters` replaces."""
+    from transformers import PreTrainedModel
+
+    with (
+        mock.patch.object(PreTrainedModel, "init_weights", lambda self: None),
+        mock.patch.object(nn.Linear, "reset_parameters", lambda self: None),
+        mock.patch.object(nn.Embedding, "reset_parameters", lambda self: None),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _linears_on_meta() -> Iterator[None]:
+    """Make linear layers without memory: they are filled when they are quantized."""
+    original = nn.Linear.__init__
+
+    def init(self: nn.Linear, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **(kwargs | {"device": "meta"}))
+
+    with mock.patch.object(nn.Linear, "__init__", init):
+        yield
+
+
+def _quantize_linears(
+    model: nn.Module, dtype: torch.dtype, device: torch.device, seed: int
+) -> None:
+    """Give each meta linear layer memory: 4-bit NormalFloat, double quantized; the head in `dtype`.
+
+    Dettmers et al., QLoRA (arXiv 2305.14314), section 3.
+    """
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, nn.Linear) or not module.weight.is_meta:
+            continue
+        if module is head:
+            module.to_empty(device=device)
+            continue
+        weight = torch.empty(module.weight.shape, dtype=dtype, device=device)
+        _fill(weight, f"{name}.weight", seed)
+        quantized = Linear4bit(
+            module.in_features,
+            module.out_features,
+            bias=module.bias is not None,
+            compute_dtype=dtype,
+            compress_statistics=True,
+            quant_type="nf4",
+            device="meta",
+        )
+        quantized.weight = Params4bit(
+            weight.cpu() if device.type == "cuda" else weight,
+            requires_grad=False,
+            compress_statistics=True,
+            quant_type="nf4",
+            module=quantized,
+        ).to(device)
+        if module.bias is not None:
+            quantized.bias = nn.Parameter(torch.zeros_like(module.bias, device=device))
+        parent_name, _, child_name = name.rpartition(".")
+        setattr(model.get_submodule(parent_name), child_name, quantized)
+    model.tie_weights()  # type: ignore[operator]
+
+
+def _fill_parameters(model: nn.Module, seed: int) -> None:
+    """Random matrices, ones for the weights of norms, zeros for biases; each from its own seed."""
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            continue
+        if hasattr(parameter, "ds_id"):
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                if parameter.numel():
+                    _fill(parameter.data, name, seed)
+        else:
+            _fill(parameter.data, name, seed)
+
+
+def _fill(tensor: torch.Tensor, name: str, seed: int) -> None:
+    if tensor.dim() >= 2:
+        generator = torch.Generator(device=tensor.device)
+        generator.manual_seed(crc32(f"{seed}:{name}".encode()))
+        tensor.normal_(std=_INIT_STD, generator=generator)
+    else:
+        tensor.fill_(0.0 if name.endswith("bias") else 1.0)

@@ -1,0 +1,44 @@
+"""One rank of one trial, from its fork to its last event."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import signal
+import traceback
+from pathlib import Path
+
+from autotune.trial import TrialSpec
+from autotune.worker.events import RankLog
+from autotune.worker.failures import classify
+from autotune.worker.training import Training
+
+__all__ = ["run_rank"]
+
+
+def run_rank(spec_file: Path, folder: Path, rank: int) -> int:
+    """Train, and write a `result` or a `failure` event; the process's exit status.
+
+    Args:
+        spec_file: a `TrialSpec` as JSON.
+        folder: the trial's folder.
+        rank: which rank this process is.
+    """
+    # The launcher sends SIGUSR1 before it kills a hung rank: where it hangs goes to the error log.
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
+    log = RankLog(folder, rank)
+    try:
+        spec = TrialSpec.from_dict(json.loads(spec_file.read_text(encoding="utf-8")))
+        log.write("result", **Training(spec, rank, folder, log).run())
+    except BaseException as error:  # the trial ends here, whatever it was
+        traceback.print_exc()
+        lines = str(error).strip().splitlines()
+        log.write(
+            "failure",
+            kind=classify(error, log.phase),
+            phase=log.phase,
+            message=f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__,
+        )
+        return 1
+    return 0

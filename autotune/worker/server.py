@@ -1,0 +1,205 @@
+"""The warm server: imports the heavy libraries once, then forks the ranks of every trial.
+
+Started by the launcher as `python -m autotune.worker.server MODEL_TYPE`. It speaks JSON lines: one
+request a line on standard input, one report a line on standard output. It never computes and never
+touches a GPU, so a forked rank starts clean. When its input closes, because the launcher ended or
+died, it kills every process below it and exits.
+
+Requests: {"fork": {"rank", "spec", "folder", "env"}} and {"sweep": true}.
+Reports: {"ready": s}, {"forked": pid, "rank"}, {"exited": pid, "status"}, {"swept": n}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def _prctl(option: int, value: int) -> None:
+    """Ask the Linux kernel for a property of this process; elsewhere nothing happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def preload(model_type: str) -> None:
+    """Import everything a rank will need, as far as that starts no threads and no GPU context.
+
+    bitsandbytes initialises CUDA when imported, so the ranks import it themselves.
+    """
+    modules = (
+        "torch",
+        # Without it deepspeed.zero.Init fails with torch 2.13: "Signature mismatch".
+        "torch._dynamo",
+        "torch.distributed",
+        "transformers",
+        "deepspeed",
+        "deepspeed.runtime.engine",
+        # DeepSpeed imports it in the first `initialize`; it pulls in all of inductor, seconds of it.
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "peft",
+        "autotune.worker.rank",
+    )
+    for module in modules:
+        importlib.import_module(module)
+    # Some models bring their own code, and Liger is optional.
+    for module in (
+        f"transformers.models.{model_type}.modeling_{model_type}",
+        "liger_kernel.transformers",
+    ):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    # DeepSpeed would compile a shared-memory all-reduce for CPU inference at every first use,
+    # 40 seconds of g++ for an operation that training does not call.
+    deepspeed_ops = importlib.import_module("deepspeed.ops")
+    deepspeed_ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+class _Server:
+    """The loop over requests and ended children."""
+
+    def __init__(self, requests: int, reports: int) -> None:
+        self._requests = requests
+        self._reports = reports
+        self._pids: set[int] = set()
+
+    def report(self, **fields: Any) -> None:
+        """One line to the launcher; a launcher that is gone ends the server."""
+        try:
+            os.write(self._reports, (json.dumps(fields) + "\n").encode())
+        except BrokenPipeError:
+            self.end()
+
+    def serve(self) -> NoReturn:
+        """Until standard input closes."""
+        wake_reader, wake_writer = os.pipe()
+        os.set_blocking(wake_writer, False)
+        signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        selector = selectors.DefaultSelector()
+        selector.register(self._requests, selectors.EVENT_READ)
+        selector.register(wake_reader, selectors.EVENT_READ)
+        pending = b""
+        while True:
+            for key, _ in selector.select():
+                data = os.read(int(key.fd), 65536)
+                if key.fd == wake_reader:
+                    continue
+                if not data:
+                    self.end()
+                *lines, pending = (pending + data).split(b"\n")
+                for line in lines:
+                    self._answer(json.loads(line))
+            self._reap()
+
+    def _answer(self, request: dict[str, Any]) -> None:
+        if "fork" in request:
+            self._fork(request["fork"])
+        elif "sweep" in request:
+            self.report(swept=self._sweep())
+
+    def _fork(self, request: dict[str, Any]) -> None:
+        pid = os.fork()
+        if pid == 0:
+            os.close(self._reports)
+            _become_rank(request)
+        self._pids.add(pid)
+        self.report(forked=pid, rank=request["rank"])
+
+    def _reap(self) -> None:
+        """Report every rank that ended; orphans of ranks are reaped without a word."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self._pids:
+                self._pids.discard(pid)
+                self.report(exited=pid, status=os.waitstatus_to_exitcode(status))
+
+    def _sweep(self) -> int:
+        """Kill every process below this one, whatever session it fled into."""
+        import psutil
+
+        killed = 0
+        # Orphans are handed to this process as they appear, so look until there are none.
+        for _ in range(20):
+            children = psutil.Process().children(recursive=True)
+            for child in children:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+                    killed += 1
+            self._reap()
+            if not children:
+                break
+            time.sleep(0.01)
+        return killed
+
+    def end(self) -> NoReturn:
+        """Leave nothing behind."""
+        self._sweep()
+        os._exit(0)
+
+
+def _become_rank(request: dict[str, Any]) -> NoReturn:
+    """In the forked child: detach from the server, open the logs, train, and exit."""
+    status = 1
+    try:
+        os.setsid()
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        folder, rank = Path(request["folder"]), int(request["rank"])
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        for number, suffix in ((1, "out"), (2, "err")):
+            log = os.open(folder / f"rank{rank}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, number)
+        os.environ.update(request["env"])
+
+        from autotune.worker.rank import run_rank
+
+        status = run_rank(Path(request["spec"]), folder, rank)
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        # No interpreter shutdown: destructors of process groups may hang, and the kernel frees all.
+        os._exit(status)
+
+
+def main() -> NoReturn:
+    """Entry of the server process."""
+    started = time.perf_counter()
+    # A terminal's Ctrl-C is the launcher's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    # Whatever the libraries print goes to the error log, not between the reports.
+    reports = os.dup(1)
+    os.dup2(2, 1)
+    preload(sys.argv[1])
+    gc.collect()
+    gc.freeze()
+    server = _Server(requests=0, reports=reports)
+    server.report(ready=time.perf_counter() - started)
+    server.serve()
+
+
+if __name__ == "__main__":
+    main()
