@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -45,7 +46,7 @@ class _Rank:
     """Exit status, negative for a signal; None while it runs."""
     result: dict[str, Any] | None = None
     failure: dict[str, Any] | None = None
-    ended_at: float = 0.0
+    ended_at: float = math.inf
     _offset: int = field(default=0)
 
     @property
@@ -103,13 +104,16 @@ class Launcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def start(self) -> float:
+    def start(self, should_stop: Callable[[], str | None] = lambda: None) -> float | None:
         """Start the server and wait until it is warm; the seconds it took to import.
+
+        Args:
+            should_stop: asked while it imports; a sentence ends the wait, and None is returned.
 
         Raises:
             LaunchError: it ended or did not answer.
         """
-        return self._server.start()
+        return self._server.start(should_stop)
 
     def close(self) -> None:
         """End the server and everything below it."""
@@ -128,6 +132,8 @@ class Launcher:
         if not self._server.is_alive:
             self._server.start()
         started = time.monotonic()
+        # Ranks that met in an earlier life of this folder are not there any more.
+        (folder / "rendezvous").unlink(missing_ok=True)
         spec_file = folder / "trial.json"
         spec_file.write_text(json.dumps(spec.to_dict(), indent=1), encoding="utf-8")
         used_before = _device_bytes_in_use(self._hardware)
@@ -135,6 +141,9 @@ class Launcher:
         ranks = [_Rank(number=number, folder=folder) for number in range(spec.num_ranks)]
         try:
             stopped = self._watch(ranks, spec_file, started, timeout_s, on_event, should_stop)
+        except LaunchError as error:
+            # The server was killed under the trial; the next one gets a new server.
+            stopped = Failure(kind=FailureKind.LOST_NODE, message=str(error))
         finally:
             self._end(ranks)
         _wait_for_device(self._hardware, used_before)
@@ -278,29 +287,23 @@ def _stopped(ranks: list[_Rank], kind: FailureKind, message: str) -> Failure:
     return Failure(kind=kind, message=message, phase=first.phase(), rank=first.number)
 
 
-_BLAME = (
-    FailureKind.DEVICE_OUT_OF_MEMORY,
-    FailureKind.HOST_OUT_OF_MEMORY,
-    FailureKind.INVALID_CONFIGURATION,
-    FailureKind.CRASH,
-    FailureKind.COMMUNICATION,
-)
-"""Which of several ranks' failures is the cause: the others fail because their partner is gone."""
-
-
 def _failure_of(ranks: list[_Rank], *, has_oom_kill: bool) -> Failure | None:
-    """The failure of the rank that is to blame; None where all came to a result."""
-    failures = [
-        _rank_failure(rank, has_oom_kill) for rank in ranks if rank.has_failed or rank.result is None
-    ]
-    died = [rank.number for rank in ranks if rank.failure is None and (rank.status or 0) != 0]
-    if not failures:
+    """The failure of the rank that is to blame; None where all came to a result.
+
+    The others fail because their partner is gone: so out of memory explains a trial before a rank
+    that died without a word, that before an exception, and the earliest exception before the rest.
+    """
+    failed = [rank for rank in ranks if rank.result is None]
+    if not failed:
         return None
 
-    def blame(failure: Failure) -> tuple[int, bool]:
-        return _BLAME.index(failure.kind), failure.rank not in died
+    def blame(pair: tuple[_Rank, Failure]) -> tuple[bool, bool, float]:
+        rank, failure = pair
+        has_died = rank.failure is None and rank.status is not None
+        at = rank.failure["at"] if rank.failure is not None else rank.ended_at
+        return not failure.kind.is_out_of_memory, not has_died, at
 
-    return min(failures, key=blame)
+    return min(((rank, _rank_failure(rank, has_oom_kill)) for rank in failed), key=blame)[1]
 
 
 def _rank_failure(rank: _Rank, has_oom_kill: bool) -> Failure:

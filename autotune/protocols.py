@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from autotune.strategy import Strategy
 from autotune.trial import Outcome, Prediction, Trial, TrialSpec
 
-__all__ = ["Driver", "Predictor", "Pruner", "Runner", "Sampler", "TrialSource"]
+__all__ = ["Driver", "Predictor", "Progress", "Pruner", "Runner", "Sampler", "TrialSource"]
 
 
 class Predictor(Protocol):
@@ -71,12 +71,41 @@ class Runner(Protocol):
 class TrialSource(Protocol):
     """What a driver needs of a study: ask and tell."""
 
+    @property
+    def trials(self) -> Sequence[Trial]:
+        """All trials so far."""
+        ...
+
     def ask(self, remaining_s: float) -> Trial | None:
         """The next trial to launch, or None when nothing is left that fits into the time."""
         ...
 
     def tell(self, trial: Trial, outcome: Outcome) -> Trial:
         """Record how it ended; the trial as it stands in the record."""
+        ...
+
+
+class Progress(Protocol):
+    """Shows a person what happens; decides nothing."""
+
+    def trials_changed(self, trials: Sequence[Trial]) -> None:
+        """The record as it now stands."""
+        ...
+
+    def trial_started(self, trial: Trial) -> None:
+        """A trial is being launched."""
+        ...
+
+    def trial_event(self, event: Mapping[str, Any]) -> None:
+        """A rank wrote an event."""
+        ...
+
+    def trial_ended(self, trial: Trial) -> None:
+        """A trial ended, however."""
+        ...
+
+    def refresh(self) -> None:
+        """Called many times a second while a trial runs."""
         ...
 
 

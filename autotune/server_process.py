@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = ["ServerProcess"]
 
 _START_TIMEOUT_S = 300.0
 _ANSWER_TIMEOUT_S = 30.0
+_POLL_S = 0.1
 
 
 class ServerProcess:
@@ -43,8 +45,11 @@ class ServerProcess:
         """Whether it runs."""
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> float:
+    def start(self, should_stop: Callable[[], str | None] = lambda: None) -> float | None:
         """Start it and wait until its imports are done; the seconds they took.
+
+        Args:
+            should_stop: asked while it imports; a sentence ends the wait, and None is returned.
 
         Raises:
             LaunchError: it ended or did not become ready; the message names its log.
@@ -61,7 +66,14 @@ class ServerProcess:
                 env=self._environment,
                 start_new_session=True,
             )
-        return float(self._wait_for("ready", _START_TIMEOUT_S)["ready"])
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            for report in self._read(_POLL_S):
+                if "ready" in report:
+                    return float(report["ready"])
+            if should_stop():
+                return None
+        raise LaunchError(f"the trial server did not start; see {self._log}")
 
     def fork(self, *, rank: int, spec: Path, folder: Path, env: dict[str, str]) -> int:
         """Fork one rank; its process id, which is also its process group's.
@@ -136,6 +148,8 @@ class ServerProcess:
             return []
         data = os.read(stdout, 65536)
         if not data:
+            self._process.kill()
+            self._process.wait()
             raise LaunchError(f"the trial server ended; see {self._log}")
         *lines, self._pending = (self._pending + data).split(b"\n")
         reports = [json.loads(line) for line in lines]

@@ -210,7 +210,8 @@ def read_knob(name: str, value: object) -> Any:
             return value
         raise ConfigError(f"{name} takes true or false, got {value!r}")
     if kind is int:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not float(value).is_integer():
             raise ConfigError(f"{name} takes whole numbers, got {value!r}")
         return int(value)
     try:

@@ -1,1 +1,1 @@
-"""drivers."""
+"""Who owns the loop over ask and tell: this machine, or a cluster."""

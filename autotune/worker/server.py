@@ -23,6 +23,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
 __all__ = ["main"]
 
@@ -36,10 +37,13 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
-def preload(model_type: str) -> None:
+def preload(model_type: str, *, with_optional: bool = True) -> None:
     """Import everything a rank will need, as far as that starts no threads and no GPU context.
 
-    bitsandbytes initialises CUDA when imported, so the ranks import it themselves.
+    Args:
+        model_type: the architecture whose code is needed.
+        with_optional: also what a GPU context may come along with; ranks import it themselves
+            otherwise, which costs each of them two seconds.
     """
     modules = (
         "torch",
@@ -51,22 +55,47 @@ def preload(model_type: str) -> None:
         "deepspeed.runtime.engine",
         # DeepSpeed imports it in the first `initialize`; it pulls in all of inductor, seconds of it.
         "deepspeed.runtime.zero.muon.muon_optimizer",
-        "peft",
         "autotune.worker.rank",
     )
     for module in modules:
         importlib.import_module(module)
-    # Some models bring their own code, and Liger is optional.
-    for module in (
+    optional = (
+        # Some models bring their own code.
         f"transformers.models.{model_type}.modeling_{model_type}",
-        "liger_kernel.transformers",
-    ):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(module)
+        *(("bitsandbytes", "peft", "liger_kernel.transformers") if with_optional else ()),
+    )
+    with _capability_from_nvml():
+        for module in optional:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
     # DeepSpeed would compile a shared-memory all-reduce for CPU inference at every first use,
     # 40 seconds of g++ for an operation that training does not call.
     deepspeed_ops = importlib.import_module("deepspeed.ops")
     deepspeed_ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _capability_from_nvml() -> contextlib.AbstractContextManager[Any]:
+    """bitsandbytes asks torch for the compute capability on import, which makes a GPU context."""
+    import pynvml
+    import torch
+
+    def capability(device: Any = None) -> tuple[int, int]:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        return int(major), int(minor)
+
+    return mock.patch.object(torch.cuda, "get_device_capability", capability)
+
+
+def _can_fork_for_gpu() -> bool:
+    """Whether a forked child may still use the GPU: nothing here has made a context."""
+    import torch
+
+    pid = os.fork()
+    if pid == 0:
+        os._exit(1 if torch.cuda._is_in_bad_fork() else 0)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 class _Server:
@@ -193,7 +222,12 @@ def main() -> NoReturn:
     # Whatever the libraries print goes to the error log, not between the reports.
     reports = os.dup(1)
     os.dup2(2, 1)
-    preload(sys.argv[1])
+    model_type, *rest = sys.argv[1:]
+    preload(model_type, with_optional=not rest)
+    if not rest and not _can_fork_for_gpu():
+        # An optional import touched the GPU: start over without them.
+        os.dup2(reports, 1)
+        os.execv(sys.executable, [sys.executable, "-m", __spec__.name, model_type, "bare"])
     gc.collect()
     gc.freeze()
     server = _Server(requests=0, reports=reports)

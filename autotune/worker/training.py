@@ -62,14 +62,18 @@ class Training:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if is_cuda else torch.device("cpu")
         if is_cuda:
             torch.cuda.set_device(device)
-        dist.init_process_group(
-            backend="nccl" if is_cuda else "gloo",
-            init_method=f"file://{folder.resolve() / 'rendezvous'}",
-            rank=self._rank,
-            world_size=self._spec.num_ranks,
-            timeout=timedelta(minutes=10),
-            device_id=device if is_cuda else None,
-        )
+        try:
+            dist.init_process_group(
+                backend="nccl" if is_cuda else "gloo",
+                init_method=f"file://{folder.resolve() / 'rendezvous'}",
+                rank=self._rank,
+                world_size=self._spec.num_ranks,
+                timeout=timedelta(minutes=10),
+                device_id=device if is_cuda else None,
+            )
+        except RuntimeError as error:
+            # gloo's own errors have no type of theirs.
+            raise dist.DistNetworkError(str(error)) from error
         deepspeed.init_distributed(verbose=False)
         return device
 

@@ -1,0 +1,101 @@
+"""How much time is left, and how much of it a trial will take.
+
+Learns from the trials that ran; does not know what they trained.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from autotune.errors import ConfigError
+from autotune.trial import Prediction, Trial
+
+__all__ = ["Budget", "expected_duration_s", "parse_duration"]
+
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+_FIRST_OVERHEAD_S = 8.0
+"""What a trial costs beside its steps, before any trial has shown it."""
+
+_NUM_STEPS = 6
+"""Optimizer steps of a trial: two to warm up, four timed."""
+
+_LONG_STEPS_S = 3.0
+"""Timed steps end early after so much time, but not before two."""
+
+
+def parse_duration(text: str, flag: str) -> float:
+    """Seconds of a duration such as 90s, 30m, 2h or 1h30m.
+
+    Raises:
+        ConfigError: it is none; the message names the flag.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smh])", text)
+    seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != text or seconds <= 0:
+        raise ConfigError(f"{flag} {text!r}: give a duration such as 90s, 30m, 2h or 1h30m")
+    return seconds
+
+
+class Budget:
+    """A wall-clock budget, counted from the start of the command.
+
+    Args:
+        seconds: the whole of it.
+        started: the command's start by `clock`, now if left out.
+        clock: seconds that never go backwards.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        started: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._started = clock() if started is None else started
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the command started."""
+        return self._clock() - self._started
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds left; negative once it is spent."""
+        return self.seconds - self.elapsed_s
+
+
+def expected_duration_s(prediction: Prediction, trials: Sequence[Trial]) -> float:
+    """How long a trial is expected to run, judged by the trials that ran before.
+
+    Its steps at the predicted time, corrected by the median ratio of measured to predicted, and
+    the median of what other trials took beside their steps.
+    """
+    measured = [trial for trial in trials if trial.measurement is not None and trial.was_launched]
+    ratios, overheads = [1.0], [_FIRST_OVERHEAD_S]
+    if measured:
+        ratios = [
+            trial.measurement.step_time_s / trial.prediction.step_time_s
+            for trial in measured
+            if trial.measurement is not None and trial.prediction is not None
+        ] or ratios
+        overheads = [
+            trial.duration_s - _steps_duration_s(trial.measurement.step_time_s)
+            for trial in measured
+            if trial.measurement is not None
+        ]
+    return max(0.0, median(overheads)) + _steps_duration_s(
+        prediction.step_time_s * median(ratios)
+    )
+
+
+def _steps_duration_s(step_time_s: float) -> float:
+    """All optimizer steps of a trial, given the time of one."""
+    num_timed = min(_NUM_STEPS - 2, max(2, -(-_LONG_STEPS_S // step_time_s)))
+    return (2 + num_timed) * step_time_s

@@ -1,0 +1,27 @@
+"""Where the command line prints: stdout for the answer, stderr for everything else."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+__all__ = ["answer_console", "error_console"]
+
+_LEAST_WIDTH = 80
+"""Narrower than this, tables would lose the strategy's words."""
+
+_PIPE_WIDTH = 120
+
+
+def answer_console() -> Console:
+    """stdout: plain text in a pipe."""
+    return _wide_enough(Console(highlight=False))
+
+
+def error_console() -> Console:
+    """stderr: a live view in a terminal, plain lines elsewhere."""
+    return _wide_enough(Console(stderr=True, highlight=False))
+
+
+def _wide_enough(console: Console) -> Console:
+    console.width = max(console.width, _LEAST_WIDTH) if console.is_terminal else _PIPE_WIDTH
+    return console

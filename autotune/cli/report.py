@@ -1,0 +1,37 @@
+"""`autotune report`: a study again, from its storage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["report"]
+
+
+def report(
+    study: Annotated[Path, typer.Argument(help="A study's folder, such as results/my-study.")],
+    storage: Annotated[
+        str | None, typer.Option(help="The Optuna storage URL that the search was given, if any.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document with every trial.")
+    ] = False,
+) -> None:
+    """Print a study: the Pareto front, what failed and what was ruled out, and why.
+
+    A search may still be running in it.
+    """
+    import json
+
+    from autotune.cli.console import answer_console
+    from autotune.cli.stored import read_study
+    from autotune.report import render_report, report_json
+
+    summary = read_study(study, storage)
+    console = answer_console()
+    if as_json:
+        console.print_json(json.dumps(report_json(summary)))
+    else:
+        console.print(render_report(summary))

@@ -1,0 +1,252 @@
+"""`autotune search`: the main job."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autotune.hardware import Hardware
+    from autotune.question import Question
+    from autotune.search_space import SearchSpace
+    from autotune.workload import Workload
+
+__all__ = ["search"]
+
+Kind = TypeVar("Kind", bound=StrEnum)
+
+_MAX_CPU_PARAMETERS = 1_000_000_000
+"""Larger models take minutes a step on a CPU: no search of them ends."""
+
+
+def search(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A preset (tiny, 125M, 350M, 1.1B, 3B, 7B, 13B, 34B, 70B, 175B), a folder with "
+            "config.json, or a Hugging Face id. Weights are random: nothing is downloaded for "
+            "a preset or a folder.",
+            show_default=False,
+        ),
+    ],
+    budget: Annotated[
+        str, typer.Option(help="Wall-clock time for the whole command: 90s, 30m, 2h.")
+    ] = "30m",
+    seq_len: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a sample.", show_default="1024, or the model's maximum"),
+    ] = None,
+    global_batch: Annotated[
+        int, typer.Option(help="Samples of one optimizer step, over all devices.")
+    ] = 32,
+    method: Annotated[str, typer.Option(help="full, lora or qlora.")] = "full",
+    lora_rank: Annotated[int, typer.Option(help="Rank of the LoRA adapters.")] = 16,
+    lora_targets: Annotated[
+        str,
+        typer.Option(help="Linear layers with adapters: all-linear, or names such as q_proj,v_proj."),
+    ] = "all-linear",
+    space: Annotated[
+        str,
+        typer.Option(
+            help="What to search: default (loss-neutral knobs), memory (fit at any cost), full "
+            "(everything), or a YAML file."
+        ),
+    ] = "default",
+    sampler: Annotated[
+        str, typer.Option(help="What proposes trials: tpe, nsga2, gp, random or grid (Optuna's).")
+    ] = "tpe",
+    devices: Annotated[
+        int | None,
+        typer.Option(help="GPUs to use.", show_default="all; without a GPU two CPU ranks"),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            help="Launch at most so many trials, those of earlier sessions of this study counted.",
+            show_default="as many as the budget allows",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The study's folder. Where it holds the same question, the search goes on from "
+            "there.",
+            show_default="results/<model>-<method>-<seq_len>-<hardware>",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Insist that --out holds this study already.")
+    ] = False,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Any Optuna storage URL for the trials, such as postgresql://…",
+            show_default="study.db in the study's folder",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="For weights, data and proposals.")] = 0,
+    trial_timeout: Annotated[
+        str, typer.Option(help="A trial that runs longer is taken for hung: 90s, 5m.")
+    ] = "5m",
+    headroom: Annotated[
+        float, typer.Option(help="Share of device memory that a strategy must leave free.")
+    ] = 0.05,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Let the model's own Python code run, if it brings any."
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the answer as one JSON document.")
+    ] = False,
+) -> None:
+    """Measure training strategies and hand back the fastest that fit.
+
+    Each trial is a short, real DeepSpeed training. The answer is the Pareto front of throughput
+    and memory, and a DeepSpeed configuration to train with.
+
+    Ctrl-C ends the search and keeps everything; the same command goes on from there.
+    """
+    started = time.monotonic()
+    from autotune.budget import Budget, parse_duration
+    from autotune.cli.console import error_console
+    from autotune.cli.session import Session
+    from autotune.errors import ConfigError
+    from autotune.hardware import detect_hardware
+    from autotune.question import Question
+    from autotune.samplers import SamplerKind
+    from autotune.software import detect_software
+    from autotune.space_file import load_search_space
+    from autotune.workload import Method, Workload, load_model_shape
+
+    limit = Budget(parse_duration(budget, "--budget"), started=started)
+    timeout_s = parse_duration(trial_timeout, "--trial-timeout")
+    if not 0 <= headroom < 1:
+        raise ConfigError(f"--headroom must be at least 0 and less than 1, got {headroom}")
+    if trials is not None and trials < 1:
+        raise ConfigError(f"--trials must be at least 1, got {trials}")
+    kind = _member(SamplerKind, sampler, "--sampler")
+    shape = load_model_shape(model, trust_remote_code=trust_remote_code)
+    workload = Workload(
+        model=shape,
+        seq_len=seq_len if seq_len is not None else min(1024, shape.max_position_embeddings),
+        global_batch_size=global_batch,
+        method=_member(Method, method, "--method"),
+        lora_rank=lora_rank,
+        lora_targets=tuple(part.strip() for part in lora_targets.split(",") if part.strip()),
+    )
+    hardware = detect_hardware(devices)
+    if global_batch % hardware.num_devices:
+        raise ConfigError(
+            f"--global-batch {global_batch} is not divisible by the {hardware.num_devices} devices; "
+            f"choose a multiple of {hardware.num_devices}, or another --devices"
+        )
+    software = detect_software()
+    search_space = load_search_space(space, workload, hardware, software)
+    console = error_console()
+    _refuse_large_model_on_cpu(workload, hardware, console)
+    question = Question(
+        workload=workload,
+        hardware=hardware,
+        space_name=search_space.name,
+        space_text=search_space.text,
+        headroom=headroom,
+        seed=seed,
+    )
+    _refuse_if_nothing_fits(question, search_space, space, console)
+    session = Session(
+        question,
+        search_space,
+        software,
+        path=out or Path("results") / _default_name(workload, hardware),
+        storage_url=storage,
+        must_exist=resume,
+    )
+    with session:
+        session.search(
+            limit, sampler=kind, max_trials=trials, trial_timeout_s=timeout_s, console=console
+        )
+        found = session.answer(as_json=as_json, console=console)
+    raise typer.Exit(0 if found else 1)
+
+
+def _member(enumeration: type[Kind], value: str, flag: str) -> Kind:
+    """One of a closed set, or a message that names the flag and the set."""
+    from autotune.errors import ConfigError
+
+    try:
+        return enumeration(value)
+    except ValueError:
+        choices = ", ".join(str(member) for member in enumeration)
+        raise ConfigError(f"{flag} {value!r}: choose from {choices}") from None
+
+
+def _default_name(workload: Workload, hardware: Hardware) -> str:
+    model = workload.model.name.strip("/").replace("/", "-")
+    machine = f"{hardware.num_devices}x{hardware.device_kind}".replace(" ", "-")
+    return f"{model}-{workload.method}-{workload.seq_len}-{machine}"
+
+
+def _refuse_large_model_on_cpu(workload: Workload, hardware: Hardware, console: Console) -> None:
+    from autotune.hardware import DeviceType
+
+    if hardware.device_type is DeviceType.CUDA:
+        return
+    if workload.model.num_parameters > _MAX_CPU_PARAMETERS:
+        billions = workload.model.num_parameters / 1e9
+        console.print(
+            f"autotune: --model {workload.model.name} has {billions:.1f} billion parameters and "
+            "this machine has no GPU that NVML can see. Run this on a machine with one "
+            "(`autotune doctor` says what is missing), or try the CPU preset: "
+            "autotune search --model tiny --budget 2m",
+            soft_wrap=True,
+            markup=False,
+        )
+        raise typer.Exit(1)
+
+
+def _refuse_if_nothing_fits(
+    question: Question, space: SearchSpace, space_file: str, console: Console
+) -> None:
+    """Say at once what is missing where no strategy of the space can fit."""
+    from autotune.errors import ConfigError
+    from autotune.predictor import AnalyticPredictor
+    from autotune.shortfall import nothing_fits, related_questions
+    from autotune.space_file import load_search_space
+
+    limit = question.memory_limit_bytes
+    predictor = AnalyticPredictor(question.workload, question.hardware)
+    predicted = [(strategy, predictor.predict(strategy)) for strategy in space.strategies()]
+    if not predicted:
+        raise ConfigError(
+            f"--space {space.name}: no combination of its values is possible for this question; "
+            f"for one, {space.conflict(space.reference) or 'its conditions exclude each other'}"
+        )
+    if any(prediction.peak_memory_lower_bytes <= limit for _, prediction in predicted):
+        return
+    predicted.sort(key=lambda pair: pair[1].peak_memory_bytes)
+    alternatives = {}
+    for words, workload, hardware in related_questions(question.workload, question.hardware):
+        related = load_search_space(space_file, workload, hardware, space.software)
+        other = AnalyticPredictor(workload, hardware)
+        predictions = [other.predict(strategy) for strategy in related.strategies()]
+        if predictions:
+            leanest = min(predictions, key=lambda prediction: prediction.peak_memory_bytes)
+            if leanest.peak_memory_upper_bytes <= limit:
+                alternatives[words] = leanest
+    console.print(
+        nothing_fits(
+            predicted[:3],
+            limit_bytes=limit,
+            hardware=question.hardware,
+            alternatives=alternatives,
+        )
+    )
+    raise typer.Exit(1)

@@ -1,0 +1,189 @@
+"""One sitting of a search: the study's folder held, its record open, trials running."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from autotune.budget import Budget
+from autotune.cli.console import answer_console
+from autotune.cli.interrupt import Interrupt
+from autotune.drivers.local import LocalDriver
+from autotune.export import export_trial
+from autotune.launcher import Launcher
+from autotune.pareto import Pick
+from autotune.predictor import AnalyticPredictor
+from autotune.progress import LiveProgress, PlainProgress
+from autotune.pruners import DominancePruner, PredictedMemoryPruner
+from autotune.question import Question
+from autotune.report import render_report, report_json
+from autotune.samplers import OptunaSampler, SamplerKind
+from autotune.search_space import SearchSpace
+from autotune.software import Software
+from autotune.stored_study import open_record, summarize
+from autotune.study import Study
+from autotune.study_folder import StudyFolder
+from autotune.trial import Trial, TrialSpec
+
+__all__ = ["Session"]
+
+
+class Session:
+    """Holds a study from its opening to its answer.
+
+    Args:
+        question: what is asked.
+        space: the strategies that may be tried.
+        software: what is installed, for the record.
+        path: the study's folder.
+        storage_url: where trials are kept; the folder's own file if left out.
+        must_exist: refuse to start a new study.
+    """
+
+    def __init__(
+        self,
+        question: Question,
+        space: SearchSpace,
+        software: Software,
+        *,
+        path: Path,
+        storage_url: str | None,
+        must_exist: bool,
+    ) -> None:
+        self._question = question
+        self._space = space
+        self._software = software
+        self._folder = StudyFolder(path)
+        self._storage_url = storage_url
+        self._must_exist = must_exist
+        self._end_reason: str | None = None
+
+    def __enter__(self) -> Session:
+        """Lock the folder and open the record.
+
+        Raises:
+            ConfigError: the folder holds something else.
+            StorageError: the folder or the storage cannot be used.
+        """
+        self._is_resumed = self._folder.open(self._question, must_exist=self._must_exist)
+        try:
+            self._record = open_record(
+                self._folder, self._space, self._question, self._storage_url
+            )
+            self._num_recovered = self._record.recover()
+        except BaseException:
+            self._folder.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.close()
+
+    def search(
+        self,
+        budget: Budget,
+        *,
+        sampler: SamplerKind,
+        max_trials: int | None,
+        trial_timeout_s: float,
+        console: Console,
+    ) -> None:
+        """Run trials until the budget is spent, the space exhausted or the user has enough.
+
+        Raises:
+            LaunchError: trials cannot be started on this machine.
+            StorageError: the record cannot be written.
+        """
+        question = self._question
+        study = Study(
+            self._record,
+            sampler=OptunaSampler(self._space, kind=sampler, seed=question.seed),
+            predictor=AnalyticPredictor(question.workload, question.hardware),
+            pruners=(PredictedMemoryPruner(question.memory_limit_bytes), DominancePruner()),
+            max_trials=max_trials,
+        )
+        elapsed_before_s = float(self._folder.read_environment().get("elapsed_s", 0.0))
+        view = LiveProgress if console.is_terminal else PlainProgress
+        launcher = Launcher(
+            question.hardware,
+            model_type=question.workload.model.model_type,
+            folder=self._folder.path,
+        )
+
+        def say_goodbye() -> None:
+            progress.note("ending: the running trial is stopped; Ctrl-C again kills")
+
+        with view(console, budget) as progress, Interrupt(say_goodbye) as interrupt, launcher:
+            self._greet(progress, study)
+
+            def reason_to_stop() -> str | None:
+                return "stopped" if interrupt.is_set or budget.remaining_s <= 0 else None
+
+            seconds = launcher.start(reason_to_stop)
+            if seconds is not None:
+                progress.note(f"libraries loaded in {seconds:.1f} s; trials start warm from here")
+            driver = LocalDriver(
+                launcher,
+                budget=budget,
+                spec_of=self._spec_of,
+                folder_of=self._folder.trial_folder,
+                progress=progress,
+                is_interrupted=lambda: interrupt.is_set,
+                trial_timeout_s=trial_timeout_s,
+            )
+            try:
+                driver.run(study)
+            finally:
+                self._folder.write_environment(
+                    {
+                        "versions": self._software.versions,
+                        "hardware": asdict(question.hardware),
+                        "sampler": str(sampler),
+                        "budget_s": budget.seconds,
+                        "elapsed_s": elapsed_before_s + budget.elapsed_s,
+                    }
+                )
+        self._end_reason = "interrupted" if interrupt.is_set else study.end_reason
+
+    def _greet(self, progress: LiveProgress | PlainProgress, study: Study) -> None:
+        progress.trials_changed(study.trials)
+        if self._is_resumed:
+            words = f"going on with {self._folder.path}: {len(study.trials)} trials so far"
+            if self._num_recovered:
+                words += f", {self._num_recovered} of them cut off and run again"
+            progress.note(words)
+
+    def _spec_of(self, trial: Trial) -> TrialSpec:
+        return TrialSpec(
+            workload=self._question.workload,
+            strategy=trial.strategy,
+            num_ranks=self._question.hardware.num_devices,
+            seed=self._question.seed,
+        )
+
+    def answer(self, *, as_json: bool, console: Console) -> bool:
+        """Print the report, keep it in the folder, export the fastest; whether anything fits."""
+        summary = summarize(self._folder, self._record, self._question)
+        best = summary.picks.get(Pick.THROUGHPUT)
+        out = answer_console()
+        if as_json:
+            out.print_json(json.dumps(report_json(summary)))
+        else:
+            out.print(render_report(summary))
+        with (self._folder.path / "report.txt").open("w", encoding="utf-8") as file:
+            Console(file=file, width=120).print(render_report(summary))
+        if self._end_reason:
+            console.print(f"The search ended: {self._end_reason}.", markup=False)
+        if best is not None:
+            folder = self._folder.path / "exports" / f"trial-{best.number}"
+            export_trial(summary, best, folder)
+            console.print(f"The fastest is exported to {folder}", markup=False, soft_wrap=True)
+        console.print(
+            f"The same command goes on from here: the study is kept in {self._folder.path}",
+            markup=False,
+            soft_wrap=True,
+        )
+        return best is not None

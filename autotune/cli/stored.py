@@ -1,0 +1,25 @@
+"""Opening a study folder to read it: what `export` and `report` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autotune.software import detect_software
+from autotune.stored_study import open_record, space_of, summarize
+from autotune.study_folder import StudyFolder
+from autotune.study_summary import StudySummary
+
+__all__ = ["read_study"]
+
+
+def read_study(path: Path, storage_url: str | None) -> StudySummary:
+    """The study in a folder.
+
+    Raises:
+        StorageError: there is none, or its storage cannot be read.
+    """
+    folder = StudyFolder(path)
+    question = folder.read_question()
+    space = space_of(question, detect_software())
+    record = open_record(folder, space, question, storage_url, must_exist=True)
+    return summarize(folder, record, question)

@@ -1,0 +1,134 @@
+"""A measured strategy as a folder that plain DeepSpeed, the HF Trainer and Accelerate train with.
+
+Does not know where trials are stored. The texts of the guide are `export_guide.py`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from autotune.deepspeed_config import LEARNING_RATE, deepspeed_config
+from autotune.errors import ConfigError, StorageError
+from autotune.export_guide import guide, launch_script
+from autotune.strategy_file import StrategyFile
+from autotune.study_summary import StudySummary
+from autotune.trial import Trial
+
+__all__ = ["export_trial"]
+
+_PROVENANCE = "provenance.json"
+
+
+def export_trial(summary: StudySummary, trial: Trial, folder: Path) -> Path:
+    """Write the folder: ds_config.json, strategy.yaml, launch.sh, README.md, provenance.json.
+
+    A folder that already holds this very export is left as it is.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: the trial has no measurement, or the folder holds something else.
+        StorageError: the folder cannot be written.
+    """
+    if trial.measurement is None:
+        raise ConfigError(
+            f"--trial {trial.number} is {trial.state}: only a complete trial can be exported"
+        )
+    try:
+        found = _contents(folder)
+        if found:
+            if found != _files(summary, trial, _date_in(found)):
+                raise ConfigError(f"--out {folder} is not empty: choose a new folder with --out")
+            return folder
+        _write(folder, _files(summary, trial, datetime.now(UTC).isoformat(timespec="seconds")))
+    except NotADirectoryError as error:
+        raise ConfigError(f"--out {folder} is not a folder: choose another with --out") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise StorageError(
+            f"--out {folder}: the export cannot be written: {reason}; choose another with --out"
+        ) from error
+    return folder
+
+
+def _files(summary: StudySummary, trial: Trial, date: str) -> dict[str, bytes]:
+    """The content of each file of the export."""
+    hardware, strategy = summary.hardware, trial.strategy
+    config = deepspeed_config(
+        summary.workload,
+        strategy,
+        num_devices=hardware.num_devices,
+        device_type=hardware.device_type,
+    )
+    exported = StrategyFile(
+        model=summary.workload.model.name,
+        seq_len=summary.workload.seq_len,
+        global_batch_size=summary.workload.global_batch_size,
+        method=summary.workload.method,
+        lora_targets=summary.workload.lora_targets,
+        learning_rate=LEARNING_RATE,
+        strategy=strategy,
+    )
+    texts = {
+        "ds_config.json": _to_json(config),
+        "strategy.yaml": exported.to_yaml(),
+        "launch.sh": launch_script(hardware),
+        "README.md": guide(summary, trial),
+        _PROVENANCE: _to_json(_provenance(summary, trial, date)),
+    }
+    return {name: text.encode() for name, text in texts.items()}
+
+
+def _provenance(summary: StudySummary, trial: Trial, date: str) -> dict[str, Any]:
+    """Where the strategy comes from, and what was predicted and measured of it."""
+    return {
+        "exported_at": date,
+        "study": summary.name,
+        "question": {flag: str(value) for flag, value in summary.question.items()},
+        "trial": summary.record(trial),
+        "reference": summary.reference.to_dict(),
+        "workload": summary.workload.to_dict(),
+        "hardware": asdict(summary.hardware),
+        "versions": dict(summary.versions),
+    }
+
+
+def _to_json(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=2, allow_nan=False) + "\n"
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """What a folder holds, by name; folders in it count as empty files."""
+    if not folder.exists():
+        return {}
+    return {
+        path.name: path.read_bytes() if path.is_file() else b""
+        for path in sorted(folder.iterdir())
+    }
+
+
+def _date_in(contents: Mapping[str, bytes]) -> str:
+    """The date of the export that a folder holds; empty where it holds none."""
+    try:
+        return str(json.loads(contents[_PROVENANCE])["exported_at"])
+    except (KeyError, TypeError, ValueError):
+        return ""
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write all files or none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        (folder / "launch.sh").chmod(0o755)
+    except OSError:
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
+        raise

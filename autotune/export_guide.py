@@ -1,0 +1,171 @@
+"""The texts of an exported folder: its README, with code to train by, and its launch script.
+
+Does not know how the folder is written.
+"""
+
+from __future__ import annotations
+
+from autotune.deepspeed_config import LEARNING_RATE, is_client_optimizer
+from autotune.hardware import DeviceType, Hardware
+from autotune.presets import PRESETS
+from autotune.strategy import LossClass, Precision, Strategy
+from autotune.study_summary import StudySummary
+from autotune.trial import Trial
+from autotune.workload import Method, Workload
+
+__all__ = ["guide", "launch_line", "launch_script"]
+
+_DTYPES = {
+    Precision.BF16: "torch.bfloat16",
+    Precision.FP16: "torch.float16",
+    Precision.FP32: "torch.float32",
+}
+
+
+def launch_line(hardware: Hardware) -> str:
+    """The command that starts `train.py` on every rank."""
+    if hardware.device_type is DeviceType.CPU:
+        launcher = f"DS_ACCELERATOR=cpu deepspeed --num_accelerators {hardware.num_devices}"
+    else:
+        launcher = f"deepspeed --num_gpus {hardware.num_devices}"
+    return f"{launcher} train.py --deepspeed ds_config.json"
+
+
+def launch_script(hardware: Hardware) -> str:
+    """`launch.sh`: the launch line, with further arguments passed on."""
+    return (
+        "#!/bin/sh\n"
+        f"# Trains on {hardware}. train.py is yours: README.md has one to start from.\n"
+        f'{launch_line(hardware)} "$@"\n'
+    )
+
+
+def guide(summary: StudySummary, trial: Trial) -> str:
+    """`README.md` of the folder."""
+    assert trial.measurement is not None
+    workload, strategy, measured = summary.workload, trial.strategy, trial.measurement
+    gib = measured.peak_memory_bytes / 2**30
+    is_neutral = summary.loss_class(trial) is LossClass.NEUTRAL
+    loss = (
+        "does not change what is learned"
+        if is_neutral
+        else f"can change what is learned, compared with: {summary.reference}"
+    )
+    return f"""\
+# {strategy}
+
+Trial {trial.number} of the autotune study {summary.name}: {workload.model.name},
+{workload.seq_len} tokens a sample, {workload.global_batch_size} samples a step, on \
+{summary.hardware}.
+Measured {measured.tokens_per_second:,.0f} tokens/s and a peak of {gib:.2f} GiB on one device.
+The strategy {loss}.
+
+| file | what it is |
+|---|---|
+| `ds_config.json` | DeepSpeed's configuration, as the trial ran with it |
+| `strategy.yaml` | what that JSON cannot hold: checkpointing, LoRA, kernels, some optimizers |
+| `launch.sh` | the launch line |
+| `provenance.json` | study, versions, hardware, what was measured and predicted |
+
+The learning rate, {LEARNING_RATE:g}, is a placeholder: set yours in `ds_config.json` and
+`strategy.yaml`.
+
+## Plain DeepSpeed
+
+Save as `train.py`, then `sh launch.sh`:
+
+```python
+{_deepspeed_example(workload, strategy)}```
+
+## HF Trainer
+
+Create the arguments before the model, and put the strategy on the model:
+
+```python
+{_trainer_example(summary, strategy)}```
+
+## Accelerate
+
+`Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config="ds_config.json"))`, with
+`autotune.apply` before `prepare`\
+{"." if is_client_optimizer(strategy) else ", and `accelerate.utils.DummyOptim` as optimizer."}
+"""
+
+
+def _deepspeed_example(workload: Workload, strategy: Strategy) -> str:
+    is_quantized = workload.method is Method.QLORA
+    quantization = ", BitsAndBytesConfig" if is_quantized else ""
+    divide = ""
+    if strategy.zero_stage == 3:
+        # Parameters are divided as they are loaded only while this object lives.
+        divide = """\
+from transformers.integrations import HfDeepSpeedConfig
+
+keep_alive = HfDeepSpeedConfig("ds_config.json")  # ZeRO-3 divides the model as it is loaded
+"""
+    return f"""\
+import {"os, " if is_quantized else ""}autotune, deepspeed, torch
+from transformers import AutoModelForCausalLM{quantization}
+{divide}
+deepspeed.init_distributed()
+{_load_model(workload, strategy)}
+model = autotune.apply(model, "strategy.yaml")
+optimizer = autotune.create_optimizer(model, "strategy.yaml")  # None: DeepSpeed builds it
+engine, *_ = deepspeed.initialize(
+    model=model,
+    model_parameters=[p for p in model.parameters() if p.requires_grad],
+    optimizer=optimizer,
+    config="ds_config.json",
+)
+for batch in batches:  # yours: token ids, [{strategy.micro_batch_size}, tokens] on each rank
+    batch = batch.to(engine.device)
+    loss = engine(input_ids=batch, labels=batch, use_cache=False).loss
+    engine.backward(loss)
+    engine.step()
+"""
+
+
+def _load_model(workload: Workload, strategy: Strategy) -> str:
+    name = workload.model.name
+    preset = PRESETS.get(name)
+    model = f"{name!r}," if preset is None else f"MODEL,  # id or folder of {preset.architecture}"
+    dtype = _DTYPES[strategy.precision]
+    quantization = ""
+    if workload.method is Method.QLORA:
+        quantization = f"""
+    quantization_config=BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype={dtype},
+    ),
+    device_map={{"": int(os.environ["LOCAL_RANK"])}},"""
+    return f"""\
+model = AutoModelForCausalLM.from_pretrained(
+    {model}
+    dtype={dtype},
+    attn_implementation="sdpa",{quantization}
+)"""
+
+
+def _trainer_example(summary: StudySummary, strategy: Strategy) -> str:
+    accumulation = strategy.gradient_accumulation_steps(
+        summary.workload.global_batch_size, summary.hardware.num_devices
+    )
+    flags = {Precision.BF16: "\n    bf16=True,", Precision.FP16: "\n    fp16=True,"}
+    cpu = "\n    use_cpu=True," if summary.hardware.device_type is DeviceType.CPU else ""
+    optimizers = ", optimizers=(optimizer, None)" if is_client_optimizer(strategy) else ""
+    create = (
+        'optimizer = autotune.create_optimizer(model, "strategy.yaml")\n' if optimizers else ""
+    )
+    return f"""\
+arguments = TrainingArguments(
+    output_dir="output",
+    deepspeed="ds_config.json",
+    per_device_train_batch_size={strategy.micro_batch_size},
+    gradient_accumulation_steps={accumulation},
+    learning_rate={LEARNING_RATE!r},{flags.get(strategy.precision, "")}{cpu}
+)
+model = autotune.apply(AutoModelForCausalLM.from_pretrained(...), "strategy.yaml")
+{create}trainer = Trainer(model=model, args=arguments, train_dataset=...{optimizers})
+"""

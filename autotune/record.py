@@ -1,0 +1,254 @@
+"""The record of a study: its trials, in an Optuna storage.
+
+The only file that knows how a trial is laid out in Optuna. What a strategy is comes as parameters,
+the two objectives as values, everything else as user attributes, so Optuna's dashboard and Optuna's
+own functions read a study without autotune.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+from autotune.errors import ConfigError, StorageError
+from autotune.strategy import Strategy
+from autotune.trial import (
+    OBJECTIVES,
+    Failure,
+    FailureKind,
+    Measurement,
+    Outcome,
+    Prediction,
+    Trial,
+    TrialState,
+)
+
+__all__ = ["TrialRecord"]
+
+_MEMORY_CONSTRAINT = "device_memory"
+
+
+class TrialRecord:
+    """The trials of one study; several searches may share a storage, each under its own name.
+
+    Args:
+        url: any Optuna storage URL; a file is `sqlite:///PATH`.
+        name: the study's name in it.
+        owner: who writes; trials that it left running when it died are its own to recover.
+        choices: every value that each knob of the search space may take.
+        memory_limit_bytes: what a trial may use of its device.
+
+    Raises:
+        StorageError: the storage cannot be opened, or is not one.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        owner: str,
+        choices: Mapping[str, Sequence[Any]],
+        memory_limit_bytes: int,
+        must_exist: bool = False,
+    ) -> None:
+        import optuna
+
+        self._url = url
+        self._owner = owner
+        self._memory_limit_bytes = memory_limit_bytes
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
+            knob: optuna.distributions.CategoricalDistribution(tuple(values))
+            for knob, values in choices.items()
+        }
+        with self._as_storage_error():
+            storage = optuna.storages.get_storage(url)
+            if must_exist:
+                self._study = optuna.load_study(study_name=name, storage=storage)
+            else:
+                self._study = optuna.create_study(
+                    storage=storage,
+                    study_name=name,
+                    directions=[str(objective.direction) for objective in OBJECTIVES],
+                    load_if_exists=True,
+                )
+                self._study.set_metric_names([objective.name for objective in OBJECTIVES])
+
+    @contextmanager
+    def _as_storage_error(self) -> Iterator[None]:
+        """One clear line for whatever the storage's libraries raise."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        except (StorageError, ConfigError):
+            raise
+        except Exception as error:  # each database driver has exceptions of its own
+            lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+            reason = lines[0] if lines else type(error).__name__
+            shown = _without_password(self._url)
+            raise StorageError(
+                f"the study storage {shown} cannot be used: {reason}; "
+                "name another with --storage, or another folder with --out"
+            ) from error
+
+    def trials(self) -> list[Trial]:
+        """All trials, oldest first.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        import optuna
+
+        with self._as_storage_error():
+            frozen = self._study.get_trials(deepcopy=False)
+            waiting = optuna.trial.TrialState.WAITING
+            return [self._read(trial) for trial in frozen if trial.state is not waiting]
+
+    def start(self, strategy: Strategy, prediction: Prediction) -> Trial:
+        """Write down a trial that is about to run."""
+        with self._as_storage_error():
+            self._study.enqueue_trial(self._params(strategy))
+            started = self._study.ask(fixed_distributions=self._distributions)
+            for key, value in self._attributes(strategy, prediction).items():
+                started.set_user_attr(key, value)
+            return Trial(
+                number=started.number,
+                strategy=strategy,
+                state=TrialState.RUNNING,
+                prediction=prediction,
+                memory_limit_bytes=self._memory_limit_bytes,
+            )
+
+    def finish(self, trial: Trial, outcome: Outcome) -> Trial:
+        """Write down how a running trial ended."""
+        import optuna
+
+        ended = replace(
+            trial,
+            state=outcome.state,
+            measurement=outcome.measurement,
+            failure=outcome.failure,
+            reason=outcome.reason,
+            duration_s=outcome.duration_s,
+        )
+        with self._as_storage_error():
+            stored = next(t for t in self._study.get_trials(deepcopy=False) if t.number == trial.number)
+            handle = optuna.trial.Trial(self._study, stored._trial_id)
+            for key, value in _outcome_attributes(outcome).items():
+                handle.set_user_attr(key, value)
+            values = None
+            if outcome.measurement is not None:
+                values = [float(getattr(outcome.measurement, o.name)) for o in OBJECTIVES]
+                excess = outcome.measurement.peak_device_bytes - self._memory_limit_bytes
+                if outcome.measurement.num_alloc_retries:
+                    excess = max(excess, 1)
+                handle.set_constraint(_MEMORY_CONSTRAINT, float(excess))
+            self._study.tell(handle, values=values, state=_OPTUNA_STATES()[outcome.state])
+        return ended
+
+    def add_pruned(self, strategy: Strategy, prediction: Prediction, reason: str) -> Trial:
+        """Write down a trial that was not worth launching."""
+        import optuna
+
+        with self._as_storage_error():
+            self._study.add_trial(
+                optuna.trial.create_trial(
+                    state=optuna.trial.TrialState.PRUNED,
+                    params=self._params(strategy),
+                    distributions=self._distributions,
+                    user_attrs=self._attributes(strategy, prediction) | {"reason": reason},
+                )
+            )
+            return self._read(self._study.get_trials(deepcopy=False)[-1])
+
+    def recover(self) -> int:
+        """End the trials that this owner left running when it was killed; how many there were."""
+        left = [trial for trial in self.trials() if trial.state is TrialState.RUNNING]
+        recovered = 0
+        with self._as_storage_error():
+            owners = {t.number: t.user_attrs.get("owner") for t in self._study.get_trials(deepcopy=False)}
+        for trial in left:
+            if owners[trial.number] in (self._owner, None):
+                failure = Failure(
+                    kind=FailureKind.INTERRUPTED, message="the search was killed while it ran"
+                )
+                self.finish(trial, Outcome(failure=failure))
+                recovered += 1
+        return recovered
+
+    def _params(self, strategy: Strategy) -> dict[str, Any]:
+        values = strategy.to_dict()
+        return {knob: values[knob] for knob in self._distributions}
+
+    def _attributes(self, strategy: Strategy, prediction: Prediction) -> dict[str, Any]:
+        return {
+            "strategy": strategy.to_dict(),
+            "strategy_in_words": str(strategy),
+            "prediction": asdict(prediction),
+            "owner": self._owner,
+        }
+
+    def _read(self, frozen: Any) -> Trial:
+        attributes = frozen.user_attrs
+        try:
+            measurement = attributes.get("measurement")
+            failure = attributes.get("failure")
+            prediction = attributes.get("prediction")
+            # A search killed between two writes leaves a running trial without attributes.
+            strategy = Strategy.from_dict(attributes.get("strategy") or frozen.params)
+            return Trial(
+                number=frozen.number,
+                strategy=strategy,
+                state=_STATES()[frozen.state],
+                prediction=Prediction.from_dict(prediction) if prediction else None,
+                measurement=Measurement.from_dict(measurement) if measurement else None,
+                failure=Failure.from_dict(failure) if failure else None,
+                reason=attributes.get("reason"),
+                duration_s=attributes.get("duration_s", 0.0),
+                memory_limit_bytes=self._memory_limit_bytes,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StorageError(
+                f"trial {frozen.number} in {_without_password(self._url)} was not written by "
+                f"this version of autotune: {error}"
+            ) from error
+
+
+def _outcome_attributes(outcome: Outcome) -> dict[str, Any]:
+    attributes: dict[str, Any] = {"duration_s": outcome.duration_s}
+    if outcome.measurement is not None:
+        attributes["measurement"] = asdict(outcome.measurement)
+    if outcome.failure is not None:
+        attributes["failure"] = asdict(outcome.failure)
+    if outcome.reason is not None:
+        attributes["reason"] = outcome.reason
+    return attributes
+
+
+def _OPTUNA_STATES() -> dict[TrialState, Any]:  # noqa: N802
+    from optuna.trial import TrialState as OptunaState
+
+    return {
+        TrialState.RUNNING: OptunaState.RUNNING,
+        TrialState.COMPLETE: OptunaState.COMPLETE,
+        TrialState.PRUNED: OptunaState.PRUNED,
+        TrialState.FAILED: OptunaState.FAIL,
+    }
+
+
+def _STATES() -> dict[Any, TrialState]:  # noqa: N802
+    return {theirs: ours for ours, theirs in _OPTUNA_STATES().items()}
+
+
+def _without_password(url: str) -> str:
+    """A storage URL as it may be shown."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    if not at:
+        return url
+    return f"{scheme}{separator}{credentials.partition(':')[0]}:***@{host}"

@@ -1,0 +1,241 @@
+"""A study for people, as renderables of rich, and for programs, as one JSON document.
+
+Does not know where trials are stored, nor how wide the terminal is.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from autotune.pareto import Pick
+from autotune.study_summary import StudySummary
+from autotune.trial import Failure
+
+__all__ = ["format_duration", "format_gib", "pareto_table", "render_report", "report_json"]
+
+_NUM_REASONS = 5
+"""Reasons for pruning that a report names."""
+
+_LEGEND = (
+    "peak: what the allocator reserved on the worst rank. free: device memory left at that time. "
+    "loss: neutral trains as the reference does; changing can change what is learned."
+)
+
+
+def render_report(summary: StudySummary) -> RenderableType:
+    """The whole report of a study. Contains no markup, so any text in it is shown as it is."""
+    parts: list[RenderableType] = [*_header(summary), "", *_counts(summary), ""]
+    if summary.front:
+        parts += [pareto_table(summary), *_exports(summary)]
+    else:
+        parts.append(Text("No trial fits yet: there is nothing to export.", style="bold"))
+    failures = [trial.failure for trial in summary.trials if trial.failure is not None]
+    if failures:
+        parts += ["", _failure_table(failures)]
+    reasons = [trial.reason for trial in summary.trials if trial.reason]
+    if reasons:
+        parts += ["", _reason_table(reasons)]
+    return Group(*parts)
+
+
+def pareto_table(summary: StudySummary) -> Table:
+    """The front, fastest first; the picks are named under their strategies."""
+    front, picks = summary.front, summary.picks
+    has_mfu = any(summary.mfu(trial) is not None for trial in front)
+    table = _table("Pareto front")
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("strategy", overflow="fold", min_width=16)
+    table.add_column("tokens/s", justify="right", no_wrap=True)
+    if has_mfu:
+        table.add_column("MFU", justify="right", no_wrap=True)
+    table.add_column("peak\nGiB", justify="right", no_wrap=True)
+    table.add_column("predic-\nted GiB", justify="right", no_wrap=True)
+    table.add_column("free", justify="right", no_wrap=True)
+    table.add_column("loss", no_wrap=True)
+    for trial in front:
+        assert trial.measurement is not None
+        strategy = Text(str(trial.strategy))
+        names = [str(which) for which in Pick if picks[which] is trial]
+        if names:
+            strategy.append(f"\npick: {', '.join(names)}", style="bold green")
+        prediction = trial.prediction
+        table.add_row(
+            str(trial.number),
+            strategy,
+            f"{trial.measurement.tokens_per_second:,.0f}",
+            *([_percent(summary.mfu(trial))] if has_mfu else []),
+            format_gib(trial.measurement.peak_memory_bytes),
+            format_gib(prediction.peak_memory_bytes) if prediction else "-",
+            _percent(summary.headroom(trial)),
+            str(summary.loss_class(trial)),
+        )
+    table.caption = _LEGEND
+    return table
+
+
+def _header(summary: StudySummary) -> Iterator[RenderableType]:
+    workload, hardware = summary.workload, summary.hardware
+    yield Text.assemble("Study ", (summary.name, "bold"))
+    method = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[workload.method]
+    yield Text(
+        f"What trains {workload.model.name} best ({method}, {workload.seq_len:,} tokens a sample, "
+        f"{workload.global_batch_size:,} samples a step) on {hardware} with "
+        f"{format_gib(hardware.device_memory_bytes)} GiB each?"
+    )
+    asked = ", ".join(f"{flag} {value}" for flag, value in summary.question.items())
+    if asked:
+        yield Text(f"Asked: {asked}")
+    versions = ", ".join(f"{name} {version}" for name, version in summary.versions.items())
+    if versions:
+        yield Text(f"Versions: {versions}", style="dim")
+
+
+def _counts(summary: StudySummary) -> Iterator[RenderableType]:
+    states = ", ".join(f"{n} {state}" for state, n in summary.counts.items() if n)
+    line = f"{len(summary.trials)} trials in {format_duration(summary.elapsed_s)}"
+    line += f": {states}." if states else "."
+    if summary.num_launched:
+        share = _percent(summary.out_of_memory_share)
+        line += f" {summary.num_launched} launched"
+        if summary.trials_per_minute is not None:
+            line += f" ({summary.trials_per_minute:.1f} a minute)"
+        line += f", {summary.num_out_of_memory} of them out of memory ({share})."
+    yield Text(line)
+    error = summary.memory_prediction_error
+    if error is not None:
+        yield Text(
+            f"Predicted peak memory was off by {_percent(error)} (median over complete trials)."
+        )
+    if summary.num_unfit:
+        yield Text(
+            f"Complete trials that do not count as fitting: {summary.num_unfit} (over the memory "
+            "limit, or the allocator had to flush its cache in timed steps)."
+        )
+
+
+def _exports(summary: StudySummary) -> Iterator[RenderableType]:
+    folder = shlex.quote(str(summary.folder or f"results/{summary.name}"))
+    by_trial: dict[int, Pick] = {}
+    for which, trial in summary.picks.items():
+        by_trial.setdefault(trial.number, which)
+    yield ""
+    yield Text("To train with one of them:")
+    for number, which in by_trial.items():
+        # Never wrapped, so that it can be copied.
+        yield Text(
+            f"  autotune export {folder} --pick {which}  # trial {number}",
+            no_wrap=True,
+            overflow="ignore",
+        )
+
+
+def _failure_table(failures: Iterable[Failure]) -> Table:
+    by_kind: dict[str, list[Failure]] = {}
+    for failure in failures:
+        by_kind.setdefault(str(failure.kind).replace("_", " "), []).append(failure)
+    table = _table("Failed trials")
+    table.add_column("trials", justify="right", no_wrap=True)
+    table.add_column("kind", overflow="fold")
+    table.add_column("phase", overflow="fold")
+    table.add_column("the first of them", overflow="fold", min_width=20)
+    for kind, alike in sorted(by_kind.items(), key=lambda item: -len(item[1])):
+        phases = dict.fromkeys(str(failure.phase) for failure in alike if failure.phase)
+        message = Text(alike[0].message)
+        table.add_row(str(len(alike)), kind, ", ".join(phases) or "-", message)
+    return table
+
+
+def _reason_table(reasons: Iterable[str]) -> Table:
+    """Reasons that differ only in their figures are counted as one."""
+    examples: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for reason in reasons:
+        kind = re.sub(r"\d[\d.,]*", "N", reason)
+        examples.setdefault(kind, reason)
+        counts[kind] += 1
+    table = _table("Pruned trials")
+    table.add_column("trials", justify="right", no_wrap=True)
+    table.add_column("reason, with the figures of the first", overflow="fold", min_width=20)
+    for kind, count in counts.most_common(_NUM_REASONS):
+        table.add_row(str(count), Text(examples[kind]))
+    others = counts.total() - sum(count for _, count in counts.most_common(_NUM_REASONS))
+    if others:
+        table.add_row(str(others), "other reasons")
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption_justify="left",
+        caption_style="dim",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+
+
+def format_gib(num_bytes: float) -> str:
+    """Bytes in GiB, three figures or more."""
+    gib = num_bytes / 2**30
+    return f"{gib:.1f}" if gib >= 10 else f"{gib:.2f}"
+
+
+def format_duration(seconds: float) -> str:
+    """A wall time in the two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def report_json(summary: StudySummary) -> dict[str, Any]:
+    """A study as one JSON document.
+
+    Returns:
+        - `study`, `question`, `workload`, `hardware`, `versions`: what was asked, of what.
+        - `reference`: the strategy that loss classes refer to.
+        - `elapsed_s`, `counts` (trials by state), `num_launched`, `num_out_of_memory`,
+          `out_of_memory_share`, `trials_per_minute`, `memory_prediction_error` (a share): figures
+          of the whole study, null where nothing was launched or measured.
+        - `front`: numbers of the trials on the Pareto front, fastest first.
+        - `picks`: trial number by `throughput`, `memory` and `balanced`; empty where nothing fits.
+        - `trials`: each with `number`, `state`, `strategy`, `strategy_in_words`, `loss_class`,
+          `prediction`, `measurement`, `failure`, `reason`, `duration_s`, `fits`, and the shares
+          `mfu` and `headroom`. Their fields are those of the classes in `trial.py`.
+    """
+    return {
+        "study": summary.name,
+        "question": dict(summary.question),
+        "workload": summary.workload.to_dict(),
+        "hardware": asdict(summary.hardware),
+        "versions": dict(summary.versions),
+        "reference": summary.reference.to_dict(),
+        "elapsed_s": summary.elapsed_s,
+        "counts": {str(state): count for state, count in summary.counts.items()},
+        "num_launched": summary.num_launched,
+        "num_out_of_memory": summary.num_out_of_memory,
+        "out_of_memory_share": summary.out_of_memory_share,
+        "trials_per_minute": summary.trials_per_minute,
+        "memory_prediction_error": summary.memory_prediction_error,
+        "front": [trial.number for trial in summary.front],
+        "picks": {str(which): trial.number for which, trial in summary.picks.items()},
+        "trials": [summary.record(trial) for trial in summary.trials],
+    }

@@ -1,0 +1,97 @@
+"""What one trial teaches a sampler: objective values and how far it overran the memory.
+
+Does not know how a sampler uses it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optuna.trial import TrialState as OptunaState
+
+from autotune.trial import OBJECTIVES, Measurement, Trial, TrialState
+
+__all__ = ["Lesson", "impossible", "lesson_of"]
+
+_LEAST_VIOLATION = 0.01
+"""For what ran out of memory although its prediction fits."""
+
+_GREATEST_VIOLATION = 1.0
+"""Twice the limit or more is all the same, lest single trials outweigh the rest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lesson:
+    """The outcome of a trial in Optuna's terms."""
+
+    state: OptunaState
+    values: tuple[float, ...] | None = None
+    """In the order of `trial.OBJECTIVES`; only of complete lessons."""
+    violation: float | None = None
+    """Peak memory over the limit, less 1: above 0 it does not fit. Only of complete lessons."""
+
+
+def impossible(capacity_bytes: int) -> Lesson:
+    """Of a choice of values that stands for no strategy: as bad as can be."""
+    return _over_memory(None, _GREATEST_VIOLATION, capacity_bytes)
+
+
+def lesson_of(trial: Trial, capacity_bytes: int) -> Lesson | None:
+    """What is to be learned from a trial; None while it runs, or where it says nothing.
+
+    What does not fit, ran out of memory or was ruled out before launch is a complete lesson with a
+    violated constraint, since Optuna's samplers learn nothing from failed trials. Its values are
+    those predicted, or the worst.
+
+    Args:
+        trial: in any state.
+        capacity_bytes: the memory limit where the trial names none.
+    """
+    limit = trial.memory_limit_bytes or capacity_bytes
+    failure = trial.failure
+    if failure is not None and failure.kind.says_nothing_about_the_strategy:
+        return None
+    match trial.state:
+        case TrialState.COMPLETE if trial.measurement is not None:
+            return _measured(trial, trial.measurement, limit)
+        case TrialState.PRUNED if trial.was_launched:
+            return Lesson(state=OptunaState.PRUNED)
+        case TrialState.PRUNED:
+            return _predicted_over_memory(trial, limit)
+        case TrialState.FAILED if failure is not None and failure.kind.is_out_of_memory:
+            return _predicted_over_memory(trial, limit)
+        case TrialState.FAILED:
+            return Lesson(state=OptunaState.FAIL)
+    return None
+
+
+def _measured(trial: Trial, measurement: Measurement, limit_bytes: int) -> Lesson:
+    excess = measurement.peak_device_bytes / limit_bytes - 1
+    return Lesson(
+        state=OptunaState.COMPLETE,
+        values=tuple(float(getattr(measurement, objective.name)) for objective in OBJECTIVES),
+        violation=min(excess, 0.0) if trial.fits else _clipped(excess),
+    )
+
+
+def _predicted_over_memory(trial: Trial, limit_bytes: int) -> Lesson:
+    if trial.prediction is None:
+        return _over_memory(None, _GREATEST_VIOLATION, limit_bytes)
+    excess = _clipped(trial.prediction.peak_memory_bytes / limit_bytes - 1)
+    return _over_memory(trial.prediction.tokens_per_second, excess, limit_bytes)
+
+
+def _over_memory(tokens_per_second: float | None, violation: float, limit_bytes: int) -> Lesson:
+    values = {
+        "tokens_per_second": tokens_per_second or 0.0,
+        "peak_memory_bytes": (1 + violation) * limit_bytes,
+    }
+    return Lesson(
+        state=OptunaState.COMPLETE,
+        values=tuple(values[objective.name] for objective in OBJECTIVES),
+        violation=violation,
+    )
+
+
+def _clipped(excess: float) -> float:
+    return min(max(excess, _LEAST_VIOLATION), _GREATEST_VIOLATION)

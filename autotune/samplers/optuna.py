@@ -1,0 +1,198 @@
+"""Optuna's own samplers, asked for strategies instead of numbers.
+
+Keeps an Optuna study of its own in memory, which may hold more than the record does: choices that
+are impossible, and predicted values of what ran out of memory. Does not know the record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+
+import optuna
+from optuna.samplers import (
+    BaseSampler,
+    GPSampler,
+    GridSampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.study import StudyDirection
+from optuna.trial import TrialState as OptunaState
+
+from autotune.errors import ConfigError
+from autotune.samplers.kind import SamplerKind
+from autotune.samplers.lesson import Lesson, impossible, lesson_of
+from autotune.samplers.parameters import Parameters
+from autotune.search_space import SearchSpace
+from autotune.strategy import Strategy
+from autotune.trial import OBJECTIVES, Direction, Trial
+
+__all__ = ["OptunaSampler"]
+
+_MAX_ASKS = 50
+"""So often a sampler is asked for one new strategy before a random one is taken."""
+
+_MAX_ASKS_GP = 3
+"""The same for Gaussian processes, which are fitted anew each time."""
+
+_POPULATION_SIZE = 16
+"""Of NSGA-II: with Optuna's default of 50, most studies would end in the random generation."""
+
+_CONSTRAINT = "memory"
+
+_DIRECTIONS = {
+    Direction.MAXIMIZE: StudyDirection.MAXIMIZE,
+    Direction.MINIMIZE: StudyDirection.MINIMIZE,
+}
+
+
+class OptunaSampler:
+    """Proposes strategies of a space that no trial has yet; the same ones for the same seed.
+
+    Args:
+        space: what to choose from.
+        kind: which of Optuna's samplers chooses.
+        seed: of all its randomness.
+
+    Raises:
+        ConfigError: the sampler needs a package that is not installed.
+    """
+
+    def __init__(self, space: SearchSpace, *, kind: SamplerKind, seed: int) -> None:
+        self._kind = kind
+        self._capacity_bytes = space.hardware.device_memory_bytes
+        self._strategies = tuple(space.strategies())
+        self._parameters = Parameters(space, self._strategies)
+        self._distributions = self._parameters.distributions
+        self._random = random.Random(seed)
+        self._asked: dict[Strategy, optuna.Trial] = {}
+        self._learned: set[Strategy] = set()
+        with _quiet():
+            self._study = optuna.create_study(
+                directions=[_DIRECTIONS[objective.direction] for objective in OBJECTIVES],
+                sampler=_sampler(kind, self._parameters, seed),
+            )
+
+    def propose(self, trials: Sequence[Trial]) -> Strategy | None:
+        """A possible strategy that none of `trials` has, or None when there is none left."""
+        tried = {trial.strategy for trial in trials}
+        untried = [strategy for strategy in self._strategies if strategy not in tried]
+        if not untried:
+            return None
+        with _quiet():
+            if self._learns:
+                self._learn(trials)
+            return self._draw(tried) or self._random.choice(untried)
+
+    @property
+    def _learns(self) -> bool:
+        return self._kind not in (SamplerKind.RANDOM, SamplerKind.GRID)
+
+    def _draw(self, tried: set[Strategy]) -> Strategy | None:
+        """Ask until something new comes; None when it takes too long."""
+        repeats: list[optuna.Trial] = []
+        proposal = None
+        for _ in range(_MAX_ASKS_GP if self._kind is SamplerKind.GP else _MAX_ASKS):
+            inner = self._study.ask(self._distributions)
+            strategy = self._parameters.strategy(inner.params)
+            if strategy is None:
+                self._tell(inner, impossible(self._capacity_bytes))
+            elif strategy in tried or strategy in self._asked:
+                # Left running until the end of the draw: TPE and GP keep away from what runs. Told
+                # as complete, a good one would draw them to itself ever more.
+                repeats.append(inner)
+            else:
+                self._asked[strategy] = inner
+                proposal = strategy
+                break
+        for inner in repeats:
+            self._tell(inner, Lesson(state=OptunaState.FAIL))
+        return proposal
+
+    def _learn(self, trials: Sequence[Trial]) -> None:
+        """Take in what ended since the last time, or in an earlier session."""
+        for trial in trials:
+            if trial.strategy in self._learned:
+                continue
+            lesson = lesson_of(trial, self._capacity_bytes)
+            if lesson is None:
+                continue
+            self._learned.add(trial.strategy)
+            inner = self._asked.pop(trial.strategy, None)
+            if inner is not None:
+                self._tell(inner, lesson)
+            else:
+                self._add(trial.strategy, lesson)
+
+    def _add(self, strategy: Strategy, lesson: Lesson) -> None:
+        """Take in a lesson about a strategy that the Optuna study was not asked for."""
+        params = self._parameters.params(strategy)
+        if params is None:
+            return
+        if self._kind is SamplerKind.NSGA2:
+            # Only a trial that was asked for gets a generation, without which it has no children.
+            self._study.enqueue_trial(params)
+            self._tell(self._study.ask(self._distributions), lesson)
+            return
+        added = optuna.trial.create_trial(
+            state=lesson.state,
+            values=lesson.values,
+            params=params,
+            distributions=self._distributions,
+        )
+        if lesson.violation is not None:
+            added.set_constraint(_CONSTRAINT, lesson.violation)
+        self._study.add_trial(added)
+
+    def _tell(self, inner: optuna.Trial, lesson: Lesson) -> None:
+        if not self._learns:
+            return  # Told the last point of the grid, GridSampler would stop the study: an error.
+        if lesson.violation is not None:
+            inner.set_constraint(_CONSTRAINT, lesson.violation)
+        self._study.tell(inner, lesson.values, state=lesson.state)
+
+
+def _sampler(kind: SamplerKind, parameters: Parameters, seed: int) -> BaseSampler:
+    match kind:
+        case SamplerKind.TPE:
+            # Every draw has every parameter, so there are no groups to tell apart (`group=True`).
+            return TPESampler(multivariate=True, seed=seed)
+        case SamplerKind.NSGA2:
+            return NSGAIISampler(population_size=_POPULATION_SIZE, seed=seed)
+        case SamplerKind.GP:
+            _require_gp_packages()
+            return GPSampler(seed=seed, warn_independent_sampling=False)
+        case SamplerKind.RANDOM:
+            return RandomSampler(seed=seed)
+        case SamplerKind.GRID:
+            return GridSampler(parameters.grid, seed=seed)
+
+
+def _require_gp_packages() -> None:
+    try:
+        import scipy  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"--sampler gp needs scipy and torch: {error}; "
+            "type `pip install scipy torch`, or choose --sampler tpe"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Optuna's notes on its private study, and on what is experimental, from the user."""
+    logger = logging.getLogger("optuna")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        logger.setLevel(level)

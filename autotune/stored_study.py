@@ -1,0 +1,82 @@
+"""A study as it stands in its folder and storage, for whoever wants to read it."""
+
+from __future__ import annotations
+
+from autotune.compatibility import reference_strategy
+from autotune.question import Question
+from autotune.record import TrialRecord
+from autotune.search_space import SearchSpace
+from autotune.space_file import parse_search_space
+from autotune.software import Software
+from autotune.study_folder import StudyFolder
+from autotune.study_summary import StudySummary
+
+__all__ = ["open_record", "space_of", "summarize"]
+
+
+def space_of(question: Question, software: Software) -> SearchSpace:
+    """The search space of a question, from the copy that the question keeps."""
+    return parse_search_space(
+        question.space_text,
+        f"{question.space_name}.yaml",
+        question.workload,
+        question.hardware,
+        software,
+    )
+
+
+def open_record(
+    folder: StudyFolder,
+    space: SearchSpace,
+    question: Question,
+    storage_url: str | None,
+    *,
+    must_exist: bool = False,
+) -> TrialRecord:
+    """The trials of a study folder, made if there are none yet and `must_exist` is not set.
+
+    Raises:
+        StorageError: the storage cannot be opened.
+    """
+    choices = {
+        knob: tuple(dict.fromkeys((*values, space.reference.to_dict()[knob])))
+        for knob, values in space.choices.items()
+    }
+    return TrialRecord(
+        storage_url or folder.storage_url,
+        folder.name,
+        owner=folder.owner,
+        choices=choices,
+        memory_limit_bytes=question.memory_limit_bytes,
+        must_exist=must_exist,
+    )
+
+
+def summarize(
+    folder: StudyFolder, record: TrialRecord, question: Question
+) -> StudySummary:
+    """Everything there is to say about the study now."""
+    environment = folder.read_environment()
+    workload = question.workload
+    asked: dict[str, object] = {
+        "model": workload.model.name,
+        "seq-len": workload.seq_len,
+        "global-batch": workload.global_batch_size,
+        "method": str(workload.method),
+        "space": question.space_name,
+        "headroom": question.headroom,
+        "seed": question.seed,
+    }
+    if environment.get("sampler"):
+        asked["sampler"] = environment["sampler"]
+    return StudySummary(
+        name=folder.name,
+        question=asked,
+        workload=workload,
+        hardware=question.hardware,
+        reference=reference_strategy(workload, question.hardware),
+        trials=tuple(record.trials()),
+        elapsed_s=float(environment.get("elapsed_s", 0.0)),
+        versions=environment.get("versions", {}),
+        folder=folder.path,
+    )

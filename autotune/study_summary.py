@@ -1,0 +1,162 @@
+"""What there is to say about a study: its trials, and the figures that follow from them.
+
+Does not know where trials are stored, nor how a figure is shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from autotune.hardware import DEVICE_KINDS, Hardware
+from autotune.pareto import Pick, pareto_front, pick
+from autotune.strategy import LossClass, Strategy
+from autotune.trial import Trial, TrialState
+from autotune.workload import Workload
+
+__all__ = ["StudySummary"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudySummary:
+    """A finished or running study."""
+
+    name: str
+    question: Mapping[str, object]
+    """What was asked, by flag without its dashes."""
+    workload: Workload
+    hardware: Hardware
+    reference: Strategy
+    """The strategy whose loss-changing knobs all others are compared with."""
+    trials: tuple[Trial, ...]
+    elapsed_s: float
+    """Wall time of all searches of this study together."""
+    versions: Mapping[str, str]
+    folder: Path | None = None
+    """The study folder as the user named it; None stands for `results/<name>`."""
+
+    @property
+    def counts(self) -> dict[TrialState, int]:
+        """Trials by state, all states named."""
+        found = Counter(trial.state for trial in self.trials)
+        return {state: found[state] for state in TrialState}
+
+    @property
+    def num_launched(self) -> int:
+        """Trials whose processes were started and have ended."""
+        return sum(trial.was_launched for trial in self.trials)
+
+    @property
+    def num_out_of_memory(self) -> int:
+        """Launched trials that ran out of device or host memory."""
+        return sum(
+            trial.was_launched
+            and trial.failure is not None
+            and trial.failure.kind.is_out_of_memory
+            for trial in self.trials
+        )
+
+    @property
+    def out_of_memory_share(self) -> float | None:
+        """Share of launched trials that ran out of memory."""
+        return self.num_out_of_memory / self.num_launched if self.num_launched else None
+
+    @property
+    def trials_per_minute(self) -> float | None:
+        """Launched trials for each minute of the search."""
+        return 60 * self.num_launched / self.elapsed_s if self.elapsed_s > 0 else None
+
+    @property
+    def num_unfit(self) -> int:
+        """Complete trials over the memory limit, or with a thrashing allocator."""
+        return self.counts[TrialState.COMPLETE] - sum(trial.fits for trial in self.trials)
+
+    @property
+    def memory_prediction_error(self) -> float | None:
+        """Median of |predicted - measured| / measured peak memory over complete trials."""
+        errors = [
+            abs(trial.prediction.peak_memory_bytes / trial.measurement.peak_memory_bytes - 1)
+            for trial in self.trials
+            if trial.prediction and trial.measurement and trial.measurement.peak_memory_bytes
+        ]
+        return median(errors) if errors else None
+
+    @property
+    def front(self) -> list[Trial]:
+        """The Pareto front, fastest first."""
+        return pareto_front(self.trials)
+
+    @property
+    def picks(self) -> dict[Pick, Trial]:
+        """The named trials of the front; empty where nothing fits."""
+        front = self.front
+        found = {which: pick(front, which) for which in Pick}
+        return {which: trial for which, trial in found.items() if trial is not None}
+
+    def mfu(self, trial: Trial) -> float | None:
+        """Model FLOPs utilisation; None where the peak rate of the device is not on record."""
+        if trial.measurement is None or self.hardware.device_kind not in DEVICE_KINDS:
+            return None
+        peak = self.hardware.flops_per_s * self.hardware.num_devices
+        flops_per_token = _flops_per_token(self.workload, trial.strategy.lora_rank)
+        return trial.measurement.tokens_per_second * flops_per_token / peak
+
+    def headroom(self, trial: Trial) -> float | None:
+        """Share of the device's memory that was free at the peak, as the driver counts it."""
+        if trial.measurement is None:
+            return None
+        return 1 - trial.measurement.peak_device_bytes / self.hardware.device_memory_bytes
+
+    def loss_class(self, trial: Trial) -> LossClass:
+        """Whether the trial's strategy can change what is learned."""
+        return trial.strategy.loss_class(self.reference)
+
+    def record(self, trial: Trial) -> dict[str, Any]:
+        """A trial with what follows from it, as JSON values; None for NaN and infinity."""
+        record = trial.to_dict() | {
+            "strategy_in_words": str(trial.strategy),
+            "loss_class": str(self.loss_class(trial)),
+            "mfu": self.mfu(trial),
+            "headroom": self.headroom(trial),
+        }
+        if trial.measurement is not None:
+            record["measurement"] = asdict(trial.measurement) | {
+                "step_time_s": trial.measurement.step_time_s,
+                "peak_memory_bytes": trial.measurement.peak_memory_bytes,
+            }
+        finite: dict[str, Any] = _finite(record)
+        return finite
+
+
+def _flops_per_token(workload: Workload, lora_rank: int) -> float:
+    """Matrix products that one token of training needs, without recomputation.
+
+    6 N + 12 L H Q T: Chowdhery et al., PaLM (arXiv 2204.02311), appendix B, with N the weights
+    that take part in matrix products. Frozen weights have no gradient of their own: 4 N.
+    """
+    model = workload.model
+    attention = sum(i * o for i, o in model.attention_linears.values())
+    mlp = sum(i * o for i, o in model.mlp_linears.values())
+    if model.num_experts > 1:
+        mlp *= int(model.config.get("num_experts_per_tok") or model.num_experts)
+    layers = model.num_hidden_layers
+    weights = layers * (attention + mlp) + model.vocab_size * model.hidden_size
+    scores = 12 * layers * model.num_attention_heads * model.head_dim * workload.seq_len
+    if lora_rank:
+        adapters = model.num_lora_parameters(lora_rank, workload.lora_targets)
+        return 4 * weights + 6 * adapters + scores
+    return 6 * weights + scores
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,115 @@
+"""What DeepSpeed compiles its extensions with, looked at without compiling anything.
+
+CPU Adam, which `offload_optimizer: cpu` needs, is compiled at its first use and kept in torch's
+extensions folder. Does not know whether a search wants it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from autotune.check import Check, CheckStatus
+
+__all__ = ["examine_toolchain", "extensions_folders"]
+
+_PURPOSE = "DeepSpeed compiles CPU Adam for offload_optimizer"
+
+_LETTERED_ARCHITECTURE = re.compile(r"(\d+\.\d+)[a-z]+")
+
+
+def examine_toolchain() -> list[Check]:
+    """Compiler, ninja, Python's headers, what is already built, and what spoils a build."""
+    needed = [_compiler(), _ninja(), _python_headers()]
+    can_compile = all(check.status is CheckStatus.OK for check in needed)
+    return [*needed, _cpu_adam(can_compile=can_compile), _architectures()]
+
+
+def extensions_folders() -> list[Path]:
+    """Where torch keeps compiled extensions of this Python; there is one for each build of torch."""
+    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if chosen is not None:
+        return [Path(chosen)]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
+    return sorted((cache / "torch_extensions").glob(f"{python}_*"))
+
+
+def _compiler() -> Check:
+    wanted = os.environ.get("CXX")
+    found = shutil.which(wanted) if wanted else shutil.which("c++") or shutil.which("g++")
+    if found:
+        return Check.ok("C++ compiler", found)
+    detail = f"CXX={wanted} is not on the PATH" if wanted else "none on the PATH"
+    remedy = "type: unset CXX" if wanted else "type: apt install g++"
+    return Check.warning("C++ compiler", f"{detail}; {_PURPOSE}", remedy)
+
+
+def _ninja() -> Check:
+    """Torch runs `ninja` from the PATH; a virtual environment that is not activated hides it."""
+    found = shutil.which("ninja")
+    if found:
+        return Check.ok("ninja", found)
+    hidden = Path(sys.executable).parent / "ninja"
+    if hidden.is_file():
+        return Check.warning(
+            "ninja",
+            f"{hidden} is not on the PATH; {_PURPOSE}",
+            f'type: export PATH="{hidden.parent}:$PATH"',
+        )
+    return Check.warning("ninja", f"none on the PATH; {_PURPOSE}", "type: pip install ninja")
+
+
+def _python_headers() -> Check:
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if header.is_file():
+        return Check.ok("Python headers", str(header))
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return Check.warning(
+        "Python headers",
+        f"there is no {header}; {_PURPOSE}",
+        f"type: apt install python{version}-dev",
+    )
+
+
+def _cpu_adam(*, can_compile: bool) -> Check:
+    name = "CPU Adam"
+    for folder in extensions_folders():
+        lock = folder / "cpu_adam" / "lock"
+        if lock.exists():
+            # torch waits for this file for ever; a build that was killed leaves it behind.
+            return Check.warning(
+                name,
+                f"{lock} is there: it is being compiled, or was killed while it was",
+                f"if nothing compiles now, type: rm '{lock}'",
+            )
+        built = folder / "cpu_adam" / "cpu_adam.so"
+        if built.is_file():
+            return Check.ok(name, f"compiled: {built}")
+    if can_compile:
+        return Check.ok(name, "not compiled yet; its first use takes about a minute")
+    return Check.warning(
+        name,
+        "not compiled, and cannot be: offload_optimizer cpu will not be tried",
+        "see C++ compiler, ninja and Python headers above",
+    )
+
+
+def _architectures() -> Check:
+    """DeepSpeed's extension builder reads each architecture as a number and fails on 9.0a."""
+    name = "TORCH_CUDA_ARCH_LIST"
+    listed = os.environ.get(name, "")
+    if not listed:
+        return Check.ok(name, "not set: extensions are compiled for the GPU that is there")
+    plain = _LETTERED_ARCHITECTURE.sub(r"\1", listed)
+    if plain == listed:
+        return Check.ok(name, listed)
+    return Check.warning(
+        name,
+        f"{listed}: DeepSpeed's extension builder cannot read the letter",
+        f"type: export {name}='{plain}'",
+    )

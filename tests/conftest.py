@@ -1,0 +1,82 @@
+"""Real parts for the tests: a warm launcher with two CPU ranks, and trials run through it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.hardware import DeviceType, Hardware
+from autotune.launcher import Launcher
+from autotune.strategy import Strategy
+from autotune.trial import Outcome, TrialSpec
+from autotune.workload import Workload, load_model_shape
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+
+RunTrial = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def cpu_hardware() -> Hardware:
+    """Two CPU ranks, 8 GiB each."""
+    return Hardware(
+        device_type=DeviceType.CPU,
+        device_kind="cpu",
+        num_devices=2,
+        device_memory_bytes=8 * 2**30,
+        host_memory_bytes=16 * 2**30,
+        flops_per_s=5e10,
+        memory_bytes_per_s=1e10,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Workload:
+    """The tiny preset, short and small."""
+    return Workload(model=load_model_shape("tiny"), seq_len=32, global_batch_size=8)
+
+
+@pytest.fixture(scope="session")
+def launcher(
+    cpu_hardware: Hardware, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Launcher]:
+    """One warm server for the whole session."""
+    folder = tmp_path_factory.mktemp("launcher")
+    os.environ.setdefault("HF_MODULES_CACHE", str(folder / "modules"))
+    with Launcher(cpu_hardware, model_type="llama", folder=folder) as warm:
+        warm.start()
+        yield warm
+
+
+@pytest.fixture(scope="session")
+def run_trial(
+    launcher: Launcher, tiny: Workload, tmp_path_factory: pytest.TempPathFactory
+) -> RunTrial:
+    """Runs one strategy for real: `run_trial(workload=..., timeout_s=..., zero_stage=1, ...)`."""
+    numbers = count()
+
+    def run(
+        *,
+        workload: Workload = tiny,
+        timeout_s: float = 240.0,
+        folder: Path | None = None,
+        num_ranks: int = 2,
+        timed_steps: int = 2,
+        **knobs: Any,
+    ) -> Outcome:
+        spec = TrialSpec(
+            workload=workload,
+            strategy=Strategy.from_dict({"micro_batch_size": 2} | knobs),
+            num_ranks=num_ranks,
+            warmup_steps=2,
+            timed_steps=timed_steps,
+        )
+        where = folder or tmp_path_factory.mktemp(f"trial{next(numbers)}")
+        return launcher.run(spec, folder=where, timeout_s=timeout_s)
+
+    return run

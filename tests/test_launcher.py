@@ -1,0 +1,166 @@
+"""Trials that go wrong for real, in real processes, and what they leave behind: nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import RunTrial
+from planted_model import planted_workload
+
+from autotune.hardware import Hardware
+from autotune.launcher import Launcher
+from autotune.strategy import Strategy
+from autotune.trial import FailureKind, Outcome, Phase, TrialSpec
+from autotune.workload import Workload
+
+pytestmark = pytest.mark.slow
+
+
+def _descendants_that_are_no_server() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "autotune.worker.server" not in _command(child)]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        # A forked rank keeps its server's command line: its parent tells them apart.
+        parent = process.parent()
+        is_rank = parent is not None and "autotune.worker.server" in " ".join(parent.cmdline())
+        return "rank" if is_rank else " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return "autotune.worker.server"
+
+
+@pytest.fixture
+def run_planted(
+    run_trial: RunTrial, tiny: Workload, tmp_path: Path
+) -> Callable[..., Outcome]:
+    def run(fault: str, timeout_s: float = 60.0) -> Outcome:
+        workload = planted_workload(tmp_path / "model", fault, tiny)
+        folder = tmp_path / "trial"
+        folder.mkdir()
+        return run_trial(workload=workload, folder=folder, timeout_s=timeout_s)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "phase"),
+    [
+        ("exit_at_once", FailureKind.CRASH, Phase.FORWARD),
+        ("segfault", FailureKind.CRASH, Phase.FORWARD),
+        ("flee", FailureKind.CRASH, Phase.FORWARD),
+        ("run_out_of_device_memory", FailureKind.DEVICE_OUT_OF_MEMORY, Phase.FORWARD),
+        ("run_out_of_host_memory", FailureKind.HOST_OUT_OF_MEMORY, Phase.FORWARD),
+        ("lose_a_peer", FailureKind.COMMUNICATION, Phase.FORWARD),
+        ("refuse", FailureKind.INVALID_CONFIGURATION, Phase.INIT),
+    ],
+)
+def test_a_fault_in_one_rank_is_told_by_its_kind_and_leaves_no_process(
+    run_planted: Callable[..., Outcome],
+    run_trial: RunTrial,
+    fault: str,
+    kind: FailureKind,
+    phase: Phase,
+) -> None:
+    outcome = run_planted(fault)
+    assert outcome.failure is not None
+    assert (outcome.failure.kind, outcome.failure.phase) == (kind, phase)
+    assert outcome.failure.rank == 1
+    assert _descendants_that_are_no_server() == []
+    assert run_trial(zero_stage=1).measurement is not None
+
+
+def test_a_hung_rank_ends_at_its_timeout_and_tells_where_it_hung(
+    run_planted: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    outcome = run_planted("hang", timeout_s=8.0)
+    assert outcome.failure is not None
+    assert outcome.failure.kind is FailureKind.TIMEOUT
+    assert outcome.duration_s < 20
+    assert "in hang" in (tmp_path / "trial" / "rank1.err").read_text()
+    assert _descendants_that_are_no_server() == []
+
+
+def test_a_rank_that_hogs_memory_is_stopped_as_host_out_of_memory(
+    tiny: Workload, cpu_hardware: Hardware, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    small = replace(cpu_hardware, device_memory_bytes=2 * 2**30)
+    workload = planted_workload(tmp_path / "model", "hog_memory", tiny)
+    spec = TrialSpec(workload=workload, strategy=Strategy(micro_batch_size=2), num_ranks=2)
+    (tmp_path / "trial").mkdir()
+    with Launcher(small, model_type="llama", folder=tmp_path) as launcher:
+        outcome = launcher.run(spec, folder=tmp_path / "trial", timeout_s=120)
+    assert outcome.failure is not None
+    assert outcome.failure.kind is FailureKind.HOST_OUT_OF_MEMORY
+    assert outcome.failure.rank == 1
+    assert psutil.Process().memory_info().rss < 8 * 2**30
+
+
+def test_a_rank_killed_from_outside_is_a_crash(
+    launcher: Launcher, tiny: Workload, tmp_path: Path
+) -> None:
+    killed = threading.Event()
+
+    def kill_a_rank(event: object) -> None:
+        if not killed.is_set():
+            killed.set()
+            server = next(p for p in psutil.Process().children() if "server" in _command(p))
+            os.kill(max(child.pid for child in server.children()), signal.SIGKILL)
+
+    spec = TrialSpec(
+        workload=tiny, strategy=Strategy(micro_batch_size=1), num_ranks=2, timed_steps=500
+    )
+    outcome = launcher.run(spec, folder=tmp_path, timeout_s=60, on_event=kill_a_rank)
+    assert outcome.failure is not None
+    assert outcome.failure.kind is FailureKind.CRASH
+    assert "SIGKILL" in outcome.failure.message
+
+
+def test_a_killed_server_loses_the_trial_but_not_the_next_one(
+    launcher: Launcher, run_trial: RunTrial, tiny: Workload, tmp_path: Path
+) -> None:
+    def kill_the_server(event: object) -> None:
+        server = next(p for p in psutil.Process().children() if "server" in _command(p))
+        server.kill()
+
+    spec = TrialSpec(
+        workload=tiny, strategy=Strategy(micro_batch_size=1), num_ranks=2, timed_steps=500
+    )
+    outcome = launcher.run(spec, folder=tmp_path, timeout_s=60, on_event=kill_the_server)
+    assert outcome.failure is not None
+    assert outcome.failure.kind is FailureKind.LOST_NODE
+    assert run_trial().measurement is not None
+
+
+def test_a_trial_can_be_stopped_from_outside(
+    launcher: Launcher, tiny: Workload, tmp_path: Path
+) -> None:
+    started = time.monotonic()
+    spec = TrialSpec(
+        workload=tiny, strategy=Strategy(micro_batch_size=1), num_ranks=2, timed_steps=5000
+    )
+    outcome = launcher.run(
+        spec,
+        folder=tmp_path,
+        timeout_s=60,
+        should_stop=lambda: "enough" if time.monotonic() - started > 1 else None,
+    )
+    assert outcome.failure is not None
+    assert (outcome.failure.kind, outcome.failure.message) == (FailureKind.INTERRUPTED, "enough")
+    assert _descendants_that_are_no_server() == []
+
+
+def test_each_rank_writes_its_own_logs(run_trial: RunTrial, tmp_path: Path) -> None:
+    run_trial(folder=tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {f"rank{n}.{suffix}" for n in (0, 1) for suffix in ("out", "err", "jsonl")} <= names
