@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -268,9 +269,11 @@ def _environment(hardware: Hardware) -> dict[str, str]:
     }
     if hardware.device_type is DeviceType.CPU:
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    # torch calls ninja by name; an environment that is not activated has it beside its Python only.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     # DeepSpeed's extension builder reads each architecture as a number and fails on "9.0a".
     architectures = environment.get("TORCH_CUDA_ARCH_LIST", "")
-    environment["TORCH_CUDA_ARCH_LIST"] = architectures.replace("0a", "0")
+    environment["TORCH_CUDA_ARCH_LIST"] = re.sub(r"(?<=\d)[af]\b", "", architectures)
     return environment
 
 

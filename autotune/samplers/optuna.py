@@ -34,8 +34,12 @@ from autotune.trial import OBJECTIVES, Direction, Trial
 
 __all__ = ["OptunaSampler"]
 
-_MAX_ASKS = 50
-"""So often a sampler is asked for one new strategy before a random one is taken."""
+_MAX_ASKS = 10
+"""So often a sampler is asked for one new strategy before a random one is taken.
+
+On a synthetic objective over `search_spaces/full.yaml`, two seeds, TPE came to need 20 to 27 after
+150 trials: 130 ms each time, for a front no better than with random strategies in between.
+"""
 
 _MAX_ASKS_GP = 3
 """The same for Gaussian processes, which are fitted anew each time."""

@@ -13,7 +13,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from autotune.check import Check, CheckStatus
+from autotune.doctor.check import Check, CheckStatus
 
 __all__ = ["examine_toolchain", "extensions_folders"]
 
@@ -30,7 +30,7 @@ def examine_toolchain() -> list[Check]:
 
 
 def extensions_folders() -> list[Path]:
-    """Where torch keeps compiled extensions of this Python; there is one for each build of torch."""
+    """Where torch keeps compiled extensions of this Python, one for each build of it."""
     chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
     if chosen is not None:
         return [Path(chosen)]
@@ -53,15 +53,17 @@ def _ninja() -> Check:
     """Torch runs `ninja` from the PATH; a virtual environment that is not activated hides it."""
     found = shutil.which("ninja")
     if found:
-        return Check.ok("ninja", found)
+        return Check.ok("ninja program", found)
     hidden = Path(sys.executable).parent / "ninja"
     if hidden.is_file():
         return Check.warning(
-            "ninja",
+            "ninja program",
             f"{hidden} is not on the PATH; {_PURPOSE}",
             f'type: export PATH="{hidden.parent}:$PATH"',
         )
-    return Check.warning("ninja", f"none on the PATH; {_PURPOSE}", "type: pip install ninja")
+    return Check.warning(
+        "ninja program", f"none on the PATH; {_PURPOSE}", "type: pip install ninja"
+    )
 
 
 def _python_headers() -> Check:
@@ -95,7 +97,7 @@ def _cpu_adam(*, can_compile: bool) -> Check:
     return Check.warning(
         name,
         "not compiled, and cannot be: offload_optimizer cpu will not be tried",
-        "see C++ compiler, ninja and Python headers above",
+        "see C++ compiler, ninja program and Python headers above",
     )
 
 

@@ -1,0 +1,85 @@
+"""The whole examination, for people as a table and for programs as one JSON document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autotune.doctor.check import Check, CheckStatus
+from autotune.doctor.machine import cpu_precisions, detect_or_none, examine_machine, has_gpu
+from autotune.doctor.packages import examine_packages
+from autotune.doctor.toolchain import examine_toolchain
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["examine", "exit_status", "render", "to_json"]
+
+
+def examine(
+    results_folder: Path = Path("results"), *, with_torch: bool = False
+) -> tuple[Check, ...]:
+    """Look at everything a search needs.
+
+    Args:
+        results_folder: where studies are to be kept; need not exist.
+        with_torch: also import torch, to ask which precisions the CPU computes in.
+    """
+    hardware = detect_or_none()
+    return (
+        *examine_packages(has_gpu=has_gpu(hardware)),
+        *examine_machine(hardware, results_folder),
+        *examine_toolchain(),
+        *([cpu_precisions()] if with_torch else []),
+    )
+
+
+def exit_status(checks: Sequence[Check]) -> int:
+    """1 where something is missing without which no trial runs, else 0."""
+    return int(any(check.status is CheckStatus.MISSING for check in checks))
+
+
+def to_json(checks: Sequence[Check]) -> dict[str, Any]:
+    """One JSON document."""
+    return {
+        "exit_status": exit_status(checks),
+        "checks": [
+            {
+                "name": check.name,
+                "status": str(check.status),
+                "detail": check.detail,
+                "remedy": check.remedy,
+            }
+            for check in checks
+        ],
+    }
+
+
+def render(checks: Sequence[Check]) -> RenderableType:
+    """A table, one check a row, what to type below what was found. Contains no markup."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {CheckStatus.OK: "green", CheckStatus.WARNING: "yellow", CheckStatus.MISSING: "red"}
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("check", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for check in checks:
+        found = Text(check.detail)
+        if check.remedy:
+            found.append(f"\n{check.remedy}", style="bold")
+        style = styles[check.status]
+        table.add_row(Text(check.name), Text(str(check.status), style=style), found)
+    return Group(table, Text(_verdict(checks), style="bold"))
+
+
+def _verdict(checks: Sequence[Check]) -> str:
+    missing = [check.name for check in checks if check.status is CheckStatus.MISSING]
+    if missing:
+        return f"No trial can run here before this is mended: {', '.join(missing)}."
+    warnings = sum(check.status is CheckStatus.WARNING for check in checks)
+    return f"Trials can run here{f'; warnings: {warnings}' if warnings else ''}."

@@ -1,0 +1,232 @@
+"""The main job from outside: real searches of a tiny model on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from command_line import autotune, autotune_process
+
+pytestmark = pytest.mark.slow
+
+_TINY = ("search", "--model", "tiny", "--seq-len", "32", "--global-batch", "8", "--out", "study")
+
+_LONG_SPACE = """
+knobs:
+  zero_stage: {values: [3]}
+  micro_batch_size: {values: [1]}
+  checkpoint_interval: {values: [1, 2, 3, 4, 0]}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A study of four trials, and its JSON answer."""
+    folder = tmp_path_factory.mktemp("finished")
+    ran = autotune(*_TINY, "--budget", "2m", "--trials", "4", "--json", folder=folder)
+    assert ran.returncode == 0, ran.stderr
+    return folder, json.loads(ran.stdout)
+
+
+def test_search_hands_back_a_front_and_an_export(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, answer = finished
+    assert len(answer["front"]) >= 1
+    launched = [trial for trial in answer["trials"] if trial["duration_s"] > 0]
+    assert len(launched) == 4
+    assert all(trial["prediction"] for trial in answer["trials"])
+    exports = list((folder / "study" / "exports").iterdir())
+    assert len(exports) == 1
+    assert (exports[0] / "ds_config.json").exists()
+
+
+def test_study_folder_explains_itself(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    names = {path.name for path in (folder / "study").iterdir()}
+    assert {"question.json", "environment.json", "study.db", "report.txt", "trials"} <= names
+    environment = json.loads((folder / "study" / "environment.json").read_text())
+    assert {"torch", "deepspeed", "transformers"} <= set(environment["versions"])
+
+
+def test_report_shows_the_study_again(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, answer = finished
+    ran = autotune("report", "study", "--json", folder=folder)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["front"] == answer["front"]
+    assert "tokens/s" in autotune("report", "study", folder=folder).stdout
+
+
+def test_the_same_question_goes_on_and_repeats_nothing(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, _ = finished
+    ran = autotune(*_TINY, "--budget", "2m", "--trials", "6", "--json", folder=folder)
+    assert ran.returncode == 0, ran.stderr
+    launched = [t for t in json.loads(ran.stdout)["trials"] if t["duration_s"] > 0]
+    strategies = [json.dumps(trial["strategy"]) for trial in launched]
+    assert len(strategies) == len(set(strategies)) == 6
+
+
+def test_another_question_in_the_folder_is_refused_and_nothing_is_overwritten(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, _ = finished
+    before = (folder / "study" / "question.json").read_bytes()
+    ran = autotune(*_TINY[:-2], "--seed", "7", "--out", "study", folder=folder)
+    assert ran.returncode == 2
+    assert "--seed 0 there, 7 here" in ran.stderr
+    assert (folder / "study" / "question.json").read_bytes() == before
+
+
+_PLAIN_TRAINING = '''
+"""Plain DeepSpeed with an exported folder: the user's side, with the trial's weights and data."""
+import json, sys, os
+import torch, deepspeed
+import autotune
+from autotune.trial import TrialSpec
+from autotune.worker.model import build_model
+
+export, trial = sys.argv[1], sys.argv[2]
+spec = TrialSpec.from_dict(json.load(open(trial)))
+config = json.load(open(f"{export}/ds_config.json"))
+deepspeed.init_distributed("gloo")
+rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+model = build_model(spec.workload, spec.strategy, device=torch.device("cpu"),
+                    deepspeed_config=config, seed=spec.seed)
+model = autotune.apply(model, f"{export}/strategy.yaml")
+engine, *_ = deepspeed.initialize(
+    model=model,
+    model_parameters=[p for p in model.parameters() if p.requires_grad],
+    optimizer=autotune.create_optimizer(model, f"{export}/strategy.yaml"),
+    config=f"{export}/ds_config.json",
+)
+size, accumulation = engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()
+for step in range(3):
+    losses = []
+    for micro in range(accumulation):
+        first = (micro * world + rank) * size + step * engine.train_batch_size()
+        rows = [torch.randint(spec.workload.model.vocab_size, (spec.workload.seq_len,),
+                              generator=torch.Generator().manual_seed(spec.seed * 1_000_003 + s))
+                for s in range(first, first + size)]
+        batch = torch.stack(rows)
+        loss = engine(input_ids=batch, labels=batch).loss
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.detach().float())
+    mean = torch.stack(losses).mean()
+    torch.distributed.all_reduce(mean)
+    if rank == 0:
+        print("LOSS", float(mean) / world, flush=True)
+os._exit(0)
+'''
+
+
+@pytest.mark.parametrize("knobs", [{}, {"optimizer": "adamw_8bit"}, {"zero_stage": 3}])
+def test_an_export_trains_in_a_fresh_process_with_the_losses_of_its_trial(
+    tmp_path: Path, knobs: dict[str, Any]
+) -> None:
+    lines = {"zero_stage": 1, "checkpoint_interval": 2, "micro_batch_size": 2} | knobs
+    space = "knobs:\n" + "".join(f"  {name}: [{value}]\n" for name, value in lines.items())
+    (tmp_path / "space.yaml").write_text(space)
+    ran = autotune(*_TINY, "--space", "space.yaml", "--budget", "2m", "--json", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    (trial,) = json.loads(ran.stdout)["front"]
+    exported = autotune("export", "study", "--out", "exported", folder=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    (tmp_path / "train.py").write_text(_PLAIN_TRAINING)
+    trained = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        + ["--master-port", "0", "--standalone", "train.py", "exported"]
+        + [f"study/trials/{trial['number']:04d}/trial.json"],
+        cwd=tmp_path,
+        env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    losses = [float(line.split()[1]) for line in trained.stdout.splitlines() if "LOSS" in line]
+    assert losses == pytest.approx(trial["measurement"]["losses"][:3], rel=1e-6)
+
+
+def _wait_for_a_finished_trial(study: Path, num_trials: int = 1, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        results = list(study.glob("trials/*/rank0.jsonl"))
+        if sum('"result"' in path.read_text() for path in results) >= num_trials:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no trial finished in time")
+
+
+def _complete(study: Path) -> list[int]:
+    with sqlite3.connect(study / "study.db") as database:
+        rows = database.execute("select number from trials where state = 'COMPLETE'").fetchall()
+    return [row[0] for row in rows]
+
+
+def test_a_search_killed_in_the_middle_resumes_and_has_lost_nothing(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(_LONG_SPACE)
+    arguments = (*_TINY, "--global-batch", "64", "--space", "space.yaml", "--budget", "3m")
+    running = autotune_process(*arguments, folder=tmp_path)
+    study = tmp_path / "study"
+    _wait_for_a_finished_trial(study, num_trials=2)
+    time.sleep(0.8)
+    below = psutil.Process(running.pid).children(recursive=True)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    told = _complete(study)
+    assert told
+    _, alive = psutil.wait_procs(below, timeout=5)
+    assert alive == [], "the search left processes behind"
+    ran = autotune(*arguments, "--resume", "--json", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    trials = json.loads(ran.stdout)["trials"]
+    assert {t["number"] for t in trials if t["state"] == "complete"} >= set(told)
+    complete = [json.dumps(t["strategy"]) for t in trials if t["state"] == "complete"]
+    assert len(complete) == len(set(complete)) == 5
+
+
+def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(_LONG_SPACE)
+    running = autotune_process(
+        *_TINY, "--global-batch", "64", "--space", "space.yaml", "--budget", "5m", folder=tmp_path
+    )
+    _wait_for_a_finished_trial(tmp_path / "study")
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    stdout, stderr = running.communicate(timeout=30)
+    assert running.returncode == 0, stderr
+    assert "tokens/s" in stdout
+    assert "goes on from here" in stderr
+
+
+def test_a_second_search_in_the_folder_is_refused_with_the_pid_of_the_first(
+    tmp_path: Path,
+) -> None:
+    running = autotune_process(*_TINY, "--budget", "1m", folder=tmp_path)
+    try:
+        while not (tmp_path / "study" / "study.db").exists():
+            time.sleep(0.05)
+        second = autotune(*_TINY, "--budget", "1m", folder=tmp_path)
+    finally:
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=30)
+    assert second.returncode == 2
+    assert f"pid {running.pid}" in second.stderr
+
+
+def test_the_budget_is_wall_clock_for_the_whole_command(tmp_path: Path) -> None:
+    started = time.monotonic()
+    ran = autotune(*_TINY, "--budget", "20s", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert time.monotonic() - started < 25
