@@ -90,9 +90,7 @@ def expected_duration_s(prediction: Prediction, trials: Sequence[Trial]) -> floa
             for trial in measured
             if trial.measurement is not None
         ]
-    return max(0.0, median(overheads)) + _steps_duration_s(
-        prediction.step_time_s * median(ratios)
-    )
+    return max(0.0, median(overheads)) + _steps_duration_s(prediction.step_time_s * median(ratios))
 
 
 def _steps_duration_s(step_time_s: float) -> float:

@@ -19,7 +19,7 @@ LIGER_MODEL_TYPES = frozenset(
 
 
 def reference_strategy(workload: Workload, hardware: Hardware) -> Strategy:
-    """What a careful person would train with: the values of all loss-changing knobs to compare with."""
+    """What a careful person would train with: loss-changing knobs are compared with its."""
     return Strategy(
         optimizer=Optimizer.ADAMW,
         master_weights=MasterWeights.FP32,
@@ -53,7 +53,7 @@ def conflict(
         if strategy.precision is Precision.FP32:
             return "QLoRA computes in 16 bit: precision must be bf16 or fp16"
     if strategy.offload_optimizer is Offload.CPU and not software.has_compiler:
-        return "offload_optimizer cpu compiles DeepSpeed's CPU Adam: it needs a C++ compiler and ninja"
+        return "offload_optimizer cpu needs a C++ compiler and ninja, for DeepSpeed's CPU Adam"
     return _kernel_conflict(workload, hardware, software) if strategy.fused_kernels else None
 
 

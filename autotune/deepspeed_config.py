@@ -24,7 +24,7 @@ _DEFAULT_BUCKET_ELEMENTS = 500_000_000
 
 
 def is_client_optimizer(strategy: Strategy) -> bool:
-    """Whether the optimizer must be built outside DeepSpeed and passed to `deepspeed.initialize`."""
+    """Whether the optimizer is built outside DeepSpeed and passed to `deepspeed.initialize`."""
     return strategy.optimizer is Optimizer.ADAMW_8BIT
 
 
@@ -47,7 +47,7 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": strategy.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": 1.0,
-        # The norm of 1e5-step logs is not worth a device synchronisation each step.
+        # DeepSpeed's own progress lines would synchronise the device.
         "steps_per_print": 2**31 - 1,
         **_precision(strategy),
     }

@@ -1,9 +1,9 @@
 """Everything autotune raises on purpose.
 
     AutotuneError
-    ├── ConfigError (also a ValueError)   the user asked for something impossible: exit status 2
-    ├── StorageError                      a study folder or storage cannot be read or written: exit status 2
-    └── LaunchError                       the machinery that runs trials broke: exit status 1
+    ├── ConfigError (a ValueError too)   what was asked is impossible: exit status 2
+    ├── StorageError                     a folder or storage cannot be used: exit status 2
+    └── LaunchError                      the machinery that runs trials broke: exit status 1
 
 A trial that fails is a result (`trial.Failure`), never an exception.
 """
@@ -16,7 +16,7 @@ class AutotuneError(Exception):
 
 
 class ConfigError(AutotuneError, ValueError):
-    """A question, a search space or a strategy that cannot be: says the rule, the value, what to do."""
+    """A question, space or strategy that cannot be: says the rule, the value, what to do."""
 
 
 class StorageError(AutotuneError):

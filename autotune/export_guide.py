@@ -99,6 +99,7 @@ def _deepspeed_example(workload: Workload, strategy: Strategy) -> str:
     if strategy.zero_stage == 3:
         # Parameters are divided as they are loaded only while this object lives.
         divide = """\
+import torch._dynamo  # torch 2.13: before DeepSpeed divides a model
 from transformers.integrations import HfDeepSpeedConfig
 
 keep_alive = HfDeepSpeedConfig("ds_config.json")  # ZeRO-3 divides the model as it is loaded

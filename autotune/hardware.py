@@ -94,7 +94,7 @@ class Hardware:
     num_devices: int
     """Ranks of a trial: one for each device."""
     device_memory_bytes: int
-    """Memory one rank may use: the GPU's, or its share of the host's where the device is the CPU."""
+    """Memory one rank may use: the GPU's, or on the CPU its share of the host's."""
     host_memory_bytes: int
     """Memory of the host, or of the container that limits it."""
     flops_per_s: float
@@ -110,7 +110,7 @@ class Hardware:
 
 
 def host_memory_bytes() -> int:
-    """Memory of the host, or the limit of the control group this process lives in if that is lower."""
+    """Memory of the host, or of the control group that limits this process."""
     import psutil
 
     total = int(psutil.virtual_memory().total)
@@ -183,7 +183,7 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
         raise ConfigError(
             f"--devices {num_devices} asked for, but this machine has {len(gpus)} GPU(s)"
         )
-    name, memory = gpus[0]
+    name, _ = gpus[0]
     kind = _kind_of(name)
     return Hardware(
         device_type=DeviceType.CUDA,

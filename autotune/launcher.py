@@ -269,7 +269,7 @@ def _environment(hardware: Hardware) -> dict[str, str]:
     }
     if hardware.device_type is DeviceType.CPU:
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    # torch calls ninja by name; an environment that is not activated has it beside its Python only.
+    # torch calls ninja by name; an environment that is not activated has it beside its Python.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     # DeepSpeed's extension builder reads each architecture as a number and fails on "9.0a".
     architectures = environment.get("TORCH_CUDA_ARCH_LIST", "")

@@ -169,7 +169,9 @@ class LiveProgress:
             best = max(
                 fitting, key=lambda t: t.measurement.tokens_per_second if t.measurement else 0.0
             )
-            lines.append(Text(f"best so far: {best.strategy}: {describe_end(best)}", style="green"))
+            lines.append(
+                Text(f"best so far: {best.strategy}: {describe_end(best)}", style="green")
+            )
         lines.append(self._recent())
         if self._current is not None:
             predicted = self._current.prediction
@@ -187,7 +189,9 @@ class LiveProgress:
 
     def _recent(self) -> Table:
         table = Table.grid(padding=(0, 2))
-        launched = [t for t in self._trials if t.was_launched and t.state is not TrialState.RUNNING]
+        launched = [
+            t for t in self._trials if t.was_launched and t.state is not TrialState.RUNNING
+        ]
         for trial in launched[-_NUM_RECENT:]:
             table.add_row(
                 Text(str(trial.number)), Text(str(trial.strategy)), Text(describe_end(trial))

@@ -1,8 +1,8 @@
 """The record of a study: its trials, in an Optuna storage.
 
-The only file that knows how a trial is laid out in Optuna. What a strategy is comes as parameters,
-the two objectives as values, everything else as user attributes, so Optuna's dashboard and Optuna's
-own functions read a study without autotune.
+The only file that knows how a trial is laid out in Optuna: the strategy as parameters, the two
+objectives as values, everything else as user attributes. So Optuna's dashboard and Optuna's own
+functions read a study without autotune.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class TrialRecord:
                 self._study = optuna.create_study(
                     storage=storage,
                     study_name=name,
-                    directions=[str(objective.direction) for objective in OBJECTIVES],
+                    directions=[objective.direction.value for objective in OBJECTIVES],
                     load_if_exists=True,
                 )
                 self._study.set_metric_names([objective.name for objective in OBJECTIVES])
@@ -137,7 +137,9 @@ class TrialRecord:
             duration_s=outcome.duration_s,
         )
         with self._as_storage_error():
-            stored = next(t for t in self._study.get_trials(deepcopy=False) if t.number == trial.number)
+            stored = next(
+                t for t in self._study.get_trials(deepcopy=False) if t.number == trial.number
+            )
             handle = optuna.trial.Trial(self._study, stored._trial_id)
             for key, value in _outcome_attributes(outcome).items():
                 handle.set_user_attr(key, value)
@@ -148,7 +150,7 @@ class TrialRecord:
                 if outcome.measurement.num_alloc_retries:
                     excess = max(excess, 1)
                 handle.set_constraint(_MEMORY_CONSTRAINT, float(excess))
-            self._study.tell(handle, values=values, state=_OPTUNA_STATES()[outcome.state])
+            self._study.tell(handle, values=values, state=_optuna_states()[outcome.state])
         return ended
 
     def add_pruned(self, strategy: Strategy, prediction: Prediction, reason: str) -> Trial:
@@ -171,7 +173,9 @@ class TrialRecord:
         left = [trial for trial in self.trials() if trial.state is TrialState.RUNNING]
         recovered = 0
         with self._as_storage_error():
-            owners = {t.number: t.user_attrs.get("owner") for t in self._study.get_trials(deepcopy=False)}
+            owners = {
+                t.number: t.user_attrs.get("owner") for t in self._study.get_trials(deepcopy=False)
+            }
         for trial in left:
             if owners[trial.number] in (self._owner, None):
                 failure = Failure(
@@ -204,7 +208,7 @@ class TrialRecord:
             return Trial(
                 number=frozen.number,
                 strategy=strategy,
-                state=_STATES()[frozen.state],
+                state=_states()[frozen.state],
                 prediction=Prediction.from_dict(prediction) if prediction else None,
                 measurement=Measurement.from_dict(measurement) if measurement else None,
                 failure=Failure.from_dict(failure) if failure else None,
@@ -230,7 +234,7 @@ def _outcome_attributes(outcome: Outcome) -> dict[str, Any]:
     return attributes
 
 
-def _OPTUNA_STATES() -> dict[TrialState, Any]:  # noqa: N802
+def _optuna_states() -> dict[TrialState, Any]:
     from optuna.trial import TrialState as OptunaState
 
     return {
@@ -241,8 +245,8 @@ def _OPTUNA_STATES() -> dict[TrialState, Any]:  # noqa: N802
     }
 
 
-def _STATES() -> dict[Any, TrialState]:  # noqa: N802
-    return {theirs: ours for ours, theirs in _OPTUNA_STATES().items()}
+def _states() -> dict[Any, TrialState]:
+    return {theirs: ours for ours, theirs in _optuna_states().items()}
 
 
 def _without_password(url: str) -> str:

@@ -52,8 +52,6 @@ def detect_software() -> Software:
     return Software(
         versions=versions,
         has_liger=find_spec("liger_kernel") is not None,
-        has_compiler=(shutil.which("c++") is not None
-        and find_spec("ninja") is not None)
-        or (shutil.which("g++") is not None
-        and shutil.which("ninja") is not None),
+        has_compiler=(shutil.which("c++") is not None and find_spec("ninja") is not None)
+        or (shutil.which("g++") is not None and shutil.which("ninja") is not None),
     )

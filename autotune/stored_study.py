@@ -6,8 +6,8 @@ from autotune.compatibility import reference_strategy
 from autotune.question import Question
 from autotune.record import TrialRecord
 from autotune.search_space import SearchSpace
-from autotune.space_file import parse_search_space
 from autotune.software import Software
+from autotune.space_file import parse_search_space
 from autotune.study_folder import StudyFolder
 from autotune.study_summary import StudySummary
 
@@ -52,9 +52,7 @@ def open_record(
     )
 
 
-def summarize(
-    folder: StudyFolder, record: TrialRecord, question: Question
-) -> StudySummary:
+def summarize(folder: StudyFolder, record: TrialRecord, question: Question) -> StudySummary:
     """Everything there is to say about the study now."""
     environment = folder.read_environment()
     workload = question.workload

@@ -72,13 +72,13 @@ class Strategy:
     """
 
     zero_stage: int = 0
-    """What ZeRO divides over the ranks: 1 optimizer states, 2 also gradients, 3 also parameters."""
+    """What ZeRO divides over ranks: 1 optimizer states, 2 also gradients, 3 also parameters."""
     offload_optimizer: Offload = Offload.NONE
     """Where optimizer states and master weights live."""
     micro_batch_size: int = 1
     """Samples of one forward on one rank."""
     checkpoint_interval: int = 0
-    """Keep the input of every k-th decoder layer and recompute between; 0 keeps all activations."""
+    """Keep the input of every k-th decoder layer, recompute between; 0 keeps all activations."""
     precision: Precision = Precision.BF16
     optimizer: Optimizer = Optimizer.ADAMW
     master_weights: MasterWeights = MasterWeights.FP32
@@ -103,7 +103,7 @@ class Strategy:
             raise ConfigError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
         if self.offload_optimizer is not Offload.NONE and self.optimizer is not Optimizer.ADAMW:
             raise ConfigError(
-                f"offload_optimizer needs optimizer adamw (DeepSpeed's CPU Adam), got {self.optimizer}"
+                f"offload_optimizer needs optimizer adamw (CPU Adam), got {self.optimizer}"
             )
         if self.optimizer is Optimizer.ADAFACTOR and self.zero_stage > 0:
             raise ConfigError(
@@ -210,8 +210,8 @@ def read_knob(name: str, value: object) -> Any:
             return value
         raise ConfigError(f"{name} takes true or false, got {value!r}")
     if kind is int:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not float(value).is_integer():
+        is_bool = isinstance(value, bool)
+        if is_bool or not isinstance(value, int | float) or not float(value).is_integer():
             raise ConfigError(f"{name} takes whole numbers, got {value!r}")
         return int(value)
     try:

@@ -72,12 +72,19 @@ class Study:
         """
         while True:
             if self._max_trials is not None and self._num_launched() >= self._max_trials:
-                return self._end(f"--trials {self._max_trials} were run")
+                self.end_reason = f"--trials {self._max_trials} were run"
+                return None
             if remaining_s <= 0:
-                return self._end("the budget is spent")
+                self.end_reason = "the budget is spent"
+                return None
             strategy = self._retry() or self._sampler.propose([*self._trials, *self._too_long])
             if strategy is None:
-                return self._end_of_space()
+                self.end_reason = (
+                    "the rest of the budget is too short for another trial"
+                    if self._too_long
+                    else "every strategy of the space was tried or ruled out"
+                )
+                return None
             prediction = self._predictor.predict(strategy)
             reason = self._reason_to_skip(strategy, prediction)
             if reason is not None:
@@ -86,7 +93,8 @@ class Study:
             if expected_duration_s(prediction, self._trials) > remaining_s:
                 self._too_long.append(_too_long(strategy, prediction))
                 if len(self._too_long) >= _MAX_TOO_LONG:
-                    return self._end("the rest of the budget is too short for another trial")
+                    self.end_reason = "the rest of the budget is too short for another trial"
+                    return None
                 continue
             trial = self._record.start(strategy, prediction)
             self._trials.append(trial)
@@ -105,7 +113,9 @@ class Study:
     def _num_launched(self) -> int:
         return sum(
             trial.state is not TrialState.PRUNED
-            and not (trial.failure is not None and trial.failure.kind.says_nothing_about_the_strategy)
+            and not (
+                trial.failure is not None and trial.failure.kind.says_nothing_about_the_strategy
+            )
             for trial in self._trials
         )
 
@@ -130,18 +140,8 @@ class Study:
                 return reason
         return None
 
-    def _end_of_space(self) -> None:
-        if self._too_long:
-            return self._end("the rest of the budget is too short for another trial")
-        return self._end("every strategy of the space was tried or ruled out")
-
-    def _end(self, reason: str) -> None:
-        self.end_reason = reason
-
 
 def _too_long(strategy: Strategy, prediction: Prediction) -> Trial:
-    """Stands for a strategy that is put off, so that the sampler proposes another. Never recorded."""
-    pending = Trial(
-        number=-1, strategy=strategy, state=TrialState.RUNNING, prediction=prediction
-    )
+    """Stands for a strategy that is put off, so that the sampler proposes another."""
+    pending = Trial(number=-1, strategy=strategy, state=TrialState.RUNNING, prediction=prediction)
     return replace(pending, reason="not expected to finish in the budget")

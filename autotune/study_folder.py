@@ -1,13 +1,13 @@
 """The folder of a study on disk: its question, its lock, its logs. It explains itself.
 
-    results/<name>/
-    ├── question.json       what was asked, the search space included
-    ├── environment.json    versions and hardware as the last search saw them
-    ├── study.db            the trials (Optuna storage), unless --storage names another place
-    ├── report.txt          the answer, as it was last printed
-    ├── trials/0007/        trial.json, and rankN.out, rankN.err, rankN.jsonl of each rank
-    ├── exports/trial-7/    what to train with
-    └── lock                held while a search runs; contains its process id
+results/<name>/
+├── question.json       what was asked, the search space included
+├── environment.json    versions and hardware as the last search saw them
+├── study.db            the trials (Optuna storage), unless --storage names another place
+├── report.txt          the answer, as it was last printed
+├── trials/0007/        trial.json, and rankN.out, rankN.err, rankN.jsonl of each rank
+├── exports/trial-7/    what to train with
+└── lock                held while a search runs; contains its process id
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class StudyFolder:
         """
         is_there = (self.path / "question.json").exists()
         if must_exist and not is_there:
-            raise ConfigError(f"--resume: {self.path} holds no study; leave --resume out to start one")
+            raise ConfigError(
+                f"--resume: {self.path} holds no study; leave --resume out to start one"
+            )
         if self.path.is_dir() and not is_there and any(self.path.iterdir()):
             raise ConfigError(
                 f"--out {self.path}: the folder is not empty and holds no study; name another"
@@ -123,7 +125,9 @@ class StudyFolder:
         try:
             return Question.from_dict(json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise StorageError(f"{self.path} is no study folder: it has no question.json") from None
+            raise StorageError(
+                f"{self.path} is no study folder: it has no question.json"
+            ) from None
         except (OSError, ValueError) as error:
             raise StorageError(f"{file} cannot be read: {error}") from error
 

@@ -110,10 +110,22 @@ class Prediction:
     """Seconds of one optimizer step, all micro-batches of it."""
     tokens_per_second: float
     """Over all ranks."""
+    device_overhead_bytes: int = 0
+    """What the device holds beside the allocator's pool: the GPU context and its libraries."""
     moment: str = ""
     """What is going on when memory peaks: loss, recomputation, optimizer step."""
     breakdown_bytes: Mapping[str, int] = field(default_factory=dict)
     """What the peak is made of."""
+
+    @property
+    def peak_device_bytes(self) -> int:
+        """Expected peak of the whole device, which is what the memory limit is about."""
+        return self.peak_memory_bytes + self.device_overhead_bytes
+
+    @property
+    def peak_device_lower_bytes(self) -> int:
+        """The whole device is not expected to need less than this."""
+        return self.peak_memory_lower_bytes + self.device_overhead_bytes
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Prediction:

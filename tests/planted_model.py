@@ -43,7 +43,8 @@ def refuse():
 
 def flee():
     """Leave a process behind in a session of its own, then die."""
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], start_new_session=True)
+    code = "import time; time.sleep(3600)"
+    subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     os._exit(4)
 
 

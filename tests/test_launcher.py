@@ -39,9 +39,7 @@ def _command(process: psutil.Process) -> str:
 
 
 @pytest.fixture
-def run_planted(
-    run_trial: RunTrial, tiny: Workload, tmp_path: Path
-) -> Callable[..., Outcome]:
+def run_planted(run_trial: RunTrial, tiny: Workload, tmp_path: Path) -> Callable[..., Outcome]:
     def run(fault: str, timeout_s: float = 60.0) -> Outcome:
         workload = planted_workload(tmp_path / "model", fault, tiny)
         folder = tmp_path / "trial"

@@ -138,14 +138,17 @@ def test_an_export_trains_in_a_fresh_process_with_the_losses_of_its_trial(
     (tmp_path / "space.yaml").write_text(space)
     ran = autotune(*_TINY, "--space", "space.yaml", "--budget", "2m", "--json", folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    (trial,) = json.loads(ran.stdout)["front"]
+    answer = json.loads(ran.stdout)
+    trial = next(t for t in answer["trials"] if t["number"] == answer["front"][0])
     exported = autotune("export", "study", "--out", "exported", folder=tmp_path)
     assert exported.returncode == 0, exported.stderr
     (tmp_path / "train.py").write_text(_PLAIN_TRAINING)
     trained = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-        + ["--master-port", "0", "--standalone", "train.py", "exported"]
-        + [f"study/trials/{trial['number']:04d}/trial.json"],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--standalone", "train.py", "exported"),
+            f"study/trials/{trial['number']:04d}/trial.json",
+        ],
         cwd=tmp_path,
         env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -81,7 +81,9 @@ def test_lora_trains(
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
 def test_qlora_trains(run_trial: RunTrial, tiny: Workload, zero_stage: int) -> None:
     workload = replace(tiny, method=Method.QLORA)
-    _trains(run_trial, workload=workload, zero_stage=zero_stage, lora_rank=8, checkpoint_interval=1)
+    _trains(
+        run_trial, workload=workload, zero_stage=zero_stage, lora_rank=8, checkpoint_interval=1
+    )
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,9 @@ def search(
     lora_rank: Annotated[int, typer.Option(help="Rank of the LoRA adapters.")] = 16,
     lora_targets: Annotated[
         str,
-        typer.Option(help="Linear layers with adapters: all-linear, or names such as q_proj,v_proj."),
+        typer.Option(
+            help="Linear layers with adapters: all-linear, or names such as q_proj,v_proj."
+        ),
     ] = "all-linear",
     space: Annotated[
         str,
@@ -145,7 +147,7 @@ def search(
     hardware = detect_hardware(devices)
     if global_batch % hardware.num_devices:
         raise ConfigError(
-            f"--global-batch {global_batch} is not divisible by the {hardware.num_devices} devices; "
+            f"--global-batch {global_batch} is not divisible by {hardware.num_devices} devices; "
             f"choose a multiple of {hardware.num_devices}, or another --devices"
         )
     software = detect_software()
@@ -229,7 +231,7 @@ def _refuse_if_nothing_fits(
             f"--space {space.name}: no combination of its values is possible for this question; "
             f"for one, {space.conflict(space.reference) or 'its conditions exclude each other'}"
         )
-    if any(prediction.peak_memory_lower_bytes <= limit for _, prediction in predicted):
+    if any(prediction.peak_device_lower_bytes <= limit for _, prediction in predicted):
         return
     predicted.sort(key=lambda pair: pair[1].peak_memory_bytes)
     alternatives = {}
@@ -239,7 +241,7 @@ def _refuse_if_nothing_fits(
         predictions = [other.predict(strategy) for strategy in related.strategies()]
         if predictions:
             leanest = min(predictions, key=lambda prediction: prediction.peak_memory_bytes)
-            if leanest.peak_memory_upper_bytes <= limit:
+            if leanest.peak_device_bytes <= limit:
                 alternatives[words] = leanest
     console.print(
         nothing_fits(

@@ -17,10 +17,12 @@ from autotune.launcher import Launcher
 from autotune.pareto import Pick
 from autotune.predictor import AnalyticPredictor
 from autotune.progress import LiveProgress, PlainProgress
+from autotune.protocols import Sampler
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
 from autotune.question import Question
 from autotune.report import render_report, report_json
 from autotune.samplers import OptunaSampler, SamplerKind
+from autotune.samplers.predicted_first import PredictedFirstSampler, most_promising
 from autotune.search_space import SearchSpace
 from autotune.software import Software
 from autotune.stored_study import open_record, summarize
@@ -29,6 +31,9 @@ from autotune.study_folder import StudyFolder
 from autotune.trial import Trial, TrialSpec
 
 __all__ = ["Session"]
+
+_NUM_FIRST = 8
+"""Trials that go to the best predictions before a learning sampler takes over."""
 
 
 class Session:
@@ -97,12 +102,19 @@ class Session:
             LaunchError: trials cannot be started on this machine.
             StorageError: the record cannot be written.
         """
-        question = self._question
+        question, limit = self._question, self._question.memory_limit_bytes
+        predictor = AnalyticPredictor(question.workload, question.hardware)
+        first = most_promising(
+            self._space.strategies(), predictor, memory_limit_bytes=limit, num=_NUM_FIRST
+        )
+        proposals: Sampler = OptunaSampler(self._space, kind=sampler, seed=question.seed)
+        if sampler.learns:
+            proposals = PredictedFirstSampler(first, proposals)
         study = Study(
             self._record,
-            sampler=OptunaSampler(self._space, kind=sampler, seed=question.seed),
-            predictor=AnalyticPredictor(question.workload, question.hardware),
-            pruners=(PredictedMemoryPruner(question.memory_limit_bytes), DominancePruner()),
+            sampler=proposals,
+            predictor=predictor,
+            pruners=(PredictedMemoryPruner(limit, is_patient=not first), DominancePruner()),
             max_trials=max_trials,
         )
         elapsed_before_s = float(self._folder.read_environment().get("elapsed_s", 0.0))

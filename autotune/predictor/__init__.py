@@ -1,1 +1,5 @@
-"""predictor."""
+"""What a strategy will need, before it runs."""
+
+from autotune.predictor.analytic import AnalyticPredictor
+
+__all__ = ["AnalyticPredictor"]

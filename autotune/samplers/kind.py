@@ -17,3 +17,8 @@ class SamplerKind(StrEnum):
     RANDOM = "random"
     GRID = "grid"
     """Every choice of the space, shuffled."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether proposals depend on the trials before."""
+        return self in (SamplerKind.TPE, SamplerKind.NSGA2, SamplerKind.GP)

@@ -1,4 +1,4 @@
-"""What a DeepSpeed JSON cannot hold, put on a model: fused kernels, LoRA, checkpointing, optimizer.
+"""What a DeepSpeed JSON cannot hold, put on a model: kernels, LoRA, checkpointing, optimizer.
 
 The trials and the user's own training go through the same functions here, so what was measured is
 what is shipped.
@@ -102,7 +102,8 @@ def _wrap_lora(model: nn.Module, rank: int, targets: tuple[str, ...]) -> nn.Modu
     """PEFT's adapters, in the precision of the base model, alpha at twice the rank."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    if isinstance(model, PeftModel):
+    is_wrapped = isinstance(model, PeftModel)
+    if is_wrapped:
         return model
     config = LoraConfig(
         r=rank,

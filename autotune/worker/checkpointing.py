@@ -107,7 +107,7 @@ class _Span:
         # recomputation builds a graph of its own, whose backward gathers them again.
         is_zero3 = hasattr(next(layers[0].parameters(), None), "ds_id")
         if is_zero3 and not hidden.requires_grad:
-            # It passes gradients on only where its input asks for one; a frozen embedding's does not.
+            # It gives gradients only where its input asks for one; a frozen embedding's does not.
             hidden = hidden.detach().requires_grad_()
         return checkpoint(self._run, hidden, layers, calls, use_reentrant=is_zero3)
 

@@ -77,7 +77,7 @@ class ResidentMemoryMeter:
         """The kernel keeps the peak."""
 
     def peaks(self) -> MemoryPeaks:
-        """Growth since the start; the device is the host, so its peak is the whole resident set."""
+        """Growth since the start; the device is the host: its peak is the whole resident set."""
         peak = _peak_resident_bytes()
         growth = max(0, peak - self._start)
         return MemoryPeaks(allocated=growth, reserved=growth, device=peak, num_alloc_retries=0)

@@ -13,6 +13,7 @@ from unittest import mock
 from zlib import crc32
 
 import torch
+import torch._dynamo  # before deepspeed.zero.Init, which fails without it with torch 2.13
 from torch import nn
 
 from autotune.strategy import Precision, Strategy
@@ -88,9 +89,9 @@ def _no_weight_init() -> Iterator[None]:
     from transformers import PreTrainedModel
 
     with (
-        mock.patch.object(PreTrainedModel, "init_weights", lambda self: None),
-        mock.patch.object(nn.Linear, "reset_parameters", lambda self: None),
-        mock.patch.object(nn.Embedding, "reset_parameters", lambda self: None),
+        mock.patch.object(PreTrainedModel, "init_weights"),
+        mock.patch.object(nn.Linear, "reset_parameters"),
+        mock.patch.object(nn.Embedding, "reset_parameters"),
     ):
         yield
 
@@ -110,7 +111,7 @@ def _linears_on_meta() -> Iterator[None]:
 def _quantize_linears(
     model: nn.Module, dtype: torch.dtype, device: torch.device, seed: int
 ) -> None:
-    """Give each meta linear layer memory: 4-bit NormalFloat, double quantized; the head in `dtype`.
+    """Give meta linear layers memory: 4-bit NormalFloat, double quantized; the head in `dtype`.
 
     Dettmers et al., QLoRA (arXiv 2305.14314), section 3.
     """

@@ -53,7 +53,7 @@ def preload(model_type: str, *, with_optional: bool = True) -> None:
         "transformers",
         "deepspeed",
         "deepspeed.runtime.engine",
-        # DeepSpeed imports it in the first `initialize`; it pulls in all of inductor, seconds of it.
+        # DeepSpeed imports it in the first `initialize`: seconds, for it pulls in all of inductor.
         "deepspeed.runtime.zero.muon.muon_optimizer",
         "autotune.worker.rank",
     )
@@ -75,7 +75,7 @@ def preload(model_type: str, *, with_optional: bool = True) -> None:
 
 
 def _capability_from_nvml() -> contextlib.AbstractContextManager[Any]:
-    """bitsandbytes asks torch for the compute capability on import, which makes a GPU context."""
+    """Bitsandbytes asks torch for the compute capability on import, which makes a GPU context."""
     import pynvml
     import torch
 
@@ -209,7 +209,7 @@ def _become_rank(request: dict[str, Any]) -> NoReturn:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
-        # No interpreter shutdown: destructors of process groups may hang, and the kernel frees all.
+        # No interpreter shutdown: destructors of process groups may hang; the kernel frees all.
         os._exit(status)
 
 

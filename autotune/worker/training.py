@@ -1,4 +1,4 @@
-"""The short training that a trial is: a real DeepSpeed engine, a few optimizer steps, the clock."""
+"""The short training that a trial is: a real DeepSpeed engine, a few steps, the clock."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ class Training:
         import deepspeed
 
         is_cuda = self._device_type is DeviceType.CUDA
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if is_cuda else torch.device("cpu")
+        device = (
+            torch.device("cuda", int(os.environ["LOCAL_RANK"])) if is_cuda else torch.device("cpu")
+        )
         if is_cuda:
             torch.cuda.set_device(device)
         try:
@@ -132,7 +134,9 @@ class Training:
             if len(step_times) >= 2 and sum(step_times) >= _ENOUGH_S:
                 break
             if skipped > _MAX_SKIPPED_STEPS:
-                raise FloatingPointError(f"fp16 overflowed in {skipped} steps, the loss scale does not settle")
+                raise FloatingPointError(
+                    f"fp16 overflowed in {skipped} steps, the loss scale does not settle"
+                )
             index += 1
         peaks = self._meter.peaks()
         return {
@@ -149,7 +153,7 @@ class Training:
         }
 
     def _optimizer_step(self, index: int) -> tuple[float, float]:
-        """All micro-batches of one optimizer step: mean loss of this rank, seconds of the slowest."""
+        """All micro-batches of one step: mean loss of this rank, seconds of the slowest."""
         batches = [self._batch(index, micro) for micro in range(self._accumulation)]
         losses = []
         self._synchronize()
@@ -178,7 +182,9 @@ class Training:
         """
         spec = self._spec
         size = spec.strategy.micro_batch_size
-        first = (micro * spec.num_ranks + self._rank) * size + step * spec.workload.global_batch_size
+        first = (
+            micro * spec.num_ranks + self._rank
+        ) * size + step * spec.workload.global_batch_size
         rows = []
         for sample in range(first, first + size):
             generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + sample)
