@@ -136,7 +136,7 @@ def _quantize_linears(
             device="meta",
         )
         quantized.weight = Params4bit(
-            weight.cpu() if device.type == "cuda" else weight,
+            weight,
             requires_grad=False,
             compress_statistics=True,
             quant_type="nf4",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import signal
+import textwrap
 import traceback
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from autotune.worker.failures import classify
 from autotune.worker.training import Training
 
 __all__ = ["run_rank"]
+
+_MAX_MESSAGE_LENGTH = 160
 
 
 def run_rank(spec_file: Path, folder: Path, rank: int) -> int:
@@ -33,12 +36,18 @@ def run_rank(spec_file: Path, folder: Path, rank: int) -> int:
         log.write("result", **Training(spec, rank, folder, log).run())
     except BaseException as error:  # the trial ends here, whatever it was
         traceback.print_exc()
-        lines = str(error).strip().splitlines()
         log.write(
             "failure",
             kind=classify(error, log.phase),
             phase=log.phase,
-            message=f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__,
+            message=_in_one_line(error),
         )
         return 1
     return 0
+
+
+def _in_one_line(error: BaseException) -> str:
+    """An exception's type and the beginning of its message; all of it is in the error log."""
+    lines = str(error).strip().splitlines()
+    message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return textwrap.shorten(message, _MAX_MESSAGE_LENGTH, placeholder=" …")
