@@ -47,6 +47,8 @@ def conflict(
         return f"lora_rank {strategy.lora_rank} does not go with method {workload.method}"
     if strategy.precision is Precision.BF16 and not hardware.supports_bf16:
         return f"{hardware.device_kind} has no bf16"
+    if strategy.precision is Precision.FP16 and not hardware.supports_fp16:
+        return "DeepSpeed computes fp16 on CPUs with AVX512-FP16 only, and this one has none"
     if workload.method is Method.QLORA:
         if strategy.zero_stage == 3:
             return "ZeRO-3 does not divide 4-bit weights: QLoRA needs zero_stage 0, 1 or 2"

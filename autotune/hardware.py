@@ -103,6 +103,8 @@ class Hardware:
     """Peak bandwidth of one device's memory."""
     supports_bf16: bool = True
     """Whether bf16 is worth proposing."""
+    supports_fp16: bool = True
+    """Whether fp16 can be computed with at all."""
 
     def __str__(self) -> str:
         """The way a person names it: `1 x H100-80GB`, `2 x cpu`."""
@@ -122,27 +124,60 @@ def host_memory_bytes() -> int:
     return min(total, int(text)) if text.isdigit() else total
 
 
-def _nvml_devices() -> list[tuple[str, int]]:
-    """Name and memory in bytes of each visible GPU; empty where there is no driver."""
+def _cpu_computes_fp16() -> bool:
+    """Whether DeepSpeed takes fp16 on this CPU, which oneDNN decides by the instruction set.
+
+    Where /proc/cpuinfo names no AVX512-FP16, as on other architectures, it is taken for missing.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return "avx512_fp16" in flags.split()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """One GPU as NVML sees it."""
+
+    name: str
+    memory_bytes: int
+    used_bytes: int
+    """In use now, by anybody."""
+
+
+def visible_gpus() -> list[Gpu]:
+    """The GPUs that CUDA would use, in its order; empty where there is no driver.
+
+    `CUDA_VISIBLE_DEVICES` may name them by index or by UUID; as for CUDA, the first name that
+    stands for none ends the list.
+    """
     import pynvml
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return []
     try:
-        indices = range(pynvml.nvmlDeviceGetCount())
+        handles = [
+            pynvml.nvmlDeviceGetHandleByIndex(index)
+            for index in range(pynvml.nvmlDeviceGetCount())
+        ]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is not None:
-            chosen = [int(part) for part in visible.split(",") if part.strip().isdigit()]
-            indices = [index for index in chosen if index in indices]  # type: ignore[assignment]
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in indices]
+            names = {str(index): handle for index, handle in enumerate(handles)}
+            names |= {str(pynvml.nvmlDeviceGetUUID(handle)): handle for handle in handles}
+            handles = [names.get(part.strip()) for part in visible.split(",")]
+            handles = handles[: handles.index(None)] if None in handles else handles
+        memories = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
         return [
-            (
-                str(pynvml.nvmlDeviceGetName(handle)),
-                int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+            Gpu(
+                name=str(pynvml.nvmlDeviceGetName(handle)),
+                memory_bytes=int(memory.total),
+                used_bytes=int(memory.used),
             )
-            for handle in handles
+            for handle, memory in zip(handles, memories, strict=True)
         ]
     finally:
         pynvml.nvmlShutdown()
@@ -166,7 +201,7 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
     if num_devices is not None and num_devices < 1:
         raise ConfigError(f"--devices must be at least 1, got {num_devices}")
     host = host_memory_bytes()
-    gpus = [] if os.environ.get("DS_ACCELERATOR") == "cpu" else _nvml_devices()
+    gpus = [] if os.environ.get("DS_ACCELERATOR") == "cpu" else visible_gpus()
     if not gpus:
         ranks = num_devices or 2
         return Hardware(
@@ -175,21 +210,23 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
             num_devices=ranks,
             device_memory_bytes=host // ranks,
             host_memory_bytes=host,
-            # Order-of-magnitude rates of a laptop core; finished trials correct them.
+            # Order-of-magnitude rates of a laptop core.
             flops_per_s=5e10 * max(1, (os.cpu_count() or 1) // ranks),
             memory_bytes_per_s=1e10,
+            supports_fp16=_cpu_computes_fp16(),
         )
     if num_devices is not None and num_devices > len(gpus):
         raise ConfigError(
             f"--devices {num_devices} asked for, but this machine has {len(gpus)} GPU(s)"
         )
-    name, _ = gpus[0]
+    used = gpus[: num_devices or len(gpus)]
+    name = used[0].name
     kind = _kind_of(name)
     return Hardware(
         device_type=DeviceType.CUDA,
         device_kind=kind.name if kind else name,
-        num_devices=num_devices or len(gpus),
-        device_memory_bytes=min(memory for _, memory in gpus[: num_devices or len(gpus)]),
+        num_devices=len(used),
+        device_memory_bytes=min(gpu.memory_bytes for gpu in used),
         host_memory_bytes=host,
         flops_per_s=kind.flops_per_s if kind else 1e14,
         memory_bytes_per_s=kind.memory_bytes_per_s if kind else 1e12,

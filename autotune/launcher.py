@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from autotune.errors import LaunchError
-from autotune.hardware import DeviceType, Hardware
+from autotune.hardware import DeviceType, Hardware, visible_gpus
 from autotune.server_process import ServerProcess
 from autotune.trial import Failure, FailureKind, Measurement, Outcome, Phase, TrialSpec
 
@@ -366,14 +366,7 @@ def _device_bytes_in_use(hardware: Hardware) -> int:
     """Memory in use on the GPUs, by anybody; 0 on the CPU."""
     if hardware.device_type is not DeviceType.CUDA:
         return 0
-    import pynvml
-
-    pynvml.nvmlInit()
-    try:
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(hardware.num_devices))
-        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles)
-    finally:
-        pynvml.nvmlShutdown()
+    return sum(gpu.used_bytes for gpu in visible_gpus()[: hardware.num_devices])
 
 
 def _wait_for_device(hardware: Hardware, used_before: int, timeout_s: float = 5.0) -> None:

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from autotune.trial import Measurement, Trial
 
-__all__ = ["Pick", "hypervolume", "pareto_front", "pick"]
+__all__ = ["Pick", "pareto_front", "pick"]
 
 
 class Pick(StrEnum):
@@ -69,20 +69,6 @@ def pick(front: Sequence[Trial], which: Pick) -> Trial | None:
         return round(speed + saving - 1, 9)
 
     return max(front, key=beyond_the_line)
-
-
-def hypervolume(front: Sequence[Trial], *, memory_limit_bytes: int) -> float:
-    """The area that a front dominates, in tokens/s x bytes: larger is better.
-
-    The reference point is no throughput at `memory_limit_bytes` (Zitzler and Thiele, PPSN 1998).
-    """
-    area, ceiling = 0.0, memory_limit_bytes
-    for trial in front:
-        measurement = _measured(trial)
-        memory = min(measurement.peak_memory_bytes, ceiling)
-        area += measurement.tokens_per_second * (ceiling - memory)
-        ceiling = memory
-    return area
 
 
 def _measured(trial: Trial) -> Measurement:

@@ -16,26 +16,23 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.budget import Budget
+from autotune.report import format_gib
 from autotune.trial import Trial, TrialState
 
-__all__ = ["LiveProgress", "PlainProgress", "describe_end", "gib"]
+__all__ = ["LiveProgress", "PlainProgress", "describe_end"]
 
 _REFRESH_S = 0.25
 _NUM_RECENT = 6
-
-
-def gib(num_bytes: float) -> str:
-    """Bytes for a person."""
-    return f"{num_bytes / 2**30:.2f} GiB"
 
 
 def describe_end(trial: Trial) -> str:
     """How a trial ended, in one line."""
     if trial.measurement is not None:
         measured = trial.measurement
-        words = f"{measured.tokens_per_second:,.0f} tokens/s in {gib(measured.peak_memory_bytes)}"
+        peak = format_gib(measured.peak_memory_bytes)
+        words = f"{measured.tokens_per_second:,.0f} tokens/s in {peak} GiB"
         if trial.prediction is not None:
-            words += f" (predicted {gib(trial.prediction.peak_memory_bytes)})"
+            words += f" (predicted {format_gib(trial.prediction.peak_memory_bytes)} GiB)"
         if measured.num_alloc_retries:
             return words + ", but its allocator thrashes"
         return words if trial.fits else words + ", over the memory limit"
@@ -175,7 +172,9 @@ class LiveProgress:
         lines.append(self._recent())
         if self._current is not None:
             predicted = self._current.prediction
-            memory = f", {gib(predicted.peak_memory_bytes)} predicted" if predicted else ""
+            memory = ""
+            if predicted is not None:
+                memory = f", {format_gib(predicted.peak_memory_bytes)} GiB predicted"
             seconds = time.monotonic() - self._current_started
             lines.append(
                 Text(

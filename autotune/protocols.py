@@ -1,6 +1,7 @@
 """The seams, on one page: who predicts, who proposes, who prunes, who runs, who owns the loop.
 
-Each has at least two implementations, and one contract suite under `tests/` that all of them pass.
+A role with several implementations (samplers, pruners) has one contract suite under `tests/` that
+all of them pass. Those with one so far (predictor, runner, driver) are seams for the next.
 """
 
 from __future__ import annotations

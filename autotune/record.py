@@ -66,13 +66,18 @@ class TrialRecord:
             for knob, values in choices.items()
         }
         with self._as_storage_error():
-            storage = optuna.storages.get_storage(url)
+            self._storage = optuna.storages.get_storage(url)
+            # Its proposals are not asked for; Optuna's default would compute them at every trial.
+            unused = optuna.samplers.RandomSampler()
             if must_exist:
-                self._study = optuna.load_study(study_name=name, storage=storage)
+                self._study = optuna.load_study(
+                    study_name=name, storage=self._storage, sampler=unused
+                )
             else:
                 self._study = optuna.create_study(
-                    storage=storage,
+                    storage=self._storage,
                     study_name=name,
+                    sampler=unused,
                     directions=[objective.direction.value for objective in OBJECTIVES],
                     load_if_exists=True,
                 )
@@ -96,6 +101,19 @@ class TrialRecord:
                 "name another with --storage, or another folder with --out"
             ) from error
 
+    def keep_question(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the stored study was asked; `question` from now on where it does not say.
+
+        Raises:
+            StorageError: the record cannot be written.
+        """
+        with self._as_storage_error():
+            kept: Mapping[str, Any] | None = self._study.user_attrs.get("question")
+            if kept is not None:
+                return kept
+            self._study.set_user_attr("question", dict(question))
+            return question
+
     def trials(self) -> list[Trial]:
         """All trials, oldest first.
 
@@ -111,18 +129,7 @@ class TrialRecord:
 
     def start(self, strategy: Strategy, prediction: Prediction) -> Trial:
         """Write down a trial that is about to run."""
-        with self._as_storage_error():
-            self._study.enqueue_trial(self._params(strategy))
-            started = self._study.ask(fixed_distributions=self._distributions)
-            for key, value in self._attributes(strategy, prediction).items():
-                started.set_user_attr(key, value)
-            return Trial(
-                number=started.number,
-                strategy=strategy,
-                state=TrialState.RUNNING,
-                prediction=prediction,
-                memory_limit_bytes=self._memory_limit_bytes,
-            )
+        return self._add(TrialState.RUNNING, strategy, self._attributes(strategy, prediction))
 
     def finish(self, trial: Trial, outcome: Outcome) -> Trial:
         """Write down how a running trial ended."""
@@ -155,18 +162,23 @@ class TrialRecord:
 
     def add_pruned(self, strategy: Strategy, prediction: Prediction, reason: str) -> Trial:
         """Write down a trial that was not worth launching."""
+        attributes = self._attributes(strategy, prediction) | {"reason": reason}
+        return self._add(TrialState.PRUNED, strategy, attributes)
+
+    def _add(self, state: TrialState, strategy: Strategy, attributes: dict[str, Any]) -> Trial:
+        """Write a trial in one transaction: no killed search leaves a half of it."""
         import optuna
 
+        template = optuna.trial.create_trial(
+            state=_optuna_states()[state],
+            params=self._params(strategy),
+            distributions=self._distributions,
+            user_attrs=attributes,
+        )
         with self._as_storage_error():
-            self._study.add_trial(
-                optuna.trial.create_trial(
-                    state=optuna.trial.TrialState.PRUNED,
-                    params=self._params(strategy),
-                    distributions=self._distributions,
-                    user_attrs=self._attributes(strategy, prediction) | {"reason": reason},
-                )
-            )
-            return self._read(self._study.get_trials(deepcopy=False)[-1])
+            # `Study.add_trial` does the same, but does not say which trial it made.
+            trial_id = self._storage.create_new_trial(self._study._study_id, template)
+            return self._read(self._storage.get_trial(trial_id))
 
     def recover(self) -> int:
         """End the trials that this owner left running when it was killed; how many there were."""
@@ -203,8 +215,7 @@ class TrialRecord:
             measurement = attributes.get("measurement")
             failure = attributes.get("failure")
             prediction = attributes.get("prediction")
-            # A search killed between two writes leaves a running trial without attributes.
-            strategy = Strategy.from_dict(attributes.get("strategy") or frozen.params)
+            strategy = Strategy.from_dict(attributes["strategy"])
             return Trial(
                 number=frozen.number,
                 strategy=strategy,

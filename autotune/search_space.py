@@ -77,17 +77,28 @@ class SearchSpace:
         Knobs whose condition does not hold fall back to the reference, so several choices may
         stand for one strategy.
         """
+        try:
+            strategy = self._strategy_of(choice)
+        except ConfigError:
+            return None
+        return None if self.conflict(strategy) else strategy
+
+    def first_conflict(self) -> str | None:
+        """Why all knobs at their first values are impossible, in words; None if they are not."""
+        try:
+            strategy = self._strategy_of({knob.name: knob.values[0] for knob in self.knobs})
+        except ConfigError as error:
+            return str(error)
+        return self.conflict(strategy)
+
+    def _strategy_of(self, choice: Mapping[str, Value]) -> Strategy:
         values: dict[str, Any] = self.reference.to_dict()
         facts = {"device": str(self.hardware.device_type), "method": str(self.workload.method)}
         for knob in self.knobs:
             seen = values | facts
             if all(seen[name] in allowed for name, allowed in knob.when.items()):
                 values[knob.name] = choice[knob.name]
-        try:
-            strategy = Strategy.from_dict(values)
-        except ConfigError:
-            return None
-        return None if self.conflict(strategy) else strategy
+        return Strategy.from_dict(values)
 
     def conflict(self, strategy: Strategy) -> str | None:
         """Why the question does not allow this strategy, in words."""

@@ -37,6 +37,7 @@ class ServerProcess:
         self._environment = environment
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_warm = False
         self._pending = b""
         self._exits: deque[tuple[int, int]] = deque()
 
@@ -57,6 +58,7 @@ class ServerProcess:
         self.close()
         self._pending = b""
         self._exits.clear()
+        self._is_warm = False
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "autotune.worker.server", self._model_type],
@@ -68,8 +70,16 @@ class ServerProcess:
             )
         deadline = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline:
-            for report in self._read(_POLL_S):
+            try:
+                reports = self._read(_POLL_S)
+            except LaunchError:
+                # A Ctrl-C that comes before it has a session of its own ends it too.
+                if should_stop():
+                    return None
+                raise
+            for report in reports:
                 if "ready" in report:
+                    self._is_warm = True
                     return float(report["ready"])
             if should_stop():
                 return None
@@ -110,6 +120,9 @@ class ServerProcess:
         """Have it kill everything below it and end; at once if it does not."""
         if self._process is None:
             return
+        if not self._is_warm:
+            # It imports, and so it neither listens nor has anything below it.
+            self._process.kill()
         with contextlib.suppress(OSError):
             if self._process.stdin is not None:
                 self._process.stdin.close()

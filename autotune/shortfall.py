@@ -6,7 +6,8 @@ Does not predict: it is handed predictions, and says which others to ask for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -20,7 +21,7 @@ from autotune.strategy import Strategy
 from autotune.trial import Prediction
 from autotune.workload import Method, Workload, load_model_shape
 
-__all__ = ["nothing_fits", "related_questions"]
+__all__ = ["nothing_fits", "related_questions", "shortfall_json"]
 
 _MOST_DEVICES = 8
 """Devices of one host."""
@@ -79,7 +80,7 @@ def nothing_fits(
     if not closest:
         return Text("Nothing fits: the search space has no strategy that this question allows.")
     _, prediction = closest[0]
-    peak = prediction.peak_memory_bytes
+    peak = prediction.peak_device_bytes
     first = Text.assemble(
         (f"Nothing fits: {format_gib(max(peak - limit_bytes, 0))} GiB are missing.", "bold red"),
         f" The closest strategy needs {format_gib(peak)} GiB on each device, and a trial may use "
@@ -93,13 +94,36 @@ def nothing_fits(
     return Group(*parts)
 
 
+def shortfall_json(
+    closest: Sequence[tuple[Strategy, Prediction]],
+    *,
+    limit_bytes: int,
+    alternatives: Mapping[str, Prediction],
+) -> dict[str, Any]:
+    """The same as `nothing_fits` says, for `--json`.
+
+    Keys: `front` (empty, as in a report), `limit_bytes`, `missing_bytes` of the closest strategy,
+    `closest` (strategies with predictions, least first) and `alternatives` (predictions by change).
+    """
+    return {
+        "front": [],
+        "limit_bytes": limit_bytes,
+        "missing_bytes": min(p.peak_device_bytes - limit_bytes for _, p in closest),
+        "closest": [
+            {"strategy": strategy.to_dict(), "prediction": asdict(prediction)}
+            for strategy, prediction in closest
+        ],
+        "alternatives": {words: asdict(other) for words, other in alternatives.items()},
+    }
+
+
 def _closest_table(closest: Sequence[tuple[Strategy, Prediction]], limit_bytes: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("closest strategies", overflow="fold", min_width=20)
     table.add_column("predicted\nGiB", justify="right", no_wrap=True)
     table.add_column("missing\nGiB", justify="right", no_wrap=True)
     for strategy, prediction in closest:
-        peak = prediction.peak_memory_bytes
+        peak = prediction.peak_device_bytes
         missing = format_gib(max(peak - limit_bytes, 0))
         table.add_row(Text(str(strategy)), format_gib(peak), missing)
     return table
@@ -119,7 +143,7 @@ def _nearest_fits(
     peak: int, limit_bytes: int, hardware: Hardware, alternatives: Mapping[str, Prediction]
 ) -> Iterator[Text]:
     lines = [
-        f"{words}: predicted {format_gib(other.peak_memory_bytes)} GiB"
+        f"{words}: predicted {format_gib(other.peak_device_bytes)} GiB"
         for words, other in alternatives.items()
     ]
     # The same share of the larger device stays free.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autotune.compatibility import reference_strategy
+from autotune.errors import ConfigError, StorageError
 from autotune.question import Question
 from autotune.record import TrialRecord
 from autotune.search_space import SearchSpace
@@ -36,13 +37,18 @@ def open_record(
     """The trials of a study folder, made if there are none yet and `must_exist` is not set.
 
     Raises:
-        StorageError: the storage cannot be opened.
+        ConfigError: the storage holds the answer to another question under the folder's name.
+        StorageError: the storage cannot be opened, or there is none.
     """
+    if must_exist and storage_url is None and not folder.has_storage:
+        raise StorageError(
+            f"{folder.path} has no study.db; if the search was given --storage, give the same here"
+        )
     choices = {
         knob: tuple(dict.fromkeys((*values, space.reference.to_dict()[knob])))
         for knob, values in space.choices.items()
     }
-    return TrialRecord(
+    record = TrialRecord(
         storage_url or folder.storage_url,
         folder.name,
         owner=folder.owner,
@@ -50,6 +56,14 @@ def open_record(
         memory_limit_bytes=question.memory_limit_bytes,
         must_exist=must_exist,
     )
+    if not must_exist:
+        answered = Question.from_dict(record.keep_question(question.to_dict()))
+        if differences := question.differences(answered):
+            raise ConfigError(
+                f"--storage: its study {folder.name} answers another question: "
+                f"{'; '.join(differences)}. Ask the same one, or name another folder with --out"
+            )
+    return record
 
 
 def summarize(folder: StudyFolder, record: TrialRecord, question: Question) -> StudySummary:

@@ -7,7 +7,7 @@ Does not know how trials run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 from autotune.budget import expected_duration_s
 from autotune.protocols import Predictor, Pruner, Sampler
@@ -20,8 +20,24 @@ __all__ = ["Study"]
 _MAX_RETRIES = 2
 """A strategy whose trial failed for reasons that are not its own is tried so often again."""
 
-_MAX_TOO_LONG = 10
-"""After so many proposals that would not finish in time, the search ends."""
+_SMALL_SHARE = 1 / 20
+"""A trial that takes no more than this share of what is left of the budget is short."""
+
+_MAX_PUT_OFF = 8
+"""So many long proposals are compared before the shortest of them is taken."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Proposal:
+    """A strategy that may be launched, and how long that is expected to take."""
+
+    strategy: Strategy
+    prediction: Prediction
+    duration_s: float
+
+    def as_trial(self) -> Trial:
+        """Stands for it while it is put off, so that the sampler proposes another."""
+        return Trial(number=-1, strategy=self.strategy, state=TrialState.RUNNING)
 
 
 class Study:
@@ -50,7 +66,6 @@ class Study:
         self._pruners = tuple(pruners)
         self._max_trials = max_trials
         self._trials = record.trials()
-        self._too_long: list[Trial] = []
         self.end_reason: str | None = None
         """Why `ask` had nothing more, in words."""
 
@@ -70,35 +85,50 @@ class Study:
         Raises:
             StorageError: the record cannot be written.
         """
-        while True:
-            if self._max_trials is not None and self._num_launched() >= self._max_trials:
-                self.end_reason = f"--trials {self._max_trials} were run"
-                return None
-            if remaining_s <= 0:
-                self.end_reason = "the budget is spent"
-                return None
-            strategy = self._retry() or self._sampler.propose([*self._trials, *self._too_long])
+        if self._max_trials is not None and self._num_launched() >= self._max_trials:
+            self.end_reason = f"--trials {self._max_trials} were run"
+            return None
+        if remaining_s <= 0:
+            self.end_reason = "the budget is spent"
+            return None
+        shortest = self._shortest_proposal(remaining_s)
+        if shortest is None:
+            self.end_reason = "every strategy of the space was tried or ruled out"
+            return None
+        if shortest.duration_s > remaining_s:
+            self.end_reason = "the rest of the budget is too short for another trial"
+            return None
+        trial = self._record.start(shortest.strategy, shortest.prediction)
+        self._trials.append(trial)
+        return trial
+
+    def _shortest_proposal(self, remaining_s: float) -> _Proposal | None:
+        """The first proposal that is short, or the shortest of several long ones.
+
+        No trial gets more than a small share of the budget while shorter ones are left: with the
+        global batch fixed, a long trial is a slow strategy.
+        """
+        put_off: list[_Proposal] = []
+        while len(put_off) < _MAX_PUT_OFF:
+            pending = [proposal.as_trial() for proposal in put_off]
+            strategy = self._retry(but={trial.strategy for trial in pending})
+            strategy = strategy or self._sampler.propose([*self._trials, *pending])
             if strategy is None:
-                self.end_reason = (
-                    "the rest of the budget is too short for another trial"
-                    if self._too_long
-                    else "every strategy of the space was tried or ruled out"
-                )
-                return None
+                break
             prediction = self._predictor.predict(strategy)
             reason = self._reason_to_skip(strategy, prediction)
             if reason is not None:
                 self._trials.append(self._record.add_pruned(strategy, prediction, reason))
                 continue
-            if expected_duration_s(prediction, self._trials) > remaining_s:
-                self._too_long.append(_too_long(strategy, prediction))
-                if len(self._too_long) >= _MAX_TOO_LONG:
-                    self.end_reason = "the rest of the budget is too short for another trial"
-                    return None
-                continue
-            trial = self._record.start(strategy, prediction)
-            self._trials.append(trial)
-            return trial
+            proposal = _Proposal(
+                strategy=strategy,
+                prediction=prediction,
+                duration_s=expected_duration_s(prediction, self._trials),
+            )
+            if proposal.duration_s <= _SMALL_SHARE * remaining_s:
+                return proposal
+            put_off.append(proposal)
+        return min(put_off, key=lambda proposal: proposal.duration_s, default=None)
 
     def tell(self, trial: Trial, outcome: Outcome) -> Trial:
         """Write down how a trial ended; the trial as it now stands.
@@ -119,18 +149,17 @@ class Study:
             for trial in self._trials
         )
 
-    def _retry(self) -> Strategy | None:
+    def _retry(self, *, but: set[Strategy]) -> Strategy | None:
         """A strategy whose trials all failed for reasons that are not its own."""
         attempts: dict[Strategy, list[Trial]] = {}
         for trial in self._trials:
             attempts.setdefault(trial.strategy, []).append(trial)
-        too_long = {trial.strategy for trial in self._too_long}
         for strategy, tried in attempts.items():
             is_open = all(
                 trial.failure is not None and trial.failure.kind.says_nothing_about_the_strategy
                 for trial in tried
             )
-            if is_open and len(tried) <= _MAX_RETRIES and strategy not in too_long:
+            if is_open and len(tried) <= _MAX_RETRIES and strategy not in but:
                 return strategy
         return None
 
@@ -139,9 +168,3 @@ class Study:
             if reason := pruner.reason_to_skip(strategy, prediction, self._trials):
                 return reason
         return None
-
-
-def _too_long(strategy: Strategy, prediction: Prediction) -> Trial:
-    """Stands for a strategy that is put off, so that the sampler proposes another."""
-    pending = Trial(number=-1, strategy=strategy, state=TrialState.RUNNING, prediction=prediction)
-    return replace(pending, reason="not expected to finish in the budget")

@@ -5,8 +5,10 @@ results/<name>/
 ├── environment.json    versions and hardware as the last search saw them
 ├── study.db            the trials (Optuna storage), unless --storage names another place
 ├── report.txt          the answer, as it was last printed
-├── trials/0007/        trial.json, and rankN.out, rankN.err, rankN.jsonl of each rank
+├── trials/0007/        trial.json, and of each rank its output (rankN.out, rankN.err), its events
+│                       (rankN.jsonl) and the phase it was in last (rankN.phase)
 ├── exports/trial-7/    what to train with
+├── server.log          what the process prints that all ranks are forked from
 └── lock                held while a search runs; contains its process id
 """
 
@@ -24,6 +26,9 @@ from autotune.errors import ConfigError, StorageError
 from autotune.question import Question
 
 __all__ = ["StudyFolder"]
+
+_OWN_DRAFTS = frozenset(("lock", "question.tmp"))
+"""All that a search leaves in a new folder that was killed before its question was written."""
 
 
 class StudyFolder:
@@ -52,6 +57,11 @@ class StudyFolder:
         """The embedded storage."""
         return f"sqlite:///{self.path.resolve() / 'study.db'}"
 
+    @property
+    def has_storage(self) -> bool:
+        """Whether the embedded storage is there: trials may be kept in another place."""
+        return (self.path / "study.db").exists()
+
     def open(self, question: Question, *, must_exist: bool = False) -> bool:
         """Make the folder, or find the same question in it, and lock it; whether it was there.
 
@@ -65,7 +75,7 @@ class StudyFolder:
             raise ConfigError(
                 f"--resume: {self.path} holds no study; leave --resume out to start one"
             )
-        if self.path.is_dir() and not is_there and any(self.path.iterdir()):
+        if not is_there and self.path.is_dir() and not _OWN_DRAFTS.issuperset(self._names()):
             raise ConfigError(
                 f"--out {self.path}: the folder is not empty and holds no study; name another"
             )
@@ -90,6 +100,9 @@ class StudyFolder:
                 "Ask the same one to resume it, or name another folder"
             )
         return is_there
+
+    def _names(self) -> set[str]:
+        return {entry.name for entry in self.path.iterdir()}
 
     def _take_lock(self) -> None:
         lock = (self.path / "lock").open("a+", encoding="utf-8")

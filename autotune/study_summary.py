@@ -16,7 +16,7 @@ from typing import Any
 from autotune.hardware import DEVICE_KINDS, Hardware
 from autotune.pareto import Pick, pareto_front, pick
 from autotune.strategy import LossClass, Strategy
-from autotune.trial import Trial, TrialState
+from autotune.trial import FailureKind, Trial, TrialState
 from autotune.workload import Workload
 
 __all__ = ["StudySummary"]
@@ -48,8 +48,12 @@ class StudySummary:
 
     @property
     def num_launched(self) -> int:
-        """Trials whose processes were started and have ended."""
-        return sum(trial.was_launched for trial in self.trials)
+        """Trials that ran to an end of their own; those stopped from outside do not count."""
+        return sum(
+            trial.was_launched
+            and not (trial.failure and trial.failure.kind is FailureKind.INTERRUPTED)
+            for trial in self.trials
+        )
 
     @property
     def num_out_of_memory(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -179,6 +180,10 @@ class Workload:
             return
         if self.lora_rank < 1:
             raise ConfigError(f"--lora-rank must be at least 1, got {self.lora_rank}")
+        if not self.lora_targets:
+            raise ConfigError(
+                f"--lora-targets names no layer; give {ALL_LINEAR}, or names such as q_proj,v_proj"
+            )
         known = {*self.model.attention_linears, *self.model.mlp_linears, ALL_LINEAR}
         for target in self.lora_targets:
             if target not in known:
@@ -261,11 +266,17 @@ def _read_config(name: str, trust_remote_code: bool) -> dict[str, Any]:
             raise ConfigError(f"--model {name}: config.json names no model_type")
         if "auto_map" in raw and not trust_remote_code:
             raw.pop("auto_map")
+    # It would tell of every attempt to connect, in lines of its own.
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"--model {name}: its configuration cannot be read: {reason}") from error
+    finally:
+        hub.setLevel(level)
     record: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     # Names that an architecture keeps under its own words, under the common ones too.
     for common in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):

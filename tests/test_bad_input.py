@@ -31,6 +31,9 @@ from autotune.presets import PRESETS
         (["--model", "tiny", "--space", "broken.yaml"], "broken.yaml:3: not valid YAML"),
         (["--model", "tiny", "--headroom", "1.5"], "--headroom must be"),
         (["--model", "tiny", "--trials", "0"], "--trials must be"),
+        (["--model", "tiny", "--seed", "-1"], "--seed must be"),
+        (["--model", "tiny", "--method", "lora", "--lora-targets", ","], "names no layer"),
+        (["--model", "tiny", "--space", "huge.yaml"], "micro_batch_size 500000000 x 2 ranks"),
         (["--model", "tiny", "--devices", "0"], "--devices must be"),
         (["--model", "tiny", "--resume"], "--resume:"),
         (["--model", "tiny", "--out", "occupied"], "--out occupied: the folder is not empty"),
@@ -45,6 +48,7 @@ def test_bad_input_is_one_line_and_exit_status_2(
 ) -> None:
     (tmp_path / "typo.yaml").write_text("knobs:\n  zero_stage: [1]\n  micro_batchsize: [1]\n")
     (tmp_path / "text.yaml").write_text("knobs:\n  micro_batch_size: ['5e8']\n")
+    (tmp_path / "huge.yaml").write_text("knobs:\n  micro_batch_size: [5e8]\n")
     (tmp_path / "broken.yaml").write_text("knobs:\n  zero_stage: [1\n")
     (tmp_path / "noise.db").write_bytes(os.urandom(4096))
     (tmp_path / "occupied").mkdir()
@@ -110,6 +114,15 @@ def test_nothing_fits_says_what_is_missing_and_what_would_fit(tmp_path: Path) ->
     assert ran.returncode == 1
     assert "Nothing fits" in ran.stderr
     assert "would fit" in ran.stderr
+
+
+def test_nothing_fits_is_one_json_document_on_request(tmp_path: Path) -> None:
+    ran = autotune("search", "--model", "350M", "--headroom", "0.92", "--json", folder=tmp_path)
+    assert ran.returncode == 1
+    answer = json.loads(ran.stdout)
+    assert answer["front"] == []
+    assert answer["missing_bytes"] > 0
+    assert answer["alternatives"]
 
 
 def test_a_model_folder_with_code_of_its_own_is_not_run(tmp_path: Path) -> None:

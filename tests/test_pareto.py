@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 from sample_study import complete, failed, pruned
 
-from autotune.hardware import GIB
-from autotune.pareto import Pick, hypervolume, pareto_front, pick
+from autotune.pareto import Pick, pareto_front, pick
 from autotune.trial import FailureKind, Trial
 
 
@@ -77,15 +76,3 @@ def test_the_only_trial_of_a_front_is_every_pick(which: Pick) -> None:
 @pytest.mark.parametrize("which", Pick)
 def test_an_empty_front_has_no_pick(which: Pick) -> None:
     assert pick([], which) is None
-
-
-def test_hypervolume_is_the_dominated_area_below_the_memory_limit() -> None:
-    front = [complete(0, 300, 60), complete(1, 100, 10)]
-    area = hypervolume(front, memory_limit_bytes=76 * GIB)
-    assert area == pytest.approx((300 * (76 - 60) + 100 * (60 - 10)) * GIB)
-
-
-def test_hypervolume_never_shrinks_with_another_trial() -> None:
-    trials = [complete(n, 100 + 37 * n % 90, 10 + 23 * n % 60) for n in range(12)]
-    areas = [hypervolume(pareto_front(trials[:n]), memory_limit_bytes=76 * GIB) for n in range(13)]
-    assert areas == sorted(areas)

@@ -15,6 +15,9 @@ from typing import Any
 import psutil
 import pytest
 from command_line import autotune, autotune_process
+from planted_model import planted_workload
+
+from autotune.workload import Workload
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +27,7 @@ _LONG_SPACE = """
 knobs:
   zero_stage: {values: [3]}
   micro_batch_size: {values: [1]}
-  checkpoint_interval: {values: [1, 2, 3, 4, 0]}
+  checkpoint_interval: {values: [1, 2, 3, 0]}
 """
 
 
@@ -196,7 +199,7 @@ def test_a_search_killed_in_the_middle_resumes_and_has_lost_nothing(tmp_path: Pa
     trials = json.loads(ran.stdout)["trials"]
     assert {t["number"] for t in trials if t["state"] == "complete"} >= set(told)
     complete = [json.dumps(t["strategy"]) for t in trials if t["state"] == "complete"]
-    assert len(complete) == len(set(complete)) == 5
+    assert len(complete) == len(set(complete)) == 4
 
 
 def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
@@ -213,6 +216,74 @@ def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert "goes on from here" in stderr
 
 
+def test_a_trial_that_outlives_the_budget_is_stopped_and_run_again_on_resume(
+    tmp_path: Path, tiny: Workload
+) -> None:
+    planted_workload(tmp_path / "model", "hang", tiny)
+    (tmp_path / "space.yaml").write_text("knobs:\n  micro_batch_size: [2]\n")
+    arguments = (
+        *("search", "--model", "model", "--trust-remote-code", "--seq-len", "32"),
+        *("--global-batch", "8", "--space", "space.yaml", "--out", "study", "--json"),
+    )
+    started = time.monotonic()
+    ran = autotune(*arguments, "--budget", "25s", folder=tmp_path)
+    # The whole command, imports included, and a little for the answer.
+    assert time.monotonic() - started < 30
+    assert ran.returncode == 1, ran.stderr
+    [stopped] = json.loads(ran.stdout)["trials"]
+    assert stopped["state"] == "failed"
+    assert stopped["failure"]["kind"] == "interrupted"
+    assert "budget ended" in stopped["failure"]["message"]
+
+    code = tmp_path / "model" / "modeling_planted.py"
+    code.write_text(code.read_text().replace("time.sleep(3600)", "pass"))
+    ran = autotune(*arguments, "--budget", "2m", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    first, second = json.loads(ran.stdout)["trials"]
+    assert first == stopped
+    assert second["state"] == "complete"
+    assert second["strategy"] == stopped["strategy"]
+
+
+def test_trials_in_another_storage_are_resumed_and_reported_from_there(tmp_path: Path) -> None:
+    kept = ("--storage", f"sqlite:///{tmp_path / 'other.db'}")
+    for num_trials in (1, 2):
+        trials = ("--trials", str(num_trials))
+        ran = autotune(*_TINY, "--budget", "2m", *kept, *trials, "--json", folder=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+        assert [t["number"] for t in json.loads(ran.stdout)["trials"]] == list(range(num_trials))
+    assert "tokens/s" in autotune("report", "study", *kept, folder=tmp_path).stdout
+
+    elsewhere = autotune("report", "study", folder=tmp_path)
+    assert elsewhere.returncode == 2
+    assert "give the same here" in elsewhere.stderr
+    assert not (tmp_path / "study" / "study.db").exists()
+
+    other_question = [*_TINY[:-1], "elsewhere/study", "--seed", "7"]
+    refused = autotune(*other_question, "--budget", "2m", *kept, folder=tmp_path)
+    assert refused.returncode == 2
+    assert "--seed 0 there, 7 here" in refused.stderr
+
+
+def test_a_budget_shorter_than_the_warm_up_says_so(tmp_path: Path) -> None:
+    ran = autotune(*_TINY, "--budget", "1s", folder=tmp_path)
+    assert ran.returncode == 1
+    assert "spent before the libraries were loaded" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_termination_signal_ends_as_cleanly_as_ctrl_c(tmp_path: Path) -> None:
+    running = autotune_process(*_TINY, "--budget", "2m", folder=tmp_path)
+    _wait_for_a_finished_trial(tmp_path / "study")
+    below = psutil.Process(running.pid).children(recursive=True)
+    running.send_signal(signal.SIGTERM)
+    _, stderr = running.communicate(timeout=30)
+    assert running.returncode == 0, stderr
+    assert "goes on from here" in stderr
+    _, alive = psutil.wait_procs(below, timeout=5)
+    assert alive == []
+
+
 def test_a_second_search_in_the_folder_is_refused_with_the_pid_of_the_first(
     tmp_path: Path,
 ) -> None:
@@ -226,10 +297,3 @@ def test_a_second_search_in_the_folder_is_refused_with_the_pid_of_the_first(
         running.communicate(timeout=30)
     assert second.returncode == 2
     assert f"pid {running.pid}" in second.stderr
-
-
-def test_the_budget_is_wall_clock_for_the_whole_command(tmp_path: Path) -> None:
-    started = time.monotonic()
-    ran = autotune(*_TINY, "--budget", "20s", folder=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    assert time.monotonic() - started < 25

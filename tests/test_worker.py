@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 from conftest import RunTrial
 
+from autotune.hardware import detect_hardware
 from autotune.workload import Method, Workload, load_model_shape
 
 pytestmark = pytest.mark.slow
+
+needs_fp16 = pytest.mark.skipif(
+    not detect_hardware().supports_fp16, reason="DeepSpeed refuses fp16 on this CPU"
+)
+FP16 = pytest.param("fp16", marks=needs_fp16)
 
 
 def _trains(run_trial: RunTrial, **arguments: Any) -> tuple[float, ...]:
@@ -31,7 +37,7 @@ def test_optimizer_trains_under_every_zero_stage(
     _trains(run_trial, zero_stage=zero_stage, optimizer=optimizer, precision=precision)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("precision", ["bf16", FP16, "fp32"])
 def test_adafactor_trains_without_zero(run_trial: RunTrial, precision: str) -> None:
     _trains(run_trial, optimizer="adafactor", precision=precision)
 
@@ -42,6 +48,7 @@ def test_bf16_master_weights_train(run_trial: RunTrial, zero_stage: int, optimiz
     _trains(run_trial, zero_stage=zero_stage, optimizer=optimizer, master_weights="bf16")
 
 
+@needs_fp16
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_fp16_trains(run_trial: RunTrial, zero_stage: int) -> None:
     _trains(run_trial, zero_stage=zero_stage, precision="fp16")

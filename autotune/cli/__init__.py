@@ -12,8 +12,11 @@ import sys
 import typer
 
 from autotune.cli.doctor import doctor
+from autotune.cli.export import EXAMPLES as EXPORT_EXAMPLES
 from autotune.cli.export import export
+from autotune.cli.report import EXAMPLES as REPORT_EXAMPLES
 from autotune.cli.report import report
+from autotune.cli.search import EXAMPLES as SEARCH_EXAMPLES
 from autotune.cli.search import search
 from autotune.errors import AutotuneError, LaunchError
 
@@ -22,14 +25,21 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="autotune",
     help="Find the fastest way to fine-tune a model that fits your GPUs, by measuring it.",
-    epilog="Start with: autotune search --model tiny --budget 2m",
+    epilog="""\
+Start with:
+  autotune doctor
+  autotune search --model tiny --budget 2m
+  autotune report results/tiny-full-512-2xcpu
+  autotune export results/tiny-full-512-2xcpu --pick balanced
+
+Each command has a --help of its own, with examples.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(search)
-app.command()(export)
-app.command()(report)
+app.command(epilog=SEARCH_EXAMPLES)(search)
+app.command(epilog=EXPORT_EXAMPLES)(export)
+app.command(epilog=REPORT_EXAMPLES)(report)
 app.command()(doctor)
 
 

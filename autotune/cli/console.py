@@ -14,14 +14,14 @@ _PIPE_WIDTH = 120
 
 def answer_console() -> Console:
     """stdout: plain text in a pipe."""
-    return _wide_enough(Console(highlight=False))
+    console = Console(highlight=False)
+    console.width = max(console.width, _LEAST_WIDTH) if console.is_terminal else _PIPE_WIDTH
+    return console
 
 
 def error_console() -> Console:
     """stderr: a live view in a terminal, plain lines elsewhere."""
-    return _wide_enough(Console(stderr=True, highlight=False))
-
-
-def _wide_enough(console: Console) -> Console:
-    console.width = max(console.width, _LEAST_WIDTH) if console.is_terminal else _PIPE_WIDTH
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
     return console

@@ -14,6 +14,7 @@ def doctor(
 ) -> None:
     """Examine this machine: GPUs, packages, compilers, memory, disk; say what to install.
 
+    Nothing is compiled or downloaded, and no GPU memory is used.
     Exits with 1 where something is missing without which no trial can run.
     """
     import json
@@ -21,7 +22,7 @@ def doctor(
     from autotune.cli.console import answer_console
     from autotune.doctor import examine, exit_status, render, to_json
 
-    checks = examine()
+    checks = examine(with_torch=True)
     console = answer_console()
     if as_json:
         console.print_json(json.dumps(to_json(checks)))

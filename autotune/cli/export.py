@@ -11,16 +11,34 @@ if TYPE_CHECKING:
     from autotune.study_summary import StudySummary
     from autotune.trial import Trial
 
-__all__ = ["export"]
+__all__ = ["EXAMPLES", "export"]
+
+EXAMPLES = """\
+Examples:
+  autotune export results/tiny-full-512-2xcpu
+  autotune export results/tiny-full-512-2xcpu --pick balanced
+  autotune export results/tiny-full-512-2xcpu --trial 3 --out my-training
+
+A search exports the fastest by itself. A folder that holds something else is never overwritten."""
+"""Shown below the options."""
 
 
 def export(
     study: Annotated[Path, typer.Argument(help="A study's folder, such as results/my-study.")],
     trial: Annotated[
-        int | None, typer.Option(help="The trial to export.", show_default="see --pick")
+        int | None,
+        typer.Option(
+            help="The trial to export, by its number in the report; any that was measured. "
+            "Goes before --pick.",
+            show_default="see --pick",
+        ),
     ] = None,
     pick: Annotated[
-        str, typer.Option(help="Or which end of the front: throughput, memory or balanced.")
+        str,
+        typer.Option(
+            help="Which trial of the Pareto front: throughput (the fastest), memory (the leanest) "
+            "or balanced (the knee between them)."
+        ),
     ] = "throughput",
     out: Annotated[
         Path | None,
@@ -32,8 +50,11 @@ def export(
 ) -> None:
     """Write a trial's strategy as files to train with.
 
-    ds_config.json for DeepSpeed, strategy.yaml for what a JSON cannot hold, the launch line, a
-    README that shows how, and where the figures come from.
+    ds_config.json   DeepSpeed's configuration, as the trial ran with it
+    strategy.yaml    what a JSON cannot hold; autotune.apply puts it on a model
+    launch.sh        the launch line
+    README.md        training code for DeepSpeed, the HF Trainer and Accelerate
+    provenance.json  study, trial, versions, hardware, figures
     """
     from autotune.cli.stored import read_study
     from autotune.export import export_trial

@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["report"]
+__all__ = ["EXAMPLES", "report"]
+
+EXAMPLES = """\
+Examples:
+  autotune report results/tiny-full-512-2xcpu
+  autotune report results/tiny-full-512-2xcpu --json > study.json"""
+"""Shown below the options."""
 
 
 def report(
@@ -21,7 +27,8 @@ def report(
 ) -> None:
     """Print a study: the Pareto front, what failed and what was ruled out, and why.
 
-    A search may still be running in it.
+    It is read from the storage, which stays as it is.
+    A search may still be running in the study.
     """
     import json
 

@@ -17,12 +17,27 @@ if TYPE_CHECKING:
     from autotune.search_space import SearchSpace
     from autotune.workload import Workload
 
-__all__ = ["search"]
+__all__ = ["EXAMPLES", "search"]
+
+EXAMPLES = """\
+Examples:
+  autotune search --model tiny --budget 2m                 no GPU needed
+  autotune search --model 13B --method lora --budget 10m
+  autotune search --model ./my-model --space memory        least memory
+  autotune search --model 1.1B --space my.yaml --trials 20
+  autotune search --model tiny --budget 2m --json > answer.json
+
+Durations are 90s, 30m, 2h or 1h30m. Exit status: 0 something fits,
+1 nothing fits or the run failed, 2 wrong use."""
+"""Shown below the options."""
 
 Kind = TypeVar("Kind", bound=StrEnum)
 
 _MAX_CPU_PARAMETERS = 1_000_000_000
 """Larger models take minutes a step on a CPU: no search of them ends."""
+
+_NUM_SEEDS = 2**32
+"""NumPy's generators, which the samplers use, take no others."""
 
 
 def search(
@@ -31,22 +46,44 @@ def search(
         typer.Option(
             help="A preset (tiny, 125M, 350M, 1.1B, 3B, 7B, 13B, 34B, 70B, 175B), a folder with "
             "config.json, or a Hugging Face id. Weights are random: nothing is downloaded for "
-            "a preset or a folder.",
+            "a preset or a folder, and only the configuration for an id.",
             show_default=False,
         ),
     ],
     budget: Annotated[
-        str, typer.Option(help="Wall-clock time for the whole command: 90s, 30m, 2h.")
+        str,
+        typer.Option(
+            help="Wall-clock time for the whole command, imports included: 90s, 30m, 2h. No trial "
+            "is started that is not expected to finish in it."
+        ),
     ] = "30m",
     seq_len: Annotated[
         int | None,
-        typer.Option(help="Tokens of a sample.", show_default="1024, or the model's maximum"),
+        typer.Option(
+            help="Tokens of a sample: the longest that you will train on.",
+            show_default="1024, or the model's maximum if less",
+        ),
     ] = None,
     global_batch: Annotated[
-        int, typer.Option(help="Samples of one optimizer step, over all devices.")
+        int,
+        typer.Option(
+            help="Samples of one optimizer step, over all devices. It is held fixed: the search "
+            "divides it into micro-batches and accumulation."
+        ),
     ] = 32,
-    method: Annotated[str, typer.Option(help="full, lora or qlora.")] = "full",
-    lora_rank: Annotated[int, typer.Option(help="Rank of the LoRA adapters.")] = 16,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="What is trained: full (all weights), lora (adapters) or qlora (adapters on "
+            "4-bit weights)."
+        ),
+    ] = "full",
+    lora_rank: Annotated[
+        int,
+        typer.Option(
+            help="Rank of the LoRA adapters, where --space has no lora_rank. No use with full."
+        ),
+    ] = 16,
     lora_targets: Annotated[
         str,
         typer.Option(
@@ -65,7 +102,10 @@ def search(
     ] = "tpe",
     devices: Annotated[
         int | None,
-        typer.Option(help="GPUs to use.", show_default="all; without a GPU two CPU ranks"),
+        typer.Option(
+            help="GPUs to use, one rank each; without a GPU, CPU ranks.",
+            show_default="all; without a GPU 2",
+        ),
     ] = None,
     trials: Annotated[
         int | None,
@@ -78,12 +118,18 @@ def search(
         Path | None,
         typer.Option(
             help="The study's folder. Where it holds the same question, the search goes on from "
-            "there.",
-            show_default="results/<model>-<method>-<seq_len>-<hardware>",
+            "there; where it holds another, nothing is touched. The default is named after "
+            "model, method, length and hardware.",
+            show_default="results/<name>",
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Insist that --out holds this study already.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Insist that the folder holds this study already. Resuming needs no flag: asking "
+            "the same question again does.",
+        ),
     ] = False,
     storage: Annotated[
         str | None,
@@ -97,7 +143,8 @@ def search(
         str, typer.Option(help="A trial that runs longer is taken for hung: 90s, 5m.")
     ] = "5m",
     headroom: Annotated[
-        float, typer.Option(help="Share of device memory that a strategy must leave free.")
+        float,
+        typer.Option(help="Share of device memory that a strategy must leave free: 0.05 is 5 %."),
     ] = 0.05,
     trust_remote_code: Annotated[
         bool,
@@ -111,10 +158,12 @@ def search(
 ) -> None:
     """Measure training strategies and hand back the fastest that fit.
 
-    Each trial is a short, real DeepSpeed training. The answer is the Pareto front of throughput
-    and memory, and a DeepSpeed configuration to train with.
+    Each trial is a short, real DeepSpeed training of a few steps.
+    The answer is the Pareto front of throughput and memory, and an
+    export of the fastest to train with.
 
-    Ctrl-C ends the search and keeps everything; the same command goes on from there.
+    Ctrl-C ends the search, prints the answer so far and keeps everything;
+    the same command goes on from there.
     """
     started = time.monotonic()
     from autotune.budget import Budget, parse_duration
@@ -134,6 +183,8 @@ def search(
         raise ConfigError(f"--headroom must be at least 0 and less than 1, got {headroom}")
     if trials is not None and trials < 1:
         raise ConfigError(f"--trials must be at least 1, got {trials}")
+    if not 0 <= seed < _NUM_SEEDS:
+        raise ConfigError(f"--seed must be at least 0 and less than {_NUM_SEEDS}, got {seed}")
     kind = _member(SamplerKind, sampler, "--sampler")
     shape = load_model_shape(model, trust_remote_code=trust_remote_code)
     workload = Workload(
@@ -162,7 +213,7 @@ def search(
         headroom=headroom,
         seed=seed,
     )
-    _refuse_if_nothing_fits(question, search_space, space, console)
+    _refuse_if_nothing_fits(question, search_space, space, console, as_json=as_json)
     session = Session(
         question,
         search_space,
@@ -191,7 +242,8 @@ def _member(enumeration: type[Kind], value: str, flag: str) -> Kind:
 
 
 def _default_name(workload: Workload, hardware: Hardware) -> str:
-    model = workload.model.name.strip("/").replace("/", "-")
+    name = workload.model.name
+    model = Path(name).resolve().name if Path(name).is_dir() else name.replace("/", "-")
     machine = f"{hardware.num_devices}x{hardware.device_kind}".replace(" ", "-")
     return f"{model}-{workload.method}-{workload.seq_len}-{machine}"
 
@@ -215,12 +267,15 @@ def _refuse_large_model_on_cpu(workload: Workload, hardware: Hardware, console: 
 
 
 def _refuse_if_nothing_fits(
-    question: Question, space: SearchSpace, space_file: str, console: Console
+    question: Question, space: SearchSpace, space_file: str, console: Console, *, as_json: bool
 ) -> None:
     """Say at once what is missing where no strategy of the space can fit."""
+    import json
+
+    from autotune.cli.console import answer_console
     from autotune.errors import ConfigError
     from autotune.predictor import AnalyticPredictor
-    from autotune.shortfall import nothing_fits, related_questions
+    from autotune.shortfall import nothing_fits, related_questions, shortfall_json
     from autotune.space_file import load_search_space
 
     limit = question.memory_limit_bytes
@@ -229,7 +284,7 @@ def _refuse_if_nothing_fits(
     if not predicted:
         raise ConfigError(
             f"--space {space.name}: no combination of its values is possible for this question; "
-            f"for one, {space.conflict(space.reference) or 'its conditions exclude each other'}"
+            f"for one, {space.first_conflict()}"
         )
     if any(prediction.peak_device_lower_bytes <= limit for _, prediction in predicted):
         return
@@ -243,6 +298,10 @@ def _refuse_if_nothing_fits(
             leanest = min(predictions, key=lambda prediction: prediction.peak_memory_bytes)
             if leanest.peak_device_bytes <= limit:
                 alternatives[words] = leanest
+    if as_json:
+        answer_console().print_json(
+            json.dumps(shortfall_json(predicted[:3], limit_bytes=limit, alternatives=alternatives))
+        )
     console.print(
         nothing_fits(
             predicted[:3],

@@ -132,7 +132,8 @@ class Session:
             self._greet(progress, study)
 
             def reason_to_stop() -> str | None:
-                return "stopped" if interrupt.is_set or budget.remaining_s <= 0 else None
+                progress.refresh()
+                return "stopped" if interrupt.check() or budget.remaining_s <= 0 else None
 
             seconds = launcher.start(reason_to_stop)
             if seconds is not None:
@@ -143,7 +144,7 @@ class Session:
                 spec_of=self._spec_of,
                 folder_of=self._folder.trial_folder,
                 progress=progress,
-                is_interrupted=lambda: interrupt.is_set,
+                is_interrupted=interrupt.check,
                 trial_timeout_s=trial_timeout_s,
             )
             try:
@@ -158,7 +159,15 @@ class Session:
                         "elapsed_s": elapsed_before_s + budget.elapsed_s,
                     }
                 )
-        self._end_reason = "interrupted" if interrupt.is_set else study.end_reason
+            if interrupt.check():
+                self._end_reason = "interrupted"
+            elif seconds is None:
+                self._end_reason = (
+                    f"--budget {budget.seconds:.0f}s was spent before the libraries were loaded, "
+                    "so no trial could start; give it more"
+                )
+            else:
+                self._end_reason = study.end_reason
 
     def _greet(self, progress: LiveProgress | PlainProgress, study: Study) -> None:
         progress.trials_changed(study.trials)
@@ -167,6 +176,8 @@ class Session:
             if self._num_recovered:
                 words += f", {self._num_recovered} of them cut off and run again"
             progress.note(words)
+        else:
+            progress.note("loading the libraries, once for all trials")
 
     def _spec_of(self, trial: Trial) -> TrialSpec:
         return TrialSpec(

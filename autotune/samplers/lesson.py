@@ -77,7 +77,7 @@ def _measured(trial: Trial, measurement: Measurement, limit_bytes: int) -> Lesso
 def _predicted_over_memory(trial: Trial, limit_bytes: int) -> Lesson:
     if trial.prediction is None:
         return _over_memory(None, _GREATEST_VIOLATION, limit_bytes)
-    excess = _clipped(trial.prediction.peak_memory_bytes / limit_bytes - 1)
+    excess = _clipped(trial.prediction.peak_device_bytes / limit_bytes - 1)
     return _over_memory(trial.prediction.tokens_per_second, excess, limit_bytes)
 
 

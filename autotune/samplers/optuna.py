@@ -89,6 +89,7 @@ class OptunaSampler:
         if not untried:
             return None
         with _quiet():
+            self._forget_what_was_not_taken(tried)
             if self._learns:
                 self._learn(trials)
             return self._draw(tried) or self._random.choice(untried)
@@ -96,6 +97,11 @@ class OptunaSampler:
     @property
     def _learns(self) -> bool:
         return self._kind not in (SamplerKind.RANDOM, SamplerKind.GRID)
+
+    def _forget_what_was_not_taken(self, tried: set[Strategy]) -> None:
+        """A proposal that was put off may be drawn again."""
+        for strategy in [strategy for strategy in self._asked if strategy not in tried]:
+            self._tell(self._asked.pop(strategy), Lesson(state=OptunaState.FAIL))
 
     def _draw(self, tried: set[Strategy]) -> Strategy | None:
         """Ask until something new comes; None when it takes too long."""
@@ -106,7 +112,7 @@ class OptunaSampler:
             strategy = self._parameters.strategy(inner.params)
             if strategy is None:
                 self._tell(inner, impossible(self._capacity_bytes))
-            elif strategy in tried or strategy in self._asked:
+            elif strategy in tried:
                 # Left running until the end of the draw: TPE and GP keep away from what runs. Told
                 # as complete, a good one would draw them to itself ever more.
                 repeats.append(inner)

@@ -66,6 +66,10 @@ def apply_strategy(
     num_layers = int(config.num_hidden_layers)
     # A cache of keys and values is for generation; in training it only holds memory.
     config.use_cache = False
+    for module in model.modules():
+        # The strategy says what is recomputed; transformers' own switch would add to it.
+        if getattr(module, "gradient_checkpointing", False):
+            module.gradient_checkpointing = False  # type: ignore[assignment]
     if strategy.fused_kernels:
         _patch_kernels(model)
     if method is not Method.FULL:

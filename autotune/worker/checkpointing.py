@@ -36,8 +36,15 @@ def checkpoint_layers(layers: nn.ModuleList, interval: int) -> None:
     """Keep the input of every `interval`-th layer for backward and recompute the rest, in place.
 
     Chen et al., Training Deep Nets with Sublinear Memory Cost (arXiv 1604.06174), section 3.
+
+    Raises:
+        ConfigError: it was done to these layers before.
     """
     members = list(layers)
+    if any(hasattr(layer, "_run_layer") for layer in members):
+        raise ConfigError(
+            "checkpoint_interval is set on this model already; call autotune.apply once"
+        )
     for start in range(0, len(members), interval):
         span = _Span(members[start : start + interval])
         for index, layer in enumerate(span.layers):
@@ -50,11 +57,13 @@ def _defer(layer: nn.Module, span: _Span, index: int) -> None:
     The layer's class is replaced by a subclass of the same name, so parameter names, isinstance
     and everything that looks at class names stay as they are.
     """
-    original = type(layer)
+    original: Any = type(layer)
 
-    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return span.call(index, args, kwargs)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._span.call(index, args, kwargs)
 
+    # Held by the layer, so that the span of a copied model holds the copied layers.
+    layer._span = span  # type: ignore[assignment]
     layer.__class__ = type(
         original.__name__,
         (original,),

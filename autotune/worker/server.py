@@ -219,6 +219,8 @@ def main() -> NoReturn:
     # A terminal's Ctrl-C is the launcher's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    # While it imports it cannot see its input close, so it dies with the launcher.
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Whatever the libraries print goes to the error log, not between the reports.
     reports = os.dup(1)
     os.dup2(2, 1)
@@ -230,6 +232,7 @@ def main() -> NoReturn:
         os.execv(sys.executable, [sys.executable, "-m", __spec__.name, model_type, "bare"])
     gc.collect()
     gc.freeze()
+    _prctl(_PR_SET_PDEATHSIG, 0)
     server = _Server(requests=0, reports=reports)
     server.report(ready=time.perf_counter() - started)
     server.serve()

@@ -210,6 +210,16 @@ def test_a_space_of_one_strategy_and_of_none_end(kind: SamplerKind) -> None:
     assert empty.propose([]) is None
 
 
+@pytest.mark.parametrize("kind", LEARNING_KINDS)
+def test_what_was_proposed_but_not_taken_may_be_drawn_again(kind: SamplerKind) -> None:
+    space = make_space(knob("zero_stage", 1, 2))
+    sampler = OptunaSampler(space, kind=kind, seed=0)
+    for _ in range(12):
+        assert sampler.propose([]) is not None
+    running = sampler._study.get_trials(states=[optuna.trial.TrialState.RUNNING])
+    assert len(running) == 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_trials_of_another_space_do_no_harm(kind: SamplerKind) -> None:
     foreign = [run(n, Strategy(zero_stage=1, micro_batch_size=16)) for n in range(2)]

@@ -1,0 +1,219 @@
+"""The study over a real record, with a sampler and a predictor that do as they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sample_study import complete, prediction
+
+from autotune.protocols import Pruner
+from autotune.pruners import DominancePruner, PredictedMemoryPruner
+from autotune.record import TrialRecord
+from autotune.strategy import Strategy
+from autotune.study import Study
+from autotune.trial import Failure, FailureKind, Outcome, Phase, Prediction, Trial, TrialState
+
+GIB = 2**30
+
+
+class InOrder:
+    """A sampler: micro-batches from 1 up."""
+
+    def __init__(self, num: int = 8) -> None:
+        self._strategies = [Strategy(micro_batch_size=size + 1) for size in range(num)]
+
+    def propose(self, trials: Sequence[Trial]) -> Strategy | None:
+        tried = {trial.strategy for trial in trials}
+        return next((s for s in self._strategies if s not in tried), None)
+
+
+class TenGibASample:
+    """A predictor: memory goes with the micro-batch; step times are given by it."""
+
+    def __init__(self, step_times_s: dict[int, float] | None = None) -> None:
+        self._step_times_s = step_times_s or {}
+
+    def predict(self, strategy: Strategy) -> Prediction:
+        size = strategy.micro_batch_size
+        return replace(prediction(10.0 * size), step_time_s=self._step_times_s.get(size, 1.0))
+
+
+class Objects:
+    """A pruner with one sentence for everything."""
+
+    def __init__(self, reason: str | None) -> None:
+        self._reason = reason
+
+    def reason_to_skip(self, *_: object) -> str | None:
+        return self._reason
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> TrialRecord:
+    return TrialRecord(
+        f"sqlite:///{tmp_path / 'study.db'}",
+        "study",
+        owner="here",
+        choices={"micro_batch_size": tuple(range(1, 20))},
+        memory_limit_bytes=76 * GIB,
+    )
+
+
+def make_study(
+    record: TrialRecord,
+    *,
+    pruners: Sequence[Pruner] = (),
+    max_trials: int | None = None,
+    num: int = 8,
+    step_times_s: dict[int, float] | None = None,
+) -> Study:
+    return Study(
+        record,
+        sampler=InOrder(num),
+        predictor=TenGibASample(step_times_s),
+        pruners=pruners,
+        max_trials=max_trials,
+    )
+
+
+def failure(kind: FailureKind, phase: Phase = Phase.FORWARD) -> Outcome:
+    return Outcome(failure=Failure(kind=kind, message="planted", phase=phase), duration_s=2.0)
+
+
+def success(size: int) -> Outcome:
+    return Outcome(measurement=complete(0, 1000.0 * size, 10.0 * size).measurement, duration_s=6.0)
+
+
+def sizes(trials: Sequence[Trial]) -> list[int]:
+    return [trial.strategy.micro_batch_size for trial in trials]
+
+
+def test_what_is_asked_for_is_on_record_as_running_with_its_prediction(
+    record: TrialRecord,
+) -> None:
+    trial = make_study(record).ask(100.0)
+    assert trial is not None
+    assert record.trials() == [trial]
+    assert trial.state is TrialState.RUNNING
+    assert trial.prediction == TenGibASample().predict(trial.strategy)
+
+
+def test_what_is_told_is_on_record(record: TrialRecord) -> None:
+    study = make_study(record)
+    trial = study.ask(100.0)
+    assert trial is not None
+    ended = study.tell(trial, failure(FailureKind.CRASH))
+    assert list(study.trials) == record.trials() == [ended]
+
+
+def test_a_space_that_is_tried_out_ends_the_search(record: TrialRecord) -> None:
+    study = make_study(record, num=2)
+    for size in (1, 2):
+        trial = study.ask(100.0)
+        assert trial is not None
+        study.tell(trial, success(size))
+    assert study.ask(100.0) is None
+    assert study.end_reason == "every strategy of the space was tried or ruled out"
+
+
+def test_a_spent_budget_ends_the_search(record: TrialRecord) -> None:
+    study = make_study(record)
+    assert study.ask(0.0) is None
+    assert study.end_reason == "the budget is spent"
+    assert record.trials() == []
+
+
+def test_what_a_pruner_rules_out_is_on_record_with_the_first_objection(
+    record: TrialRecord,
+) -> None:
+    objections = [Objects(None), Objects("too large"), Objects("ugly")]
+    study = make_study(record, num=3, pruners=objections)
+    assert study.ask(100.0) is None
+    assert [(t.state, t.reason) for t in record.trials()] == [("pruned", "too large")] * 3
+
+
+def test_what_is_predicted_not_to_fit_is_never_launched(record: TrialRecord) -> None:
+    study = make_study(record, pruners=[PredictedMemoryPruner(25 * GIB)])
+    launched = []
+    while (trial := study.ask(100.0)) is not None:
+        launched.append(study.tell(trial, success(trial.strategy.micro_batch_size)))
+    assert sizes(launched) == [1, 2]
+    assert len(record.trials()) == 8
+
+
+def test_neighbours_that_need_more_than_what_ran_out_of_memory_are_ruled_out(
+    record: TrialRecord,
+) -> None:
+    study = make_study(record, pruners=[DominancePruner()])
+    trial = study.ask(100.0)
+    assert trial is not None
+    study.tell(trial, failure(FailureKind.DEVICE_OUT_OF_MEMORY))
+    assert study.ask(100.0) is None
+    reasons = {trial.reason for trial in record.trials()[1:]}
+    assert reasons == {
+        "trial 0 ran out of memory in forward with micro-batch 1; this needs at least as much"
+    }
+
+
+def test_nothing_is_started_that_is_not_expected_to_finish(record: TrialRecord) -> None:
+    # An overhead of 8 s, then four long steps: 48 s, but 13 s for the third strategy.
+    study = make_study(record, step_times_s={1: 10.0, 2: 10.0, 3: 1.0})
+    trial = study.ask(20.0)
+    assert trial is not None
+    assert trial.strategy.micro_batch_size == 3
+    assert sizes(record.trials()) == [3]
+
+
+def test_a_rest_too_short_for_any_trial_ends_the_search(record: TrialRecord) -> None:
+    study = make_study(record, num=19)
+    assert study.ask(5.0) is None
+    assert study.end_reason == "the rest of the budget is too short for another trial"
+    assert record.trials() == []
+
+
+def test_max_trials_counts_launches_of_earlier_sessions_but_nothing_pruned(
+    record: TrialRecord,
+) -> None:
+    record.add_pruned(Strategy(micro_batch_size=1), prediction(90.0), "too large")
+    first = record.start(Strategy(micro_batch_size=2), prediction(1.0))
+    record.finish(first, success(2))
+    study = make_study(record, max_trials=2)
+    trial = study.ask(100.0)
+    assert trial is not None
+    study.tell(trial, success(3))
+    assert study.ask(100.0) is None
+    assert study.end_reason == "--trials 2 were run"
+
+
+@pytest.mark.parametrize(
+    "kind", [FailureKind.INTERRUPTED, FailureKind.COMMUNICATION, FailureKind.LOST_NODE]
+)
+def test_a_trial_that_the_machinery_failed_is_run_again_first_but_not_for_ever(
+    record: TrialRecord, kind: FailureKind
+) -> None:
+    asked = []
+    for _ in range(4):
+        # Each time a new session, as after Ctrl-C or a kill.
+        trial = make_study(record, max_trials=1).ask(100.0)
+        assert trial is not None
+        record.finish(trial, failure(kind))
+        asked.append(trial)
+    assert sizes(asked) == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [FailureKind.CRASH, FailureKind.TIMEOUT, FailureKind.DEVICE_OUT_OF_MEMORY],
+)
+def test_a_failure_of_the_strategys_own_is_not_repeated(
+    record: TrialRecord, kind: FailureKind
+) -> None:
+    study = make_study(record)
+    for expected in (1, 2):
+        trial = study.ask(100.0)
+        assert trial is not None
+        assert trial.strategy.micro_batch_size == expected
+        study.tell(trial, failure(kind))
