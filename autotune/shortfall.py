@@ -103,7 +103,7 @@ def shortfall_json(
     """The same as `nothing_fits` says, for `--json`.
 
     Keys: `front` (empty, as in a report), `limit_bytes`, `missing_bytes` of the closest strategy,
-    `closest` (strategies with predictions, least first) and `alternatives` (predictions by change).
+    `closest` (strategies with predictions, least first), `alternatives` (predictions by change).
     """
     return {
         "front": [],

@@ -14,6 +14,7 @@ results/<name>/
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -44,13 +45,21 @@ class StudyFolder:
 
     @property
     def name(self) -> str:
-        """The study's name: the folder's."""
-        return self.path.resolve().name
+        """The study's name: the folder's when it was made, so that a folder may be moved."""
+        return self._identity()["name"]
 
     @property
     def owner(self) -> str:
-        """This folder on this host, for telling its own trials in a shared storage."""
-        return f"{socket.gethostname()}:{self.path.resolve()}"
+        """Where the folder was made, for telling its own trials in a shared storage."""
+        return self._identity()["owner"]
+
+    def _identity(self) -> dict[str, str]:
+        path = self.path.resolve()
+        identity = {"name": path.name, "owner": f"{socket.gethostname()}:{path}"}
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            file = self.path / "question.json"
+            identity |= json.loads(file.read_text(encoding="utf-8"))["study"]
+        return identity
 
     @property
     def storage_url(self) -> str:
@@ -85,7 +94,7 @@ class StudyFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             if not is_there:
-                self._write("question.json", question.to_dict())
+                self._write("question.json", {"study": self._identity()} | question.to_dict())
             (self.path / "trials").mkdir(exist_ok=True)
         except OSError as error:
             self.close()
@@ -136,12 +145,13 @@ class StudyFolder:
         """
         file = self.path / "question.json"
         try:
-            return Question.from_dict(json.loads(file.read_text(encoding="utf-8")))
+            record = json.loads(file.read_text(encoding="utf-8"))
+            return Question.from_dict({k: v for k, v in record.items() if k != "study"})
         except FileNotFoundError:
             raise StorageError(
                 f"{self.path} is no study folder: it has no question.json"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             raise StorageError(f"{file} cannot be read: {error}") from error
 
     def read_environment(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -65,6 +66,14 @@ def test_report_shows_the_study_again(finished: tuple[Path, dict[str, Any]]) -> 
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["front"] == answer["front"]
     assert "tokens/s" in autotune("report", "study", folder=folder).stdout
+
+
+def test_a_study_may_be_moved(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, answer = finished
+    shutil.copytree(folder / "study", tmp_path / "elsewhere")
+    ran = autotune("report", "elsewhere", "--json", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["front"] == answer["front"]
 
 
 def test_the_same_question_goes_on_and_repeats_nothing(
