@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from autotune.errors import LaunchError
 from autotune.hardware import DeviceType, Hardware, visible_gpus
+from autotune.rank_process import RankProcess, failure_of, measurement_of
 from autotune.server_process import ServerProcess
-from autotune.trial import Failure, FailureKind, Measurement, Outcome, Phase, TrialSpec
+from autotune.trial import Failure, FailureKind, Outcome, TrialSpec
 
 __all__ = ["Launcher"]
 
@@ -34,54 +32,6 @@ _GRACE_S = 1.0
 
 _HOST_FLOOR_BYTES = 256 * 2**20
 """With less host memory than this left, the trial is stopped before the kernel kills at random."""
-
-
-@dataclass(slots=True)
-class _Rank:
-    """What is known of one rank process."""
-
-    number: int
-    folder: Path
-    pid: int = 0
-    status: int | None = None
-    """Exit status, negative for a signal; None while it runs."""
-    result: dict[str, Any] | None = None
-    failure: dict[str, Any] | None = None
-    ended_at: float = math.inf
-    _offset: int = field(default=0)
-
-    @property
-    def is_running(self) -> bool:
-        return self.status is None
-
-    @property
-    def has_failed(self) -> bool:
-        return self.failure is not None or (not self.is_running and self.result is None)
-
-    def new_events(self) -> Iterator[dict[str, Any]]:
-        """Whole lines that were written since the last look."""
-        try:
-            with (self.folder / f"rank{self.number}.jsonl").open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.splitlines():
-            event: dict[str, Any] = json.loads(line)
-            if event["event"] == "result":
-                self.result = event
-            elif event["event"] == "failure":
-                self.failure = event
-            yield event
-
-    def phase(self) -> Phase | None:
-        """What it was doing last, as it wrote down itself."""
-        try:
-            return Phase((self.folder / f"rank{self.number}.phase").read_text().strip())
-        except (OSError, ValueError):
-            return None
 
 
 class Launcher:
@@ -139,7 +89,7 @@ class Launcher:
         spec_file.write_text(json.dumps(spec.to_dict(), indent=1), encoding="utf-8")
         used_before = _device_bytes_in_use(self._hardware)
         kills_before = _kernel_oom_kills()
-        ranks = [_Rank(number=number, folder=folder) for number in range(spec.num_ranks)]
+        ranks = [RankProcess(number=number, folder=folder) for number in range(spec.num_ranks)]
         try:
             stopped = self._watch(ranks, spec_file, started, timeout_s, on_event, should_stop)
         except LaunchError as error:
@@ -148,15 +98,15 @@ class Launcher:
         finally:
             self._end(ranks)
         _wait_for_device(self._hardware, used_before)
-        failure = stopped or _failure_of(ranks, has_oom_kill=_kernel_oom_kills() > kills_before)
+        failure = stopped or failure_of(ranks, has_oom_kill=_kernel_oom_kills() > kills_before)
         duration_s = time.monotonic() - started
         if failure is not None:
             return Outcome(failure=failure, duration_s=duration_s)
-        return Outcome(measurement=_merge(spec, ranks), duration_s=duration_s)
+        return Outcome(measurement=measurement_of(spec, ranks), duration_s=duration_s)
 
     def _watch(
         self,
-        ranks: list[_Rank],
+        ranks: list[RankProcess],
         spec_file: Path,
         started: float,
         timeout_s: float,
@@ -196,7 +146,7 @@ class Launcher:
 
     def _collect(
         self,
-        ranks: list[_Rank],
+        ranks: list[RankProcess],
         on_event: Callable[[Mapping[str, Any]], None],
         wait_s: float = _POLL_S,
     ) -> None:
@@ -210,7 +160,7 @@ class Launcher:
                 if rank.number == 0:
                     on_event(event)
 
-    def _memory_hog(self, ranks: list[_Rank]) -> Failure | None:
+    def _memory_hog(self, ranks: list[RankProcess]) -> Failure | None:
         """Host memory running out, or a CPU rank beyond its share of it."""
         import psutil
 
@@ -231,7 +181,7 @@ class Launcher:
             return _stopped(ranks, FailureKind.HOST_OUT_OF_MEMORY, message)
         return None
 
-    def _end(self, ranks: list[_Rank]) -> None:
+    def _end(self, ranks: list[RankProcess]) -> None:
         """Kill what still runs, and everything it started."""
         for rank in ranks:
             if rank.pid and rank.is_running:
@@ -277,7 +227,7 @@ def _environment(hardware: Hardware) -> dict[str, str]:
     return environment
 
 
-def _dump_stacks(ranks: list[_Rank]) -> None:
+def _dump_stacks(ranks: list[RankProcess]) -> None:
     """Have every rank write where it hangs into its error log."""
     for rank in ranks:
         with contextlib.suppress(ProcessLookupError):
@@ -285,72 +235,9 @@ def _dump_stacks(ranks: list[_Rank]) -> None:
     time.sleep(0.2)
 
 
-def _stopped(ranks: list[_Rank], kind: FailureKind, message: str) -> Failure:
+def _stopped(ranks: list[RankProcess], kind: FailureKind, message: str) -> Failure:
     first = ranks[0]
     return Failure(kind=kind, message=message, phase=first.phase(), rank=first.number)
-
-
-def _failure_of(ranks: list[_Rank], *, has_oom_kill: bool) -> Failure | None:
-    """The failure of the rank that is to blame; None where all came to a result.
-
-    The others fail because their partner is gone: so out of memory explains a trial before a rank
-    that died without a word, that before an exception, and the earliest exception before the rest.
-    """
-    failed = [rank for rank in ranks if rank.result is None]
-    if not failed:
-        return None
-
-    def blame(pair: tuple[_Rank, Failure]) -> tuple[bool, bool, float]:
-        rank, failure = pair
-        has_died = rank.failure is None and rank.status is not None
-        at = rank.failure["at"] if rank.failure is not None else rank.ended_at
-        return not failure.kind.is_out_of_memory, not has_died, at
-
-    return min(((rank, _rank_failure(rank, has_oom_kill)) for rank in failed), key=blame)[1]
-
-
-def _rank_failure(rank: _Rank, has_oom_kill: bool) -> Failure:
-    if rank.failure is not None:
-        return Failure(
-            kind=FailureKind(rank.failure["kind"]),
-            message=rank.failure["message"],
-            phase=Phase(rank.failure["phase"]),
-            rank=rank.number,
-        )
-    if rank.status is None:
-        kind, message = FailureKind.COMMUNICATION, "it was waiting for a rank that had failed"
-    elif rank.status == -signal.SIGKILL and has_oom_kill:
-        kind, message = FailureKind.HOST_OUT_OF_MEMORY, "the kernel killed it for want of memory"
-    elif rank.status < 0:
-        name = signal.Signals(-rank.status).name
-        kind, message = FailureKind.CRASH, f"it died of {name}"
-    else:
-        kind, message = FailureKind.CRASH, f"it exited with status {rank.status} before its result"
-    return Failure(kind=kind, message=message, phase=rank.phase(), rank=rank.number)
-
-
-def _merge(spec: TrialSpec, ranks: list[_Rank]) -> Measurement:
-    """One measurement of all ranks: the largest memory, the common times, the mean loss."""
-    results = [rank.result for rank in ranks if rank.result is not None]
-    step_times_s = tuple(results[0]["step_times_s"])
-    losses = zip(*(result["losses"] for result in results), strict=True)
-
-    def largest(name: str) -> int:
-        return max(int(result[name]) for result in results)
-
-    return Measurement(
-        tokens_per_second=spec.workload.tokens_per_step / median(step_times_s),
-        step_times_s=step_times_s,
-        losses=tuple(sum(step) / len(results) for step in losses),
-        setup_time_s=max(float(result["setup_time_s"]) for result in results),
-        peak_allocated_bytes=largest("peak_allocated_bytes"),
-        peak_reserved_bytes=largest("peak_reserved_bytes"),
-        peak_device_bytes=largest("peak_device_bytes"),
-        num_alloc_retries=largest("num_alloc_retries"),
-        num_parameters=largest("num_parameters"),
-        num_trainable_parameters=largest("num_trainable_parameters"),
-        skipped_steps=largest("skipped_steps"),
-    )
 
 
 def _kernel_oom_kills() -> int:

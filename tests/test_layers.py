@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("yaml_file", "workload", "hardware", "software", "strategy"),
     ("trial", "question", "compatibility", "deepspeed_config", "strategy_file", "search_space"),
     ("protocols", "space_file", "budget"),
-    ("predictor", "worker", "server_process", "launcher"),
+    ("predictor", "worker", "server_process", "rank_process", "launcher"),
     ("samplers", "pruners", "record", "study_folder", "drivers"),
     ("study", "pareto", "study_summary", "report", "shortfall", "export_guide", "export"),
     ("stored_study", "progress", "doctor"),

@@ -1,0 +1,132 @@
+"""The ranks of a trial as the launcher sees them: process, exit status, what they wrote.
+
+Says which rank is to blame for a failure, and makes one measurement of all their results.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from autotune.trial import Failure, FailureKind, Measurement, Phase, TrialSpec
+
+__all__ = ["RankProcess", "failure_of", "measurement_of"]
+
+
+@dataclass(slots=True)
+class RankProcess:
+    """What is known of one rank process."""
+
+    number: int
+    folder: Path
+    pid: int = 0
+    status: int | None = None
+    """Exit status, negative for a signal; None while it runs."""
+    result: dict[str, Any] | None = None
+    failure: dict[str, Any] | None = None
+    ended_at: float = math.inf
+    _offset: int = field(default=0)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its end has not been seen yet."""
+        return self.status is None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it told of a failure, or ended without a result."""
+        return self.failure is not None or (not self.is_running and self.result is None)
+
+    def new_events(self) -> Iterator[dict[str, Any]]:
+        """Whole lines that were written since the last look."""
+        try:
+            with (self.folder / f"rank{self.number}.jsonl").open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            event: dict[str, Any] = json.loads(line)
+            if event["event"] == "result":
+                self.result = event
+            elif event["event"] == "failure":
+                self.failure = event
+            yield event
+
+    def phase(self) -> Phase | None:
+        """What it was doing last, as it wrote down itself."""
+        try:
+            return Phase((self.folder / f"rank{self.number}.phase").read_text().strip())
+        except (OSError, ValueError):
+            return None
+
+
+def failure_of(ranks: Sequence[RankProcess], *, has_oom_kill: bool) -> Failure | None:
+    """The failure of the rank that is to blame; None where all came to a result.
+
+    The others fail because their partner is gone: so out of memory explains a trial before a rank
+    that died without a word, that before an exception, and the earliest exception before the rest.
+    """
+    failed = [rank for rank in ranks if rank.result is None]
+    if not failed:
+        return None
+
+    def blame(pair: tuple[RankProcess, Failure]) -> tuple[bool, bool, float]:
+        rank, failure = pair
+        has_died = rank.failure is None and rank.status is not None
+        at = rank.failure["at"] if rank.failure is not None else rank.ended_at
+        return not failure.kind.is_out_of_memory, not has_died, at
+
+    return min(((rank, _rank_failure(rank, has_oom_kill)) for rank in failed), key=blame)[1]
+
+
+def _rank_failure(rank: RankProcess, has_oom_kill: bool) -> Failure:
+    if rank.failure is not None:
+        return Failure(
+            kind=FailureKind(rank.failure["kind"]),
+            message=rank.failure["message"],
+            phase=Phase(rank.failure["phase"]),
+            rank=rank.number,
+        )
+    if rank.status is None:
+        kind, message = FailureKind.COMMUNICATION, "it was waiting for a rank that had failed"
+    elif rank.status == -signal.SIGKILL and has_oom_kill:
+        kind, message = FailureKind.HOST_OUT_OF_MEMORY, "the kernel killed it for want of memory"
+    elif rank.status < 0:
+        name = signal.Signals(-rank.status).name
+        kind, message = FailureKind.CRASH, f"it died of {name}"
+    else:
+        kind, message = FailureKind.CRASH, f"it exited with status {rank.status} before its result"
+    return Failure(kind=kind, message=message, phase=rank.phase(), rank=rank.number)
+
+
+def measurement_of(spec: TrialSpec, ranks: Sequence[RankProcess]) -> Measurement:
+    """One measurement of all ranks: the largest memory, the common times, the mean loss."""
+    results = [rank.result for rank in ranks if rank.result is not None]
+    step_times_s = tuple(results[0]["step_times_s"])
+    losses = zip(*(result["losses"] for result in results), strict=True)
+
+    def largest(name: str) -> int:
+        return max(int(result[name]) for result in results)
+
+    return Measurement(
+        tokens_per_second=spec.workload.tokens_per_step / median(step_times_s),
+        step_times_s=step_times_s,
+        losses=tuple(sum(step) / len(results) for step in losses),
+        setup_time_s=max(float(result["setup_time_s"]) for result in results),
+        peak_allocated_bytes=largest("peak_allocated_bytes"),
+        peak_reserved_bytes=largest("peak_reserved_bytes"),
+        peak_device_bytes=largest("peak_device_bytes"),
+        num_alloc_retries=largest("num_alloc_retries"),
+        num_parameters=largest("num_parameters"),
+        num_trainable_parameters=largest("num_trainable_parameters"),
+        skipped_steps=largest("skipped_steps"),
+    )
