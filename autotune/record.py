@@ -26,7 +26,7 @@ from autotune.trial import (
     TrialState,
 )
 
-__all__ = ["TrialRecord"]
+__all__ = ["TrialRecord", "without_password"]
 
 _MEMORY_CONSTRAINT = "device_memory"
 
@@ -95,7 +95,7 @@ class TrialRecord:
         except Exception as error:  # each database driver has exceptions of its own
             lines = str(getattr(error, "orig", None) or error).strip().splitlines()
             reason = lines[0] if lines else type(error).__name__
-            shown = _without_password(self._url)
+            shown = without_password(self._url)
             raise StorageError(
                 f"the study storage {shown} cannot be used: {reason}; "
                 "name another with --storage, or another folder with --out"
@@ -229,7 +229,7 @@ class TrialRecord:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(
-                f"trial {frozen.number} in {_without_password(self._url)} was not written by "
+                f"trial {frozen.number} in {without_password(self._url)} was not written by "
                 f"this version of autotune: {error}"
             ) from error
 
@@ -260,7 +260,7 @@ def _states() -> dict[Any, TrialState]:
     return {theirs: ours for ours, theirs in _optuna_states().items()}
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
     """A storage URL as it may be shown."""
     scheme, separator, rest = url.partition("://")
     credentials, at, host = rest.rpartition("@")

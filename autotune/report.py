@@ -125,6 +125,7 @@ def _counts(summary: StudySummary) -> Iterator[RenderableType]:
 
 def _exports(summary: StudySummary) -> Iterator[RenderableType]:
     folder = shlex.quote(str(summary.folder or f"results/{summary.name}"))
+    storage = f" --storage {shlex.quote(summary.storage_url)}" if summary.storage_url else ""
     by_trial: dict[int, Pick] = {}
     for which, trial in summary.picks.items():
         by_trial.setdefault(trial.number, which)
@@ -133,7 +134,7 @@ def _exports(summary: StudySummary) -> Iterator[RenderableType]:
     for number, which in by_trial.items():
         # Never wrapped, so that it can be copied.
         yield Text(
-            f"  autotune export {folder} --pick {which}  # trial {number}",
+            f"  autotune export {folder} --pick {which}{storage}  # trial {number}",
             no_wrap=True,
             overflow="ignore",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autotune.compatibility import reference_strategy
 from autotune.errors import ConfigError, StorageError
 from autotune.question import Question
-from autotune.record import TrialRecord
+from autotune.record import TrialRecord, without_password
 from autotune.search_space import SearchSpace
 from autotune.software import Software
 from autotune.space_file import parse_search_space
@@ -66,7 +66,9 @@ def open_record(
     return record
 
 
-def summarize(folder: StudyFolder, record: TrialRecord, question: Question) -> StudySummary:
+def summarize(
+    folder: StudyFolder, record: TrialRecord, question: Question, storage_url: str | None
+) -> StudySummary:
     """Everything there is to say about the study now."""
     environment = folder.read_environment()
     workload = question.workload
@@ -91,4 +93,5 @@ def summarize(folder: StudyFolder, record: TrialRecord, question: Question) -> S
         elapsed_s=float(environment.get("elapsed_s", 0.0)),
         versions=environment.get("versions", {}),
         folder=folder.path,
+        storage_url=without_password(storage_url) if storage_url else None,
     )

@@ -39,6 +39,8 @@ class StudySummary:
     versions: Mapping[str, str]
     folder: Path | None = None
     """The study folder as the user named it; None stands for `results/<name>`."""
+    storage_url: str | None = None
+    """Where trials are kept if not in the folder, as it may be shown."""
 
     @property
     def counts(self) -> dict[TrialState, int]:

@@ -189,7 +189,7 @@ class Session:
 
     def answer(self, *, as_json: bool, console: Console) -> bool:
         """Print the report, keep it in the folder, export the fastest; whether anything fits."""
-        summary = summarize(self._folder, self._record, self._question)
+        summary = summarize(self._folder, self._record, self._question, self._storage_url)
         best = summary.picks.get(Pick.THROUGHPUT)
         out = answer_console()
         if as_json:

@@ -22,4 +22,4 @@ def read_study(path: Path, storage_url: str | None) -> StudySummary:
     question = folder.read_question()
     space = space_of(question, detect_software())
     record = open_record(folder, space, question, storage_url, must_exist=True)
-    return summarize(folder, record, question)
+    return summarize(folder, record, question, storage_url)
