@@ -33,6 +33,9 @@ _GRACE_S = 1.0
 _HOST_FLOOR_BYTES = 256 * 2**20
 """With less host memory than this left, the trial is stopped before the kernel kills at random."""
 
+_MAX_LOW_POLLS = 10
+"""So many looks in a row must find it low: virtual machines are given memory as they fill it."""
+
 
 class Launcher:
     """Runs trials on the devices of this host, one at a time.
@@ -45,6 +48,7 @@ class Launcher:
 
     def __init__(self, hardware: Hardware, *, model_type: str, folder: Path) -> None:
         self._hardware = hardware
+        self._num_low_polls = 0
         self._server = ServerProcess(
             model_type=model_type, environment=_environment(hardware), log=folder / "server.log"
         )
@@ -176,7 +180,8 @@ class Launcher:
                         )
                         return _stopped([rank], FailureKind.HOST_OUT_OF_MEMORY, message)
         available = psutil.virtual_memory().available
-        if available < _HOST_FLOOR_BYTES:
+        self._num_low_polls = self._num_low_polls + 1 if available < _HOST_FLOOR_BYTES else 0
+        if self._num_low_polls >= _MAX_LOW_POLLS:
             message = f"only {available / 2**20:.0f} MiB of host memory were left"
             return _stopped(ranks, FailureKind.HOST_OUT_OF_MEMORY, message)
         return None

@@ -20,18 +20,27 @@ class PredictedMemoryPruner:
 
     Args:
         memory_limit_bytes: device memory that one rank may use.
+        host_memory_bytes: memory of the host, for what is offloaded to it.
         is_patient: skip only what does not fit even where the predictor is as wrong as it may be,
             for questions where hardly anything is expected to fit.
     """
 
-    def __init__(self, memory_limit_bytes: int, *, is_patient: bool = False) -> None:
+    def __init__(
+        self, memory_limit_bytes: int, *, host_memory_bytes: int, is_patient: bool = False
+    ) -> None:
         self._limit_bytes = memory_limit_bytes
+        self._host_memory_bytes = host_memory_bytes
         self._is_patient = is_patient
 
     def reason_to_skip(
         self, strategy: Strategy, prediction: Prediction, trials: Sequence[Trial]
     ) -> str | None:
         """Why the strategy cannot fit, in words; None where it might."""
+        if prediction.host_memory_bytes > self._host_memory_bytes:
+            return (
+                f"offloading needs at least {prediction.host_memory_bytes / _GIB:.1f} GiB of host "
+                f"memory, the host has {self._host_memory_bytes / _GIB:.1f} GiB"
+            )
         if self._is_patient:
             need, words = prediction.peak_device_lower_bytes, "predicted to need at least"
         else:

@@ -71,7 +71,7 @@ def nothing_fits(
     """What is missing for the closest strategies, and what would fit instead.
 
     Args:
-        closest: the strategies that need the least memory, with their predictions, least first.
+        closest: the strategies that miss the least memory, with their predictions, least first.
         limit_bytes: device memory that a trial may use: the device's, less the headroom.
         hardware: what the question ran on.
         alternatives: predictions of other questions that fit, by the change in words: those of
@@ -80,14 +80,22 @@ def nothing_fits(
     if not closest:
         return Text("Nothing fits: the search space has no strategy that this question allows.")
     _, prediction = closest[0]
-    peak = prediction.peak_device_bytes
-    first = Text.assemble(
-        (f"Nothing fits: {format_gib(max(peak - limit_bytes, 0))} GiB are missing.", "bold red"),
+    peak, host = prediction.peak_device_bytes, hardware.host_memory_bytes
+    missing = prediction.missing_bytes(device_bytes=limit_bytes, host_bytes=host)
+    words = (
         f" The closest strategy needs {format_gib(peak)} GiB on each device, and a trial may use "
         f"{format_gib(limit_bytes)} GiB of {format_gib(hardware.device_memory_bytes)} GiB "
-        f"({hardware}).",
+        f"({hardware})."
     )
-    parts: list[RenderableType] = [first, "", _closest_table(closest, limit_bytes)]
+    if prediction.host_memory_bytes:
+        words += (
+            f" What it offloads needs at least {format_gib(prediction.host_memory_bytes)} GiB of "
+            f"host memory, and the host has {format_gib(host)} GiB."
+        )
+    first = Text.assemble(
+        (f"Nothing fits: {format_gib(missing)} GiB are missing.", "bold red"), words
+    )
+    parts: list[RenderableType] = [first, "", _closest_table(closest, limit_bytes, host)]
     if prediction.breakdown_bytes:
         parts += ["", _breakdown(prediction)]
     parts += ["", *_nearest_fits(peak, limit_bytes, hardware, alternatives)]
@@ -98,17 +106,22 @@ def shortfall_json(
     closest: Sequence[tuple[Strategy, Prediction]],
     *,
     limit_bytes: int,
+    hardware: Hardware,
     alternatives: Mapping[str, Prediction],
 ) -> dict[str, Any]:
     """The same as `nothing_fits` says, for `--json`.
 
-    Keys: `front` (empty, as in a report), `limit_bytes`, `missing_bytes` of the closest strategy,
-    `closest` (strategies with predictions, least first), `alternatives` (predictions by change).
+    Keys: `front` (empty, as in a report), `limit_bytes` of each device, `host_memory_bytes`,
+    `missing_bytes` of the closest strategy, `closest` (strategies with predictions, least first),
+    `alternatives` (predictions by change).
     """
     return {
         "front": [],
         "limit_bytes": limit_bytes,
-        "missing_bytes": min(p.peak_device_bytes - limit_bytes for _, p in closest),
+        "host_memory_bytes": hardware.host_memory_bytes,
+        "missing_bytes": closest[0][1].missing_bytes(
+            device_bytes=limit_bytes, host_bytes=hardware.host_memory_bytes
+        ),
         "closest": [
             {"strategy": strategy.to_dict(), "prediction": asdict(prediction)}
             for strategy, prediction in closest
@@ -117,15 +130,18 @@ def shortfall_json(
     }
 
 
-def _closest_table(closest: Sequence[tuple[Strategy, Prediction]], limit_bytes: int) -> Table:
+def _closest_table(
+    closest: Sequence[tuple[Strategy, Prediction]], limit_bytes: int, host_bytes: int
+) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("closest strategies", overflow="fold", min_width=20)
-    table.add_column("predicted\nGiB", justify="right", no_wrap=True)
+    table.add_column("device\nGiB", justify="right", no_wrap=True)
+    table.add_column("host\nGiB", justify="right", no_wrap=True)
     table.add_column("missing\nGiB", justify="right", no_wrap=True)
     for strategy, prediction in closest:
-        peak = prediction.peak_device_bytes
-        missing = format_gib(max(peak - limit_bytes, 0))
-        table.add_row(Text(str(strategy)), format_gib(peak), missing)
+        missing = prediction.missing_bytes(device_bytes=limit_bytes, host_bytes=host_bytes)
+        sizes = (prediction.peak_device_bytes, prediction.host_memory_bytes, missing)
+        table.add_row(Text(str(strategy)), *map(format_gib, sizes))
     return table
 
 
@@ -149,7 +165,7 @@ def _nearest_fits(
     # The same share of the larger device stays free.
     needed = peak * hardware.device_memory_bytes / limit_bytes
     larger = [kind for kind in DEVICE_KINDS.values() if kind.memory_bytes >= needed]
-    if larger and hardware.device_type is DeviceType.CUDA:
+    if larger and peak > limit_bytes and hardware.device_type is DeviceType.CUDA:
         kind = min(larger, key=lambda kind: kind.memory_bytes)
         memory = format_gib(kind.memory_bytes)
         lines.append(f"{hardware.num_devices} x {kind.name}: {memory} GiB each")

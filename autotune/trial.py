@@ -112,6 +112,8 @@ class Prediction:
     """Over all ranks."""
     device_overhead_bytes: int = 0
     """What the device holds beside the allocator's pool: the GPU context and its libraries."""
+    host_memory_bytes: int = 0
+    """Least host memory that offloaded states need, of all ranks of a host together."""
     moment: str = ""
     """What is going on when memory peaks: loss, recomputation, optimizer step."""
     breakdown_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -126,6 +128,17 @@ class Prediction:
     def peak_device_lower_bytes(self) -> int:
         """The whole device is not expected to need less than this."""
         return self.peak_memory_lower_bytes + self.device_overhead_bytes
+
+    def missing_bytes(self, *, device_bytes: int, host_bytes: int) -> int:
+        """What it is expected to need beyond these limits, of device and host together."""
+        device = max(0, self.peak_device_bytes - device_bytes)
+        return device + max(0, self.host_memory_bytes - host_bytes)
+
+    def might_fit(self, *, device_bytes: int, host_bytes: int) -> bool:
+        """Whether it fits into these limits if the predictor is as wrong as it may be."""
+        return (
+            self.peak_device_lower_bytes <= device_bytes and self.host_memory_bytes <= host_bytes
+        )
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Prediction:

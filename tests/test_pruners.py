@@ -14,6 +14,7 @@ from autotune.trial import Failure, FailureKind, Phase, Prediction, Trial, Trial
 
 GIB = 2**30
 LIMIT = 76 * GIB
+HOST = 128 * GIB
 
 
 def prediction(peak_gib: float = 40.0, lower_gib: float | None = None) -> Prediction:
@@ -54,7 +55,8 @@ def skip(trial: Trial, *, predicted: Prediction | None = None, **knobs: Any) -> 
 
 
 @pytest.fixture(
-    params=[PredictedMemoryPruner(LIMIT), DominancePruner()], ids=lambda p: type(p).__name__
+    params=[PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST), DominancePruner()],
+    ids=lambda p: type(p).__name__,
 )
 def pruner(request: pytest.FixtureRequest) -> Pruner:
     chosen: Pruner = request.param
@@ -88,7 +90,9 @@ def test_a_reason_is_one_line_of_words(pruner: Pruner) -> None:
 
 class TestPredictedMemoryPruner:
     def test_skips_what_is_expected_not_to_fit_and_says_why(self) -> None:
-        reason = PredictedMemoryPruner(LIMIT).reason_to_skip(strategy(), prediction(90.0), [])
+        reason = PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST).reason_to_skip(
+            strategy(), prediction(90.0), []
+        )
 
         assert reason == (
             "predicted to need 90.0 GiB, the limit is 76.0 GiB; "
@@ -98,10 +102,19 @@ class TestPredictedMemoryPruner:
     def test_counts_what_the_device_holds_beside_the_pool(self) -> None:
         on_the_edge = replace(prediction(75.5), device_overhead_bytes=GIB)
 
-        assert PredictedMemoryPruner(LIMIT).reason_to_skip(strategy(), on_the_edge, [])
+        assert PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST).reason_to_skip(
+            strategy(), on_the_edge, []
+        )
+
+    def test_skips_what_the_host_cannot_hold(self) -> None:
+        offloaded = replace(prediction(30.0), host_memory_bytes=146 * GIB)
+
+        assert PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST).reason_to_skip(
+            strategy(), offloaded, []
+        ) == ("offloading needs at least 146.0 GiB of host memory, the host has 128.0 GiB")
 
     def test_a_patient_one_launches_what_is_only_expected_not_to_fit(self) -> None:
-        patient = PredictedMemoryPruner(LIMIT, is_patient=True)
+        patient = PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST, is_patient=True)
 
         assert patient.reason_to_skip(strategy(), prediction(90.0, lower_gib=76.0), []) is None
         assert patient.reason_to_skip(strategy(), prediction(100.0, lower_gib=95.1), [])

@@ -136,7 +136,9 @@ def test_what_a_pruner_rules_out_is_on_record_with_the_first_objection(
 
 
 def test_what_is_predicted_not_to_fit_is_never_launched(record: TrialRecord) -> None:
-    study = make_study(record, pruners=[PredictedMemoryPruner(25 * GIB)])
+    study = make_study(
+        record, pruners=[PredictedMemoryPruner(25 * GIB, host_memory_bytes=128 * GIB)]
+    )
     launched = []
     while (trial := study.ask(100.0)) is not None:
         launched.append(study.tell(trial, success(trial.strategy.micro_batch_size)))

@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from autotune.hardware import Hardware
-    from autotune.question import Question
-    from autotune.search_space import SearchSpace
     from autotune.workload import Workload
 
 __all__ = ["EXAMPLES", "search"]
@@ -32,9 +28,6 @@ Durations are 90s, 30m, 2h or 1h30m. Exit status: 0 something fits,
 """Shown below the options."""
 
 Kind = TypeVar("Kind", bound=StrEnum)
-
-_MAX_CPU_PARAMETERS = 1_000_000_000
-"""Larger models take minutes a step on a CPU: no search of them ends."""
 
 _NUM_SEEDS = 2**32
 """NumPy's generators, which the samplers use, take no others."""
@@ -168,6 +161,7 @@ def search(
     started = time.monotonic()
     from autotune.budget import Budget, parse_duration
     from autotune.cli.console import error_console
+    from autotune.cli.refusal import refuse_if_nothing_fits, refuse_large_model_on_cpu
     from autotune.cli.session import Session
     from autotune.errors import ConfigError
     from autotune.hardware import detect_hardware
@@ -204,7 +198,7 @@ def search(
     software = detect_software()
     search_space = load_search_space(space, workload, hardware, software)
     console = error_console()
-    _refuse_large_model_on_cpu(workload, hardware, console)
+    refuse_large_model_on_cpu(workload, hardware, console)
     question = Question(
         workload=workload,
         hardware=hardware,
@@ -213,7 +207,7 @@ def search(
         headroom=headroom,
         seed=seed,
     )
-    _refuse_if_nothing_fits(question, search_space, space, console, as_json=as_json)
+    refuse_if_nothing_fits(question, search_space, space, console, as_json=as_json)
     session = Session(
         question,
         search_space,
@@ -246,68 +240,3 @@ def _default_name(workload: Workload, hardware: Hardware) -> str:
     model = Path(name).resolve().name if Path(name).is_dir() else name.replace("/", "-")
     machine = f"{hardware.num_devices}x{hardware.device_kind}".replace(" ", "-")
     return f"{model}-{workload.method}-{workload.seq_len}-{machine}"
-
-
-def _refuse_large_model_on_cpu(workload: Workload, hardware: Hardware, console: Console) -> None:
-    from autotune.hardware import DeviceType
-
-    if hardware.device_type is DeviceType.CUDA:
-        return
-    if workload.model.num_parameters > _MAX_CPU_PARAMETERS:
-        billions = workload.model.num_parameters / 1e9
-        console.print(
-            f"autotune: --model {workload.model.name} has {billions:.1f} billion parameters and "
-            "this machine has no GPU that NVML can see. Run this on a machine with one "
-            "(`autotune doctor` says what is missing), or try the CPU preset: "
-            "autotune search --model tiny --budget 2m",
-            soft_wrap=True,
-            markup=False,
-        )
-        raise typer.Exit(1)
-
-
-def _refuse_if_nothing_fits(
-    question: Question, space: SearchSpace, space_file: str, console: Console, *, as_json: bool
-) -> None:
-    """Say at once what is missing where no strategy of the space can fit."""
-    import json
-
-    from autotune.cli.console import answer_console
-    from autotune.errors import ConfigError
-    from autotune.predictor import AnalyticPredictor
-    from autotune.shortfall import nothing_fits, related_questions, shortfall_json
-    from autotune.space_file import load_search_space
-
-    limit = question.memory_limit_bytes
-    predictor = AnalyticPredictor(question.workload, question.hardware)
-    predicted = [(strategy, predictor.predict(strategy)) for strategy in space.strategies()]
-    if not predicted:
-        raise ConfigError(
-            f"--space {space.name}: no combination of its values is possible for this question; "
-            f"for one, {space.first_conflict()}"
-        )
-    if any(prediction.peak_device_lower_bytes <= limit for _, prediction in predicted):
-        return
-    predicted.sort(key=lambda pair: pair[1].peak_memory_bytes)
-    alternatives = {}
-    for words, workload, hardware in related_questions(question.workload, question.hardware):
-        related = load_search_space(space_file, workload, hardware, space.software)
-        other = AnalyticPredictor(workload, hardware)
-        predictions = [other.predict(strategy) for strategy in related.strategies()]
-        if predictions:
-            leanest = min(predictions, key=lambda prediction: prediction.peak_memory_bytes)
-            if leanest.peak_device_bytes <= limit:
-                alternatives[words] = leanest
-    if as_json:
-        answer_console().print_json(
-            json.dumps(shortfall_json(predicted[:3], limit_bytes=limit, alternatives=alternatives))
-        )
-    console.print(
-        nothing_fits(
-            predicted[:3],
-            limit_bytes=limit,
-            hardware=question.hardware,
-            alternatives=alternatives,
-        )
-    )
-    raise typer.Exit(1)

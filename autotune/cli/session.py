@@ -105,7 +105,11 @@ class Session:
         question, limit = self._question, self._question.memory_limit_bytes
         predictor = AnalyticPredictor(question.workload, question.hardware)
         first = most_promising(
-            self._space.strategies(), predictor, memory_limit_bytes=limit, num=_NUM_FIRST
+            self._space.strategies(),
+            predictor,
+            memory_limit_bytes=limit,
+            host_memory_bytes=question.hardware.host_memory_bytes,
+            num=_NUM_FIRST,
         )
         proposals: Sampler = OptunaSampler(self._space, kind=sampler, seed=question.seed)
         if sampler.learns:
@@ -114,7 +118,14 @@ class Session:
             self._record,
             sampler=proposals,
             predictor=predictor,
-            pruners=(PredictedMemoryPruner(limit, is_patient=not first), DominancePruner()),
+            pruners=(
+                PredictedMemoryPruner(
+                    limit,
+                    host_memory_bytes=question.hardware.host_memory_bytes,
+                    is_patient=not first,
+                ),
+                DominancePruner(),
+            ),
             max_trials=max_trials,
         )
         elapsed_before_s = float(self._folder.read_environment().get("elapsed_s", 0.0))

@@ -41,6 +41,7 @@ def most_promising(
     predictor: Predictor,
     *,
     memory_limit_bytes: int,
+    host_memory_bytes: int,
     num: int,
 ) -> list[Strategy]:
     """The strategies with the highest predicted throughput that are predicted to fit.
@@ -52,12 +53,16 @@ def most_promising(
         strategies: all that may be tried.
         predictor: says what they need.
         memory_limit_bytes: device memory that a strategy may use.
+        host_memory_bytes: memory of the host.
         num: how many to choose at most.
     """
     fitting: list[tuple[Strategy, Prediction]] = []
     for strategy in strategies:
         prediction = predictor.predict(strategy)
-        if prediction.peak_device_bytes <= memory_limit_bytes:
+        missing = prediction.missing_bytes(
+            device_bytes=memory_limit_bytes, host_bytes=host_memory_bytes
+        )
+        if not missing:
             fitting.append((strategy, prediction))
     fitting.sort(key=lambda pair: -pair[1].tokens_per_second)
     ordered = [strategy for strategy, _ in fitting]

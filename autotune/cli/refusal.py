@@ -1,0 +1,100 @@
+"""Questions that this machine cannot answer, refused before anything runs: exit status 1."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+from rich.console import Console
+
+from autotune.cli.console import answer_console
+from autotune.errors import ConfigError
+from autotune.hardware import DeviceType, Hardware
+from autotune.predictor import AnalyticPredictor
+from autotune.question import Question
+from autotune.search_space import SearchSpace
+from autotune.shortfall import nothing_fits, related_questions, shortfall_json
+from autotune.space_file import load_search_space
+from autotune.trial import Prediction
+from autotune.workload import Workload
+
+__all__ = ["refuse_if_nothing_fits", "refuse_large_model_on_cpu"]
+
+_MAX_CPU_PARAMETERS = 1_000_000_000
+"""Larger models take minutes a step on a CPU: no search of them ends."""
+
+
+def refuse_large_model_on_cpu(workload: Workload, hardware: Hardware, console: Console) -> None:
+    """Say at once that the CPU would not end with this model."""
+    if hardware.device_type is DeviceType.CUDA:
+        return
+    if workload.model.num_parameters > _MAX_CPU_PARAMETERS:
+        billions = workload.model.num_parameters / 1e9
+        console.print(
+            f"autotune: --model {workload.model.name} has {billions:.1f} billion parameters and "
+            "this machine has no GPU that NVML can see. Run this on a machine with one "
+            "(`autotune doctor` says what is missing), or try the CPU preset: "
+            "autotune search --model tiny --budget 2m",
+            soft_wrap=True,
+            markup=False,
+        )
+        raise typer.Exit(1)
+
+
+def refuse_if_nothing_fits(
+    question: Question, space: SearchSpace, space_file: str, console: Console, *, as_json: bool
+) -> None:
+    """Say at once what is missing where no strategy of the space can fit."""
+    limit = question.memory_limit_bytes
+    predictor = AnalyticPredictor(question.workload, question.hardware)
+    predicted = [(strategy, predictor.predict(strategy)) for strategy in space.strategies()]
+    if not predicted:
+        raise ConfigError(
+            f"--space {space.name}: no combination of its values is possible for this question; "
+            f"for one, {space.first_conflict()}"
+        )
+    limits = {"device_bytes": limit, "host_bytes": question.hardware.host_memory_bytes}
+    if any(prediction.might_fit(**limits) for _, prediction in predicted):
+        return
+    predicted.sort(key=lambda pair: pair[1].missing_bytes(**limits))
+    alternatives: dict[str, Prediction] = {}
+    kinds_found = set()
+    for words, workload, hardware in related_questions(question.workload, question.hardware):
+        # --method, --seq-len, --model, or a number of devices: the nearest of each kind is enough.
+        kind = words.split()[0].strip("0123456789")
+        if kind in kinds_found:
+            continue
+        related = load_search_space(space_file, workload, hardware, space.software)
+        other = AnalyticPredictor(workload, hardware)
+        predictions = [other.predict(strategy) for strategy in related.strategies()]
+        leanest = min(
+            predictions,
+            key=lambda prediction: (
+                prediction.missing_bytes(**limits),
+                prediction.peak_memory_bytes,
+            ),
+            default=None,
+        )
+        if leanest is not None and not leanest.missing_bytes(**limits):
+            kinds_found.add(kind)
+            alternatives[words] = leanest
+    if as_json:
+        answer_console().print_json(
+            json.dumps(
+                shortfall_json(
+                    predicted[:3],
+                    limit_bytes=limit,
+                    hardware=question.hardware,
+                    alternatives=alternatives,
+                )
+            )
+        )
+    console.print(
+        nothing_fits(
+            predicted[:3],
+            limit_bytes=limit,
+            hardware=question.hardware,
+            alternatives=alternatives,
+        )
+    )
+    raise typer.Exit(1)

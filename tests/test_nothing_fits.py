@@ -1,0 +1,47 @@
+"""Questions that this machine cannot answer: said before anything runs, in numbers."""
+
+from __future__ import annotations
+
+from autotune.hardware import DeviceType, Hardware
+from autotune.predictor import AnalyticPredictor
+from autotune.strategy import Strategy
+from autotune.trial import Prediction
+from autotune.workload import Workload, load_model_shape
+
+GIB = 2**30
+
+H100 = Hardware(
+    device_type=DeviceType.CUDA,
+    device_kind="H100-80GB",
+    num_devices=1,
+    device_memory_bytes=80 * GIB,
+    host_memory_bytes=126 * GIB,
+    flops_per_s=989e12,
+    memory_bytes_per_s=3.35e12,
+)
+WORKLOAD = Workload(model=load_model_shape("13B"), seq_len=1024, global_batch_size=16)
+LIMITS = {"device_bytes": 76 * GIB, "host_bytes": 126 * GIB}
+
+
+def _predict(**knobs: object) -> Prediction:
+    strategy = Strategy.from_dict({"zero_stage": 2, "checkpoint_interval": 1} | knobs)
+    return AnalyticPredictor(WORKLOAD, H100).predict(strategy)
+
+
+def test_13b_with_adam_fits_neither_one_h100_nor_its_host() -> None:
+    on_device, on_host = _predict(), _predict(offload_optimizer="cpu")
+    assert not on_device.might_fit(**LIMITS)
+    assert not on_host.might_fit(**LIMITS)
+    # Twelve bytes for each of 13.0 billion parameters.
+    assert round(on_host.host_memory_bytes / GIB) == 145
+    assert on_host.missing_bytes(**LIMITS) == on_host.host_memory_bytes - 126 * GIB
+
+
+def test_13b_with_all_adam_states_in_bf16_fits_the_host() -> None:
+    halved = _predict(offload_optimizer="cpu", master_weights="bf16")
+    assert halved.host_memory_bytes * 2 == _predict(offload_optimizer="cpu").host_memory_bytes
+    assert halved.missing_bytes(**LIMITS) == 0
+
+
+def test_nothing_is_kept_on_the_host_without_offload() -> None:
+    assert _predict(zero_stage=3).host_memory_bytes == 0
