@@ -14,12 +14,12 @@ from autotune.hardware import DeviceType
 from autotune.strategy import MasterWeights, Offload, Optimizer, Precision, Strategy
 from autotune.workload import Workload
 
-__all__ = ["LEARNING_RATE", "deepspeed_config", "is_client_optimizer"]
+__all__ = ["DEFAULT_BUCKET_ELEMENTS", "LEARNING_RATE", "deepspeed_config", "is_client_optimizer"]
 
 LEARNING_RATE = 1e-5
 """The learning rate written into configurations; a user's own belongs in its place."""
 
-_DEFAULT_BUCKET_ELEMENTS = 500_000_000
+DEFAULT_BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's default for reduce_bucket_size and allgather_bucket_size."""
 
 
@@ -76,7 +76,7 @@ def _precision(strategy: Strategy) -> dict[str, Any]:
 def _zero_optimization(workload: Workload, strategy: Strategy, num_devices: int) -> dict[str, Any]:
     # A bucket larger than the model only costs memory: nothing more ever travels in it.
     trained = workload.num_trainable_parameters(strategy.lora_rank)
-    bucket = min(_DEFAULT_BUCKET_ELEMENTS, max(trained, 1))
+    bucket = min(DEFAULT_BUCKET_ELEMENTS, max(trained, 1))
     zero: dict[str, Any] = {
         "stage": strategy.zero_stage,
         "overlap_comm": num_devices > 1,

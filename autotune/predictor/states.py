@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autotune.deepspeed_config import DEFAULT_BUCKET_ELEMENTS
 from autotune.hardware import DeviceType, Hardware
 from autotune.strategy import MasterWeights, Offload, Optimizer, Precision, Strategy
 from autotune.workload import Method, Workload
@@ -16,9 +17,6 @@ from autotune.workload import Method, Workload
 __all__ = ["States", "StatesModel", "element_bytes"]
 
 _FP32 = 4
-
-_BUCKET_ELEMENTS = 500_000_000
-"""The reduce bucket that `deepspeed_config.py` writes, where the model is not smaller."""
 
 _SUB_GROUP_ELEMENTS = 1_000_000_000
 """ZeRO-3 steps through its partition in such groups (`zero/config.py`, `sub_group_size`)."""
@@ -102,11 +100,15 @@ class StatesModel:
         is_offloaded = strategy.offload_optimizer is Offload.CPU and not self._is_cpu
         master = _master_bytes(strategy)
         states = self._optimizer_bytes(strategy, trained)
-        bucket = e * min(_BUCKET_ELEMENTS, trained) if stage else 0
+        bucket = e * min(DEFAULT_BUCKET_ELEMENTS, trained) if stage else 0
         buckets = bucket * (2 if ranks > 1 or stage == 3 else 1)
         is_accumulating = self.accumulation(strategy) > 1
         held = self._held_gradients(strategy, is_accumulating) * e
         on_device = 0 if is_offloaded else 1
+        # ZeRO-3 makes its bucket once; ZeRO-1 keeps it until the last micro-step.
+        buckets_in_forward = bucket if stage == 3 else 0
+        if stage == 1 and is_accumulating:
+            buckets_in_forward = buckets
         return States(
             weights=int(self._weights(strategy, trained) / (ranks if stage == 3 else 1)),
             master_weights=int(master * owned) * on_device,
@@ -114,12 +116,7 @@ class StatesModel:
             offload_buffers=e * self._head if is_offloaded and not strategy.lora_rank else 0,
             accumulated_gradients=int(held),
             buckets=buckets,
-            # ZeRO-3 makes its bucket once; ZeRO-1 keeps it until the last micro-step.
-            buckets_in_forward=bucket
-            if stage == 3
-            else buckets
-            if stage == 1 and is_accumulating
-            else 0,
+            buckets_in_forward=buckets_in_forward,
             final_gradients=int(self._final_gradients(strategy, is_accumulating) * e),
             first_gradient=0 if strategy.lora_rank else e * self._head,
             gathered_weights=e * min(self._num_parameters, _LIVE_ELEMENTS) if stage == 3 else 0,
