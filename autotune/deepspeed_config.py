@@ -25,7 +25,7 @@ DEFAULT_BUCKET_ELEMENTS = 500_000_000
 
 def is_client_optimizer(strategy: Strategy) -> bool:
     """Whether the optimizer is built outside DeepSpeed and passed to `deepspeed.initialize`."""
-    return strategy.optimizer is Optimizer.ADAMW_8BIT
+    return strategy.optimizer in (Optimizer.ADAMW_8BIT, Optimizer.LION, Optimizer.LION_8BIT)
 
 
 def deepspeed_config(
@@ -93,9 +93,11 @@ def _zero_optimization(workload: Workload, strategy: Strategy, num_devices: int)
 def _optimizer(strategy: Strategy, device_type: DeviceType) -> dict[str, Any] | None:
     if is_client_optimizer(strategy):
         return None
+    # No types of DeepSpeed's: looked up in torch.optim by these very names.
     if strategy.optimizer is Optimizer.ADAFACTOR:
-        # No type of DeepSpeed's: looked up in torch.optim by this very name.
         return {"type": "Adafactor", "params": {"lr": LEARNING_RATE, "weight_decay": 0.0}}
+    if strategy.optimizer is Optimizer.SGD:
+        return {"type": "SGD", "params": {"lr": LEARNING_RATE, "momentum": 0.9}}
     params: dict[str, Any] = {
         "lr": LEARNING_RATE,
         "betas": [0.9, 0.999],

@@ -128,5 +128,6 @@ def measurement_of(spec: TrialSpec, ranks: Sequence[RankProcess]) -> Measurement
         num_alloc_retries=largest("num_alloc_retries"),
         num_parameters=largest("num_parameters"),
         num_trainable_parameters=largest("num_trainable_parameters"),
+        optimizer_state_bytes=largest("optimizer_state_bytes"),
         skipped_steps=largest("skipped_steps"),
     )

@@ -45,6 +45,10 @@ class Optimizer(StrEnum):
 
     ADAMW = "adamw"
     ADAMW_8BIT = "adamw_8bit"
+    LION = "lion"
+    LION_8BIT = "lion_8bit"
+    SGD = "sgd"
+    """With momentum."""
     ADAFACTOR = "adafactor"
 
 

@@ -166,6 +166,8 @@ class Measurement:
     """Mean loss of each optimizer step, warm-up included, over all ranks."""
     num_parameters: int = 0
     num_trainable_parameters: int = 0
+    optimizer_state_bytes: int = 0
+    """What the optimizer keeps on one rank beside the weights, wherever it keeps it."""
     setup_time_s: float = 0.0
     """From the fork to the first step: context, process group, model, engine."""
     skipped_steps: int = 0

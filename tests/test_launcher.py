@@ -163,3 +163,15 @@ def test_each_rank_writes_its_own_logs(run_trial: RunTrial, tmp_path: Path) -> N
     run_trial(folder=tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert {f"rank{n}.{suffix}" for n in (0, 1) for suffix in ("out", "err", "jsonl")} <= names
+
+
+def test_a_lock_left_by_a_killed_build_is_gone_when_trials_start(
+    cpu_hardware: Hardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    lock = tmp_path / "extensions" / "cpu_adam" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    with Launcher(cpu_hardware, model_type="llama", folder=tmp_path) as launcher:
+        launcher.start()
+        assert not lock.exists()

@@ -18,7 +18,7 @@ PACKAGE = Path(autotune.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "presets"),
-    ("yaml_file", "workload", "hardware", "software", "strategy"),
+    ("yaml_file", "extensions", "workload", "hardware", "software", "strategy"),
     ("trial", "question", "compatibility", "deepspeed_config", "strategy_file", "search_space"),
     ("protocols", "space_file", "budget"),
     ("predictor", "worker", "server_process", "rank_process", "launcher"),

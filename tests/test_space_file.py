@@ -123,7 +123,10 @@ def test_a_number_in_exponent_notation_is_a_number(tmp_path: Path) -> None:
             ":2: micro_batch_size takes whole numbers, got nan",
         ),
         ("knobs:\n  fused_kernels: [yes]", ":2: fused_kernels takes true or false, got 'yes'"),
-        ("knobs:\n  optimizer: [adam]", ":2: optimizer takes one of adamw, adamw_8bit, adafactor"),
+        (
+            "knobs:\n  optimizer: [adam]",
+            ":2: optimizer takes one of adamw, adamw_8bit, lion, ",
+        ),
         (
             "knobs:\n  offload_optimizer:\n    values: [cpu]\n    when:\n      zero_stge: 1\n",
             ":5: knobs.offload_optimizer.when: `when` cannot ask for 'zero_stge'; did you mean "

@@ -14,8 +14,9 @@ import sysconfig
 from pathlib import Path
 
 from autotune.doctor.check import Check, CheckStatus
+from autotune.extensions import extensions_folders
 
-__all__ = ["examine_toolchain", "extensions_folders"]
+__all__ = ["examine_toolchain"]
 
 _PURPOSE = "DeepSpeed compiles CPU Adam for offload_optimizer"
 
@@ -27,16 +28,6 @@ def examine_toolchain() -> list[Check]:
     needed = [_compiler(), _ninja(), _python_headers()]
     can_compile = all(check.status is CheckStatus.OK for check in needed)
     return [*needed, _cpu_adam(can_compile=can_compile), _architectures()]
-
-
-def extensions_folders() -> list[Path]:
-    """Where torch keeps compiled extensions of this Python, one for each build of it."""
-    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
-    if chosen is not None:
-        return [Path(chosen)]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
-    return sorted((cache / "torch_extensions").glob(f"{python}_*"))
 
 
 def _compiler() -> Check:

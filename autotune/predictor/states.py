@@ -30,8 +30,8 @@ _NF4_BYTES = 0.516
 Dettmers et al., QLoRA (arXiv 2305.14314), section 3: double quantization.
 """
 
-_ADAM_8BIT_BYTES = 2 * (1 + _FP32 / 256)
-"""Two moments of a byte each, with an fp32 absmax for each block of 256 (bitsandbytes)."""
+_MOMENT_8BIT_BYTES = 1 + _FP32 / 256
+"""A byte, with an fp32 absmax for each block of 256 (bitsandbytes)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,11 +137,20 @@ class StatesModel:
         Adafactor keeps a row and a column for each matrix: Shazeer and Stern (arXiv 1804.04235),
         section 3.
         """
-        if strategy.optimizer is Optimizer.ADAMW_8BIT:
-            return _ADAM_8BIT_BYTES
-        if strategy.optimizer is Optimizer.ADAFACTOR:
-            return _FP32 * 2 * self._sides / max(trained, 1)
-        return 2 * (2 if strategy.master_weights is MasterWeights.BF16 else _FP32)
+        moment = 2 if strategy.master_weights is MasterWeights.BF16 else _FP32
+        match strategy.optimizer:
+            case Optimizer.ADAMW:
+                return 2 * moment
+            case Optimizer.ADAMW_8BIT:
+                return 2 * _MOMENT_8BIT_BYTES
+            case Optimizer.LION:
+                return _FP32  # bitsandbytes keeps it so whatever the master's precision
+            case Optimizer.LION_8BIT:
+                return _MOMENT_8BIT_BYTES
+            case Optimizer.SGD:
+                return moment
+            case Optimizer.ADAFACTOR:
+                return _FP32 * 2 * self._sides / max(trained, 1)
 
     def _held_gradients(self, strategy: Strategy, is_accumulating: bool) -> float:
         """Elements of gradients on the device between two micro-steps.

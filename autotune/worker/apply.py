@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autotune.deepspeed_config import is_client_optimizer
 from autotune.errors import ConfigError
 from autotune.strategy import Optimizer, Strategy
 from autotune.strategy_file import read_strategy_file
@@ -82,13 +83,21 @@ def apply_strategy(
 def build_optimizer(
     parameters: Iterable[nn.Parameter], strategy: Strategy, learning_rate: float
 ) -> torch.optim.Optimizer | None:
-    """The optimizer that DeepSpeed cannot build from its JSON; None for all others."""
-    if strategy.optimizer is not Optimizer.ADAMW_8BIT:
-        return None
-    from bitsandbytes.optim import AdamW8bit
+    """The optimizer that DeepSpeed cannot build from its JSON; None for all others.
 
-    optimizer: torch.optim.Optimizer = AdamW8bit(
-        parameters, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
+    DeepSpeed has a Lion of its own, which compiles an extension; bitsandbytes' comes compiled.
+    """
+    if not is_client_optimizer(strategy):
+        return None
+    from bitsandbytes import optim
+
+    kinds: dict[Optimizer, Any] = {
+        Optimizer.ADAMW_8BIT: optim.AdamW8bit,
+        Optimizer.LION: optim.Lion,
+        Optimizer.LION_8BIT: optim.Lion8bit,
+    }
+    optimizer: torch.optim.Optimizer = kinds[strategy.optimizer](
+        parameters, lr=learning_rate, weight_decay=0.0
     )
     return optimizer
 

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
+from autotune.extensions import remove_abandoned_locks
+
 __all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1
@@ -178,6 +180,7 @@ class _Server:
             if not children:
                 break
             time.sleep(0.01)
+        remove_abandoned_locks()
         return killed
 
     def end(self) -> NoReturn:
@@ -230,6 +233,8 @@ def main() -> NoReturn:
         # An optional import touched the GPU: start over without them.
         os.dup2(reports, 1)
         os.execv(sys.executable, [sys.executable, "-m", __spec__.name, model_type, "bare"])
+    # Of a search that was killed while a rank compiled.
+    remove_abandoned_locks()
     gc.collect()
     gc.freeze()
     _prctl(_PR_SET_PDEATHSIG, 0)

@@ -148,6 +148,7 @@ class Training:
             "num_alloc_retries": peaks.num_alloc_retries - retries_before,
             "num_parameters": self._num_parameters,
             "num_trainable_parameters": self._num_trainable,
+            "optimizer_state_bytes": _state_bytes(self._engine),
             "setup_time_s": setup_time_s,
             "skipped_steps": skipped,
         }
@@ -198,6 +199,14 @@ class Training:
     def _synchronize(self) -> None:
         if self._device_type is DeviceType.CUDA:
             torch.cuda.synchronize()
+
+
+def _state_bytes(engine: Any) -> int:
+    """Bytes of the tensors that the optimizer under DeepSpeed's wrapper keeps."""
+    wrapped = engine.optimizer
+    state = getattr(wrapped, "optimizer", wrapped).state
+    tensors = [t for kept in state.values() for t in kept.values() if isinstance(t, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _full_size(parameter: torch.nn.Parameter) -> int:

@@ -1,0 +1,40 @@
+"""Locks that killed builds leave behind are removed; locks of builds that go on are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autotune.extensions import extensions_folders, remove_abandoned_locks
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    (tmp_path / "cpu_adam").mkdir()
+    return tmp_path / "cpu_adam"
+
+
+def test_torch_keeps_extensions_in_the_folder_it_is_told(folder: Path) -> None:
+    assert extensions_folders() == [folder.parent]
+
+
+def test_a_lock_that_nobody_has_open_is_removed(folder: Path) -> None:
+    lock = folder / "lock"
+    lock.touch()
+    assert remove_abandoned_locks() == [lock]
+    assert not lock.exists()
+
+
+def test_a_lock_that_a_build_has_open_is_left_alone(folder: Path) -> None:
+    lock = folder / "lock"
+    with lock.open("w"):
+        assert remove_abandoned_locks() == []
+    assert lock.exists()
+
+
+def test_nothing_else_is_touched(folder: Path) -> None:
+    (folder / "cpu_adam.so").touch()
+    assert remove_abandoned_locks() == []
+    assert (folder / "cpu_adam.so").exists()
