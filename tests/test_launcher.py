@@ -15,6 +15,7 @@ import pytest
 from conftest import RunTrial
 from planted_model import planted_workload
 
+from autotune.hardware import Hardware
 from autotune.launcher import Launcher
 from autotune.strategy import Strategy
 from autotune.trial import FailureKind, Outcome, Phase, TrialSpec
