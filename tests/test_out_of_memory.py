@@ -56,7 +56,10 @@ def test_what_needs_more_than_a_strategy_that_ran_out_is_pruned_with_its_reason(
         open_record(folder, space, question, None),
         sampler=OptunaSampler(space, kind=SamplerKind.GRID, seed=0),
         predictor=predictor,
-        pruners=[PredictedMemoryPruner(question.memory_limit_bytes), DominancePruner()],
+        pruners=[
+            PredictedMemoryPruner(question.memory_limit_bytes, host_memory_bytes=64 * 2**30),
+            DominancePruner(),
+        ],
     )
     budget = Budget(120.0)
     with Launcher(small, model_type="llama", folder=folder.path) as launcher:

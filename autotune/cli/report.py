@@ -41,4 +41,4 @@ def report(
     if as_json:
         console.print_json(json.dumps(report_json(summary)))
     else:
-        console.print(render_report(summary))
+        console.print(render_report(summary), crop=False)

@@ -206,9 +206,9 @@ class Session:
         if as_json:
             out.print_json(json.dumps(report_json(summary)))
         else:
-            out.print(render_report(summary))
+            out.print(render_report(summary), crop=False)
         with (self._folder.path / "report.txt").open("w", encoding="utf-8") as file:
-            Console(file=file, width=120).print(render_report(summary))
+            Console(file=file, width=120).print(render_report(summary), crop=False)
         if self._end_reason:
             console.print(f"The search ended: {self._end_reason}.", markup=False)
         if best is not None:
