@@ -5,7 +5,6 @@ Does not know files or samplers: it lists strategies, and turns a choice of valu
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -60,11 +59,6 @@ class SearchSpace:
     def reference(self) -> Strategy:
         """The strategy whose loss-changing knobs all others are compared with."""
         return reference_strategy(self.workload, self.hardware)
-
-    @property
-    def digest(self) -> str:
-        """Identifies the content of the file."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
     @property
     def choices(self) -> dict[str, tuple[Value, ...]]:

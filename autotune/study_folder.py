@@ -168,10 +168,6 @@ class StudyFolder:
         """Write down versions, hardware and settings of this search."""
         self._write("environment.json", record)
 
-    def write_report(self, text: str) -> None:
-        """Keep the answer as it was printed."""
-        (self.path / "report.txt").write_text(text, encoding="utf-8")
-
     def trial_folder(self, number: int) -> Path:
         """A fresh folder for the logs of one trial."""
         folder = self.path / "trials" / f"{number:04d}"
