@@ -11,7 +11,8 @@ from typing import Any
 
 from autotune.errors import ConfigError
 from autotune.hardware import DeviceType
-from autotune.strategy import MasterWeights, Offload, Optimizer, Precision, Strategy
+from autotune.knobs import MasterWeights, Offload, Optimizer, Precision
+from autotune.strategy import Strategy
 from autotune.workload import Workload
 
 __all__ = ["DEFAULT_BUCKET_ELEMENTS", "LEARNING_RATE", "deepspeed_config", "is_client_optimizer"]
@@ -76,10 +77,10 @@ def _precision(strategy: Strategy) -> dict[str, Any]:
 def _zero_optimization(workload: Workload, strategy: Strategy, num_devices: int) -> dict[str, Any]:
     # A bucket larger than the model only costs memory: nothing more ever travels in it.
     trained = workload.num_trainable_parameters(strategy.lora_rank)
-    bucket = min(DEFAULT_BUCKET_ELEMENTS, max(trained, 1))
+    bucket = min(strategy.reduce_bucket_size, max(trained, 1))
     zero: dict[str, Any] = {
         "stage": strategy.zero_stage,
-        "overlap_comm": num_devices > 1,
+        "overlap_comm": strategy.overlap_comm and num_devices > 1,
         "contiguous_gradients": True,
         "reduce_bucket_size": bucket,
     }

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from autotune.deepspeed_config import LEARNING_RATE, is_client_optimizer
 from autotune.hardware import DeviceType, Hardware
+from autotune.knobs import LossClass, Precision
 from autotune.presets import PRESETS
-from autotune.strategy import LossClass, Precision, Strategy
+from autotune.strategy import Strategy
 from autotune.study_summary import StudySummary
 from autotune.trial import Trial
 from autotune.workload import Method, Workload

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autotune.strategy import MasterWeights, Offload, Optimizer, Strategy
+from autotune.knobs import MasterWeights, Offload, Optimizer
+from autotune.strategy import Strategy
 from autotune.trial import Failure, FailureKind, Phase, Prediction, Trial
 
 __all__ = ["DominancePruner", "PredictedMemoryPruner"]

@@ -20,7 +20,7 @@ from autotune.workload import Workload
 
 __all__ = ["FACTS", "Knob", "SearchSpace", "Value"]
 
-Value = int | bool | str
+Value = int | float | bool | str
 """A value of a knob, as a file and the storage hold it."""
 
 FACTS = ("device", "method")

@@ -147,9 +147,9 @@ def _knobs(section: _Knobs, workload: Workload) -> tuple[Knob, ...]:
         if entry is None:
             continue
         values = _plain(entry.values)
+        if name.startswith("lora_") and workload.method is Method.FULL:
+            continue
         if name == "lora_rank":
-            if workload.method is Method.FULL:
-                continue
             values = tuple(rank for rank in values if rank) or (workload.lora_rank,)
         asked = ((other, getattr(entry.when, other, None)) for other in KNOBS + FACTS)
         when = {other: _plain(allowed) for other, allowed in asked if allowed}

@@ -1,131 +1,146 @@
 """One point of the search: every knob of one training run.
 
-Refuses what contradicts itself. Whether it suits a model and a machine is `compatibility.py`'s
+Refuses what contradicts itself. Whether it suits a model and a machine is `compatibility`'s
 question; where it came from is nobody's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, get_type_hints
 
+from autotune.contradictions import contradiction
 from autotune.errors import ConfigError
+from autotune.knobs import (
+    Attention,
+    CheckpointScope,
+    GroupPrecision,
+    LossClass,
+    MasterWeights,
+    ModuleGroup,
+    Offload,
+    Optimizer,
+    Precision,
+)
 
-__all__ = [
-    "KNOBS",
-    "LOSS_CLASSES",
-    "LossClass",
-    "MasterWeights",
-    "Offload",
-    "Optimizer",
-    "Precision",
-    "Strategy",
-    "read_knob",
-]
-
-
-class LossClass(StrEnum):
-    """Whether a knob can change what is learned."""
-
-    NEUTRAL = "neutral"
-    CHANGING = "changing"
+__all__ = ["KNOBS", "LOSS_CLASSES", "Strategy", "read_knob"]
 
 
-class Offload(StrEnum):
-    """Where a part of the training state is kept."""
-
-    NONE = "none"
-    CPU = "cpu"
+def _neutral(*, at_least: int = 1) -> dict[str, Any]:
+    """Of a knob that leaves what is learned as it is: its loss class, and its least number."""
+    return {"loss": LossClass.NEUTRAL, "at_least": at_least}
 
 
-class Optimizer(StrEnum):
-    """The optimizer's algorithm and the form of its states."""
-
-    ADAMW = "adamw"
-    ADAMW_8BIT = "adamw_8bit"
-    LION = "lion"
-    LION_8BIT = "lion_8bit"
-    SGD = "sgd"
-    """With momentum."""
-    ADAFACTOR = "adafactor"
-
-
-class MasterWeights(StrEnum):
-    """The precision of the weights that the optimizer updates, and of AdamW's states with them."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-
-
-class Precision(StrEnum):
-    """The precision of forward and backward."""
-
-    BF16 = "bf16"
-    FP16 = "fp16"
-    FP32 = "fp32"
+def _changing(*, at_least: int = 1) -> dict[str, Any]:
+    """Of a knob that can change what is learned."""
+    return {"loss": LossClass.CHANGING, "at_least": at_least}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Strategy:
     """How one run trains.
 
+    The knobs stand in the order in which a sampler decides them.
+
     Raises:
         ConfigError: the knobs contradict each other; the message says which and what to do.
     """
 
-    zero_stage: int = 0
+    zero_stage: int = field(default=0, metadata=_neutral(at_least=0))
     """What ZeRO divides over ranks: 1 optimizer states, 2 also gradients, 3 also parameters."""
-    offload_optimizer: Offload = Offload.NONE
+    tensor_parallel_size: int = field(default=1, metadata=_neutral())
+    """Ranks over which each matrix product is divided."""
+    pipeline_parallel_size: int = field(default=1, metadata=_neutral())
+    """Stages of consecutive layers, each on ranks of its own."""
+    sequence_parallel_size: int = field(default=1, metadata=_neutral())
+    """Ranks over which the tokens of a sample are divided (Ulysses)."""
+    offload_optimizer: Offload = field(default=Offload.NONE, metadata=_neutral())
     """Where optimizer states and master weights live."""
-    micro_batch_size: int = 1
+    offload_ratio: float = field(default=1.0, metadata=_neutral(at_least=0))
+    """The part of them that is offloaded; the rest is updated on the device."""
+    offload_param: Offload = field(default=Offload.NONE, metadata=_neutral())
+    """Where the weights live that are not at work just now (ZeRO-3)."""
+    micro_batch_size: int = field(default=1, metadata=_neutral())
     """Samples of one forward on one rank."""
-    checkpoint_interval: int = 0
+    checkpoint_interval: int = field(default=0, metadata=_neutral(at_least=0))
     """Keep the input of every k-th decoder layer, recompute between; 0 keeps all activations."""
-    precision: Precision = Precision.BF16
-    optimizer: Optimizer = Optimizer.ADAMW
-    master_weights: MasterWeights = MasterWeights.FP32
-    fused_kernels: bool = False
+    checkpoint_scope: CheckpointScope = field(default=CheckpointScope.LAYER, metadata=_neutral())
+    """What is recomputed: whole layers, or only the attention or the MLP of each."""
+    offload_checkpoints: Offload = field(default=Offload.NONE, metadata=_neutral())
+    """Where the kept inputs wait for backward."""
+    mlp_tiles: int = field(default=1, metadata=_neutral())
+    """Pieces along the tokens in which each MLP is computed, one after the other."""
+    loss_tiles: int = field(default=1, metadata=_neutral())
+    """Pieces along the tokens in which logits and loss are computed."""
+    optimizer: Optimizer = field(default=Optimizer.ADAMW, metadata=_changing())
+    precision: Precision = field(default=Precision.BF16, metadata=_changing())
+    embedding_precision: GroupPrecision = field(default=GroupPrecision.SAME, metadata=_changing())
+    attention_precision: GroupPrecision = field(default=GroupPrecision.SAME, metadata=_changing())
+    mlp_precision: GroupPrecision = field(default=GroupPrecision.SAME, metadata=_changing())
+    norm_precision: GroupPrecision = field(default=GroupPrecision.SAME, metadata=_changing())
+    lm_head_precision: GroupPrecision = field(default=GroupPrecision.SAME, metadata=_changing())
+    master_weights: MasterWeights = field(default=MasterWeights.FP32, metadata=_changing())
+    tf32: bool = field(default=False, metadata=_changing())
+    """Whether fp32 matrix products use TensorFloat-32."""
+    reduce_bucket_size: int = field(default=500_000_000, metadata=_neutral())
+    """Elements that travel together; DeepSpeed's default."""
+    overlap_comm: bool = field(default=True, metadata=_neutral())
+    """Whether gradients are reduced while backward goes on."""
+    zero_quantized_weights: bool = field(default=False, metadata=_changing())
+    """ZeRO++: gather weights in 8 bit."""
+    zero_quantized_gradients: bool = field(default=False, metadata=_changing())
+    """ZeRO++: reduce gradients in 4 bit."""
+    zero_hpz_partition_size: int = field(default=1, metadata=_neutral())
+    """ZeRO++: ranks that keep a second, whole copy of the weights among them; 1 keeps none."""
+    fused_kernels: bool = field(default=False, metadata=_neutral())
     """Liger's fused kernels: norm, rotary, SwiGLU, and linear + cross-entropy without logits."""
-    lora_rank: int = 0
+    attention: Attention = field(default=Attention.SDPA, metadata=_neutral())
+    torch_compile: bool = field(default=False, metadata=_neutral())
+    """Whether `torch.compile` compiles the decoder layers."""
+    lora_rank: int = field(default=0, metadata=_changing(at_least=0))
     """Rank of the LoRA adapters; 0 trains all parameters."""
+    lora_alpha: int = field(default=0, metadata=_changing(at_least=0))
+    """Their output is scaled by alpha / rank; 0 stands for twice the rank."""
+    lora_targets: str = field(default="", metadata=_changing())
+    """Linear layers that have adapters: `all-linear`, `attention`, `mlp`, or names with commas
+    between them; empty for what --lora-targets says."""
 
     def __post_init__(self) -> None:
-        """Refuse knobs that contradict each other."""
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise ConfigError(f"zero_stage must be 0, 1, 2 or 3, got {self.zero_stage}")
-        if self.micro_batch_size < 1:
-            raise ConfigError(f"micro_batch_size must be at least 1, got {self.micro_batch_size}")
-        if self.checkpoint_interval < 0:
-            raise ConfigError(
-                f"checkpoint_interval must be 0 or more, got {self.checkpoint_interval}"
-            )
-        if self.lora_rank < 0:
-            raise ConfigError(f"lora_rank must be 0 or more, got {self.lora_rank}")
-        if self.offload_optimizer is not Offload.NONE and self.zero_stage == 0:
-            raise ConfigError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
-        if self.offload_optimizer is not Offload.NONE and self.optimizer is not Optimizer.ADAMW:
-            raise ConfigError(
-                f"offload_optimizer needs optimizer adamw (CPU Adam), got {self.optimizer}"
-            )
-        if self.optimizer is Optimizer.ADAFACTOR and self.zero_stage > 0:
-            raise ConfigError(
-                f"optimizer adafactor needs zero_stage 0, got {self.zero_stage}: ZeRO hands the "
-                "optimizer flat partitions, whose second moment cannot be factored"
-            )
-        if self.master_weights is MasterWeights.BF16:
-            if self.precision is not Precision.BF16:
-                raise ConfigError(
-                    f"master_weights bf16 needs precision bf16, got {self.precision}"
-                )
-            if self.zero_stage == 0:
-                raise ConfigError("master_weights bf16 needs zero_stage 1, 2 or 3, got 0")
+        """Refuse knobs out of their range, and knobs that contradict each other."""
+        for knob in fields(self):
+            _check_range(knob.name, getattr(self, knob.name))
+        words = contradiction(self)
+        if words:
+            raise ConfigError(words)
 
-    def gradient_accumulation_steps(self, global_batch_size: int, data_parallel_size: int) -> int:
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that work on the same samples."""
+        return (
+            self.tensor_parallel_size * self.pipeline_parallel_size * self.sequence_parallel_size
+        )
+
+    def data_parallel_size(self, num_ranks: int) -> int:
+        """Groups of ranks with samples of their own; 0 where the ranks cannot be so divided."""
+        return 0 if num_ranks % self.model_parallel_size else num_ranks // self.model_parallel_size
+
+    def gradient_accumulation_steps(self, global_batch_size: int, num_ranks: int) -> int:
         """Micro-batches of one optimizer step; 0 where the global batch cannot be divided so."""
-        samples = self.micro_batch_size * data_parallel_size
-        return 0 if global_batch_size % samples else global_batch_size // samples
+        samples = self.micro_batch_size * self.data_parallel_size(num_ranks)
+        return 0 if not samples or global_batch_size % samples else global_batch_size // samples
+
+    def precision_of(self, group: ModuleGroup) -> GroupPrecision:
+        """The precision of one group of modules; never `same`."""
+        own: GroupPrecision = getattr(self, f"{group}_precision")
+        return GroupPrecision(self.precision) if own is GroupPrecision.SAME else own
+
+    @property
+    def has_group_precisions(self) -> bool:
+        """Whether a group of modules has another precision than the rest."""
+        common = GroupPrecision(self.precision)
+        return any(self.precision_of(group) is not common for group in ModuleGroup)
 
     def loss_class(self, reference: Strategy) -> LossClass:
         """Neutral where every knob that can change what is learned stands as in `reference`."""
@@ -137,29 +152,15 @@ class Strategy:
         return LossClass.NEUTRAL if next(changed, None) is None else LossClass.CHANGING
 
     def __str__(self) -> str:
-        """In words, for a table row."""
-        words = [f"ZeRO-{self.zero_stage}", f"micro-batch {self.micro_batch_size}"]
-        if self.checkpoint_interval == 1:
-            words.append("checkpoint every layer")
-        elif self.checkpoint_interval:
-            words.append(f"checkpoint every {self.checkpoint_interval} layers")
-        words.append(str(self.optimizer))
-        if self.master_weights is MasterWeights.BF16:
-            words.append("bf16 master")
-        words.append(str(self.precision))
-        if self.fused_kernels:
-            words.append("fused kernels")
-        if self.offload_optimizer is not Offload.NONE:
-            words.append(f"optimizer on {self.offload_optimizer}")
-        if self.lora_rank:
-            words.append(f"LoRA r={self.lora_rank}")
-        return ", ".join(words)
+        """In words, for a table row: what always matters, and what is not at its default."""
+        return ", ".join(_words(self))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `from_dict` reads it back."""
+        values = {name: getattr(self, name) for name in KNOBS}
         return {
             name: str(value) if isinstance(value, StrEnum) else value
-            for name, value in asdict(self).items()
+            for name, value in values.items()
         }
 
     @classmethod
@@ -177,47 +178,120 @@ class Strategy:
         return cls(**values)
 
 
-_KINDS: dict[str, type] = {
-    "offload_optimizer": Offload,
-    "optimizer": Optimizer,
-    "master_weights": MasterWeights,
-    "precision": Precision,
-    "fused_kernels": bool,
-}
+def _words(s: Strategy) -> list[str]:
+    words = [f"ZeRO-{s.zero_stage}", f"micro-batch {s.micro_batch_size}"]
+    degrees = ("tensor", "pipeline", "sequence")
+    words += [
+        f"{name} parallel {degree}"
+        for name in degrees
+        if (degree := getattr(s, f"{name}_parallel_size")) > 1
+    ]
+    if s.checkpoint_scope is not CheckpointScope.LAYER:
+        words.append(f"checkpoint {s.checkpoint_scope}")
+    elif s.checkpoint_interval == 1:
+        words.append("checkpoint every layer")
+    elif s.checkpoint_interval:
+        words.append(f"checkpoint every {s.checkpoint_interval} layers")
+    if s.mlp_tiles > 1:
+        words.append(f"MLP in {s.mlp_tiles} tiles")
+    if s.loss_tiles > 1:
+        words.append(f"loss in {s.loss_tiles} tiles")
+    words.append(str(s.optimizer))
+    if s.master_weights is MasterWeights.BF16:
+        words.append("bf16 master")
+    words.append(str(s.precision))
+    words += [
+        f"{group} {own}"
+        for group in ModuleGroup
+        if (own := s.precision_of(group)) != GroupPrecision(s.precision)
+    ]
+    if s.tf32:
+        words.append("TF32")
+    if s.fused_kernels:
+        words.append("fused kernels")
+    if s.attention is not Attention.SDPA:
+        words.append(f"{s.attention} attention")
+    if s.torch_compile:
+        words.append("compiled")
+    for part in ("checkpoints", "param", "optimizer"):
+        place = getattr(s, f"offload_{part}")
+        if place is not Offload.NONE:
+            share = f"{s.offload_ratio:.0%} of " if s.offload_ratio < 1 and part[0] == "o" else ""
+            words.append(f"{share}{part.replace('param', 'parameters')} on {place}")
+    if s.reduce_bucket_size != 500_000_000:
+        words.append(f"buckets of {s.reduce_bucket_size:,}")
+    if not s.overlap_comm:
+        words.append("no overlap")
+    if s.zero_quantized_weights:
+        words.append("quantized weights")
+    if s.zero_quantized_gradients:
+        words.append("quantized gradients")
+    if s.zero_hpz_partition_size > 1:
+        words.append(f"hpZ {s.zero_hpz_partition_size}")
+    if s.lora_rank:
+        alpha = f" alpha={s.lora_alpha}" if s.lora_alpha else ""
+        targets = f" on {s.lora_targets}" if s.lora_targets else ""
+        words.append(f"LoRA r={s.lora_rank}{alpha}{targets}")
+    return words
 
-KNOBS: tuple[str, ...] = tuple(field.name for field in fields(Strategy))
+
+KNOBS: tuple[str, ...] = tuple(knob.name for knob in fields(Strategy))
 """The names of all knobs, in the order in which a sampler decides them."""
 
 LOSS_CLASSES: dict[str, LossClass] = {
-    "zero_stage": LossClass.NEUTRAL,
-    "offload_optimizer": LossClass.NEUTRAL,
-    "micro_batch_size": LossClass.NEUTRAL,
-    "checkpoint_interval": LossClass.NEUTRAL,
-    "precision": LossClass.CHANGING,
-    "optimizer": LossClass.CHANGING,
-    "master_weights": LossClass.CHANGING,
-    "fused_kernels": LossClass.NEUTRAL,
-    "lora_rank": LossClass.CHANGING,
+    knob.name: knob.metadata["loss"] for knob in fields(Strategy)
 }
 """Whether each knob can change what is learned."""
 
+_KINDS: dict[str, type] = {
+    name: kind for name, kind in get_type_hints(Strategy).items() if name in KNOBS
+}
+_AT_LEAST: dict[str, int] = {knob.name: knob.metadata["at_least"] for knob in fields(Strategy)}
+
+
+def _check_range(name: str, value: Any) -> None:
+    """Raises ConfigError for a number outside the range of its knob."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    least = _AT_LEAST[name]
+    if name == "zero_stage" and value not in (0, 1, 2, 3):
+        raise ConfigError(f"zero_stage must be 0, 1, 2 or 3, got {value}")
+    if name == "offload_ratio" and not 0 < value <= 1:
+        raise ConfigError(f"offload_ratio must be above 0 and at most 1, got {value}")
+    if value < least:
+        range_ = "0 or more" if least == 0 else f"at least {least}"
+        raise ConfigError(f"{name} must be {range_}, got {value}")
+
 
 def read_knob(name: str, value: object) -> Any:
-    """One value of one knob, of its proper kind.
+    """One value of one knob, of its proper kind and in its range.
 
     Raises:
         ConfigError: the knob does not take this value; the message says what it takes.
     """
-    kind = _KINDS.get(name, int)
+    read = _read(name, _KINDS[name], value)
+    _check_range(name, read)
+    return read
+
+
+def _read(name: str, kind: type, value: object) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is bool:
         if isinstance(value, bool):
             return value
         raise ConfigError(f"{name} takes true or false, got {value!r}")
     if kind is int:
-        is_bool = isinstance(value, bool)
-        if is_bool or not isinstance(value, int | float) or not float(value).is_integer():
+        if not is_number or not float(value).is_integer():  # type: ignore[arg-type]
             raise ConfigError(f"{name} takes whole numbers, got {value!r}")
-        return int(value)
+        return int(value)  # type: ignore[call-overload]
+    if kind is float:
+        if not is_number:
+            raise ConfigError(f"{name} takes numbers, got {value!r}")
+        return float(value)  # type: ignore[arg-type]
+    if kind is str:
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} takes text, got {value!r}")
+        return value
     try:
         return kind(value)
     except ValueError:

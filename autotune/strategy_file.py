@@ -33,14 +33,38 @@ _COMMENTS = {
     "method": "full, lora or qlora",
     "lora_targets": "linear layers with adapters, where the method has any",
     "zero_stage": _IN_JSON,
+    "tensor_parallel_size": "in ds_config.json, and autotune.apply",
+    "pipeline_parallel_size": "autotune.apply: stages of consecutive layers",
+    "sequence_parallel_size": "in ds_config.json, and autotune.apply",
     "offload_optimizer": _IN_JSON,
+    "offload_ratio": _IN_JSON,
+    "offload_param": _IN_JSON,
     "micro_batch_size": _IN_JSON,
     "checkpoint_interval": "autotune.apply: keep every k-th layer's input; 0 keeps all",
+    "checkpoint_scope": "autotune.apply: what is recomputed: layer, attention or mlp",
+    "offload_checkpoints": "autotune.apply: where the kept inputs wait",
+    "mlp_tiles": "autotune.apply: pieces of each MLP, one after the other",
+    "loss_tiles": "autotune.apply: pieces of logits and loss",
+    "optimizer": "adamw_8bit, lion: autotune.create_optimizer; others in ds_config.json",
     "precision": "in ds_config.json; load the model in it too",
-    "optimizer": "adamw_8bit: autotune.create_optimizer; others in ds_config.json",
+    "embedding_precision": "autotune.apply",
+    "attention_precision": "autotune.apply",
+    "mlp_precision": "autotune.apply",
+    "norm_precision": "autotune.apply",
+    "lm_head_precision": "autotune.apply",
     "master_weights": _IN_JSON,
+    "tf32": "autotune.apply: TensorFloat-32 for fp32 matrix products",
+    "reduce_bucket_size": _IN_JSON,
+    "overlap_comm": _IN_JSON,
+    "zero_quantized_weights": _IN_JSON,
+    "zero_quantized_gradients": _IN_JSON,
+    "zero_hpz_partition_size": _IN_JSON,
     "fused_kernels": "autotune.apply: Liger's kernels",
-    "lora_rank": "autotune.apply: PEFT adapters, alpha twice the rank; 0 trains all",
+    "attention": "autotune.apply: transformers' attn_implementation",
+    "torch_compile": "autotune.apply: compiles the decoder layers",
+    "lora_rank": "autotune.apply: PEFT adapters; 0 trains all",
+    "lora_alpha": "autotune.apply: scale of the adapters; 0 is twice the rank",
+    "lora_targets": "autotune.apply; empty: those of the workload above",
 }
 
 
@@ -109,9 +133,6 @@ def _read_value(name: str, value: object) -> Any:
         raise
     except (OverflowError, ValueError):
         raise ConfigError(f"{name} takes whole numbers, got {value!r}") from None
-    if isinstance(read, int) and not isinstance(read, bool):
-        # Contradictions between knobs involve a named choice; a number is judged by itself.
-        Strategy.from_dict({name: read})
     return read
 
 

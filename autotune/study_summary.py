@@ -14,8 +14,9 @@ from statistics import median
 from typing import Any
 
 from autotune.hardware import DEVICE_KINDS, Hardware
+from autotune.knobs import LossClass
 from autotune.pareto import Pick, pareto_front, pick
-from autotune.strategy import LossClass, Strategy
+from autotune.strategy import Strategy
 from autotune.trial import FailureKind, Trial, TrialState
 from autotune.workload import Workload
 

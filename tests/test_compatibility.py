@@ -8,11 +8,12 @@ import pytest
 
 from autotune.compatibility import conflict
 from autotune.hardware import Hardware, detect_hardware
+from autotune.knobs import Precision
 from autotune.samplers import OptunaSampler, SamplerKind
 from autotune.search_space import SearchSpace
 from autotune.software import Software
 from autotune.space_file import load_search_space
-from autotune.strategy import Precision, Strategy
+from autotune.strategy import Strategy
 from autotune.trial import Failure, FailureKind, Trial, TrialState
 from autotune.workload import Method, Workload
 

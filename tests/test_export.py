@@ -12,7 +12,8 @@ from sample_study import HARDWARE, LAPTOP, LORA_WORKLOAD, complete, failed, summ
 from autotune.deepspeed_config import deepspeed_config
 from autotune.errors import ConfigError, StorageError
 from autotune.export import export_trial
-from autotune.strategy import Optimizer, Strategy
+from autotune.knobs import Optimizer
+from autotune.strategy import Strategy
 from autotune.strategy_file import read_strategy_file
 from autotune.trial import FailureKind
 from autotune.workload import Method

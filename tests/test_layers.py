@@ -17,8 +17,8 @@ import autotune
 PACKAGE = Path(autotune.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "presets"),
-    ("yaml_file", "extensions", "workload", "hardware", "software", "strategy"),
+    ("errors", "presets", "knobs"),
+    ("yaml_file", "extensions", "workload", "hardware", "software", "contradictions", "strategy"),
     ("trial", "question", "compatibility", "deepspeed_config", "strategy_file", "search_space"),
     ("protocols", "space_file", "budget"),
     ("predictor", "worker", "server_process", "rank_process", "launcher"),
@@ -36,9 +36,18 @@ def _room(path: Path) -> str:
 
 
 def _imports(path: Path) -> set[str]:
-    """Rooms of the package that a file imports, inside functions too."""
+    """Rooms of the package that a file imports, inside functions too; for types alone, none."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
+        for node in ast.walk(branch)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("autotune."):
             found.add(str(node.module).split(".")[1])
         elif isinstance(node, ast.Import):

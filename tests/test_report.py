@@ -18,9 +18,10 @@ from sample_study import (
 )
 
 from autotune.hardware import GIB
+from autotune.knobs import Optimizer
 from autotune.report import render_report, report_json
 from autotune.shortfall import nothing_fits, related_questions
-from autotune.strategy import Optimizer, Strategy
+from autotune.strategy import Strategy
 from autotune.study_summary import StudySummary
 from autotune.trial import FailureKind, TrialState
 from autotune.workload import Method

@@ -9,9 +9,10 @@ from sample_study import HARDWARE, LAPTOP, LORA_WORKLOAD, SOFTWARE, WORKLOAD
 
 from autotune.errors import ConfigError
 from autotune.hardware import Hardware
+from autotune.knobs import LossClass
 from autotune.search_space import SearchSpace
 from autotune.space_file import bundled_spaces, load_search_space
-from autotune.strategy import KNOBS, LOSS_CLASSES, LossClass
+from autotune.strategy import KNOBS, LOSS_CLASSES
 from autotune.workload import Workload
 
 BUNDLED = sorted(bundled_spaces())
@@ -125,7 +126,7 @@ def test_a_number_in_exponent_notation_is_a_number(tmp_path: Path) -> None:
         ("knobs:\n  fused_kernels: [yes]", ":2: fused_kernels takes true or false, got 'yes'"),
         (
             "knobs:\n  optimizer: [adam]",
-            ":2: optimizer takes one of adamw, adamw_8bit, lion, ",
+            ":2: optimizer takes one of adamw, adamw_8bit, paged_adamw_8bit, ",
         ),
         (
             "knobs:\n  offload_optimizer:\n    values: [cpu]\n    when:\n      zero_stge: 1\n",

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from autotune.errors import ConfigError
-from autotune.strategy import KNOBS, Optimizer, Strategy
+from autotune.knobs import Optimizer
+from autotune.strategy import KNOBS, Strategy
 from autotune.strategy_file import StrategyFile, read_strategy_file
 from autotune.workload import Method
 

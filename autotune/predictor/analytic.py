@@ -6,9 +6,10 @@ Does not know which strategies are tried, nor how far off it was.
 from __future__ import annotations
 
 from autotune.hardware import DeviceType, Hardware
+from autotune.knobs import MasterWeights, Offload
 from autotune.predictor.memory import MemoryModel
 from autotune.predictor.time import TimeModel
-from autotune.strategy import MasterWeights, Offload, Strategy
+from autotune.strategy import Strategy
 from autotune.trial import Prediction
 from autotune.workload import Workload
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from autotune.deepspeed_config import DEFAULT_BUCKET_ELEMENTS
 from autotune.hardware import DeviceType, Hardware
-from autotune.strategy import MasterWeights, Offload, Optimizer, Precision, Strategy
+from autotune.knobs import MasterWeights, Offload, Optimizer, Precision
+from autotune.strategy import Strategy
 from autotune.workload import Method, Workload
 
 __all__ = ["States", "StatesModel", "element_bytes"]

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autotune.hardware import DeviceType, Hardware
+from autotune.knobs import MasterWeights, Offload, Optimizer, Precision
 from autotune.predictor.activations import experts_per_token
 from autotune.predictor.states import StatesModel, element_bytes
-from autotune.strategy import MasterWeights, Offload, Optimizer, Precision, Strategy
+from autotune.strategy import Strategy
 from autotune.workload import Method, Workload
 
 __all__ = ["TimeModel"]

@@ -6,21 +6,21 @@ what is shipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from autotune.deepspeed_config import is_client_optimizer
-from autotune.errors import ConfigError
-from autotune.strategy import Optimizer, Strategy
+from autotune.strategy import Strategy
 from autotune.strategy_file import read_strategy_file
+from autotune.worker.adapters import wrap_lora
 from autotune.worker.checkpointing import checkpoint_layers, decoder_layers
-from autotune.workload import ALL_LINEAR, Method
+from autotune.worker.kernels import patch_kernels
+from autotune.worker.optimizers import build_optimizer
+from autotune.workload import Method
 
-__all__ = ["apply", "apply_strategy", "build_optimizer", "create_optimizer"]
+__all__ = ["apply", "apply_strategy", "create_optimizer"]
 
 
 def apply(model: nn.Module, strategy_file: str | Path) -> nn.Module:
@@ -72,58 +72,9 @@ def apply_strategy(
         if getattr(module, "gradient_checkpointing", False):
             module.gradient_checkpointing = False  # type: ignore[assignment]
     if strategy.fused_kernels:
-        _patch_kernels(model)
+        patch_kernels(model)
     if method is not Method.FULL:
-        model = _wrap_lora(model, strategy.lora_rank, lora_targets)
+        model = wrap_lora(model, strategy.lora_rank, lora_targets)
     if strategy.checkpoint_interval:
         checkpoint_layers(decoder_layers(model, num_layers), strategy.checkpoint_interval)
     return model
-
-
-def build_optimizer(
-    parameters: Iterable[nn.Parameter], strategy: Strategy, learning_rate: float
-) -> torch.optim.Optimizer | None:
-    """The optimizer that DeepSpeed cannot build from its JSON; None for all others.
-
-    DeepSpeed has a Lion of its own, which compiles an extension; bitsandbytes' comes compiled.
-    """
-    if not is_client_optimizer(strategy):
-        return None
-    from bitsandbytes import optim
-
-    kinds: dict[Optimizer, Any] = {
-        Optimizer.ADAMW_8BIT: optim.AdamW8bit,
-        Optimizer.LION: optim.Lion,
-        Optimizer.LION_8BIT: optim.Lion8bit,
-    }
-    optimizer: torch.optim.Optimizer = kinds[strategy.optimizer](
-        parameters, lr=learning_rate, weight_decay=0.0
-    )
-    return optimizer
-
-
-def _patch_kernels(model: nn.Module) -> None:
-    """Liger's kernels on this instance; must come before PEFT wraps it, which Liger refuses."""
-    try:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
-    except ImportError as error:
-        raise ConfigError("fused_kernels needs Liger: pip install 'autotune[liger]'") from error
-    _apply_liger_kernel_to_instance(model=model)
-
-
-def _wrap_lora(model: nn.Module, rank: int, targets: tuple[str, ...]) -> nn.Module:
-    """PEFT's adapters, in the precision of the base model, alpha at twice the rank."""
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    is_wrapped = isinstance(model, PeftModel)
-    if is_wrapped:
-        return model
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=ALL_LINEAR if ALL_LINEAR in targets else list(targets),
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-    )
-    wrapped: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
-    return wrapped

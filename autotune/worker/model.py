@@ -16,7 +16,8 @@ import torch
 import torch._dynamo  # before deepspeed.zero.Init, which fails without it with torch 2.13
 from torch import nn
 
-from autotune.strategy import Precision, Strategy
+from autotune.knobs import Precision
+from autotune.strategy import Strategy
 from autotune.workload import Method, ModelShape, Workload
 
 __all__ = ["build_model", "torch_dtype"]

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from autotune.deepspeed_config import LEARNING_RATE, deepspeed_config
 from autotune.hardware import DeviceType
 from autotune.trial import Phase, TrialSpec
-from autotune.worker.apply import apply_strategy, build_optimizer
+from autotune.worker.engine import build_engine, optimizer_state_bytes
 from autotune.worker.events import RankLog
 from autotune.worker.memory import memory_meter
-from autotune.worker.model import build_model
+from autotune.worker.process_group import join
+from autotune.worker.samples import micro_batch
 
 __all__ = ["Training"]
 
@@ -44,72 +43,19 @@ class Training:
     def __init__(self, spec: TrialSpec, rank: int, folder: Path, log: RankLog) -> None:
         self._started = time.perf_counter()
         self._spec = spec
-        self._rank = rank
+        # Ranks that share their samples have neighbouring numbers.
+        self._data_rank = rank // spec.strategy.model_parallel_size
         self._log = log
         self._device_type = DeviceType(os.environ["AUTOTUNE_DEVICE_TYPE"])
-        self._device = self._join(folder)
+        self._device = join(
+            folder, rank=rank, num_ranks=spec.num_ranks, device_type=self._device_type
+        )
         self._meter = memory_meter(self._device_type)
         self._accumulation = spec.strategy.gradient_accumulation_steps(
             spec.workload.global_batch_size, spec.num_ranks
         )
-        self._engine = self._build_engine()
-
-    def _join(self, folder: Path) -> torch.device:
-        """Choose the device and meet the other ranks, through a file: nothing listens for it."""
-        import deepspeed
-
-        is_cuda = self._device_type is DeviceType.CUDA
-        device = (
-            torch.device("cuda", int(os.environ["LOCAL_RANK"])) if is_cuda else torch.device("cpu")
-        )
-        if is_cuda:
-            torch.cuda.set_device(device)
-        try:
-            dist.init_process_group(
-                backend="nccl" if is_cuda else "gloo",
-                init_method=f"file://{folder.resolve() / 'rendezvous'}",
-                rank=self._rank,
-                world_size=self._spec.num_ranks,
-                timeout=timedelta(minutes=10),
-                device_id=device if is_cuda else None,
-            )
-        except RuntimeError as error:
-            # gloo's own errors have no type of theirs.
-            raise dist.DistNetworkError(str(error)) from error
-        deepspeed.init_distributed(verbose=False)
-        return device
-
-    def _build_engine(self) -> Any:
-        import deepspeed
-
-        spec, strategy = self._spec, self._spec.strategy
-        config = deepspeed_config(
-            spec.workload,
-            strategy,
-            num_devices=spec.num_ranks,
-            device_type=self._device_type,
-        )
-        torch.manual_seed(spec.seed)
-        model = build_model(
-            spec.workload,
-            strategy,
-            device=self._device,
-            deepspeed_config=config,
-            seed=spec.seed,
-        )
-        model = apply_strategy(
-            model, strategy, method=spec.workload.method, lora_targets=spec.workload.lora_targets
-        )
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._num_parameters = sum(_full_size(parameter) for parameter in model.parameters())
-        self._num_trainable = sum(_full_size(parameter) for parameter in trainable)
-        engine, *_ = deepspeed.initialize(
-            model=model,
-            model_parameters=trainable,
-            optimizer=build_optimizer(trainable, strategy, LEARNING_RATE),
-            config=config,
-        )
-        return engine
+        self._built = build_engine(spec, self._device)
+        self._engine = self._built.engine
 
     def run(self) -> dict[str, Any]:
         """Train and measure; the fields of `Measurement` as this rank sees them."""
@@ -146,16 +92,21 @@ class Training:
             "peak_reserved_bytes": peaks.reserved,
             "peak_device_bytes": peaks.device,
             "num_alloc_retries": peaks.num_alloc_retries - retries_before,
-            "num_parameters": self._num_parameters,
-            "num_trainable_parameters": self._num_trainable,
-            "optimizer_state_bytes": _state_bytes(self._engine),
+            "num_parameters": self._built.num_parameters,
+            "num_trainable_parameters": self._built.num_trainable_parameters,
+            "optimizer_state_bytes": optimizer_state_bytes(self._engine),
             "setup_time_s": setup_time_s,
             "skipped_steps": skipped,
         }
 
     def _optimizer_step(self, index: int) -> tuple[float, float]:
         """All micro-batches of one step: mean loss of this rank, seconds of the slowest."""
-        batches = [self._batch(index, micro) for micro in range(self._accumulation)]
+        batches = [
+            micro_batch(self._spec, data_rank=self._data_rank, step=index, micro=micro).to(
+                self._device
+            )
+            for micro in range(self._accumulation)
+        ]
         losses = []
         self._synchronize()
         started = time.perf_counter()
@@ -175,43 +126,6 @@ class Training:
         self._meter.sample()
         return float(torch.stack(losses).float().mean()), float(seconds)
 
-    def _batch(self, step: int, micro: int) -> torch.Tensor:
-        """Random tokens, [micro_batch_size, seq_len], the longest sample in every row.
-
-        A sample's tokens follow from its place in the global batch, so an optimizer step sees the
-        same samples however they are divided into micro-batches and ranks.
-        """
-        spec = self._spec
-        size = spec.strategy.micro_batch_size
-        first = (
-            micro * spec.num_ranks + self._rank
-        ) * size + step * spec.workload.global_batch_size
-        rows = []
-        for sample in range(first, first + size):
-            generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + sample)
-            rows.append(
-                torch.randint(
-                    spec.workload.model.vocab_size, (spec.workload.seq_len,), generator=generator
-                )
-            )
-        return torch.stack(rows).to(self._device)
-
     def _synchronize(self) -> None:
         if self._device_type is DeviceType.CUDA:
             torch.cuda.synchronize()
-
-
-def _state_bytes(engine: Any) -> int:
-    """Bytes of the tensors that the optimizer under DeepSpeed's wrapper keeps."""
-    wrapped = engine.optimizer
-    state = getattr(wrapped, "optimizer", wrapped).state
-    tensors = [t for kept in state.values() for t in kept.values() if isinstance(t, torch.Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _full_size(parameter: torch.nn.Parameter) -> int:
-    """Elements of a parameter, divided by ZeRO-3 or packed to 4 bit or not."""
-    if hasattr(parameter, "ds_numel"):
-        return int(parameter.ds_numel)
-    quantization = getattr(parameter, "quant_state", None)
-    return int(quantization.shape.numel()) if quantization is not None else parameter.numel()

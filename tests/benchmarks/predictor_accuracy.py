@@ -16,8 +16,9 @@ from statistics import median, quantiles
 from typing import Any
 
 from autotune.hardware import DEVICE_KINDS, DeviceType, Hardware
+from autotune.knobs import MasterWeights, Optimizer
 from autotune.predictor import AnalyticPredictor
-from autotune.strategy import MasterWeights, Optimizer, Strategy
+from autotune.strategy import Strategy
 from autotune.trial import Prediction
 from autotune.workload import Method, ModelShape, Workload
 

@@ -1,0 +1,29 @@
+"""Micro-batch, accumulation and checkpoints against the global batch and the model's layers."""
+
+from __future__ import annotations
+
+from autotune.hardware import Hardware
+from autotune.software import Software
+from autotune.strategy import Strategy
+from autotune.workload import Workload
+
+__all__ = ["conflict"]
+
+
+def conflict(
+    strategy: Strategy, workload: Workload, hardware: Hardware, software: Software
+) -> str | None:
+    """Why the question does not allow these knobs, in words; None where it does."""
+    batch, ranks = workload.global_batch_size, hardware.num_devices
+    if not strategy.gradient_accumulation_steps(batch, ranks):
+        data = strategy.data_parallel_size(ranks)
+        return (
+            f"micro_batch_size {strategy.micro_batch_size} x {data} ranks does not divide "
+            f"the global batch {batch}"
+        )
+    if strategy.checkpoint_interval > workload.model.num_hidden_layers:
+        return (
+            f"checkpoint_interval {strategy.checkpoint_interval} is more than the model's "
+            f"{workload.model.num_hidden_layers} layers"
+        )
+    return None
