@@ -31,7 +31,6 @@ _IN_JSON = "in ds_config.json"
 
 _COMMENTS = {
     "method": "full, lora or qlora",
-    "lora_targets": "linear layers with adapters, where the method has any",
     "zero_stage": _IN_JSON,
     "tensor_parallel_size": "in ds_config.json, and autotune.apply",
     "pipeline_parallel_size": "autotune.apply: stages of consecutive layers",
@@ -64,7 +63,7 @@ _COMMENTS = {
     "torch_compile": "autotune.apply: compiles the decoder layers",
     "lora_rank": "autotune.apply: PEFT adapters; 0 trains all",
     "lora_alpha": "autotune.apply: scale of the adapters; 0 is twice the rank",
-    "lora_targets": "autotune.apply; empty: those of the workload above",
+    "lora_targets": "autotune.apply: linear layers with adapters",
 }
 
 
