@@ -6,8 +6,9 @@ Does not know files or samplers: it lists strategies, and turns a choice of valu
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,16 +16,23 @@ from autotune.compatibility import conflict, reference_strategy
 from autotune.errors import ConfigError
 from autotune.hardware import Hardware
 from autotune.software import Software
-from autotune.strategy import Strategy
+from autotune.strategy import KNOBS, Strategy
 from autotune.workload import Workload
 
-__all__ = ["FACTS", "Knob", "SearchSpace", "Value"]
+__all__ = ["FACTS", "MOST_CHOICES", "NUM_DRAWN", "Knob", "SearchSpace", "Value"]
 
 Value = int | float | bool | str
 """A value of a knob, as a file and the storage hold it."""
 
 FACTS = ("device", "method")
 """What a condition may ask besides other knobs: `device` is cpu or cuda, `method` the --method."""
+
+
+MOST_CHOICES = 20_000
+"""Combinations of values that are still listed one by one."""
+
+NUM_DRAWN = 1_000
+"""Combinations that are drawn from a larger space."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,39 +79,97 @@ class SearchSpace:
         Knobs whose condition does not hold fall back to the reference, so several choices may
         stand for one strategy.
         """
-        try:
-            strategy = self._strategy_of(choice)
-        except ConfigError:
-            return None
-        return None if self.conflict(strategy) else strategy
+        return self._possible(self._values_of(choice))
 
     def first_conflict(self) -> str | None:
         """Why all knobs at their first values are impossible, in words; None if they are not."""
         try:
-            strategy = self._strategy_of({knob.name: knob.values[0] for knob in self.knobs})
+            values = self._values_of({knob.name: knob.values[0] for knob in self.knobs})
+            strategy = Strategy.from_dict({name: values[name] for name in KNOBS})
         except ConfigError as error:
             return str(error)
         return self.conflict(strategy)
 
-    def _strategy_of(self, choice: Mapping[str, Value]) -> Strategy:
-        values: dict[str, Any] = self.reference.to_dict()
-        facts = {"device": str(self.hardware.device_type), "method": str(self.workload.method)}
+    def _values_of(self, choice: Mapping[str, Value]) -> dict[str, Any]:
+        values = dict(self._fixed)
         for knob in self.knobs:
-            seen = values | facts
-            if all(seen[name] in allowed for name, allowed in knob.when.items()):
+            if self._moves(knob, values):
                 values[knob.name] = choice[knob.name]
-        return Strategy.from_dict(values)
+        return values
+
+    @cached_property
+    def _fixed(self) -> dict[str, Any]:
+        """What conditions may ask before any knob is moved: the reference, and the facts."""
+        facts = {"device": str(self.hardware.device_type), "method": str(self.workload.method)}
+        return self.reference.to_dict() | facts
+
+    @staticmethod
+    def _moves(knob: Knob, values: Mapping[str, Any]) -> bool:
+        return all(values[name] in allowed for name, allowed in knob.when.items())
 
     def conflict(self, strategy: Strategy) -> str | None:
         """Why the question does not allow this strategy, in words."""
         return conflict(strategy, self.workload, self.hardware, self.software)
 
     def strategies(self) -> Iterator[Strategy]:
-        """Every possible strategy, each once."""
-        seen: set[Strategy] = set()
-        names = [knob.name for knob in self.knobs]
-        for values in itertools.product(*(knob.values for knob in self.knobs)):
-            strategy = self.strategy(dict(zip(names, values, strict=True)))
-            if strategy is not None and strategy not in seen:
-                seen.add(strategy)
-                yield strategy
+        """The possible strategies, each once: all of them, or of a large space a fair part.
+
+        A space of more than `MOST_CHOICES` choices is too large to be listed. `NUM_DRAWN` of them
+        are drawn then, the same ones every time.
+        """
+        return iter(self._strategies)
+
+    @cached_property
+    def _strategies(self) -> tuple[Strategy, ...]:
+        listed = list(itertools.islice(self._all_choices(dict(self._fixed)), MOST_CHOICES + 1))
+        choices = listed if len(listed) <= MOST_CHOICES else self._drawn_choices()
+        possible = (self._possible(values) for values in choices)
+        return tuple(dict.fromkeys(strategy for strategy in possible if strategy is not None))
+
+    def _possible(self, values: Mapping[str, Any]) -> Strategy | None:
+        try:
+            strategy = Strategy.from_dict({name: values[name] for name in KNOBS})
+        except ConfigError:
+            return None
+        return None if self.conflict(strategy) else strategy
+
+    def _all_choices(
+        self, values: dict[str, Any], knobs: tuple[Knob, ...] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Every combination of values, knobs whose condition does not hold at the reference's."""
+        knobs = self._bounded if knobs is None else knobs
+        if not knobs:
+            yield values
+            return
+        first, *rest = knobs
+        if not self._moves(first, values):
+            yield from self._all_choices(values, tuple(rest))
+            return
+        for value in first.values:
+            yield from self._all_choices(values | {first.name: value}, tuple(rest))
+
+    def _drawn_choices(self) -> Iterator[dict[str, Any]]:
+        """Knob by knob a value at random, of those that are possible after the ones before it."""
+        draw = random.Random(0)
+        for _ in range(NUM_DRAWN):
+            values = dict(self._fixed)
+            for knob in self._bounded:
+                if self._moves(knob, values):
+                    order = draw.sample(knob.values, len(knob.values))
+                    tries = (values | {knob.name: value} for value in order)
+                    values = next(
+                        (v for v in tries if v == values or self._possible(v) is not None),
+                        values | {knob.name: order[0]},
+                    )
+            yield values
+
+    @cached_property
+    def _bounded(self) -> tuple[Knob, ...]:
+        """The knobs without parallel degrees that no number of ranks here can have."""
+        ranks = self.hardware.num_devices
+        return tuple(
+            replace(knob, values=tuple(v for v in knob.values if ranks % int(v) == 0))
+            if knob.name.endswith("_parallel_size")
+            else knob
+            for knob in self.knobs
+        )

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PlainValidator, create_model
 
+from autotune.adapter_targets import ALL_LINEAR
 from autotune.errors import ConfigError
 from autotune.strategy import Strategy, read_knob
-from autotune.workload import ALL_LINEAR, Method
+from autotune.workload import Method
 from autotune.yaml_file import Section, parse_yaml
 
 __all__ = ["StrategyFile", "knob_type", "read_strategy_file"]
@@ -99,7 +100,7 @@ class StrategyFile:
         for section in (workload, strategy):
             for key in section:
                 if key in _COMMENTS:
-                    section.yaml_add_eol_comment(_COMMENTS[key], key, column=29)
+                    section.yaml_add_eol_comment(_COMMENTS[key], key, column=38)
         document = CommentedMap(
             workload=workload, learning_rate=self.learning_rate, strategy=strategy
         )

@@ -67,6 +67,7 @@ def run_trial(
         folder: Path | None = None,
         num_ranks: int = 2,
         timed_steps: int = 2,
+        learning_rate: float = 1e-5,
         **knobs: Any,
     ) -> Outcome:
         spec = TrialSpec(
@@ -75,6 +76,7 @@ def run_trial(
             num_ranks=num_ranks,
             warmup_steps=2,
             timed_steps=timed_steps,
+            learning_rate=learning_rate,
         )
         where = folder or tmp_path_factory.mktemp(f"trial{next(numbers)}")
         return launcher.run(spec, folder=where, timeout_s=timeout_s)

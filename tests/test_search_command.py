@@ -105,6 +105,7 @@ import torch, deepspeed
 import autotune
 from autotune.trial import TrialSpec
 from autotune.worker.model import build_model
+from autotune.worker.samples import micro_batch
 
 export, trial = sys.argv[1], sys.argv[2]
 spec = TrialSpec.from_dict(json.load(open(trial)))
@@ -120,15 +121,11 @@ engine, *_ = deepspeed.initialize(
     optimizer=autotune.create_optimizer(model, f"{export}/strategy.yaml"),
     config=f"{export}/ds_config.json",
 )
-size, accumulation = engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()
+accumulation = engine.gradient_accumulation_steps()
 for step in range(3):
     losses = []
     for micro in range(accumulation):
-        first = (micro * world + rank) * size + step * engine.train_batch_size()
-        rows = [torch.randint(spec.workload.model.vocab_size, (spec.workload.seq_len,),
-                              generator=torch.Generator().manual_seed(spec.seed * 1_000_003 + s))
-                for s in range(first, first + size)]
-        batch = torch.stack(rows)
+        batch = micro_batch(spec, data_rank=rank, step=step, micro=micro)
         loss = engine(input_ids=batch, labels=batch).loss
         engine.backward(loss)
         engine.step()

@@ -1,0 +1,287 @@
+"""What each technique buys on one device: every knob alone against the same baseline.
+
+    python tests/benchmarks/technique_table.py run OUT.jsonl [--seconds 540]
+    python tests/benchmarks/technique_table.py table OUT.jsonl
+
+`run` goes on where OUT.jsonl stops and ends before the given seconds are over. On the CPU a tiny
+model takes the place of the others, to try the script. `table` prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autotune.compatibility import conflict
+from autotune.errors import ConfigError
+from autotune.hardware import DeviceType, Hardware, detect_hardware
+from autotune.launcher import Launcher
+from autotune.predictor import AnalyticPredictor
+from autotune.software import detect_software
+from autotune.strategy import Strategy
+from autotune.trial import TrialSpec
+from autotune.workload import Method, Workload, load_model_shape
+
+GIB = 2**30
+_LONGEST_TRIAL_S = 60
+
+Knobs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One column of trials: a question, and what each technique is compared with."""
+
+    model: str
+    method: Method
+    global_batch_size: int
+    knobs: Knobs
+    seq_len: int = 1024
+
+
+ZERO1 = {"zero_stage": 1, "micro_batch_size": 8}
+LORA = {"zero_stage": 1, "micro_batch_size": 4, "lora_rank": 16}
+GROUPS = ("embedding", "attention", "mlp", "norm", "lm_head")
+
+SMALL = Baseline("1.1B", Method.FULL, 16, ZERO1)
+FULL_7B = Baseline(
+    *("7B", Method.FULL, 8),
+    {"zero_stage": 1, "micro_batch_size": 4, "checkpoint_interval": 1}
+    | {"optimizer": "adamw_8bit", "master_weights": "bf16"},
+)
+LORA_7B = Baseline("7B", Method.LORA, 8, LORA)
+QLORA_7B = Baseline("7B", Method.QLORA, 8, LORA)
+QLORA_13B = Baseline("13B", Method.QLORA, 8, LORA | {"checkpoint_interval": 1})
+
+CHECKPOINT: Knobs = {"checkpoint_interval": 1}
+FUSED: Knobs = {"fused_kernels": True}
+
+CASES: tuple[tuple[Baseline, tuple[Knobs, ...]], ...] = (
+    (
+        SMALL,
+        (
+            {},
+            CHECKPOINT,
+            {"checkpoint_interval": 4},
+            CHECKPOINT | {"checkpoint_scope": "attention"},
+            CHECKPOINT | {"checkpoint_scope": "mlp"},
+            CHECKPOINT | {"offload_checkpoints": "cpu"},
+            {"mlp_tiles": 4},
+            {"loss_tiles": 8},
+            FUSED,
+            {"attention": "eager"},
+            {"attention_precision": "fp8", "mlp_precision": "fp8"},
+            {"mlp_precision": "fp8"},
+            {"embedding_precision": "fp32", "norm_precision": "fp32"},
+            {"mlp_precision": "fp16"},
+            {"precision": "fp16"},
+            {"precision": "fp32"},
+            {"precision": "fp32", "tf32": True},
+            {"zero_stage": 0},
+            {"zero_stage": 2},
+            {"zero_stage": 3},
+            {"master_weights": "bf16"},
+            {"optimizer": "adamw_8bit"},
+            {"optimizer": "paged_adamw_8bit"},
+            {"optimizer": "lion"},
+            {"optimizer": "lion_8bit"},
+            {"optimizer": "sgd"},
+            {"optimizer": "muon"},
+            {"optimizer": "adafactor", "zero_stage": 0},
+            {"reduce_bucket_size": 50_000_000},
+            {"micro_batch_size": 16},
+            {"zero_stage": 2, "offload_optimizer": "cpu"},
+            {"zero_stage": 3, "offload_param": "cpu"},
+            {"zero_stage": 3, "offload_optimizer": "cpu", "offload_ratio": 0.5},
+        ),
+    ),
+    (
+        LORA_7B,
+        (
+            {},
+            CHECKPOINT,
+            CHECKPOINT | {"checkpoint_scope": "mlp"},
+            FUSED,
+            {"loss_tiles": 8},
+            {"lora_targets": "attention"},
+            {"attention_precision": "fp8", "mlp_precision": "fp8"},
+            {"optimizer": "adamw_8bit"},
+        ),
+    ),
+    (QLORA_7B, ({}, CHECKPOINT, FUSED, CHECKPOINT | {"optimizer": "paged_adamw_8bit"})),
+    (QLORA_13B, ({}, FUSED)),
+    (
+        FULL_7B,
+        (
+            {},
+            FUSED,
+            {"optimizer": "lion_8bit"},
+            {"checkpoint_scope": "mlp"},
+            {"offload_checkpoints": "cpu"},
+            {"attention_precision": "fp8", "mlp_precision": "fp8"},
+            {"optimizer": "adafactor", "zero_stage": 0, "master_weights": "fp32"},
+        ),
+    ),
+    (SMALL, ({"torch_compile": True}, FUSED | {"torch_compile": True})),
+)
+
+
+def _key(base: Baseline, knobs: Knobs) -> str:
+    return json.dumps([base.model, base.method, base.knobs, knobs], sort_keys=True)
+
+
+def _questions(hardware: Hardware) -> Iterator[tuple[Baseline, Knobs, Workload]]:
+    is_cuda = hardware.device_type is DeviceType.CUDA
+    for base, variants in CASES:
+        workload = Workload(
+            model=load_model_shape(base.model if is_cuda else "tiny"),
+            seq_len=base.seq_len if is_cuda else 64,
+            global_batch_size=base.global_batch_size * hardware.num_devices,
+            method=base.method,
+        )
+        for knobs in variants:
+            yield base, knobs, workload
+
+
+def run(out: Path, seconds: float) -> None:
+    """Run what OUT does not hold yet, one JSON line each."""
+    end = time.monotonic() + seconds
+    done = (
+        {json.loads(line)["key"] for line in out.read_text().splitlines()} if out.exists() else ()
+    )
+    hardware, software = detect_hardware(), detect_software()
+    folder = Path(tempfile.mkdtemp())
+    with Launcher(hardware, model_type="llama", folder=folder) as launcher, out.open("a") as file:
+        print(f"warm after {launcher.start():.1f} s", flush=True)
+        for number, (base, knobs, workload) in enumerate(_questions(hardware)):
+            if _key(base, knobs) in done:
+                continue
+            left = end - time.monotonic()
+            if left < _LONGEST_TRIAL_S / 4:
+                print("the seconds are over", flush=True)
+                return
+            record: dict[str, Any] = {
+                "key": _key(base, knobs),
+                "model": workload.model.name,
+                "method": str(base.method),
+                "seq_len": workload.seq_len,
+                "global_batch_size": workload.global_batch_size,
+                "base": base.knobs,
+                "knobs": knobs,
+            }
+            try:
+                strategy = Strategy.from_dict(base.knobs | knobs)
+                refused = conflict(strategy, workload, hardware, software)
+            except ConfigError as error:
+                refused = str(error)
+            if refused:
+                words = f"refused: {refused}"
+                record["refused"] = refused
+            else:
+                trial_folder = folder / str(number)
+                trial_folder.mkdir()
+                spec = replace(
+                    TrialSpec(workload=workload, strategy=strategy, num_ranks=1),
+                    num_ranks=hardware.num_devices,
+                )
+                predicted = AnalyticPredictor(workload, hardware).predict(strategy)
+                outcome = launcher.run(
+                    spec, folder=trial_folder, timeout_s=min(_LONGEST_TRIAL_S, left)
+                )
+                record["strategy"] = strategy.to_dict()
+                record["prediction"] = asdict(predicted)
+                record["outcome"] = asdict(outcome)
+                measured, failure = outcome.measurement, outcome.failure
+                words = f"{outcome.duration_s:.1f} s: "
+                if measured is not None:
+                    words += (
+                        f"{measured.tokens_per_second:,.0f} tokens/s, "
+                        f"{measured.peak_reserved_bytes / GIB:.2f} GiB "
+                        f"(predicted {predicted.peak_memory_bytes / GIB:.2f} GiB, "
+                        f"{predicted.tokens_per_second:,.0f})"
+                    )
+                elif failure is not None:
+                    words += f"{failure.kind} in {failure.phase}: {failure.message}"
+                    errors = trial_folder / "rank0.err"
+                    if errors.exists():
+                        record["error"] = errors.read_text(errors="replace")[-2000:]
+            print(f"{base.model} {base.method} {knobs}: {words}", flush=True)
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+
+
+def table(records: Path) -> None:
+    """Print one Markdown table a baseline."""
+    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    seen: list[str] = []
+    for row in rows:
+        group = json.dumps([row["model"], row["method"], row["base"]])
+        if group in seen:
+            continue
+        seen.append(group)
+        members = [r for r in rows if json.dumps([r["model"], r["method"], r["base"]]) == group]
+        base = next((r for r in members if not r["knobs"] and _measured(r)), None)
+        reference = _measured(base) if base else None
+        print(f"\n### {row['model']}, {row['method']}, {row['seq_len']} tokens a sample\n")
+        print(f"Baseline: {_in_words(row['base'])}, {row['global_batch_size']} samples a step.\n")
+        print("| technique | tokens/s | allocated GiB | reserved GiB | J/token |")
+        print("|---|---|---|---|---|")
+        for member in members:
+            print(_row(member, reference))
+
+
+def _measured(record: Knobs) -> Knobs | None:
+    measured: Knobs | None = record.get("outcome", {}).get("measurement")
+    return measured
+
+
+def _in_words(knobs: Knobs) -> str:
+    return ", ".join(f"{name} {value}" for name, value in knobs.items()) or "baseline"
+
+
+def _row(record: Knobs, reference: Knobs | None) -> str:
+    name, measured = _in_words(record["knobs"]), _measured(record)
+    if measured is None:
+        failure = record.get("outcome", {}).get("failure")
+        why = record.get("refused") or f"{failure['kind']}: {failure['message']}"
+        return f"| {name} | {why} | | | |"
+
+    def against(key: str) -> str:
+        if reference is None or reference is measured or not reference.get(key):
+            return ""
+        return f" ({measured[key] / reference[key] - 1:+.0%})"
+
+    energy = measured.get("energy_j_per_token")
+    cells = (
+        f"{measured['tokens_per_second']:,.0f}{against('tokens_per_second')}",
+        f"{measured['peak_allocated_bytes'] / GIB:.2f}{against('peak_allocated_bytes')}",
+        f"{measured['peak_reserved_bytes'] / GIB:.2f}{against('peak_reserved_bytes')}",
+        f"{energy:.4f}{against('energy_j_per_token')}" if energy else "",
+    )
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run", help="run the trials")
+    runs.add_argument("out", type=Path)
+    runs.add_argument("--seconds", type=float, default=3600.0)
+    tables = commands.add_parser("table", help="print what was recorded")
+    tables.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        run(arguments.out, arguments.seconds)
+    else:
+        table(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
