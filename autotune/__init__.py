@@ -1,22 +1,27 @@
 """Automated strategy search for fine-tuning large language models with DeepSpeed.
 
-The command line is the way in; from Python, two functions put an exported strategy on a model.
+The command line is the way in; from Python, a few functions put an exported strategy on a model.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autotune.worker.apply import apply, create_optimizer
+    from autotune.worker.pipeline import pipeline
+    from autotune.worker.sequence_parallel import shard_batch
 
-__all__ = ["apply", "create_optimizer"]
+__all__ = ["apply", "create_optimizer", "pipeline", "shard_batch"]
+
+_HOMES = {"pipeline": "pipeline", "shard_batch": "sequence_parallel"}
+"""The module of `autotune.worker` that a function lives in, where that is not `apply`."""
 
 
 def __getattr__(name: str) -> Any:
     """Import torch only when a function that needs it is asked for."""
     if name in __all__:
-        from autotune.worker import apply as module
-
+        module = importlib.import_module(f"autotune.worker.{_HOMES.get(name, 'apply')}")
         return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -65,6 +65,7 @@ def _files(summary: StudySummary, trial: Trial, date: str) -> dict[str, bytes]:
         strategy,
         num_devices=hardware.num_devices,
         device_type=hardware.device_type,
+        nvme_path=hardware.nvme_path,
     )
     exported = StrategyFile(
         model=summary.workload.model.name,

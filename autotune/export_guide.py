@@ -5,9 +5,14 @@ Does not know how the folder is written.
 
 from __future__ import annotations
 
-from autotune.deepspeed_config import LEARNING_RATE, is_client_optimizer
+from autotune.deepspeed_config import (
+    LEARNING_RATE,
+    flattens_parameters,
+    has_several_dtypes,
+    is_client_optimizer,
+)
 from autotune.hardware import DeviceType, Hardware
-from autotune.knobs import LossClass, Precision
+from autotune.knobs import LossClass, Optimizer, Precision
 from autotune.presets import PRESETS
 from autotune.strategy import Strategy
 from autotune.study_summary import StudySummary
@@ -21,6 +26,41 @@ _DTYPES = {
     Precision.FP16: "torch.float16",
     Precision.FP32: "torch.float32",
 }
+
+
+_LOOP = """\
+for batch in batches:  # yours: token ids, [{size}, tokens] on each rank
+    batch = batch.to(engine.device)
+    loss = engine(input_ids=batch, labels=batch, use_cache=False).loss
+    engine.backward(loss)
+    engine.step()
+"""
+
+_TENSOR_LOOP = """\
+for batch in batches:  # yours: token ids, [{size}, tokens], the same where rank // {degree} is
+    batch = batch.to(engine.device)
+    loss = engine(input_ids=batch, labels=batch, use_cache=False).loss
+    engine.backward(loss)
+    engine.step()
+"""
+
+_SEQUENCE_LOOP = """\
+for batch in batches:  # yours: token ids, [{size}, tokens], the same where rank // {degree} is
+    batch = batch.to(engine.device)
+    # This rank's tokens. Padding belongs on the right, and its labels are -100.
+    inputs = autotune.shard_batch({{"input_ids": batch, "labels": batch}}, "strategy.yaml")
+    loss = engine(**inputs, use_cache=False).loss  # the batch's is their {merge} over its ranks
+    engine.backward(loss)
+    engine.step()
+"""
+
+_PIPELINE_LOOP = """\
+# Yours: token ids, [{size}, tokens], the same on all ranks of one
+# engine.mpu.get_data_parallel_rank(); a micro-batch is ((token ids, labels), ()).
+samples = (((batch, batch), ()) for batch in batches)
+for _ in range(num_steps):
+    loss = engine.train_batch(samples)
+"""
 
 
 def launch_line(hardware: Hardware) -> str:
@@ -69,7 +109,7 @@ The strategy {loss}.
 | `provenance.json` | study, versions, hardware, what was measured and predicted |
 
 The learning rate, {LEARNING_RATE:g}, is a placeholder: set yours in `ds_config.json` and
-`strategy.yaml`.
+`strategy.yaml`.{_optimizer_note(strategy)}
 
 ## Plain DeepSpeed
 
@@ -78,6 +118,25 @@ Save as `train.py`, then `sh launch.sh`:
 ```python
 {_deepspeed_example(workload, strategy)}```
 
+{_other_trainers(summary, strategy)}"""
+
+
+def _other_trainers(summary: StudySummary, strategy: Strategy) -> str:
+    """How to train by what drives DeepSpeed's engine for the user."""
+    if strategy.pipeline_parallel_size > 1:
+        return """\
+## HF Trainer, Accelerate
+
+Neither drives DeepSpeed's pipeline engine: train by the code above.
+"""
+    if strategy.model_parallel_size > 1:
+        return """\
+## HF Trainer, Accelerate
+
+Where ranks share their samples, both divide batches and losses by rules of their own: train by the
+code above.
+"""
+    return f"""\
 ## HF Trainer
 
 Create the arguments before the model, and put the strategy on the model:
@@ -93,6 +152,27 @@ Create the arguments before the model, and put the strategy on the model:
 """
 
 
+def _optimizer_note(strategy: Strategy) -> str:
+    """What a user of this optimizer should know, as a paragraph of its own."""
+    match strategy.optimizer:
+        case Optimizer.ADAMW_8BIT | Optimizer.PAGED_ADAMW_8BIT | Optimizer.LION_8BIT:
+            if flattens_parameters(strategy):
+                return """
+
+The optimizer's states are in 8 bit, those of the embedding too: DeepSpeed hands the optimizer flat
+partitions, in which bitsandbytes cannot tell one parameter from another. With ZeRO-0 they would be
+in 32 bit."""
+            return """
+
+The optimizer's states are in 8 bit, those of the embedding in 32 bit."""
+        case Optimizer.MUON:
+            return """
+
+Muon trains the matrices between embedding and head, AdamW all else, both at the same learning
+rate. `gradient_clipping` is 0: under ZeRO, DeepSpeed would clip Muon's update."""
+    return ""
+
+
 def _deepspeed_example(workload: Workload, strategy: Strategy) -> str:
     is_quantized = workload.method is Method.QLORA
     quantization = ", BitsAndBytesConfig" if is_quantized else ""
@@ -105,26 +185,41 @@ from transformers.integrations import HfDeepSpeedConfig
 
 keep_alive = HfDeepSpeedConfig("ds_config.json")  # ZeRO-3 divides the model as it is loaded
 """
+    put_on = "pipeline" if strategy.pipeline_parallel_size > 1 else "apply"
+    units = ""
+    if strategy.sequence_parallel_size > 1:
+        divide += "from deepspeed.runtime.sequence_parallel import parallel_state_sp\n"
+        units = "\n    mpu=parallel_state_sp,"
     return f"""\
 import {"os, " if is_quantized else ""}autotune, deepspeed, torch
 from transformers import AutoModelForCausalLM{quantization}
 {divide}
 deepspeed.init_distributed()
 {_load_model(workload, strategy)}
-model = autotune.apply(model, "strategy.yaml")
+model = autotune.{put_on}(model, "strategy.yaml")
 optimizer = autotune.create_optimizer(model, "strategy.yaml")  # None: DeepSpeed builds it
 engine, *_ = deepspeed.initialize(
     model=model,
     model_parameters=[p for p in model.parameters() if p.requires_grad],
     optimizer=optimizer,
-    config="ds_config.json",
+    config="ds_config.json",{units}
 )
-for batch in batches:  # yours: token ids, [{strategy.micro_batch_size}, tokens] on each rank
-    batch = batch.to(engine.device)
-    loss = engine(input_ids=batch, labels=batch, use_cache=False).loss
-    engine.backward(loss)
-    engine.step()
-"""
+{_loop(strategy)}"""
+
+
+def _loop(strategy: Strategy) -> str:
+    loop = _LOOP
+    if strategy.pipeline_parallel_size > 1:
+        loop = _PIPELINE_LOOP
+    elif strategy.sequence_parallel_size > 1:
+        loop = _SEQUENCE_LOOP
+    elif strategy.tensor_parallel_size > 1:
+        loop = _TENSOR_LOOP
+    return loop.format(
+        size=strategy.micro_batch_size,
+        degree=strategy.model_parallel_size,
+        merge="mean" if strategy.zero_stage == 3 else "sum",
+    )
 
 
 def _load_model(workload: Workload, strategy: Strategy) -> str:
@@ -155,6 +250,11 @@ def _trainer_example(summary: StudySummary, strategy: Strategy) -> str:
         summary.workload.global_batch_size, summary.hardware.num_devices
     )
     flags = {Precision.BF16: "\n    bf16=True,", Precision.FP16: "\n    fp16=True,"}
+    if has_several_dtypes(strategy):
+        # Either would be written into the JSON, and DeepSpeed cast all weights to it.
+        flags = {}
+    # The Trainer refuses a JSON that clips otherwise than its own arguments say.
+    clipping = "\n    max_grad_norm=0.0," if strategy.optimizer is Optimizer.MUON else ""
     cpu = "\n    use_cpu=True," if summary.hardware.device_type is DeviceType.CPU else ""
     optimizers = ", optimizers=(optimizer, None)" if is_client_optimizer(strategy) else ""
     create = (
@@ -166,7 +266,7 @@ arguments = TrainingArguments(
     deepspeed="ds_config.json",
     per_device_train_batch_size={strategy.micro_batch_size},
     gradient_accumulation_steps={accumulation},
-    learning_rate={LEARNING_RATE!r},{flags.get(strategy.precision, "")}{cpu}
+    learning_rate={LEARNING_RATE!r},{flags.get(strategy.precision, "")}{clipping}{cpu}
 )
 model = autotune.apply(AutoModelForCausalLM.from_pretrained(...), "strategy.yaml")
 {create}trainer = Trainer(model=model, args=arguments, train_dataset=...{optimizers})

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
-__all__ = ["extensions_folders", "remove_abandoned_locks"]
+__all__ = ["cuda_toolkit", "extensions_folders", "libaio_header", "remove_abandoned_locks"]
+
+_INCLUDE_VARIABLES = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")
+"""Folders that GCC looks for headers in before the system's."""
 
 
 def extensions_folders() -> list[Path]:
@@ -21,6 +25,33 @@ def extensions_folders() -> list[Path]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
     return sorted((cache / "torch_extensions").glob(f"{python}_*"))
+
+
+def libaio_header() -> Path | None:
+    """Where libaio's header is, which DeepSpeed's asynchronous I/O is compiled with.
+
+    Looked for where the compiler looks, and in `-I` of CFLAGS, which DeepSpeed hands on.
+    """
+    folders = [
+        folder
+        for variable in _INCLUDE_VARIABLES
+        for folder in os.environ.get(variable, "").split(os.pathsep)
+    ]
+    flags = os.environ.get("CFLAGS", "").split()
+    folders += [flag.removeprefix("-I") for flag in flags if flag.startswith("-I")]
+    folders += ["/usr/local/include", "/usr/include"]
+    headers = (Path(folder) / "libaio.h" for folder in folders if folder)
+    return next((header for header in headers if header.is_file()), None)
+
+
+def cuda_toolkit() -> Path | None:
+    """The CUDA toolkit that torch compiles extensions with: found as torch does."""
+    chosen = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    compiler = shutil.which("nvcc")
+    if chosen is None and compiler is not None:
+        return Path(compiler).resolve().parent.parent
+    toolkit = Path(chosen or "/usr/local/cuda")
+    return toolkit if (toolkit / "bin" / "nvcc").is_file() else None
 
 
 def remove_abandoned_locks() -> list[Path]:

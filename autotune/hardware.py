@@ -7,9 +7,12 @@ and torch is not imported.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "DEVICE_KINDS",
@@ -18,6 +21,7 @@ __all__ = [
     "Hardware",
     "detect_hardware",
     "host_memory_bytes",
+    "with_nvme",
 ]
 
 GB = 10**9
@@ -45,12 +49,37 @@ class DeviceKind:
     """Peak of bf16 (or fp16 where the device has no bf16) matrix products, fp32 accumulate."""
     memory_bytes_per_s: float
     """Peak bandwidth of the device memory."""
-    supports_bf16: bool = True
-    """Whether matrix products in bf16 run at full rate."""
+    compute_capability: tuple[int, int]
+    """CUDA's number for what the device can do."""
+
+    @property
+    def supports_bf16(self) -> bool:
+        """Whether matrix products in bf16 run at full rate."""
+        return self.compute_capability >= _AMPERE
+
+    @property
+    def supports_tf32(self) -> bool:
+        """Whether fp32 matrix products can use TensorFloat-32."""
+        return self.compute_capability >= _AMPERE
+
+    @property
+    def supports_fp8(self) -> bool:
+        """Whether it has matrix products in 8-bit floating point."""
+        return self.compute_capability >= _ADA
+
+
+# CUDA C++ Programming Guide, "Compute Capabilities": the first with bf16 and TF32, and with fp8.
+_AMPERE = (8, 0)
+_ADA = (8, 9)
 
 
 def _kind(
-    name: str, nvml_name: str, gib: int, tflops: float, gb_per_s: float, bf16: bool = True
+    name: str,
+    nvml_name: str,
+    gib: int,
+    tflops: float,
+    gb_per_s: float,
+    capability: tuple[int, int],
 ) -> DeviceKind:
     return DeviceKind(
         name=name,
@@ -58,7 +87,7 @@ def _kind(
         memory_bytes=gib * GIB,
         flops_per_s=tflops * 1e12,
         memory_bytes_per_s=gb_per_s * GB,
-        supports_bf16=bf16,
+        compute_capability=capability,
     )
 
 
@@ -66,19 +95,19 @@ DEVICE_KINDS: dict[str, DeviceKind] = {
     kind.name: kind
     for kind in (
         # Vendor data sheets, dense rates. The first match of `nvml_name` wins.
-        _kind("B200", "B200", 180, 2250, 8000),
-        _kind("H200", "H200", 140, 989, 4800),
-        _kind("H100-80GB", "H100", 80, 989, 3350),
-        _kind("A100-80GB", "A100-SXM4-80GB", 80, 312, 2039),
-        _kind("A100-80GB-PCIe", "A100 80GB", 80, 312, 1935),
-        _kind("A100-40GB", "A100", 40, 312, 1555),
-        _kind("L40S", "L40S", 45, 362, 864),
-        _kind("L4", "L4", 22, 121, 300),
-        _kind("V100-32GB", "V100-SXM2-32GB", 32, 125, 900, bf16=False),
-        _kind("V100-16GB", "V100", 16, 125, 900, bf16=False),
-        _kind("RTX5090", "RTX 5090", 32, 210, 1792),
-        _kind("RTX4090", "RTX 4090", 24, 165, 1008),
-        _kind("RTX3090", "RTX 3090", 24, 71, 936),
+        _kind("B200", "B200", 180, 2250, 8000, (10, 0)),
+        _kind("H200", "H200", 140, 989, 4800, (9, 0)),
+        _kind("H100-80GB", "H100", 80, 989, 3350, (9, 0)),
+        _kind("A100-80GB", "A100-SXM4-80GB", 80, 312, 2039, (8, 0)),
+        _kind("A100-80GB-PCIe", "A100 80GB", 80, 312, 1935, (8, 0)),
+        _kind("A100-40GB", "A100", 40, 312, 1555, (8, 0)),
+        _kind("L40S", "L40S", 45, 362, 864, (8, 9)),
+        _kind("L4", "L4", 22, 121, 300, (8, 9)),
+        _kind("V100-32GB", "V100-SXM2-32GB", 32, 125, 900, (7, 0)),
+        _kind("V100-16GB", "V100", 16, 125, 900, (7, 0)),
+        _kind("RTX5090", "RTX 5090", 32, 210, 1792, (12, 0)),
+        _kind("RTX4090", "RTX 4090", 24, 165, 1008, (8, 9)),
+        _kind("RTX3090", "RTX 3090", 24, 71, 936, (8, 6)),
     )
 }
 
@@ -104,7 +133,15 @@ class Hardware:
     supports_bf16: bool = True
     """Whether bf16 is worth proposing."""
     supports_fp16: bool = True
-    """Whether fp16 can be computed with at all."""
+    """Whether DeepSpeed takes fp16."""
+    supports_tf32: bool = False
+    """Whether fp32 matrix products can use TensorFloat-32."""
+    supports_fp8: bool = False
+    """Whether there are matrix products in 8-bit floating point."""
+    nvme_path: str | None = None
+    """Folder for what is offloaded to NVMe, if one was named."""
+    nvme_free_bytes: int = 0
+    """Room on its disk when the search began."""
 
     def __str__(self) -> str:
         """The way a person names it: `1 x H100-80GB`, `2 x cpu`."""
@@ -145,6 +182,7 @@ class Gpu:
     memory_bytes: int
     used_bytes: int
     """In use now, by anybody."""
+    compute_capability: tuple[int, int]
 
 
 def visible_gpus() -> list[Gpu]:
@@ -176,11 +214,19 @@ def visible_gpus() -> list[Gpu]:
                 name=str(pynvml.nvmlDeviceGetName(handle)),
                 memory_bytes=int(memory.total),
                 used_bytes=int(memory.used),
+                compute_capability=_capability(handle),
             )
             for handle, memory in zip(handles, memories, strict=True)
         ]
     finally:
         pynvml.nvmlShutdown()
+
+
+def _capability(handle: Any) -> tuple[int, int]:
+    import pynvml
+
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return int(major), int(minor)
 
 
 def _kind_of(nvml_name: str) -> DeviceKind | None:
@@ -220,7 +266,7 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
             f"--devices {num_devices} asked for, but this machine has {len(gpus)} GPU(s)"
         )
     used = gpus[: num_devices or len(gpus)]
-    name = used[0].name
+    name, capability = used[0].name, min(gpu.compute_capability for gpu in used)
     kind = _kind_of(name)
     return Hardware(
         device_type=DeviceType.CUDA,
@@ -230,5 +276,35 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
         host_memory_bytes=host,
         flops_per_s=kind.flops_per_s if kind else 1e14,
         memory_bytes_per_s=kind.memory_bytes_per_s if kind else 1e12,
-        supports_bf16=kind.supports_bf16 if kind else True,
+        supports_bf16=capability >= _AMPERE,
+        supports_tf32=capability >= _AMPERE,
+        supports_fp8=capability >= _ADA,
     )
+
+
+def with_nvme(hardware: Hardware, path: Path) -> Hardware:
+    """The same machine with a folder for what is offloaded to NVMe.
+
+    Writes one page there and removes it, since permissions, a read-only mount and a file system
+    without O_DIRECT (which DeepSpeed's asynchronous I/O opens files with) show in no other way.
+
+    Raises:
+        ConfigError: there is no such folder, or DeepSpeed could not write to it.
+    """
+    from autotune.errors import ConfigError
+
+    if not path.is_dir():
+        what = "this is a file" if path.exists() else "no such folder"
+        raise ConfigError(f"--nvme-path {path}: {what}; name an existing folder")
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".autotune-", dir=path) as probe:
+            probe.write(b"0")
+            probe.flush()
+            os.close(os.open(probe.name, os.O_RDONLY | getattr(os, "O_DIRECT", 0)))
+        free = shutil.disk_usage(path).free
+    except OSError as error:
+        raise ConfigError(
+            f"--nvme-path {path}: cannot be written, or not with O_DIRECT: "
+            f"{error.strerror or error}; name a folder of yours on a local disk"
+        ) from error
+    return replace(hardware, nvme_path=str(path.resolve()), nvme_free_bytes=free)

@@ -51,6 +51,8 @@ class Optimizer(StrEnum):
 
     ADAMW = "adamw"
     ADAMW_8BIT = "adamw_8bit"
+    """Embeddings' states stay in 32 bit with zero_stage 0. ZeRO flattens parameters, and so hides
+    from bitsandbytes which is which: there all is in 8 bit. So it is with the other `_8bit`."""
     PAGED_ADAMW_8BIT = "paged_adamw_8bit"
     """Its states move to the host where the device is short of memory (CUDA's managed memory)."""
     LION = "lion"
@@ -61,6 +63,7 @@ class Optimizer(StrEnum):
     MUON = "muon"
     """For matrices of the layers; AdamW for all else."""
     ONEBIT_ADAM = "onebit_adam"
+    """Refused: DeepSpeed 0.19.8 has it no more."""
 
 
 class MasterWeights(StrEnum):

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,9 @@ _HOST_FLOOR_BYTES = 256 * 2**20
 _MAX_LOW_POLLS = 10
 """So many looks in a row must find it low: virtual machines are given memory as they fill it."""
 
+_DISK_FLOOR_BYTES = 64 * 2**20
+"""With less disk than this left, the trial is stopped before its swap files take the rest."""
+
 
 class Launcher:
     """Runs trials on the devices of this host, one at a time.
@@ -49,6 +56,7 @@ class Launcher:
     def __init__(self, hardware: Hardware, *, model_type: str, folder: Path) -> None:
         self._hardware = hardware
         self._num_low_polls = 0
+        self._swap_folder: Path | None = None
         self._server = ServerProcess(
             model_type=model_type, environment=_environment(hardware), log=folder / "server.log"
         )
@@ -90,23 +98,52 @@ class Launcher:
         # Ranks that met in an earlier life of this folder are not there any more.
         (folder / "rendezvous").unlink(missing_ok=True)
         spec_file = folder / "trial.json"
-        spec_file.write_text(json.dumps(spec.to_dict(), indent=1), encoding="utf-8")
         used_before = _device_bytes_in_use(self._hardware)
         kills_before = _kernel_oom_kills()
         ranks = [RankProcess(number=number, folder=folder) for number in range(spec.num_ranks)]
-        try:
-            stopped = self._watch(ranks, spec_file, started, timeout_s, on_event, should_stop)
-        except LaunchError as error:
-            # The server was killed under the trial; the next one gets a new server.
-            stopped = Failure(kind=FailureKind.LOST_NODE, message=str(error))
-        finally:
-            self._end(ranks)
+        with self._fresh_swap_folder(spec) as spec:
+            spec_file.write_text(json.dumps(spec.to_dict(), indent=1), encoding="utf-8")
+            try:
+                stopped = self._watch(ranks, spec_file, started, timeout_s, on_event, should_stop)
+            except LaunchError as error:
+                # The server was killed under the trial; the next one gets a new server.
+                stopped = Failure(kind=FailureKind.LOST_NODE, message=str(error))
+            finally:
+                self._end(ranks)
+            is_disk_full = self._swap_disk_bytes() < _DISK_FLOOR_BYTES
         _wait_for_device(self._hardware, used_before)
-        failure = stopped or failure_of(ranks, has_oom_kill=_kernel_oom_kills() > kills_before)
+        failure = stopped or failure_of(
+            ranks,
+            has_oom_kill=_kernel_oom_kills() > kills_before,
+            is_disk_full=is_disk_full,
+        )
         duration_s = time.monotonic() - started
         if failure is not None:
             return Outcome(failure=failure, duration_s=duration_s)
         return Outcome(measurement=measurement_of(spec, ranks), duration_s=duration_s)
+
+    @contextlib.contextmanager
+    def _fresh_swap_folder(self, spec: TrialSpec) -> Iterator[TrialSpec]:
+        """The trial with an NVMe folder of its own, if it uses one; removed with all its files.
+
+        The ranks are dead by then, so nobody writes to it again.
+        """
+        if spec.nvme_path is None or not spec.strategy.uses_nvme:
+            yield spec
+            return
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="autotune-swap-", dir=spec.nvme_path))
+        except OSError as error:
+            raise LaunchError(
+                f"--nvme-path {spec.nvme_path}: no folder can be made in it: "
+                f"{error.strerror or error}"
+            ) from error
+        self._swap_folder = folder
+        try:
+            yield replace(spec, nvme_path=str(folder))
+        finally:
+            self._swap_folder = None
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _watch(
         self,
@@ -123,6 +160,7 @@ class Launcher:
                 rank=rank.number,
                 spec=spec_file,
                 folder=rank.folder,
+                swap_folder=self._swap_folder,
                 env={"RANK": str(rank.number), "LOCAL_RANK": str(rank.number)}
                 | {"WORLD_SIZE": str(len(ranks))},
             )
@@ -143,7 +181,7 @@ class Launcher:
                 return _stopped(ranks, FailureKind.INTERRUPTED, reason)
             if now - memory_checked >= _MEMORY_POLL_S:
                 memory_checked = now
-                if hog := self._memory_hog(ranks):
+                if hog := self._memory_hog(ranks) or self._disk_hog(ranks):
                     return hog
         self._collect(ranks, on_event, wait_s=0.0)
         return None
@@ -185,6 +223,19 @@ class Launcher:
             message = f"only {available / 2**20:.0f} MiB of host memory were left"
             return _stopped(ranks, FailureKind.HOST_OUT_OF_MEMORY, message)
         return None
+
+    def _disk_hog(self, ranks: list[RankProcess]) -> Failure | None:
+        """The disk under --nvme-path running full, by the trial or by anybody else."""
+        free = self._swap_disk_bytes()
+        if free >= _DISK_FLOOR_BYTES:
+            return None
+        message = f"only {free / 2**20:.0f} MiB were left on the disk of --nvme-path"
+        return _stopped(ranks, FailureKind.DISK_FULL, message)
+
+    def _swap_disk_bytes(self) -> float:
+        """Room on the disk of the trial's swap folder; without one, no end of it."""
+        folder = self._swap_folder
+        return math.inf if folder is None else shutil.disk_usage(folder).free
 
     def _end(self, ranks: list[RankProcess]) -> None:
         """Kill what still runs, and everything it started."""

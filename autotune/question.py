@@ -73,6 +73,10 @@ class Question:
             "--lora-rank": (self.workload.lora_rank, other.workload.lora_rank),
             "--lora-targets": (self.workload.lora_targets, other.workload.lora_targets),
             "hardware": (str(self.hardware), str(other.hardware)),
+            "--nvme-path": (
+                self.hardware.nvme_path or "not given",
+                other.hardware.nvme_path or "not given",
+            ),
             "--headroom": (self.headroom, other.headroom),
             "--seed": (self.seed, other.seed),
         }

@@ -69,11 +69,19 @@ class RankProcess:
             return None
 
 
-def failure_of(ranks: Sequence[RankProcess], *, has_oom_kill: bool) -> Failure | None:
+def failure_of(
+    ranks: Sequence[RankProcess], *, has_oom_kill: bool, is_disk_full: bool = False
+) -> Failure | None:
     """The failure of the rank that is to blame; None where all came to a result.
 
-    The others fail because their partner is gone: so out of memory explains a trial before a rank
-    that died without a word, that before an exception, and the earliest exception before the rest.
+    The others fail because their partner is gone: so want of memory or disk explains a trial
+    before a rank that died without a word, that before an exception, and the earliest exception
+    before the rest.
+
+    Args:
+        ranks: all of the trial, ended or given up.
+        has_oom_kill: whether the kernel has killed a process for want of memory meanwhile.
+        is_disk_full: whether the disk that the trial offloads to has no room left.
     """
     failed = [rank for rank in ranks if rank.result is None]
     if not failed:
@@ -83,12 +91,14 @@ def failure_of(ranks: Sequence[RankProcess], *, has_oom_kill: bool) -> Failure |
         rank, failure = pair
         has_died = rank.failure is None and rank.status is not None
         at = rank.failure["at"] if rank.failure is not None else rank.ended_at
-        return not failure.kind.is_out_of_memory, not has_died, at
+        return not failure.kind.is_out_of_room, not has_died, at
 
-    return min(((rank, _rank_failure(rank, has_oom_kill)) for rank in failed), key=blame)[1]
+    return min(
+        ((rank, _rank_failure(rank, has_oom_kill, is_disk_full)) for rank in failed), key=blame
+    )[1]
 
 
-def _rank_failure(rank: RankProcess, has_oom_kill: bool) -> Failure:
+def _rank_failure(rank: RankProcess, has_oom_kill: bool, is_disk_full: bool) -> Failure:
     if rank.failure is not None:
         return Failure(
             kind=FailureKind(rank.failure["kind"]),
@@ -100,6 +110,9 @@ def _rank_failure(rank: RankProcess, has_oom_kill: bool) -> Failure:
         kind, message = FailureKind.COMMUNICATION, "it was waiting for a rank that had failed"
     elif rank.status == -signal.SIGKILL and has_oom_kill:
         kind, message = FailureKind.HOST_OUT_OF_MEMORY, "the kernel killed it for want of memory"
+    elif rank.status == -signal.SIGABRT and is_disk_full:
+        # DeepSpeed's asynchronous I/O asserts in C++ that all of a file was written.
+        kind, message = FailureKind.DISK_FULL, "no room was left on the disk of --nvme-path"
     elif rank.status < 0:
         name = signal.Signals(-rank.status).name
         kind, message = FailureKind.CRASH, f"it died of {name}"
@@ -130,4 +143,13 @@ def measurement_of(spec: TrialSpec, ranks: Sequence[RankProcess]) -> Measurement
         num_trainable_parameters=largest("num_trainable_parameters"),
         optimizer_state_bytes=largest("optimizer_state_bytes"),
         skipped_steps=largest("skipped_steps"),
+        energy_j_per_token=_energy_j_per_token(results, spec.workload.tokens_per_step),
     )
+
+
+def _energy_j_per_token(results: Sequence[dict[str, Any]], tokens_per_step: int) -> float | None:
+    """Over all ranks, each with a device of its own; None where one of them counts no energy."""
+    energies_j = [result["energy_j"] for result in results]
+    if None in energies_j:
+        return None
+    return float(sum(energies_j)) / (tokens_per_step * len(results[0]["step_times_s"]))

@@ -52,12 +52,15 @@ def pareto_table(summary: StudySummary) -> Table:
     """The front, fastest first; the picks are named under their strategies."""
     front, picks = summary.front, summary.picks
     has_mfu = any(summary.mfu(trial) is not None for trial in front)
+    has_energy = any(trial.energy_j_per_token is not None for trial in front)
     table = _table("Pareto front")
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("strategy", overflow="fold", min_width=16)
     table.add_column("tokens/s", justify="right", no_wrap=True)
     if has_mfu:
         table.add_column("MFU", justify="right", no_wrap=True)
+    if has_energy:
+        table.add_column("mJ per\ntoken", justify="right", no_wrap=True)
     table.add_column("peak\nGiB", justify="right", no_wrap=True)
     table.add_column("predic-\nted GiB", justify="right", no_wrap=True)
     table.add_column("free", justify="right", no_wrap=True)
@@ -74,6 +77,7 @@ def pareto_table(summary: StudySummary) -> Table:
             strategy,
             f"{trial.measurement.tokens_per_second:,.0f}",
             *([_percent(summary.mfu(trial))] if has_mfu else []),
+            *([_millijoules(trial.energy_j_per_token)] if has_energy else []),
             format_gib(trial.measurement.peak_memory_bytes),
             format_gib(prediction.peak_memory_bytes) if prediction else "-",
             _percent(summary.headroom(trial)),
@@ -201,6 +205,15 @@ def format_duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _millijoules(joules: float | None) -> str:
+    """Three figures or more."""
+    if joules is None:
+        return "-"
+    millijoules = 1000 * joules
+    decimals = 0 if millijoules >= 100 else 1 if millijoules >= 10 else 2
+    return f"{millijoules:,.{decimals}f}"
 
 
 def _percent(share: float | None) -> str:

@@ -85,13 +85,30 @@ class ServerProcess:
                 return None
         raise LaunchError(f"the trial server did not start; see {self._log}")
 
-    def fork(self, *, rank: int, spec: Path, folder: Path, env: dict[str, str]) -> int:
+    def fork(
+        self,
+        *,
+        rank: int,
+        spec: Path,
+        folder: Path,
+        env: dict[str, str],
+        swap_folder: Path | None = None,
+    ) -> int:
         """Fork one rank; its process id, which is also its process group's.
+
+        Args:
+            rank: which rank.
+            spec: the trial, as JSON.
+            folder: for its output.
+            env: what its environment has beside the server's.
+            swap_folder: to be removed by the server should it outlive its launcher.
 
         Raises:
             LaunchError: the server is gone or cannot fork.
         """
         request = {"rank": rank, "spec": str(spec), "folder": str(folder), "env": env}
+        if swap_folder is not None:
+            request["swap_folder"] = str(swap_folder)
         self._send({"fork": request})
         return int(self._wait_for("forked", _ANSWER_TIMEOUT_S)["forked"])
 

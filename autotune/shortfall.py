@@ -81,7 +81,9 @@ def nothing_fits(
         return Text("Nothing fits: the search space has no strategy that this question allows.")
     _, prediction = closest[0]
     peak, host = prediction.peak_device_bytes, hardware.host_memory_bytes
-    missing = prediction.missing_bytes(device_bytes=limit_bytes, host_bytes=host)
+    limits = {"device_bytes": limit_bytes, "host_bytes": host}
+    limits["disk_bytes"] = hardware.nvme_free_bytes
+    missing = prediction.missing_bytes(**limits)
     words = (
         f" The closest strategy needs {format_gib(peak)} GiB on each device, and a trial may use "
         f"{format_gib(limit_bytes)} GiB of {format_gib(hardware.device_memory_bytes)} GiB "
@@ -92,10 +94,15 @@ def nothing_fits(
             f" What it offloads needs at least {format_gib(prediction.host_memory_bytes)} GiB of "
             f"host memory, and the host has {format_gib(host)} GiB."
         )
+    if prediction.disk_bytes:
+        words += (
+            f" It needs {format_gib(prediction.disk_bytes)} GiB of disk, and --nvme-path has "
+            f"{format_gib(hardware.nvme_free_bytes)} GiB free."
+        )
     first = Text.assemble(
         (f"Nothing fits: {format_gib(missing)} GiB are missing.", "bold red"), words
     )
-    parts: list[RenderableType] = [first, "", _closest_table(closest, limit_bytes, host)]
+    parts: list[RenderableType] = [first, "", _closest_table(closest, limits)]
     if prediction.breakdown_bytes:
         parts += ["", _breakdown(prediction)]
     parts += ["", *_nearest_fits(peak, limit_bytes, hardware, alternatives)]
@@ -120,7 +127,9 @@ def shortfall_json(
         "limit_bytes": limit_bytes,
         "host_memory_bytes": hardware.host_memory_bytes,
         "missing_bytes": closest[0][1].missing_bytes(
-            device_bytes=limit_bytes, host_bytes=hardware.host_memory_bytes
+            device_bytes=limit_bytes,
+            host_bytes=hardware.host_memory_bytes,
+            disk_bytes=hardware.nvme_free_bytes,
         ),
         "closest": [
             {"strategy": strategy.to_dict(), "prediction": asdict(prediction)}
@@ -131,7 +140,7 @@ def shortfall_json(
 
 
 def _closest_table(
-    closest: Sequence[tuple[Strategy, Prediction]], limit_bytes: int, host_bytes: int
+    closest: Sequence[tuple[Strategy, Prediction]], limits: Mapping[str, int]
 ) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("closest strategies", overflow="fold", min_width=20)
@@ -139,7 +148,7 @@ def _closest_table(
     table.add_column("host\nGiB", justify="right", no_wrap=True)
     table.add_column("missing\nGiB", justify="right", no_wrap=True)
     for strategy, prediction in closest:
-        missing = prediction.missing_bytes(device_bytes=limit_bytes, host_bytes=host_bytes)
+        missing = prediction.missing_bytes(**limits)
         sizes = (prediction.peak_device_bytes, prediction.host_memory_bytes, missing)
         table.add_row(Text(str(strategy)), *map(format_gib, sizes))
     return table

@@ -122,6 +122,11 @@ class Strategy:
             self.tensor_parallel_size * self.pipeline_parallel_size * self.sequence_parallel_size
         )
 
+    @property
+    def uses_nvme(self) -> bool:
+        """Whether anything is kept in files under --nvme-path."""
+        return Offload.NVME in (self.offload_optimizer, self.offload_param)
+
     def data_parallel_size(self, num_ranks: int) -> int:
         """Groups of ranks with samples of their own; 0 where the ranks cannot be so divided."""
         return 0 if num_ranks % self.model_parallel_size else num_ranks // self.model_parallel_size
@@ -136,11 +141,21 @@ class Strategy:
         own: GroupPrecision = getattr(self, f"{group}_precision")
         return GroupPrecision(self.precision) if own is GroupPrecision.SAME else own
 
+    def parameter_precision(self, group: ModuleGroup) -> Precision:
+        """The precision in which a group keeps its weights: fp8 is of matrix products alone."""
+        own = self.precision_of(group)
+        return self.precision if own is GroupPrecision.FP8 else Precision(own)
+
     @property
     def has_group_precisions(self) -> bool:
-        """Whether a group of modules has another precision than the rest."""
+        """Whether a group of modules computes in another precision than the rest."""
         common = GroupPrecision(self.precision)
         return any(self.precision_of(group) is not common for group in ModuleGroup)
+
+    @property
+    def parameter_precisions(self) -> frozenset[Precision]:
+        """Every precision that weights are kept in, the residual stream's among them."""
+        return frozenset({self.precision, *map(self.parameter_precision, ModuleGroup)})
 
     def loss_class(self, reference: Strategy) -> LossClass:
         """Neutral where every knob that can change what is learned stands as in `reference`."""

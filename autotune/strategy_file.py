@@ -33,9 +33,9 @@ _IN_JSON = "in ds_config.json"
 _COMMENTS = {
     "method": "full, lora or qlora",
     "zero_stage": _IN_JSON,
-    "tensor_parallel_size": "in ds_config.json, and autotune.apply",
-    "pipeline_parallel_size": "autotune.apply: stages of consecutive layers",
-    "sequence_parallel_size": "in ds_config.json, and autotune.apply",
+    "tensor_parallel_size": _IN_JSON,
+    "pipeline_parallel_size": "autotune.pipeline: stages of consecutive layers",
+    "sequence_parallel_size": "autotune.apply and autotune.shard_batch",
     "offload_optimizer": _IN_JSON,
     "offload_ratio": _IN_JSON,
     "offload_param": _IN_JSON,
@@ -45,7 +45,8 @@ _COMMENTS = {
     "offload_checkpoints": "autotune.apply: where the kept inputs wait",
     "mlp_tiles": "autotune.apply: pieces of each MLP, one after the other",
     "loss_tiles": "autotune.apply: pieces of logits and loss",
-    "optimizer": "adamw_8bit, lion: autotune.create_optimizer; others in ds_config.json",
+    "optimizer": "in ds_config.json, else autotune.create_optimizer; 8-bit ones keep embeddings "
+    "in 32 bit with zero_stage 0 alone",
     "precision": "in ds_config.json; load the model in it too",
     "embedding_precision": "autotune.apply",
     "attention_precision": "autotune.apply",

@@ -110,7 +110,7 @@ class StudySummary:
         if trial.measurement is None or self.hardware.device_kind not in DEVICE_KINDS:
             return None
         peak = self.hardware.flops_per_s * self.hardware.num_devices
-        flops_per_token = _flops_per_token(self.workload, trial.strategy.lora_rank)
+        flops_per_token = _flops_per_token(self.workload, trial.strategy)
         return trial.measurement.tokens_per_second * flops_per_token / peak
 
     def headroom(self, trial: Trial) -> float | None:
@@ -140,7 +140,7 @@ class StudySummary:
         return finite
 
 
-def _flops_per_token(workload: Workload, lora_rank: int) -> float:
+def _flops_per_token(workload: Workload, strategy: Strategy) -> float:
     """Matrix products that one token of training needs, without recomputation.
 
     6 N + 12 L H Q T: Chowdhery et al., PaLM (arXiv 2204.02311), appendix B, with N the weights
@@ -154,8 +154,8 @@ def _flops_per_token(workload: Workload, lora_rank: int) -> float:
     layers = model.num_hidden_layers
     weights = layers * (attention + mlp) + model.vocab_size * model.hidden_size
     scores = 12 * layers * model.num_attention_heads * model.head_dim * workload.seq_len
-    if lora_rank:
-        adapters = model.num_lora_parameters(lora_rank, workload.lora_targets)
+    if strategy.lora_rank:
+        adapters = workload.num_trainable_parameters(strategy.lora_rank, strategy.lora_targets)
         return 4 * weights + 6 * adapters + scores
     return 6 * weights + scores
 

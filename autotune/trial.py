@@ -55,6 +55,8 @@ class FailureKind(StrEnum):
 
     DEVICE_OUT_OF_MEMORY = "device_out_of_memory"
     HOST_OUT_OF_MEMORY = "host_out_of_memory"
+    DISK_FULL = "disk_full"
+    """No room was left on the disk that states are offloaded to."""
     TIMEOUT = "timeout"
     INVALID_CONFIGURATION = "invalid_configuration"
     COMMUNICATION = "communication"
@@ -67,6 +69,11 @@ class FailureKind(StrEnum):
     def is_out_of_memory(self) -> bool:
         """Whether it teaches something about memory."""
         return self in (FailureKind.DEVICE_OUT_OF_MEMORY, FailureKind.HOST_OUT_OF_MEMORY)
+
+    @property
+    def is_out_of_room(self) -> bool:
+        """Whether device, host or disk had too little room: it explains what other ranks saw."""
+        return self.is_out_of_memory or self is FailureKind.DISK_FULL
 
     @property
     def says_nothing_about_the_strategy(self) -> bool:
@@ -114,6 +121,8 @@ class Prediction:
     """What the device holds beside the allocator's pool: the GPU context and its libraries."""
     host_memory_bytes: int = 0
     """Least host memory that offloaded states need, of all ranks of a host together."""
+    disk_bytes: int = 0
+    """Files of what is offloaded to NVMe, of all ranks of a host together."""
     moment: str = ""
     """What is going on when memory peaks: loss, recomputation, optimizer step."""
     breakdown_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -129,15 +138,18 @@ class Prediction:
         """The whole device is not expected to need less than this."""
         return self.peak_memory_lower_bytes + self.device_overhead_bytes
 
-    def missing_bytes(self, *, device_bytes: int, host_bytes: int) -> int:
-        """What it is expected to need beyond these limits, of device and host together."""
+    def missing_bytes(self, *, device_bytes: int, host_bytes: int, disk_bytes: int = 0) -> int:
+        """What it is expected to need beyond these limits, of device, host and disk together."""
         device = max(0, self.peak_device_bytes - device_bytes)
-        return device + max(0, self.host_memory_bytes - host_bytes)
+        disk = max(0, self.disk_bytes - disk_bytes)
+        return device + max(0, self.host_memory_bytes - host_bytes) + disk
 
-    def might_fit(self, *, device_bytes: int, host_bytes: int) -> bool:
+    def might_fit(self, *, device_bytes: int, host_bytes: int, disk_bytes: int = 0) -> bool:
         """Whether it fits into these limits if the predictor is as wrong as it may be."""
         return (
-            self.peak_device_lower_bytes <= device_bytes and self.host_memory_bytes <= host_bytes
+            self.peak_device_lower_bytes <= device_bytes
+            and self.host_memory_bytes <= host_bytes
+            and self.disk_bytes <= disk_bytes
         )
 
     @classmethod
@@ -172,6 +184,8 @@ class Measurement:
     """From the fork to the first step: context, process group, model, engine."""
     skipped_steps: int = 0
     """Optimizer steps skipped on fp16 overflow; never timed."""
+    energy_j_per_token: float | None = None
+    """What all devices used in the timed steps; None where a device counts no energy."""
 
     @property
     def step_time_s(self) -> float:
@@ -241,10 +255,14 @@ class TrialSpec:
     strategy: Strategy
     num_ranks: int
     seed: int = 0
+    learning_rate: float = 1e-5
+    """Of the optimizer; time and memory do not depend on it."""
     warmup_steps: int = 2
     """Optimizer steps before the clock starts."""
     timed_steps: int = 4
     """Timed optimizer steps at most; long steps stop after two."""
+    nvme_path: str | None = None
+    """Folder for what is offloaded to NVMe; the runner gives each trial a fresh one below it."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `from_dict` reads it back."""
@@ -278,6 +296,11 @@ class Trial:
     """Wall time of its run; 0 where it was never launched."""
     memory_limit_bytes: int = 0
     """Device memory it may use: the device's, less the headroom."""
+
+    @property
+    def energy_j_per_token(self) -> float | None:
+        """What was measured; None where it was not."""
+        return self.measurement.energy_j_per_token if self.measurement else None
 
     @property
     def was_launched(self) -> bool:

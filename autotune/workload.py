@@ -15,13 +15,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from autotune.adapter_targets import ADAPTER_GROUPS, ALL_LINEAR, has_adapter, read_targets
 from autotune.errors import ConfigError
+from autotune.knobs import ModuleGroup
 from autotune.presets import PRESETS
 
-__all__ = ["ALL_LINEAR", "Method", "ModelShape", "Workload", "load_model_shape"]
-
-ALL_LINEAR = "all-linear"
-"""LoRA targets: every linear layer of the decoder blocks (PEFT's word)."""
+__all__ = ["Method", "ModelShape", "Workload", "load_model_shape"]
 
 _PLAIN_MLP = {"opt", "gpt2", "gpt_neox", "gptj", "gpt_neo", "bloom", "falcon", "phi"}
 
@@ -78,17 +77,24 @@ class ModelShape:
             return {"c_attn": (h, q + 2 * kv), "c_proj": (q, h)}
         if self.model_type in ("gpt_neox", "bloom", "falcon"):
             return {"query_key_value": (h, q + 2 * kv), "dense": (q, h)}
-        out = "out_proj" if self.model_type in ("opt", "gpt_neo", "gptj") else "o_proj"
+        if self.model_type == "phi3":
+            return {"qkv_proj": (h, q + 2 * kv), "o_proj": (q, h)}
+        outs = {"opt": "out_proj", "gpt_neo": "out_proj", "gptj": "out_proj", "phi": "dense"}
+        out = outs.get(self.model_type, "o_proj")
         return {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), out: (q, h)}
 
     @property
     def mlp_linears(self) -> dict[str, tuple[int, int]]:
         """The linear layers of one MLP, by name: (inputs, outputs)."""
         h, f = self.hidden_size, self.intermediate_size
+        if self.model_type == "phi3":
+            return {"gate_up_proj": (h, 2 * f), "down_proj": (f, h)}
         if self.has_gated_mlp:
             return {"gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h)}
-        if self.model_type == "gpt2":
+        if self.model_type in ("gpt2", "gpt_neo"):
             return {"c_fc": (h, f), "c_proj": (f, h)}
+        if self.model_type == "gptj":
+            return {"fc_in": (h, f), "fc_out": (f, h)}
         if self.model_type in ("gpt_neox", "bloom", "falcon"):
             return {"dense_h_to_4h": (h, f), "dense_4h_to_h": (f, h)}
         return {"fc1": (h, f), "fc2": (f, h)}
@@ -98,6 +104,22 @@ class ModelShape:
         """Weights of the linear layers of one decoder block, without biases."""
         attention = sum(i * o for i, o in self.attention_linears.values())
         return attention + self.num_experts * sum(i * o for i, o in self.mlp_linears.values())
+
+    @property
+    def largest_weight(self) -> int:
+        """Elements of the largest single parameter; a mixture's experts are one parameter."""
+        linears = [*self.attention_linears.values(), *self.mlp_linears.values()]
+        mlp = sum(i * o for i, o in self.mlp_linears.values())
+        experts = mlp * self.num_experts if self.num_experts > 1 else 0
+        embedding = self.vocab_size * max(self.hidden_size, self.embedding_size)
+        return max(embedding, experts, *(i * o for i, o in linears))
+
+    @property
+    def linear_sides(self) -> int:
+        """Rows and columns of the weights of all linear layers of the decoder blocks, added up."""
+        attention = sum(i + o for i, o in self.attention_linears.values())
+        mlp = sum(i + o for i, o in self.mlp_linears.values())
+        return self.num_hidden_layers * (attention + self.num_experts * mlp)
 
     @property
     def parameters_per_layer(self) -> int:
@@ -138,13 +160,38 @@ class ModelShape:
             + self.lm_head_parameters
         )
 
+    @property
+    def adapter_linears(self) -> dict[ModuleGroup, dict[str, tuple[int, int]]]:
+        """The linear layers of one decoder block that can have adapters, by group and name.
+
+        Not the experts of a mixture: transformers keeps their weights as one tensor, which is no
+        linear layer.
+        """
+        return {
+            ModuleGroup.ATTENTION: self.attention_linears,
+            ModuleGroup.MLP: self.mlp_linears if self.num_experts == 1 else {},
+        }
+
+    def unknown_target(self, targets: tuple[str, ...]) -> str | None:
+        """The first target of LoRA that this model has no layer for, in words."""
+        groups = [group for group in ADAPTER_GROUPS if self.adapter_linears[group]]
+        names = [name for group in groups for name in self.adapter_linears[group]]
+        known = dict.fromkeys((ALL_LINEAR, *map(str, groups), *names))
+        for target in targets:
+            if target not in known:
+                return (
+                    f"{self.name} has no linear layer {target!r}; choose from {', '.join(known)}"
+                )
+        return None
+
     def num_lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
         """Parameters of the adapters: rank x (inputs + outputs) for each target of each layer."""
-        per_layer = 0
-        for linears, copies in ((self.attention_linears, 1), (self.mlp_linears, self.num_experts)):
-            for name, (inputs, outputs) in linears.items():
-                if ALL_LINEAR in targets or name in targets:
-                    per_layer += copies * rank * (inputs + outputs)
+        per_layer = sum(
+            rank * (inputs + outputs)
+            for group, linears in self.adapter_linears.items()
+            for name, (inputs, outputs) in linears.items()
+            if has_adapter(name, group, targets)
+        )
         return self.num_hidden_layers * per_layer
 
 
@@ -184,24 +231,29 @@ class Workload:
             raise ConfigError(
                 f"--lora-targets names no layer; give {ALL_LINEAR}, or names such as q_proj,v_proj"
             )
-        known = {*self.model.attention_linears, *self.model.mlp_linears, ALL_LINEAR}
-        for target in self.lora_targets:
-            if target not in known:
-                raise ConfigError(
-                    f"--lora-targets: {self.model.name} has no linear layer {target!r}; "
-                    f"choose from {', '.join(sorted(known))}"
-                )
+        unknown = self.model.unknown_target(self.lora_targets)
+        if unknown:
+            raise ConfigError(f"--lora-targets: {unknown}")
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step over all ranks."""
         return self.seq_len * self.global_batch_size
 
-    def num_trainable_parameters(self, lora_rank: int) -> int:
-        """Parameters that the optimizer sees; `lora_rank` 0 stands for full fine-tuning."""
+    def adapter_targets(self, lora_targets: str) -> tuple[str, ...]:
+        """The targets that a strategy's `lora_targets` stands for."""
+        return read_targets(lora_targets) or self.lora_targets
+
+    def num_trainable_parameters(self, lora_rank: int, lora_targets: str = "") -> int:
+        """Parameters that the optimizer sees.
+
+        Args:
+            lora_rank: rank of the adapters; 0 stands for full fine-tuning.
+            lora_targets: the strategy's, as text; empty for the workload's own.
+        """
         if lora_rank == 0:
             return self.model.num_parameters
-        return self.model.num_lora_parameters(lora_rank, self.lora_targets)
+        return self.model.num_lora_parameters(lora_rank, self.adapter_targets(lora_targets))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `from_dict` reads it back."""

@@ -41,6 +41,14 @@ def lose_a_peer():
 def refuse():
     raise ValueError("planted")
 
+def overflow_in_one_step():
+    """Make the gradients of rank 1's fifth forward too large for fp16."""
+    global num_forwards, loss_factor
+    num_forwards += 1
+    loss_factor = 1e9 if num_forwards == 5 else 1
+
+num_forwards, loss_factor = 0, 1
+
 def flee():
     """Leave a process behind in a session of its own, then die."""
     code = "import time; time.sleep(3600)"
@@ -63,12 +71,15 @@ class PlantedForCausalLM(LlamaForCausalLM):
     def forward(self, *args, **kwargs):
         if os.environ["RANK"] == "1":
             globals()[self.config.fault]()
-        return super().forward(*args, **kwargs)
+        output = super().forward(*args, **kwargs)
+        if loss_factor != 1:
+            output.loss = output.loss * loss_factor
+        return output
 '''
 
 
 def planted_workload(folder: Path, fault: str, like: Workload) -> Workload:
-    """A workload whose model does `fault` in rank 1's first forward.
+    """A workload whose model does `fault` in each of rank 1's forwards.
 
     Args:
         folder: where to put the model.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from autotune.compatibility import conflict
-from autotune.hardware import Hardware, detect_hardware
-from autotune.knobs import Precision
+from autotune.compatibility import conflict, reference_strategy
+from autotune.errors import ConfigError
+from autotune.hardware import DeviceType, Hardware, detect_hardware
+from autotune.knobs import ModuleGroup, Precision
 from autotune.samplers import OptunaSampler, SamplerKind
 from autotune.search_space import SearchSpace
 from autotune.software import Software
@@ -18,6 +20,17 @@ from autotune.trial import Failure, FailureKind, Trial, TrialState
 from autotune.workload import Method, Workload
 
 SOFTWARE = Software(versions={}, has_liger=True, has_compiler=True)
+H100 = Hardware(
+    device_type=DeviceType.CUDA,
+    device_kind="H100-80GB",
+    num_devices=2,
+    device_memory_bytes=80 * 2**30,
+    host_memory_bytes=512 * 2**30,
+    flops_per_s=989e12,
+    memory_bytes_per_s=3350e9,
+    supports_tf32=True,
+    supports_fp8=True,
+)
 
 
 def _space(method: Method, tiny: Workload, hardware: Hardware) -> SearchSpace:
@@ -37,6 +50,7 @@ def _is_possible_on_a_cpu(strategy: Strategy, method: Method) -> bool:
         and not (method is Method.QLORA and strategy.precision == "fp32")
         and not (strategy.master_weights == "bf16" and strategy.precision != "bf16")
         and not (strategy.master_weights == "bf16" and strategy.zero_stage == 0)
+        and not (strategy.precision == "fp16" and strategy.zero_stage == 0)
     )
 
 
@@ -77,7 +91,7 @@ def test_no_sampler_proposes_what_is_impossible(
 def test_fp16_is_refused_on_a_cpu_that_cannot_compute_it(
     tiny: Workload, cpu_hardware: Hardware
 ) -> None:
-    fp16 = Strategy(precision=Precision.FP16)
+    fp16 = Strategy(precision=Precision.FP16, zero_stage=1)
     unable = replace(cpu_hardware, supports_fp16=False)
     assert conflict(fp16, tiny, cpu_hardware, SOFTWARE) is None
     assert "AVX512-FP16" in (conflict(fp16, tiny, unable, SOFTWARE) or "")
@@ -85,6 +99,117 @@ def test_fp16_is_refused_on_a_cpu_that_cannot_compute_it(
         Precision.BF16,
         Precision.FP32,
     }
+
+
+def test_a_group_in_fp16_asks_nothing_of_the_cpu(tiny: Workload, cpu_hardware: Hardware) -> None:
+    # Beside other precisions DeepSpeed's own fp16 stays off, and torch computes it anywhere.
+    unable = replace(cpu_hardware, supports_fp16=False)
+    strategy = Strategy.from_dict({"mlp_precision": "fp16", "zero_stage": 1})
+    assert conflict(strategy, tiny, unable, SOFTWARE) is None
+
+
+def test_the_reference_of_a_gpu_without_bf16_is_fp16_as_deepspeed_can_train_it(
+    tiny: Workload, cpu_hardware: Hardware
+) -> None:
+    reference = reference_strategy(tiny, replace(cpu_hardware, supports_bf16=False))
+    assert (reference.precision, reference.zero_stage) == (Precision.FP16, 1)
+
+
+FP8 = {"attention_precision": "fp8", "mlp_precision": "fp8"}
+
+
+@pytest.mark.parametrize(
+    ("knobs", "reason"),
+    [
+        ({"precision": "fp16"}, "without ZeRO DeepSpeed divides by a loss scale"),
+        ({"mlp_precision": "fp16"}, "without ZeRO DeepSpeed divides by a loss scale"),
+        ({"embedding_precision": "fp8"}, "embedding_precision takes no fp8"),
+        ({"norm_precision": "fp8"}, "norm_precision takes no fp8"),
+        ({"mlp_precision": "fp8", "precision": "fp32"}, "fp8 needs precision bf16, got fp32"),
+        (FP8 | {"tensor_parallel_size": 2}, "fp8 needs tensor_parallel_size 1"),
+        (FP8 | {"pipeline_parallel_size": 2}, "fp8 needs pipeline_parallel_size 1"),
+        ({"lm_head_precision": "fp8", "fused_kernels": True}, "fused_kernels false"),
+        ({"lm_head_precision": "fp32", "fused_kernels": True}, "fused_kernels false"),
+        ({"norm_precision": "fp32", "zero_stage": 3}, "zero_stage 0, 1 or 2, got 3"),
+        ({"norm_precision": "fp32", "tensor_parallel_size": 2}, "tensor_parallel_size 1, got 2"),
+        ({"norm_precision": "fp32", "optimizer": "muon", "zero_stage": 1}, "another optimizer"),
+        (
+            {"norm_precision": "fp32", "zero_stage": 1, "master_weights": "bf16"},
+            "master_weights fp32, got bf16",
+        ),
+        (
+            {"norm_precision": "fp32", "zero_stage": 1, "offload_optimizer": "cpu"},
+            "offload_optimizer none",
+        ),
+        ({"mlp_precision": "fp16", "zero_stage": 1, "lora_rank": 8}, "needs lora_rank 0"),
+        (
+            {f"{group}_precision": "fp32" for group in ModuleGroup},
+            "precision bf16 is that of no group",
+        ),
+        ({"tf32": True}, "tf32 needs precision fp32"),
+    ],
+    ids=str,
+)
+def test_precisions_that_cannot_work_together_are_refused(
+    knobs: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Strategy.from_dict(knobs)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "changes", "reason"),
+    [
+        (FP8, {}, "compute capability 8.9 or above: A100-40GB is none"),
+        ({"precision": "fp32", "tf32": True}, {"supports_tf32": False}, "capability 8.0"),
+        ({"norm_precision": "bf16"}, {"supports_bf16": False}, "A100-40GB has no bf16"),
+    ],
+    ids=str,
+)
+def test_a_precision_that_the_device_lacks_is_refused(
+    tiny: Workload, knobs: dict[str, Any], changes: dict[str, bool], reason: str
+) -> None:
+    a100 = replace(H100, device_kind="A100-40GB", supports_fp8=False, supports_tf32=True)
+    words = conflict(Strategy.from_dict(knobs), tiny, replace(a100, **changes), SOFTWARE)
+    assert words is not None
+    assert reason in words
+
+
+@pytest.mark.parametrize(
+    ("knobs", "model", "method", "reason"),
+    [
+        (FP8, {"model_type": "gpt2"}, "full", "has convolutions in their place"),
+        (FP8, {"num_experts": 8}, "full", "the experts of tiny are none"),
+        (FP8, {"intermediate_size": 250}, "full", "multiples of 16, got 96 x 250 (gate_proj"),
+        ({"lm_head_precision": "fp8"}, {"vocab_size": 50257}, "full", "got 96 x 50257"),
+        (FP8 | {"lora_rank": 16}, {}, "qlora", "whose weights have 4 bit"),
+        ({"mlp_precision": "fp32", "lora_rank": 16}, {}, "qlora", "4-bit layers compute in"),
+        ({"embedding_precision": "fp32"}, {"tie_word_embeddings": True}, "full", "must be one"),
+    ],
+    ids=str,
+)
+def test_a_precision_that_the_model_cannot_have_is_refused(
+    tiny: Workload, knobs: dict[str, Any], model: dict[str, Any], method: str, reason: str
+) -> None:
+    workload = replace(tiny, model=replace(tiny.model, **model), method=Method(method))
+    words = conflict(Strategy.from_dict(knobs), workload, H100, SOFTWARE)
+    assert words is not None
+    assert reason in words
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        FP8 | {"lm_head_precision": "fp8", "zero_stage": 3, "checkpoint_interval": 2},
+        FP8 | {"norm_precision": "fp32", "zero_stage": 2},
+        FP8 | {"master_weights": "bf16", "zero_stage": 1, "offload_optimizer": "cpu"},
+        {"precision": "fp32", "attention_precision": "bf16", "tf32": True},
+        {"embedding_precision": "fp32", "mlp_precision": "fp16", "zero_stage": 1},
+    ],
+    ids=str,
+)
+def test_precisions_that_work_together_are_allowed(tiny: Workload, knobs: dict[str, Any]) -> None:
+    assert conflict(Strategy.from_dict(knobs), tiny, H100, SOFTWARE) is None
 
 
 @pytest.mark.slow

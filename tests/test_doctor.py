@@ -234,6 +234,14 @@ def test_a_compiler_named_by_cxx_must_exist(monkeypatch: pytest.MonkeyPatch) -> 
     assert check.remedy == "type: unset CXX"
 
 
+def test_a_missing_libaio_is_a_warning_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "libaio_header", lambda: None)
+    check = named(toolchain.examine_toolchain(), "async I/O")
+    assert check.status is CheckStatus.WARNING
+    assert "nothing will be offloaded to NVMe" in check.detail
+    assert check.remedy == "type: apt install libaio-dev"
+
+
 def test_cpu_adam_is_found_where_torch_keeps_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

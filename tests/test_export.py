@@ -12,7 +12,7 @@ from sample_study import HARDWARE, LAPTOP, LORA_WORKLOAD, complete, failed, summ
 from autotune.deepspeed_config import deepspeed_config
 from autotune.errors import ConfigError, StorageError
 from autotune.export import export_trial
-from autotune.knobs import Optimizer
+from autotune.knobs import GroupPrecision, Optimizer
 from autotune.strategy import Strategy
 from autotune.strategy_file import read_strategy_file
 from autotune.trial import FailureKind
@@ -85,12 +85,46 @@ def test_python_in_the_guide_is_valid(tmp_path: Path, method: Method, zero_stage
     assert ("BitsAndBytesConfig" in examples[0]) == (method is Method.QLORA)
 
 
+def test_guide_of_a_pipeline_trains_by_whole_batches(tmp_path: Path) -> None:
+    strategy = Strategy(micro_batch_size=4, pipeline_parallel_size=2)
+    trial = complete(0, 1, 1, strategy=strategy)
+    folder = export_trial(summary(trial), trial, tmp_path / "best")
+    text = (folder / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    ast.parse(example)
+    assert 'autotune.pipeline(model, "strategy.yaml")' in example
+    assert "engine.train_batch(" in example
+    assert "Neither drives DeepSpeed's pipeline engine" in text
+
+
 def test_guide_gives_the_hf_trainer_the_values_of_the_json(tmp_path: Path) -> None:
     folder = export_trial(STUDY, TRIAL, tmp_path / "best")
     guide = (folder / "README.md").read_text()
     assert "per_device_train_batch_size=8" in guide
     assert "gradient_accumulation_steps=4" in guide
     assert "bf16=True" in guide
+
+
+@pytest.mark.parametrize(("zero_stage", "words"), [(0, "in 32 bit."), (1, "flat\npartitions")])
+def test_guide_says_what_becomes_of_the_embedding_in_8_bit(
+    tmp_path: Path, zero_stage: int, words: str
+) -> None:
+    strategy = Strategy(zero_stage=zero_stage, optimizer=Optimizer.ADAMW_8BIT)
+    trial = complete(0, 1, 1, strategy=strategy)
+    folder = export_trial(summary(trial), trial, tmp_path / "best")
+    assert words in (folder / "README.md").read_text()
+    assert "8-bit ones keep embeddings in 32 bit" in (folder / "strategy.yaml").read_text()
+
+
+def test_an_export_of_muon_clips_no_gradients(tmp_path: Path) -> None:
+    trial = complete(0, 1, 1, strategy=Strategy(zero_stage=3, optimizer=Optimizer.MUON))
+    folder = export_trial(summary(trial), trial, tmp_path / "best")
+    config = json.loads((folder / "ds_config.json").read_text())
+    assert config["gradient_clipping"] == 0
+    assert "optimizer" not in config
+    assert config["zero_optimization"]["reduce_scatter"] is False
+    # HF Trainer refuses a JSON that says otherwise than its arguments.
+    assert "max_grad_norm=0.0" in (folder / "README.md").read_text()
 
 
 def test_the_same_export_again_changes_nothing(tmp_path: Path) -> None:
@@ -139,3 +173,17 @@ def test_a_trial_without_a_measurement_cannot_be_exported(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="--trial 3 is failed"):
         export_trial(STUDY, trial, tmp_path / "best")
     assert not (tmp_path / "best").exists()
+
+
+def test_the_trainer_is_told_no_dtype_where_groups_of_modules_have_their_own(
+    tmp_path: Path,
+) -> None:
+    strategy = replace(STRATEGY, norm_precision=GroupPrecision.FP32)
+    guides = [
+        (export_trial(STUDY, complete(7, 1, 1, strategy=s), tmp_path / name) / "README.md")
+        for name, s in (("one", STRATEGY), ("several", strategy))
+    ]
+    one, several = (guide.read_text() for guide in guides)
+    assert "bf16=True" in one
+    assert "bf16=True" not in several
+    assert "optimizers=(optimizer, None)" in several

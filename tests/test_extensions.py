@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from autotune.extensions import extensions_folders, remove_abandoned_locks
+from autotune.extensions import (
+    cuda_toolkit,
+    extensions_folders,
+    libaio_header,
+    remove_abandoned_locks,
+)
 
 
 @pytest.fixture
@@ -38,3 +43,22 @@ def test_nothing_else_is_touched(folder: Path) -> None:
     (folder / "cpu_adam.so").touch()
     assert remove_abandoned_locks() == []
     assert (folder / "cpu_adam.so").exists()
+
+
+def test_libaio_is_found_where_the_compiler_would_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = tmp_path / "libaio.h"
+    header.touch()
+    monkeypatch.setenv("CFLAGS", f"-O2 -I{tmp_path}")
+    assert libaio_header() == header
+
+
+def test_the_cuda_toolkit_is_one_that_has_nvcc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert cuda_toolkit() is None
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").touch()
+    assert cuda_toolkit() == tmp_path

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from autotune.errors import ConfigError
-from autotune.hardware import DeviceType, detect_hardware, visible_gpus
+from autotune.hardware import (
+    DEVICE_KINDS,
+    DeviceType,
+    detect_hardware,
+    visible_gpus,
+    with_nvme,
+)
 
 GIB = 2**30
 
@@ -18,7 +25,12 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     class NVMLError(Exception):
         pass
 
-    gpus = [("NVIDIA H100 80GB HBM3", "GPU-a", 80), ("NVIDIA A100-SXM4-40GB", "GPU-b", 40)]
+    gpus = [
+        ("NVIDIA H100 80GB HBM3", "GPU-a", 80, (9, 0)),
+        ("NVIDIA A100-SXM4-40GB", "GPU-b", 40, (8, 0)),
+        ("Tesla T4", "GPU-c", 16, (7, 5)),
+    ]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     nvml = SimpleNamespace(
         NVMLError=NVMLError,
         nvmlInit=lambda: None,
@@ -27,11 +39,11 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         nvmlDeviceGetHandleByIndex=lambda index: gpus[index],
         nvmlDeviceGetName=lambda gpu: gpu[0],
         nvmlDeviceGetUUID=lambda gpu: gpu[1],
+        nvmlDeviceGetCudaComputeCapability=lambda gpu: gpu[3],
         nvmlDeviceGetMemoryInfo=lambda gpu: SimpleNamespace(total=gpu[2] * GIB, used=GIB),
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +77,35 @@ def test_a_known_gpu_brings_its_rates() -> None:
     assert hardware.flops_per_s == 989e12
 
 
+@pytest.mark.parametrize(
+    ("visible", "bf16", "tf32", "fp8"),
+    [
+        ("0", True, True, True),
+        ("1", True, True, False),
+        ("2", False, False, False),
+        ("0,1", True, True, False),
+    ],
+)
+def test_what_a_gpu_computes_with_follows_from_its_compute_capability(
+    monkeypatch: pytest.MonkeyPatch, visible: str, bf16: bool, tf32: bool, fp8: bool
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    hardware = detect_hardware()
+    found = (hardware.supports_bf16, hardware.supports_tf32, hardware.supports_fp8)
+    assert found == (bf16, tf32, fp8)
+
+
+@pytest.mark.parametrize("name", ["B200", "H200", "H100-80GB", "L40S", "L4", "RTX4090", "RTX5090"])
+def test_hopper_ada_and_later_have_fp8(name: str) -> None:
+    assert DEVICE_KINDS[name].supports_fp8
+
+
+@pytest.mark.parametrize("name", ["A100-80GB", "A100-40GB", "RTX3090"])
+def test_ampere_has_tf32_and_no_fp8(name: str) -> None:
+    kind = DEVICE_KINDS[name]
+    assert (kind.supports_bf16, kind.supports_tf32, kind.supports_fp8) == (True, True, False)
+
+
 def test_more_gpus_than_there_are_is_refused() -> None:
     with pytest.raises(ConfigError, match="--devices 3 asked for, but this machine has 2"):
         detect_hardware(3)
@@ -76,3 +117,15 @@ def test_a_machine_without_a_visible_gpu_gets_two_cpu_ranks(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     hardware = detect_hardware()
     assert (hardware.device_type, hardware.num_devices) == (DeviceType.CPU, 2)
+
+
+def test_an_nvme_path_is_probed_and_left_empty(tmp_path: Path) -> None:
+    hardware = with_nvme(detect_hardware(), tmp_path)
+    assert hardware.nvme_path == str(tmp_path.resolve())
+    assert hardware.nvme_free_bytes > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_nvme_path_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--nvme-path /proc: cannot be written"):
+        with_nvme(detect_hardware(), Path("/proc"))

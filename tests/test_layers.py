@@ -18,7 +18,18 @@ PACKAGE = Path(autotune.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "presets", "knobs"),
-    ("yaml_file", "extensions", "workload", "hardware", "software", "contradictions", "strategy"),
+    (
+        "yaml_file",
+        "extensions",
+        "adapter_targets",
+        "workload",
+        "hardware",
+        "software",
+        "stages",
+        "contradictions",
+        "strategy",
+        "memory_order",
+    ),
     ("trial", "question", "compatibility", "deepspeed_config", "strategy_file", "search_space"),
     ("protocols", "space_file", "budget"),
     ("predictor", "worker", "server_process", "rank_process", "launcher"),

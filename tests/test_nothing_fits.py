@@ -45,3 +45,19 @@ def test_13b_with_all_adam_states_in_bf16_fits_the_host() -> None:
 
 def test_nothing_is_kept_on_the_host_without_offload() -> None:
     assert _predict(zero_stage=3).host_memory_bytes == 0
+
+
+def test_what_is_on_disk_needs_a_disk_and_little_of_the_host() -> None:
+    on_disk = _predict(zero_stage=3, offload_optimizer="nvme", offload_param="nvme")
+    # Master weights, two moments and gradients in fp32, and the weights in bf16.
+    assert on_disk.disk_bytes == 18 * WORKLOAD.model.num_parameters
+    assert on_disk.host_memory_bytes < 4 * GIB
+    assert not on_disk.might_fit(**LIMITS)
+    assert on_disk.might_fit(**LIMITS, disk_bytes=on_disk.disk_bytes)
+    assert on_disk.missing_bytes(**LIMITS) >= on_disk.disk_bytes
+
+
+def test_a_share_of_the_states_on_the_host_needs_that_share() -> None:
+    whole = _predict(zero_stage=3, offload_optimizer="cpu").host_memory_bytes
+    half = _predict(zero_stage=3, offload_optimizer="cpu", offload_ratio=0.5).host_memory_bytes
+    assert half * 2 == whole

@@ -113,6 +113,14 @@ class TestPredictedMemoryPruner:
             strategy(), offloaded, []
         ) == ("offloading needs at least 146.0 GiB of host memory, the host has 128.0 GiB")
 
+    def test_skips_what_the_disk_cannot_hold(self) -> None:
+        on_disk = replace(prediction(30.0), disk_bytes=104 * GIB)
+        pruner = PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST, disk_bytes=100 * GIB)
+
+        assert pruner.reason_to_skip(strategy(), on_disk, []) == (
+            "offloading to NVMe needs 104.0 GiB of disk, --nvme-path has 100.0 GiB free"
+        )
+
     def test_a_patient_one_launches_what_is_only_expected_not_to_fit(self) -> None:
         patient = PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST, is_patient=True)
 

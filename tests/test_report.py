@@ -79,6 +79,18 @@ def test_a_study_without_trials_has_no_shares() -> None:
     assert empty.picks == {}
 
 
+def test_energy_has_a_column_only_where_it_was_measured() -> None:
+    metered, unmetered = complete(0, 1000.0, 10.0), complete(1, 500.0, 5.0)
+    assert metered.measurement is not None
+    measurement = replace(metered.measurement, energy_j_per_token=0.00934)
+    study = summary(replace(metered, measurement=measurement), unmetered)
+    assert "mJ per" in printed(render_report(study))
+    assert "9.34" in printed(render_report(study))
+    energies = [t["measurement"]["energy_j_per_token"] for t in report_json(study)["trials"]]
+    assert energies == [0.00934, None]
+    assert "mJ per" not in printed(render_report(summary(metered, unmetered)))
+
+
 def test_mfu_follows_palm_for_full_fine_tuning() -> None:
     study = summary(complete(0, 40_000, 20))
     model = WORKLOAD.model

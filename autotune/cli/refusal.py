@@ -53,7 +53,11 @@ def refuse_if_nothing_fits(
             f"--space {space.name}: no combination of its values is possible for this question; "
             f"for one, {space.first_conflict()}"
         )
-    limits = {"device_bytes": limit, "host_bytes": question.hardware.host_memory_bytes}
+    limits = {
+        "device_bytes": limit,
+        "host_bytes": question.hardware.host_memory_bytes,
+        "disk_bytes": question.hardware.nvme_free_bytes,
+    }
     if any(prediction.might_fit(**limits) for _, prediction in predicted):
         return
     predicted.sort(key=lambda pair: pair[1].missing_bytes(**limits))

@@ -100,6 +100,14 @@ def search(
             show_default="all; without a GPU 2",
         ),
     ] = None,
+    nvme_path: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder on a fast local disk, for strategies that offload to NVMe. Each trial "
+            "has a fresh folder in it, which is removed when the trial ends.",
+            show_default="none: nothing is offloaded to NVMe",
+        ),
+    ] = None,
     trials: Annotated[
         int | None,
         typer.Option(
@@ -164,7 +172,7 @@ def search(
     from autotune.cli.refusal import refuse_if_nothing_fits, refuse_large_model_on_cpu
     from autotune.cli.session import Session
     from autotune.errors import ConfigError
-    from autotune.hardware import detect_hardware
+    from autotune.hardware import detect_hardware, with_nvme
     from autotune.question import Question
     from autotune.samplers import SamplerKind
     from autotune.software import detect_software
@@ -190,6 +198,8 @@ def search(
         lora_targets=tuple(part.strip() for part in lora_targets.split(",") if part.strip()),
     )
     hardware = detect_hardware(devices)
+    if nvme_path is not None:
+        hardware = with_nvme(hardware, nvme_path)
     if global_batch % hardware.num_devices:
         raise ConfigError(
             f"--global-batch {global_batch} is not divisible by {hardware.num_devices} devices; "

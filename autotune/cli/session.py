@@ -110,6 +110,7 @@ class Session:
             memory_limit_bytes=limit,
             host_memory_bytes=question.hardware.host_memory_bytes,
             num=_NUM_FIRST,
+            disk_bytes=question.hardware.nvme_free_bytes,
         )
         proposals: Sampler = OptunaSampler(self._space, kind=sampler, seed=question.seed)
         if sampler.learns:
@@ -122,6 +123,7 @@ class Session:
                 PredictedMemoryPruner(
                     limit,
                     host_memory_bytes=question.hardware.host_memory_bytes,
+                    disk_bytes=question.hardware.nvme_free_bytes,
                     is_patient=not first,
                 ),
                 DominancePruner(),
@@ -196,6 +198,7 @@ class Session:
             strategy=trial.strategy,
             num_ranks=self._question.hardware.num_devices,
             seed=self._question.seed,
+            nvme_path=self._question.hardware.nvme_path,
         )
 
     def answer(self, *, as_json: bool, console: Console) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from autotune.compatibility import (
     adapters,
     batch,
+    blocks,
+    communication,
     kernels,
     offload,
     optimizer,
@@ -26,10 +28,12 @@ __all__ = ["conflict", "reference_strategy"]
 _FAMILIES = (
     parallel.conflict,
     batch.conflict,
+    blocks.conflict,
     adapters.conflict,
     precision.conflict,
     optimizer.conflict,
     offload.conflict,
+    communication.conflict,
     kernels.conflict,
 )
 

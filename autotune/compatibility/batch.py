@@ -1,4 +1,4 @@
-"""Micro-batch, accumulation and checkpoints against the global batch and the model's layers."""
+"""Micro-batch, checkpoints and tiles against the global batch, the model's layers and tokens."""
 
 from __future__ import annotations
 
@@ -26,4 +26,9 @@ def conflict(
             f"checkpoint_interval {strategy.checkpoint_interval} is more than the model's "
             f"{workload.model.num_hidden_layers} layers"
         )
+    num_tokens = workload.seq_len // strategy.sequence_parallel_size
+    for knob in ("mlp_tiles", "loss_tiles"):
+        tiles = getattr(strategy, knob)
+        if tiles > num_tokens:
+            return f"{knob} {tiles} is more than the {num_tokens} tokens of a sample on one rank"
     return None

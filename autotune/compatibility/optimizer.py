@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from autotune.hardware import Hardware
+from autotune.hardware import DeviceType, Hardware
+from autotune.knobs import Optimizer
 from autotune.software import Software
 from autotune.strategy import Strategy
 from autotune.workload import Workload
@@ -14,4 +15,12 @@ def conflict(
     strategy: Strategy, workload: Workload, hardware: Hardware, software: Software
 ) -> str | None:
     """Why the question does not allow these knobs, in words; None where it does."""
+    is_cuda = hardware.device_type is DeviceType.CUDA
+    if strategy.optimizer is Optimizer.PAGED_ADAMW_8BIT and not is_cuda:
+        return (
+            "optimizer paged_adamw_8bit needs a GPU, whose driver moves the pages; elsewhere "
+            "bitsandbytes pages nothing: take adamw_8bit"
+        )
+    if strategy.optimizer is Optimizer.MUON and not software.has_compiler:
+        return "optimizer muon needs a C++ compiler: DeepSpeed has its kernels compiled by torch"
     return None

@@ -1,7 +1,8 @@
 """What DeepSpeed compiles its extensions with, looked at without compiling anything.
 
-CPU Adam, which `offload_optimizer: cpu` needs, is compiled at its first use and kept in torch's
-extensions folder. Does not know whether a search wants it.
+CPU Adam, which `offload_optimizer` needs, and asynchronous I/O, which offloading to NVMe needs,
+are compiled at their first use and kept in torch's extensions folder. Does not know whether a
+search wants them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sysconfig
 from pathlib import Path
 
 from autotune.doctor.check import Check, CheckStatus
-from autotune.extensions import extensions_folders
+from autotune.extensions import extensions_folders, libaio_header
 
 __all__ = ["examine_toolchain"]
 
@@ -27,7 +28,12 @@ def examine_toolchain() -> list[Check]:
     """Compiler, ninja, Python's headers, what is already built, and what spoils a build."""
     needed = [_compiler(), _ninja(), _python_headers()]
     can_compile = all(check.status is CheckStatus.OK for check in needed)
-    return [*needed, _cpu_adam(can_compile=can_compile), _architectures()]
+    return [
+        *needed,
+        _cpu_adam(can_compile=can_compile),
+        _async_io(can_compile=can_compile),
+        _architectures(),
+    ]
 
 
 def _compiler() -> Check:
@@ -88,6 +94,25 @@ def _cpu_adam(*, can_compile: bool) -> Check:
     return Check.warning(
         name,
         "not compiled, and cannot be: offload_optimizer cpu will not be tried",
+        "see C++ compiler, ninja program and Python headers above",
+    )
+
+
+def _async_io(*, can_compile: bool) -> Check:
+    """The library comes with its header only where its development package is installed."""
+    name, lost = "async I/O", "nothing will be offloaded to NVMe"
+    header = libaio_header()
+    if header is None:
+        return Check.warning(name, f"there is no libaio.h: {lost}", "type: apt install libaio-dev")
+    built = [folder / "async_io" / "async_io.so" for folder in extensions_folders()]
+    found = next((file for file in built if file.is_file()), None)
+    if found is not None:
+        return Check.ok(name, f"compiled: {found}")
+    if can_compile:
+        return Check.ok(name, f"{header}; its first use takes minutes to compile it")
+    return Check.warning(
+        name,
+        f"{header}, but nothing can be compiled: {lost}",
         "see C++ compiler, ninja program and Python headers above",
     )
 

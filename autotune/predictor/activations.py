@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autotune.workload import ALL_LINEAR, ModelShape
+from autotune.adapter_targets import has_adapter
+from autotune.knobs import Attention, CheckpointScope, ModuleGroup, Offload
+from autotune.predictor.precision import FP32_BYTES, GroupBytes, group_bytes
+from autotune.strategy import Strategy
+from autotune.workload import ModelShape
 
 __all__ = ["TokenBytes", "experts_per_token", "token_bytes"]
-
-_FP32 = 4
 
 _LOSS_BYTES_PER_LOGIT = 12
 """Cross-entropy in fp32, in backward: log-probabilities, their gradient, that of the logits."""
@@ -22,118 +24,210 @@ _LOSS_BYTES_PER_LOGIT = 12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenBytes:
-    """Bytes of one token."""
+    """Bytes of one token on one rank."""
 
     layer_input: int
     """The input of a decoder layer: what checkpointing keeps."""
     layer: int
     """All that one decoder layer saves for backward."""
+    recomputed: int
+    """What backward computes again of a part of one layer, and holds while it is at that part."""
     layer_backward: int
     """Gradients that are alive within one layer's backward at its widest."""
     head: int
-    """Saved by the final norm and the output projection."""
+    """Saved by the final norm and the output projection, and what all layers share."""
     loss: int
     """Alive only around the loss: logits and what is computed from them."""
+    host_layer: int
+    """Of one layer, moved to the host until backward; the checkpointed input of a layer is not
+    among it."""
 
 
 def token_bytes(
     shape: ModelShape,
+    strategy: Strategy,
     *,
-    element_bytes: int,
-    has_fused_kernels: bool,
-    lora_rank: int,
     lora_targets: tuple[str, ...],
+    seq_len: int,
+    is_cpu: bool = False,
 ) -> TokenBytes:
     """What one token holds.
 
+    Tensor parallelism divides heads and the MLP's width, and the logits of a head that shares the
+    embedding's weights (`module_inject/auto_tp.py`; other heads gather them). Under sequence
+    parallelism a token is one of this rank's: it has all heads of its own tokens, or as much of
+    others' (Jacobs et al., DeepSpeed Ulysses, arXiv 2309.14509, section 3.1).
+
     Args:
         shape: the architecture.
-        element_bytes: of one activation: 2 at 16 bit, 4 at fp32.
-        has_fused_kernels: whether Liger's kernels replace those of transformers.
-        lora_rank: rank of the adapters; 0 trains all weights.
+        strategy: precisions, kernels, tiles, what is recomputed, adapters.
         lora_targets: the linear layers that have adapters.
+        seq_len: tokens of a sample, of which eager attention keeps a row for each head.
+        is_cpu: whether the device is the host, to which nothing can be moved.
     """
-    e, h, f = element_bytes, shape.hidden_size, shape.intermediate_size
-    targets = _Targets(shape, lora_rank, lora_targets)
-    norm = _norm_bytes(shape, e, has_fused_kernels, is_trained=lora_rank == 0)
-    layer = (
-        2 * norm
-        + e * h * (targets.keep_attention_input + targets.keep_mlp_input)
-        + _attention_bytes(shape, e)
-        + _mlp_bytes(shape, e, has_fused_kernels, targets.keep_down_input)
-        + e * lora_rank * targets.num_adapters
-    )
-    # LoRA freezes the output projection, which then needs no input for its backward.
-    head = norm + e * h * (lora_rank == 0)
-    if has_fused_kernels:
-        # Liger's fused linear cross-entropy (`ops/fused_linear_cross_entropy.py`): the gradient of
-        # its input, and a chunk of logits of one to two times the input's size.
+    moves_inputs = strategy.offload_checkpoints is Offload.CPU and not is_cpu
+    return _TokenCount(shape, strategy, lora_targets, seq_len, moves_inputs).total()
+
+
+class _TokenCount:
+    """The count of one token, part by part."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        strategy: Strategy,
+        lora_targets: tuple[str, ...],
+        seq_len: int,
+        moves_inputs: bool,
+    ) -> None:
+        self._shape = shape
+        self._moves_inputs = moves_inputs
+        self._strategy = strategy
+        self._seq_len = seq_len
+        self._e = group_bytes(strategy)
+        self._targets = _Targets(shape, strategy.lora_rank, lora_targets)
+        self._tensor = strategy.tensor_parallel_size
+        # Compiled layers keep what fused ones do: Inductor's partitioner computes pointwise
+        # operations again rather than keep their results (He and Yu, Transcending
+        # Runtime-Memory Tradeoffs in Checkpointing by Being Fusion Aware, MLSys 2023).
+        self._is_lean = strategy.fused_kernels or strategy.torch_compile
+
+    def total(self) -> TokenBytes:
+        """All parts."""
+        strategy, shape = self._strategy, self._shape
+        h, e = shape.hidden_size, self._e
+        norm = _norm_bytes(shape, e, self._is_lean, is_trained=not strategy.lora_rank)
+        attention, mlp = self._attention(), self._mlp()
+        kept_attention, kept_mlp = attention, mlp
+        recomputed = host = 0
+        block_input = e.residual * h
+        if strategy.checkpoint_scope is CheckpointScope.ATTENTION:
+            kept_attention, recomputed = block_input, attention
+        if strategy.checkpoint_scope is CheckpointScope.MLP or strategy.mlp_tiles > 1:
+            kept_mlp, recomputed = block_input, max(recomputed, mlp // strategy.mlp_tiles)
+        if self._moves_inputs and strategy.checkpoint_scope is not CheckpointScope.LAYER:
+            host = block_input
+        # LoRA freezes the output projection, which then needs no input for its backward.
+        head = norm + e.lm_head * h * (not strategy.lora_rank)
         return TokenBytes(
-            layer_input=e * h,
-            layer=layer,
-            layer_backward=e * (f + 2 * h),
-            head=head,
-            loss=3 * e * h,
+            layer_input=e.residual * h,
+            layer=2 * norm + kept_attention + kept_mlp - host,
+            recomputed=recomputed,
+            layer_backward=max(self._mlp_backward(), self._attention_backward()),
+            head=head + self._mask(),
+            loss=self._loss(),
+            host_layer=host,
         )
-    return TokenBytes(
-        layer_input=e * h,
-        layer=layer,
-        layer_backward=3 * e * f + 3 * _FP32 * h,
-        head=head,
-        loss=_LOSS_BYTES_PER_LOGIT * shape.vocab_size,
-    )
+
+    def _attention(self) -> int:
+        """Of attention, from its input on.
+
+        With flash attention query, key, value, output and the log-sum-exp: Dao et al.,
+        FlashAttention (arXiv 2205.14135), algorithm 1. The output projection's input is the output
+        itself. Eager attention keeps keys and values for each query head (`repeat_kv`), the
+        probabilities in fp32, which softmax computes in, and in its own precision.
+        """
+        shape, e = self._shape, self._e.attention
+        targets, rank = self._targets, self._strategy.lora_rank
+        outside = e * shape.hidden_size * targets.keep_attention_input
+        outside += self._e.residual * rank * targets.num_attention
+        queries = shape.num_attention_heads * shape.head_dim
+        keys = shape.num_key_value_heads * shape.head_dim
+        if self._strategy.attention is not Attention.EAGER:
+            inside = e * (2 * queries + 2 * keys) + FP32_BYTES * shape.num_attention_heads
+        else:
+            converted = e if e != FP32_BYTES else 0
+            scores = shape.num_attention_heads * self._seq_len * (FP32_BYTES + converted)
+            inside = e * 4 * queries + scores
+        return outside + inside // self._tensor
+
+    def _mlp(self) -> int:
+        """Of the MLP, from its input on.
+
+        What the activation function and the gate save, and the input of the last linear layer.
+        SwiGLU: gate, its activation and up; Liger computes the activation again. ReLU saves its
+        output, which is the last layer's input too; other functions save their input beside it.
+        """
+        shape, e, targets = self._shape, self._e.mlp, self._targets
+        outside = e * shape.hidden_size * targets.keep_mlp_input
+        outside += self._e.residual * self._strategy.lora_rank * targets.num_mlp
+        f = shape.intermediate_size * experts_per_token(shape)
+        if shape.has_gated_mlp:
+            inside = e * f * ((2 if self._is_lean else 3) + targets.keep_down_input)
+        else:
+            is_relu = shape.config.get("activation_function", "relu") == "relu"
+            inside = e * f if is_relu else e * f * (1 + targets.keep_down_input)
+        return outside + inside // self._tensor
+
+    def _mlp_backward(self) -> int:
+        """Gradients within the MLP; in tiles, with the whole gradient that they are pieces of."""
+        shape, e = self._shape, self._e
+        divisor = self._tensor * self._strategy.mlp_tiles
+        whole = e.residual * shape.hidden_size if self._strategy.mlp_tiles > 1 else 0
+        if self._is_lean:
+            inside = e.mlp * shape.intermediate_size // divisor
+            return inside + 2 * e.residual * shape.hidden_size + whole
+        inside = 3 * e.mlp * shape.intermediate_size // divisor
+        return inside + 3 * FP32_BYTES * shape.hidden_size + whole
+
+    def _attention_backward(self) -> int:
+        """Of eager attention: gradients of probabilities and scores, in fp32 and as computed."""
+        if self._strategy.attention is not Attention.EAGER:
+            return 0
+        row = self._shape.num_attention_heads * self._seq_len // self._tensor
+        return row * (2 * FP32_BYTES + self._e.attention)
+
+    def _mask(self) -> int:
+        """The causal mask, which transformers makes for eager attention alone."""
+        is_eager = self._strategy.attention is Attention.EAGER
+        return self._e.residual * self._seq_len if is_eager else 0
+
+    def _loss(self) -> int:
+        shape, strategy = self._shape, self._strategy
+        if strategy.fused_kernels:
+            # Liger's fused linear cross-entropy (`ops/fused_linear_cross_entropy.py`): the
+            # gradient of its input, and a chunk of logits of one to two times the input's size.
+            return 3 * self._e.lm_head * shape.hidden_size
+        divisor = strategy.loss_tiles * (self._tensor if shape.tie_word_embeddings else 1)
+        # In tiles (`worker/loss_tiles.py`) the gradient of the whole input is put together.
+        whole = self._e.residual * shape.hidden_size if strategy.loss_tiles > 1 else 0
+        return _LOSS_BYTES_PER_LOGIT * shape.vocab_size // divisor + whole
 
 
 class _Targets:
     """Which inputs of linear layers are kept: those whose weight, or adapter, is trained."""
 
     def __init__(self, shape: ModelShape, lora_rank: int, lora_targets: tuple[str, ...]) -> None:
-        def has_adapter(name: str) -> bool:
-            return lora_rank == 0 or ALL_LINEAR in lora_targets or name in lora_targets
+        def keeps(group: ModuleGroup) -> dict[str, bool]:
+            linears = shape.attention_linears if group is attention else shape.mlp_linears
+            # The experts of a mixture take no adapters.
+            can_have = shape.adapter_linears[group]
+            return {
+                name: lora_rank == 0
+                or (name in can_have and has_adapter(name, group, lora_targets))
+                for name in linears
+            }
 
-        *projections, _ = shape.attention_linears
-        *widening, down = shape.mlp_linears
-        self.keep_attention_input = any(has_adapter(name) for name in projections)
-        self.keep_mlp_input = any(has_adapter(name) for name in widening)
-        self.keep_down_input = has_adapter(down)
-        linears = (*shape.attention_linears, *shape.mlp_linears)
-        self.num_adapters = sum(map(has_adapter, linears)) if lora_rank else 0
+        attention, mlp = ModuleGroup.ATTENTION, ModuleGroup.MLP
+        *projections, _ = keeps(attention).values()
+        *widening, down = keeps(mlp).values()
+        self.keep_attention_input = any(projections)
+        self.keep_mlp_input = any(widening)
+        self.keep_down_input = down
+        self.num_attention = sum(keeps(attention).values()) if lora_rank else 0
+        self.num_mlp = sum(keeps(mlp).values()) if lora_rank else 0
 
 
-def _norm_bytes(shape: ModelShape, e: int, has_fused_kernels: bool, *, is_trained: bool) -> int:
+def _norm_bytes(shape: ModelShape, e: GroupBytes, is_lean: bool, *, is_trained: bool) -> int:
     """What one norm saves.
 
     LayerNorm and Liger's RMSNorm save their input. The RMSNorm of transformers saves the input in
     fp32, and for the gradient of its weight the normalized input.
     """
     h = shape.hidden_size
-    if has_fused_kernels or not shape.has_gated_mlp:
-        return e * h
-    return _FP32 * h + (e * h if is_trained else 0)
-
-
-def _attention_bytes(shape: ModelShape, e: int) -> int:
-    """Query, key, value, output and the log-sum-exp of flash attention.
-
-    Dao et al., FlashAttention (arXiv 2205.14135), algorithm 1. The output projection's input
-    is the output itself.
-    """
-    queries = shape.num_attention_heads * shape.head_dim
-    keys = shape.num_key_value_heads * shape.head_dim
-    return e * (2 * queries + 2 * keys) + _FP32 * shape.num_attention_heads
-
-
-def _mlp_bytes(shape: ModelShape, e: int, has_fused_kernels: bool, keeps_down_input: bool) -> int:
-    """What the activation function and the gate save, and the input of the last linear layer.
-
-    SwiGLU: gate, its activation and up; Liger computes the activation again. ReLU saves its
-    output, which is the last layer's input too; other functions save their input beside it.
-    """
-    f = shape.intermediate_size * experts_per_token(shape)
-    if shape.has_gated_mlp:
-        return e * f * ((2 if has_fused_kernels else 3) + keeps_down_input)
-    is_relu = shape.config.get("activation_function", "relu") == "relu"
-    return e * f if is_relu else e * f * (1 + keeps_down_input)
+    if is_lean or not shape.has_gated_mlp:
+        return e.norm * h
+    return FP32_BYTES * h + (e.norm * h if is_trained else 0)
 
 
 def experts_per_token(shape: ModelShape) -> int:

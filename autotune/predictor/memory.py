@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autotune.hardware import DeviceType, Hardware
+from autotune.knobs import CheckpointScope, Offload, Optimizer
 from autotune.predictor.activations import TokenBytes, token_bytes
-from autotune.predictor.states import States, StatesModel, element_bytes
+from autotune.predictor.precision import group_bytes
+from autotune.predictor.shares import RankShare
+from autotune.predictor.states import States, StatesModel
 from autotune.strategy import Strategy
 from autotune.workload import Workload
 
@@ -39,8 +42,10 @@ Measured: 70 to 160 MiB, four trials of two ranks with the presets tiny and 125M
 
 _LEAST_SHARES: Mapping[str, float] = {
     "weights": 0.98,
+    "second copy of weights": 0.9,
     "master weights": 0.98,
     "optimizer states": 0.98,
+    "paged optimizer states": 0.0,
     "offload buffers": 0.5,
     "gradients": 0.9,
     "gradient buckets": 0.5,
@@ -49,7 +54,9 @@ _LEAST_SHARES: Mapping[str, float] = {
     "gathered weights": 0.0,
     "flattened weights": 0.0,
 }
-"""The part of each that is sure to be there: arithmetic is sure, a layer's unusual code is not."""
+"""The part of each that is sure to be there: arithmetic is sure, a layer's unusual code is not.
+
+Pages of optimizer states move to the host where the device has no room for them."""
 
 _LEAST_SHARE_CPU = 0.6
 """The CPU counts pages that were touched, and its kernels keep other things for backward."""
@@ -72,15 +79,44 @@ class MemoryModel:
 
     def __init__(self, workload: Workload, hardware: Hardware) -> None:
         self._workload = workload
-        self._num_layers = workload.model.num_hidden_layers
+        self._num_ranks = hardware.num_devices
         self._is_cpu = hardware.device_type is DeviceType.CPU
         self._states = StatesModel(workload, hardware)
-        self._token_bytes: dict[tuple[int, bool, int], TokenBytes] = {}
+        self._token_bytes: dict[tuple[object, ...], TokenBytes] = {}
 
     def peak(self, strategy: Strategy) -> PeakMemory:
-        """The peak and its doubt."""
-        states = self._states.of(strategy)
-        moments = self._moments(strategy, states)
+        """The peak of the worst rank, and its doubt."""
+        shares = self._states.shares(strategy)
+        if len(shares) == 1:
+            return self._peak_of(strategy, shares[0])
+        peaks = [self._peak_of(strategy, share) for share in shares]
+        return max(peaks, key=lambda peak: peak.expected_bytes)
+
+    def host_bytes(self, strategy: Strategy) -> int:
+        """What is moved to the host's memory of the activations, of all ranks together."""
+        if self._is_cpu or strategy.offload_checkpoints is Offload.NONE:
+            return 0
+        shares = self._states.shares(strategy)
+        token, tokens = self._token(strategy), self._tokens(strategy)
+        of_stages = sum(
+            share.num_in_flight
+            * tokens
+            * (
+                _num_inputs(strategy, share) * token.layer_input
+                + share.num_layers * token.host_layer
+            )
+            for share in shares
+        )
+        return of_stages * self._num_ranks // len(shares)
+
+    def _tokens(self, strategy: Strategy) -> int:
+        """Of one micro-batch, on one rank."""
+        tokens = strategy.micro_batch_size * self._workload.seq_len
+        return tokens // strategy.sequence_parallel_size
+
+    def _peak_of(self, strategy: Strategy, share: RankShare) -> PeakMemory:
+        states = self._states.of(strategy, share)
+        moments = self._moments(strategy, share, states)
         totals = {name: sum(parts.values()) for name, parts in moments.items()}
         moment = max(totals, key=totals.__getitem__)
         allocated = totals[moment]
@@ -95,8 +131,8 @@ class MemoryModel:
             upper = 1.5 * apart + _PROCESS_UPPER_BYTES
             rest = "process"
         else:
-            share = _FRAGMENTED_SHARE_FUSED if strategy.fused_kernels else _FRAGMENTED_SHARE
-            expected = allocated + int(share * max(0, apart - allocated)) + _ALLOCATOR_BYTES
+            fragmented = _FRAGMENTED_SHARE_FUSED if strategy.fused_kernels else _FRAGMENTED_SHARE
+            expected = allocated + int(fragmented * max(0, apart - allocated)) + _ALLOCATOR_BYTES
             lower = least
             upper = 1.05 * max(apart, allocated) + 2 * _ALLOCATOR_BYTES
             rest = "allocator"
@@ -109,7 +145,9 @@ class MemoryModel:
             breakdown_bytes=breakdown | {rest: expected - allocated},
         )
 
-    def _moments(self, strategy: Strategy, states: States) -> dict[str, dict[str, int]]:
+    def _moments(
+        self, strategy: Strategy, share: RankShare, states: States
+    ) -> dict[str, dict[str, int]]:
         """What each moment holds.
 
         For a whole model, bf16, an fp32 master and AdamW on one rank, the optimizer step comes to
@@ -117,27 +155,36 @@ class MemoryModel:
         """
         stays = {
             "weights": states.weights,
+            "second copy of weights": states.second_weights,
             "master weights": states.master_weights,
-            "optimizer states": states.optimizer_states,
+            _name_of_states(strategy): states.optimizer_states,
             "offload buffers": states.offload_buffers,
         }
-        token = self._token(strategy)
-        tokens = strategy.micro_batch_size * self._workload.seq_len
-        interval, num_layers = strategy.checkpoint_interval, self._num_layers
-        inputs = -(-num_layers // interval) * token.layer_input if interval else 0
-        at_once = min(interval, num_layers) if interval else num_layers
-        kept = inputs or num_layers * token.layer
+        token, tokens = self._token(strategy), self._tokens(strategy)
+        num_layers, num_inputs = share.num_layers, _num_inputs(strategy, share)
+        is_moved = strategy.offload_checkpoints is Offload.CPU and not self._is_cpu
+        # Of inputs on the host, one is back at a time.
+        inputs = min(num_inputs, 1 if is_moved else num_inputs) * token.layer_input
+        at_once = min(strategy.checkpoint_interval, num_layers) if num_inputs else num_layers
+        # Of other micro-batches in the pipeline, and what is sent and received between stages.
+        kept = inputs if num_inputs else num_layers * token.layer
+        flying = (share.num_in_flight - 1) * kept + (
+            0 if share.is_whole else 2
+        ) * token.layer_input
+        head = flying + (token.head if share.has_head else 0)
+        # Loss in tiles: the output projection has a gradient after the first of them.
+        first = states.first_gradient if strategy.loss_tiles > 1 and share.has_head else 0
         moments = {
             "initialisation": {
-                "weights": states.weights,
+                "weights": states.init_weights,
                 "flattened weights": states.init_buffers,
             },
             "loss": stays
             | {
-                "gradients": states.accumulated_gradients,
+                "gradients": states.accumulated_gradients + first,
                 "gradient buckets": states.buckets_in_forward,
-                "activations": tokens * (kept + token.head),
-                "logits": tokens * token.loss,
+                "activations": tokens * (kept + head),
+                "logits": tokens * token.loss if share.has_head else 0,
                 "gathered weights": states.gathered_weights,
             },
             "backward": stays
@@ -145,14 +192,21 @@ class MemoryModel:
                 "gradients": states.accumulated_gradients + states.first_gradient,
                 "gradient buckets": states.buckets,
                 "activations": tokens
-                * (inputs + at_once * token.layer + token.head + token.layer_backward),
+                * (
+                    (inputs if num_inputs else 0)
+                    + at_once * token.layer
+                    + token.recomputed
+                    + head
+                    + token.layer_backward
+                ),
                 "gathered weights": states.gathered_weights,
             },
             "end of backward": stays
             | {
                 "gradients": states.final_gradients,
                 "gradient buckets": states.buckets,
-                "activations": tokens * ((at_once if interval else 1) * token.layer),
+                "activations": tokens
+                * ((at_once if num_inputs else 1) * token.layer + token.recomputed + flying),
                 "gathered weights": states.gathered_weights,
             },
             "optimizer step": stays
@@ -161,12 +215,16 @@ class MemoryModel:
                 "gradient buckets": states.buckets_in_forward if strategy.zero_stage == 3 else 0,
             },
         }
-        if interval > 1:
-            moments["first loss"] = self._first_loss(strategy, moments["loss"], tokens, token)
+        if num_inputs and strategy.checkpoint_interval > 1 and not is_moved:
+            every_input = share.num_in_flight * num_layers * token.layer_input
+            own_head = token.head if share.has_head else 0
+            moments["first loss"] = self._first_loss(
+                strategy, moments["loss"], tokens * (every_input + own_head)
+            )
         return moments
 
     def _first_loss(
-        self, strategy: Strategy, loss: Mapping[str, int], tokens: int, token: TokenBytes
+        self, strategy: Strategy, loss: Mapping[str, int], activations: int
     ) -> dict[str, int]:
         """The loss of the very first step.
 
@@ -174,20 +232,43 @@ class MemoryModel:
         have no optimizer states yet.
         """
         is_lazy = strategy.zero_stage in (1, 2)
-        return {
-            **loss,
-            "optimizer states": 0 if is_lazy else loss["optimizer states"],
-            "activations": tokens * (self._num_layers * token.layer_input + token.head),
-        }
+        name = _name_of_states(strategy)
+        return {**loss, name: 0 if is_lazy else loss[name], "activations": activations}
 
     def _token(self, strategy: Strategy) -> TokenBytes:
-        key = (element_bytes(strategy), strategy.fused_kernels, strategy.lora_rank)
-        if key not in self._token_bytes:
-            self._token_bytes[key] = token_bytes(
+        key = (
+            group_bytes(strategy),
+            strategy.fused_kernels,
+            strategy.torch_compile,
+            strategy.lora_rank,
+            strategy.lora_targets,
+            strategy.attention,
+            strategy.tensor_parallel_size,
+            strategy.checkpoint_scope,
+            strategy.offload_checkpoints,
+            strategy.mlp_tiles,
+            strategy.loss_tiles,
+        )
+        token = self._token_bytes.get(key)
+        if token is None:
+            token = self._token_bytes[key] = token_bytes(
                 self._workload.model,
-                element_bytes=key[0],
-                has_fused_kernels=key[1],
-                lora_rank=key[2],
-                lora_targets=self._workload.lora_targets,
+                strategy,
+                lora_targets=self._workload.adapter_targets(strategy.lora_targets),
+                seq_len=self._workload.seq_len,
+                is_cpu=self._is_cpu,
             )
-        return self._token_bytes[key]
+        return token
+
+
+def _num_inputs(strategy: Strategy, share: RankShare) -> int:
+    """Inputs of layers that checkpointing keeps; 0 where it keeps other things."""
+    interval = strategy.checkpoint_interval
+    if not interval or strategy.checkpoint_scope is not CheckpointScope.LAYER:
+        return 0
+    return -(-share.num_layers // interval)
+
+
+def _name_of_states(strategy: Strategy) -> str:
+    is_paged = strategy.optimizer is Optimizer.PAGED_ADAMW_8BIT
+    return "paged optimizer states" if is_paged else "optimizer states"

@@ -1,23 +1,24 @@
 """Weights, optimizer states, gradients and buffers that DeepSpeed holds on one rank.
 
 Read from DeepSpeed 0.19 (`runtime/zero/stage_1_and_2.py`, `runtime/zero/stage3.py`,
-`runtime/fp16/unfused_optimizer.py`), after Rajbhandari et al., ZeRO (arXiv 1910.02054), section 3.
-Does not know activations.
+`runtime/fp16/unfused_optimizer.py`, `runtime/bf16_optimizer.py`), after Rajbhandari et al., ZeRO
+(arXiv 1910.02054), section 3. Does not know activations.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autotune.deepspeed_config import DEFAULT_BUCKET_ELEMENTS
+from autotune.deepspeed_config import sub_group_elements
 from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import MasterWeights, Offload, Optimizer, Precision
+from autotune.predictor.optimizer_states import optimizer_state_bytes
+from autotune.predictor.precision import FP32_BYTES, GroupBytes, group_bytes
+from autotune.predictor.shares import RankShare, ShareModel, zero_size
 from autotune.strategy import Strategy
 from autotune.workload import Method, Workload
 
-__all__ = ["States", "StatesModel", "element_bytes"]
-
-_FP32 = 4
+__all__ = ["States", "StatesModel", "is_bf16_pipeline", "overlaps"]
 
 _SUB_GROUP_ELEMENTS = 1_000_000_000
 """ZeRO-3 steps through its partition in such groups (`zero/config.py`, `sub_group_size`)."""
@@ -31,8 +32,12 @@ _NF4_BYTES = 0.516
 Dettmers et al., QLoRA (arXiv 2305.14314), section 3: double quantization.
 """
 
-_MOMENT_8BIT_BYTES = 1 + _FP32 / 256
-"""A byte, with an fp32 absmax for each block of 256 (bitsandbytes)."""
+_MUON_GATHERED_BYTES = 256 * 2**20
+"""ZeRO keeps buffers for whole gradients of Muon's matrices up to this together
+(`stage_1_and_2.py`, `_muon_allgather_max_cached_bytes`)."""
+
+_MUON_COPIES = 5
+"""Matrices in bf16 that one Newton-Schulz iteration holds (`zero/muon/original_muon.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +46,8 @@ class States:
 
     weights: int
     """Weights that compute, frozen ones too."""
+    second_weights: int
+    """ZeRO++'s second copy, divided over fewer ranks."""
     master_weights: int
     optimizer_states: int
     offload_buffers: int
@@ -59,8 +66,28 @@ class States:
     """ZeRO-3's full weights of the layers at work, at most."""
     step_buffers: int
     """Copies of gradients made for the optimizer step, the gradients included."""
+    init_weights: int
+    """Weights while the engine is built."""
     init_buffers: int
-    """Copies made while the engine is built, on top of `weights` alone."""
+    """Copies made while the engine is built, on top of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Trained:
+    """What the optimizer sees of one rank's share, and in how many bytes."""
+
+    num: int
+    owned: float
+    """After ZeRO has divided it."""
+    gradient: float
+    """Bytes of a gradient, as of the weight; of several precisions their mean."""
+    master: float
+    """Bytes of a master weight; of several precisions the mean, 0 where none has any."""
+    is_converted: bool
+    """Whether gradients are converted to the master's precision."""
+    is_offloaded: bool
+    device_share: float
+    """The part of states and master weights that is on the device."""
 
 
 class StatesModel:
@@ -71,120 +98,187 @@ class StatesModel:
         self._num_ranks = hardware.num_devices
         self._device_bytes = hardware.device_memory_bytes
         self._is_cpu = hardware.device_type is DeviceType.CPU
-        shape = workload.model
-        self._num_parameters = shape.num_parameters
-        self._linears = shape.num_hidden_layers * shape.linear_parameters_per_layer
-        self._head = shape.vocab_size * shape.hidden_size
-        self._sides = shape.num_lora_parameters(1, ("all-linear",))
-        self._trainable: dict[int, int] = {}
+        self._num_layers = workload.model.num_hidden_layers
+        self._shares = ShareModel(workload.model)
+        self._trainable: dict[tuple[int, str], int] = {}
 
-    def num_trainable(self, lora_rank: int) -> int:
-        """Parameters that the optimizer sees."""
-        if lora_rank not in self._trainable:
-            self._trainable[lora_rank] = self._workload.num_trainable_parameters(lora_rank)
-        return self._trainable[lora_rank]
+    def num_trainable(self, strategy: Strategy) -> int:
+        """Parameters that the optimizer sees, over all stages."""
+        key = (strategy.lora_rank, strategy.lora_targets)
+        if key not in self._trainable:
+            self._trainable[key] = self._workload.num_trainable_parameters(*key)
+        return self._trainable[key]
+
+    def trained_of(self, strategy: Strategy, share: RankShare) -> int:
+        """Parameters of a share that the optimizer sees.
+
+        Adapters do not go with tensor parallelism, which would divide some of them.
+        """
+        if not strategy.lora_rank:
+            return share.parameters.total
+        return self.num_trainable(strategy) * share.num_layers // self._num_layers
 
     def accumulation(self, strategy: Strategy) -> int:
         """Micro-steps of one optimizer step; 1 where the batch cannot be divided."""
         batch = self._workload.global_batch_size
         return max(1, strategy.gradient_accumulation_steps(batch, self._num_ranks))
 
-    def of(self, strategy: Strategy) -> States:
-        """What one strategy holds.
+    def shares(self, strategy: Strategy) -> tuple[RankShare, ...]:
+        """The shares of the model that ranks have, one a stage."""
+        return self._shares.of(strategy, self.accumulation(strategy))
+
+    def of(self, strategy: Strategy, share: RankShare | None = None) -> States:
+        """What one strategy holds on the ranks of one stage, by default the first.
 
         On the CPU offloading moves nothing: the host's memory is the device's.
         """
-        ranks, stage = self._num_ranks, strategy.zero_stage
-        e = element_bytes(strategy)
-        trained = self.num_trainable(strategy.lora_rank)
-        owned = trained / ranks if stage else trained
-        is_offloaded = strategy.offload_optimizer is Offload.CPU and not self._is_cpu
-        master = _master_bytes(strategy)
-        states = self._optimizer_bytes(strategy, trained)
-        bucket = e * min(DEFAULT_BUCKET_ELEMENTS, trained) if stage else 0
-        buckets = bucket * (2 if ranks > 1 or stage == 3 else 1)
+        share = share or self.shares(strategy)[0]
+        sizes = group_bytes(strategy)
+        trained = self._trained(strategy, share, sizes)
+        weights = self._weights(strategy, share, trained, sizes)
+        ranks = zero_size(strategy, self._num_ranks)
+        stage = strategy.zero_stage
+        resident = init_weights = weights / (ranks if stage == 3 else 1)
+        if strategy.offload_param is not Offload.NONE and not self._is_cpu:
+            # What is below the threshold of persistence: norms.
+            resident = sizes.norm * share.parameters.other
+            init_weights = sizes.residual * share.parameters.largest
+        hpz = strategy.zero_hpz_partition_size
+        states = optimizer_state_bytes(
+            strategy, self._workload.model, share, trained.num, num_ranks=self._num_ranks
+        )
+        common = {
+            "weights": int(resident),
+            "second_weights": int(weights / hpz) if hpz > 1 else 0,
+            "master_weights": int(trained.master * trained.owned * trained.device_share),
+            "optimizer_states": int(states * trained.owned * trained.device_share),
+            "first_gradient": self._first_gradient(strategy, share, sizes),
+            "init_weights": int(init_weights),
+        }
+        if is_bf16_pipeline(strategy):
+            return States(**common, **_bf16_pipeline(strategy, trained))
         is_accumulating = self.accumulation(strategy) > 1
-        held = self._held_gradients(strategy, is_accumulating) * e
-        on_device = 0 if is_offloaded else 1
+        bucket = self._bucket(strategy, trained, sizes)
+        has_two = stage == 3 or (overlaps(strategy) and self._num_ranks > 1)
+        buckets = bucket * (2 if has_two else 1)
         # ZeRO-3 makes its bucket once; ZeRO-1 keeps it until the last micro-step.
         buckets_in_forward = bucket if stage == 3 else 0
         if stage == 1 and is_accumulating:
             buckets_in_forward = buckets
+        e, held = trained.gradient, self._held_gradients(strategy, trained, is_accumulating)
+        final = self._final_gradients(strategy, trained, ranks, held, is_accumulating)
+        has_staging = trained.is_offloaded and not strategy.lora_rank
         return States(
-            weights=int(self._weights(strategy, trained) / (ranks if stage == 3 else 1)),
-            master_weights=int(master * owned) * on_device,
-            optimizer_states=int(states * owned) * on_device,
-            offload_buffers=e * self._head if is_offloaded and not strategy.lora_rank else 0,
-            accumulated_gradients=int(held),
+            **common,
+            offload_buffers=sizes.lm_head * share.parameters.largest if has_staging else 0,
+            accumulated_gradients=int(held * e),
             buckets=buckets,
             buckets_in_forward=buckets_in_forward,
-            final_gradients=int(self._final_gradients(strategy, is_accumulating) * e),
-            first_gradient=0 if strategy.lora_rank else e * self._head,
-            gathered_weights=e * min(self._num_parameters, _LIVE_ELEMENTS) if stage == 3 else 0,
-            step_buffers=int(self._step_buffers(strategy, owned)) * on_device,
-            init_buffers=int(self._init_buffers(strategy, owned) * on_device),
+            final_gradients=int(final * e),
+            gathered_weights=self._gathered(strategy, share, sizes) if stage == 3 else 0,
+            step_buffers=int(self._step_buffers(strategy, share, trained) * trained.device_share),
+            init_buffers=int(
+                self._init_buffers(strategy, trained, weights, states)
+                * (trained.device_share if trained.is_offloaded else 1)
+            ),
         )
 
-    def _weights(self, strategy: Strategy, trained: int) -> float:
-        e = element_bytes(strategy)
-        adapters = trained if strategy.lora_rank else 0
-        if self._workload.method is not Method.QLORA:
-            return e * (self._num_parameters + adapters)
-        return e * (self._num_parameters - self._linears + adapters) + _NF4_BYTES * self._linears
+    def _trained(self, strategy: Strategy, share: RankShare, sizes: GroupBytes) -> _Trained:
+        num = self.trained_of(strategy, share)
+        ranks = zero_size(strategy, self._num_ranks)
+        is_divided = strategy.zero_stage > 0 or is_bf16_pipeline(strategy)
+        gradient: float = sizes.residual
+        if not sizes.is_uniform and not strategy.lora_rank:
+            gradient = _bytes_of(share, sizes) / num
+        master: float = _master_bytes(strategy)
+        if not sizes.is_uniform and not strategy.zero_stage:
+            # `worker/master_weights.py`: of 16-bit weights alone.
+            master = FP32_BYTES * _share_of_16_bit(share, sizes)
+        is_offloaded = strategy.offload_optimizer is not Offload.NONE and not self._is_cpu
+        offloaded = strategy.offload_ratio if is_offloaded else 0.0
+        return _Trained(
+            num=num,
+            owned=num / ranks if is_divided else num,
+            gradient=gradient,
+            master=master,
+            is_converted=master != gradient,
+            is_offloaded=is_offloaded,
+            device_share=1.0 - offloaded,
+        )
 
-    def _optimizer_bytes(self, strategy: Strategy, trained: int) -> float:
-        """Of the optimizer's states, for one parameter.
+    def _weights(
+        self, strategy: Strategy, share: RankShare, trained: _Trained, sizes: GroupBytes
+    ) -> float:
+        """All weights of a share, adapters among them."""
+        held: float = _bytes_of(share, sizes)
+        if strategy.lora_rank:
+            held += sizes.residual * trained.num
+        if self._workload.method is Method.QLORA:
+            attention, mlp = share.parameters.attention, share.parameters.mlp
+            held -= sizes.attention * attention + sizes.mlp * mlp
+            held += _NF4_BYTES * (attention + mlp)
+        return held
 
-        Adafactor keeps a row and a column for each matrix: Shazeer and Stern (arXiv 1804.04235),
-        section 3.
-        """
-        moment = 2 if strategy.master_weights is MasterWeights.BF16 else _FP32
-        match strategy.optimizer:
-            case Optimizer.ADAMW:
-                return 2 * moment
-            case Optimizer.ADAMW_8BIT:
-                return 2 * _MOMENT_8BIT_BYTES
-            case Optimizer.LION:
-                return _FP32  # bitsandbytes keeps it so whatever the master's precision
-            case Optimizer.LION_8BIT:
-                return _MOMENT_8BIT_BYTES
-            case Optimizer.SGD:
-                return moment
-            case Optimizer.ADAFACTOR:
-                return _FP32 * 2 * self._sides / max(trained, 1)
+    def _first_gradient(self, strategy: Strategy, share: RankShare, sizes: GroupBytes) -> int:
+        if strategy.lora_rank:
+            return 0
+        if share.has_head:
+            return sizes.lm_head * share.parameters.head
+        return sizes.residual * share.parameters.largest
 
-    def _held_gradients(self, strategy: Strategy, is_accumulating: bool) -> float:
+    def _bucket(self, strategy: Strategy, trained: _Trained, sizes: GroupBytes) -> int:
+        """One reduction bucket; of several precisions that of the optimizer's first group."""
+        if not strategy.zero_stage:
+            return 0
+        e = sizes.residual
+        if not sizes.is_uniform:
+            e = 2 if Precision.FP16 in strategy.parameter_precisions else FP32_BYTES
+        return e * min(strategy.reduce_bucket_size, trained.num)
+
+    def _gathered(self, strategy: Strategy, share: RankShare, sizes: GroupBytes) -> int:
+        """Whole weights at once; from NVMe nothing is read ahead or kept for its next use."""
+        parameters = share.parameters
+        if strategy.offload_param is Offload.NVME:
+            return sizes.residual * min(2 * parameters.largest, parameters.total)
+        return sizes.residual * min(parameters.total, _LIVE_ELEMENTS)
+
+    def _held_gradients(
+        self, strategy: Strategy, trained: _Trained, is_accumulating: bool
+    ) -> float:
         """Elements of gradients on the device between two micro-steps.
 
         Stages 0 and 1 accumulate all of them and reduce at the last micro-step; stage 2 keeps this
         rank's part; stage 3 has a buffer for its part from the start.
         """
-        trained = self.num_trainable(strategy.lora_rank)
-        stage, is_offloaded = strategy.zero_stage, strategy.offload_optimizer is Offload.CPU
+        stage = strategy.zero_stage
         if stage == 3:
-            return 0.0 if is_offloaded and not self._is_cpu else trained / self._num_ranks
-        if not is_accumulating or (stage == 2 and is_offloaded and not self._is_cpu):
+            return 0.0 if trained.is_offloaded else trained.owned
+        if not is_accumulating or (stage == 2 and trained.is_offloaded):
             return 0.0
-        return trained / self._num_ranks if stage == 2 else float(trained)
+        return trained.owned if stage == 2 else float(trained.num)
 
-    def _final_gradients(self, strategy: Strategy, is_accumulating: bool) -> float:
+    def _final_gradients(
+        self,
+        strategy: Strategy,
+        trained: _Trained,
+        ranks: int,
+        held: float,
+        is_accumulating: bool,
+    ) -> float:
         """Elements of gradients on the device when backward ends."""
-        trained = self.num_trainable(strategy.lora_rank)
-        part = trained / self._num_ranks
-        held = self._held_gradients(strategy, is_accumulating)
         match strategy.zero_stage:
             case 0:
-                return float(trained)
+                return float(trained.num)
             case 1:
                 # One rank reduces only after backward. With more, gradients lie in the buckets as
                 # soon as they are made, except where micro-steps have accumulated them before.
                 keeps_all = self._num_ranks == 1 or is_accumulating
-                return trained if keeps_all else part
-            case 2 if strategy.offload_optimizer is Offload.NONE or self._is_cpu:
-                return held + part
+                return trained.num if keeps_all else trained.num / ranks
+            case 2 if not trained.is_offloaded:
+                return held + trained.num / ranks
         return held
 
-    def _step_buffers(self, strategy: Strategy, owned: float) -> float:
+    def _step_buffers(self, strategy: Strategy, share: RankShare, trained: _Trained) -> float:
         """Averaged gradients, their flat copy, and that copy in the master's precision.
 
         `stage_1_and_2.py`, `step`: all three are alive when the last is made: with bf16 and an
@@ -192,41 +286,93 @@ class StatesModel:
         the same, by sub-groups, beside the gradient buffer. `unfused_optimizer.py`, `step`:
         gradients, and their fp32 copy.
         """
-        e, master = element_bytes(strategy), _master_bytes(strategy)
-        converted = master if master != e else 0
+        e, master, owned = trained.gradient, trained.master, trained.owned
+        converted = master if trained.is_converted else 0
         if strategy.zero_stage == 0:
             needed = (e + converted) * owned
         elif strategy.zero_stage == 3:
-            needed = e * owned + (e + converted) * min(owned, _SUB_GROUP_ELEMENTS)
+            sub_group = sub_group_elements(self._workload, strategy, self._num_ranks)
+            at_once = min(owned, sub_group or _SUB_GROUP_ELEMENTS)
+            needed = e * owned + (e + converted) * at_once
         else:
             needed = (2 * e + converted) * owned
-        if not self._is_cpu:
-            return needed
-        # torch's AdamW on the CPU is not fused: its denominator takes two more copies.
-        return max(needed, 3 * max(master, e) * owned)
+        if self._is_cpu:
+            # torch's AdamW on the CPU is not fused: its denominator takes two more copies.
+            needed = max(needed, 3 * max(master, e) * owned)
+        if strategy.optimizer is Optimizer.MUON:
+            needed += 2 * _MUON_COPIES * share.parameters.largest
+            if strategy.zero_stage and self._num_ranks > 1:
+                needed += min(_MUON_GATHERED_BYTES, 2 * e * trained.num)
+        return needed
 
-    def _init_buffers(self, strategy: Strategy, owned: float) -> float:
+    def _init_buffers(
+        self, strategy: Strategy, trained: _Trained, weights: float, states: float
+    ) -> float:
         """What building the engine needs beside the weights.
 
         Stages 1 and 2 flatten all weights into a copy, by way of the host where the device has no
         room for it, then clone their partition on its way to the master. Stages 0 and 3 take a
         first optimizer step over gradients of zeros.
         """
-        e, master = element_bytes(strategy), _master_bytes(strategy)
-        trained = self.num_trainable(strategy.lora_rank)
+        e, master = trained.gradient, trained.master
         if strategy.zero_stage in (1, 2):
-            has_room = self._weights(strategy, trained) + e * trained < self._device_bytes
-            return max(e * trained if has_room else 0, (e + master) * owned)
-        return (2 * max(master, e) + self._optimizer_bytes(strategy, trained)) * owned
+            has_room = weights + e * trained.num < self._device_bytes
+            return max(e * trained.num if has_room else 0, (e + master) * trained.owned)
+        return (2 * max(master, e) + states) * trained.owned
 
 
-def element_bytes(strategy: Strategy) -> int:
-    """Of one weight, gradient or activation in forward and backward."""
-    return _FP32 if strategy.precision is Precision.FP32 else 2
+def _bf16_pipeline(strategy: Strategy, trained: _Trained) -> dict[str, int]:
+    """A pipeline in bf16 is trained by `BF16_Optimizer`, whatever ZeRO's stage.
+
+    Its buffer of all gradients, in the master's precision, is there from the start and is what the
+    optimizer reads: there are no buckets and no copies. States and masters are divided as by
+    ZeRO-1.
+    """
+    accumulated = int(trained.master * trained.num)
+    return {
+        "offload_buffers": 0,
+        "accumulated_gradients": accumulated,
+        "buckets": 0,
+        "buckets_in_forward": 0,
+        "final_gradients": accumulated,
+        "gathered_weights": 0,
+        "step_buffers": accumulated,
+        "init_buffers": int(trained.gradient * trained.num + trained.master * trained.owned),
+    }
+
+
+def overlaps(strategy: Strategy) -> bool:
+    """Whether gradients travel while backward goes on; in a pipeline they never do."""
+    return strategy.overlap_comm and strategy.pipeline_parallel_size == 1
+
+
+def is_bf16_pipeline(strategy: Strategy) -> bool:
+    """Whether `BF16_Optimizer` trains it, whatever ZeRO's stage."""
+    return strategy.pipeline_parallel_size > 1 and strategy.precision is Precision.BF16
+
+
+def _bytes_of(share: RankShare, sizes: GroupBytes) -> int:
+    """Of all weights of a share, each group in its own precision."""
+    parameters = share.parameters
+    if sizes.is_uniform:
+        return sizes.residual * parameters.total
+    return (
+        sizes.attention * parameters.attention
+        + sizes.mlp * parameters.mlp
+        + sizes.norm * parameters.other
+        + sizes.embedding * parameters.embedding
+        + sizes.lm_head * parameters.lm_head
+    )
+
+
+def _share_of_16_bit(share: RankShare, sizes: GroupBytes) -> float:
+    """The part of the weights that is in 16 bit, where precisions are mixed."""
+    mean = _bytes_of(share, sizes) / share.parameters.total
+    return (FP32_BYTES - mean) / 2
 
 
 def _master_bytes(strategy: Strategy) -> int:
     """Of one master weight; 0 where the optimizer updates the weights themselves."""
     if strategy.precision is Precision.FP32 and strategy.zero_stage == 0:
         return 0
-    return 2 if strategy.master_weights is MasterWeights.BF16 else _FP32
+    return 2 if strategy.master_weights is MasterWeights.BF16 else FP32_BYTES

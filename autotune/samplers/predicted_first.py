@@ -43,6 +43,7 @@ def most_promising(
     memory_limit_bytes: int,
     host_memory_bytes: int,
     num: int,
+    disk_bytes: int = 0,
 ) -> list[Strategy]:
     """The strategies with the highest predicted throughput that are predicted to fit.
 
@@ -55,12 +56,15 @@ def most_promising(
         memory_limit_bytes: device memory that a strategy may use.
         host_memory_bytes: memory of the host.
         num: how many to choose at most.
+        disk_bytes: free disk under --nvme-path.
     """
     fitting: list[tuple[Strategy, Prediction]] = []
     for strategy in strategies:
         prediction = predictor.predict(strategy)
         missing = prediction.missing_bytes(
-            device_bytes=memory_limit_bytes, host_bytes=host_memory_bytes
+            device_bytes=memory_limit_bytes,
+            host_bytes=host_memory_bytes,
+            disk_bytes=disk_bytes,
         )
         if not missing:
             fitting.append((strategy, prediction))

@@ -2,26 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from torch import nn
 
-from autotune.workload import ALL_LINEAR
+from autotune.adapter_targets import ALL_LINEAR, has_adapter
+from autotune.errors import ConfigError
+from autotune.knobs import ModuleGroup
 
-__all__ = ["wrap_lora"]
+__all__ = ["linear_layers", "wrap_lora"]
 
 
-def wrap_lora(model: nn.Module, rank: int, targets: tuple[str, ...]) -> nn.Module:
-    """PEFT's adapters, in the precision of the base model, alpha at twice the rank."""
+def wrap_lora(
+    model: nn.Module, layers: Iterable[nn.Module], *, rank: int, alpha: int, targets: Sequence[str]
+) -> nn.Module:
+    """PEFT's adapters, in the precision of the base model; a wrapped model is left as it is.
+
+    Args:
+        model: a causal language model of transformers; its own weights are frozen.
+        layers: its decoder layers; nothing outside of them has adapters.
+        rank: of each adapter's two matrices.
+        alpha: the adapters' output is scaled by alpha / rank; 0 stands for twice the rank.
+        targets: the linear layers that have adapters, as `adapter_targets` reads them.
+
+    Raises:
+        ConfigError: a target names no linear layer of the decoder layers.
+    """
     from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     is_wrapped = isinstance(model, PeftModel)
     if is_wrapped:
         return model
+    linears = linear_layers(model, layers)
+    chosen = [path for path, group in linears.items() if has_adapter(_name(path), group, targets)]
+    _check_targets(targets, linears)
     config = LoraConfig(
         r=rank,
-        lora_alpha=2 * rank,
-        target_modules=ALL_LINEAR if ALL_LINEAR in targets else list(targets),
+        lora_alpha=alpha or 2 * rank,
+        # Whole paths, since a name may stand for layers of both groups (GPT-2's c_proj).
+        target_modules=chosen,
         lora_dropout=0.0,
+        fan_in_fan_out=any(isinstance(model.get_submodule(path), Conv1D) for path in chosen),
         task_type="CAUSAL_LM",
     )
     wrapped: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
     return wrapped
+
+
+def linear_layers(model: nn.Module, layers: Iterable[nn.Module]) -> dict[str, ModuleGroup]:
+    """The linear layers of the decoder layers: their group by their path in the model.
+
+    What lies in a module that is called attention belongs to it, all else to the MLP.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    paths = {module: path for path, module in model.named_modules()}
+    return {
+        f"{paths[layer]}.{path}": (
+            ModuleGroup.ATTENTION if _is_in_attention(path) else ModuleGroup.MLP
+        )
+        for layer in layers
+        for path, module in layer.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
+
+
+def _is_in_attention(path: str) -> bool:
+    *parents, _ = path.split(".")
+    return any("attn" in parent or "attention" in parent for parent in parents)
+
+
+def _name(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _check_targets(targets: Sequence[str], linears: dict[str, ModuleGroup]) -> None:
+    known = dict.fromkeys(
+        (ALL_LINEAR, *map(str, linears.values()), *(_name(path) for path in linears))
+    )
+    for target in targets:
+        if target not in known:
+            raise ConfigError(
+                f"lora_targets: the model's decoder layers have no linear layer {target!r}; "
+                f"choose from {', '.join(known)}"
+            )

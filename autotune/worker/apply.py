@@ -12,12 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from autotune.adapter_targets import read_targets
+from autotune.errors import ConfigError
 from autotune.strategy import Strategy
 from autotune.strategy_file import read_strategy_file
 from autotune.worker.adapters import wrap_lora
-from autotune.worker.checkpointing import checkpoint_layers, decoder_layers
-from autotune.worker.kernels import patch_kernels
+from autotune.worker.blocks import decoder_layers, mlp_blocks
+from autotune.worker.checkpointing import checkpoint_activations
+from autotune.worker.compilation import compile_layers
+from autotune.worker.kernels import choose_attention, patch_kernels
+from autotune.worker.loss_tiles import tile_loss
+from autotune.worker.mlp_tiles import tile_mlps
 from autotune.worker.optimizers import build_optimizer
+from autotune.worker.precision import set_precisions
+from autotune.worker.sequence_parallel import divide_attention
 from autotune.workload import Method
 
 __all__ = ["apply", "apply_strategy", "create_optimizer"]
@@ -39,6 +47,11 @@ def apply(model: nn.Module, strategy_file: str | Path) -> nn.Module:
         ConfigError: the file is wrong, or the model cannot take the strategy.
     """
     exported = read_strategy_file(Path(strategy_file))
+    if exported.strategy.pipeline_parallel_size > 1:
+        raise ConfigError(
+            f"pipeline_parallel_size {exported.strategy.pipeline_parallel_size}: call "
+            "autotune.pipeline instead of autotune.apply"
+        )
     return apply_strategy(
         model, exported.strategy, method=exported.method, lora_targets=exported.lora_targets
     )
@@ -55,8 +68,7 @@ def create_optimizer(model: nn.Module, strategy_file: str | Path) -> torch.optim
         ConfigError: the file is wrong.
     """
     exported = read_strategy_file(Path(strategy_file))
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return build_optimizer(trainable, exported.strategy, exported.learning_rate)
+    return build_optimizer(model, exported.strategy, exported.learning_rate)
 
 
 def apply_strategy(
@@ -71,10 +83,26 @@ def apply_strategy(
         # The strategy says what is recomputed; transformers' own switch would add to it.
         if getattr(module, "gradient_checkpointing", False):
             module.gradient_checkpointing = False  # type: ignore[assignment]
+    choose_attention(model, strategy.attention)
     if strategy.fused_kernels:
         patch_kernels(model)
+    set_precisions(model, strategy)
     if method is not Method.FULL:
-        model = wrap_lora(model, strategy.lora_rank, lora_targets)
+        model = wrap_lora(
+            model,
+            decoder_layers(model, num_layers),
+            rank=strategy.lora_rank,
+            alpha=strategy.lora_alpha,
+            targets=read_targets(strategy.lora_targets) or lora_targets,
+        )
+    if strategy.mlp_tiles > 1:
+        tile_mlps(mlp_blocks(decoder_layers(model, num_layers)), strategy.mlp_tiles)
+    if strategy.loss_tiles > 1:
+        tile_loss(model, strategy.loss_tiles)
     if strategy.checkpoint_interval:
-        checkpoint_layers(decoder_layers(model, num_layers), strategy.checkpoint_interval)
+        checkpoint_activations(decoder_layers(model, num_layers), strategy)
+    if strategy.sequence_parallel_size > 1:
+        divide_attention(model, strategy)
+    if strategy.torch_compile:
+        compile_layers(decoder_layers(model, num_layers))
     return model

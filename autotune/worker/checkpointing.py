@@ -1,4 +1,4 @@
-"""Activation checkpointing by interval: keep the input of every k-th layer, recompute between.
+"""Activation checkpointing: keep the inputs of layers or blocks for backward, recompute the rest.
 
 Works on any model whose decoder layers are called one after the other, each on the output of the
 one before (all of Hugging Face's causal models). Knows no architecture.
@@ -6,36 +6,52 @@ one before (all of Hugging Face's causal models). Knows no architecture.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from autotune.errors import ConfigError
+from autotune.knobs import CheckpointScope, Offload
+from autotune.strategy import Strategy
+from autotune.worker.blocks import attention_blocks, mlp_blocks
 
-__all__ = ["checkpoint_layers", "decoder_layers"]
+__all__ = ["checkpoint_activations", "checkpoint_layers"]
 
 
-def decoder_layers(model: nn.Module, num_layers: int) -> nn.ModuleList:
-    """The list of the model's decoder layers.
+def checkpoint_activations(layers: Iterable[nn.Module], strategy: Strategy) -> None:
+    """Recompute in backward what the strategy says of the decoder layers, in place.
 
     Raises:
-        ConfigError: no list of `num_layers` modules is found.
+        ConfigError: it was done to them before, or they have no such blocks.
     """
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
-            return module
-    raise ConfigError(
-        f"checkpoint_interval needs a model with a list of {num_layers} decoder layers; "
-        f"{type(model).__name__} has none"
+    if strategy.checkpoint_scope is CheckpointScope.ATTENTION:
+        layers = attention_blocks(layers)
+    elif strategy.checkpoint_scope is CheckpointScope.MLP:
+        layers = mlp_blocks(layers)
+    checkpoint_layers(
+        layers,
+        strategy.checkpoint_interval,
+        on_host=strategy.offload_checkpoints is Offload.CPU,
     )
 
 
-def checkpoint_layers(layers: nn.ModuleList, interval: int) -> None:
+def checkpoint_layers(
+    layers: Iterable[nn.Module], interval: int, *, on_host: bool = False
+) -> None:
     """Keep the input of every `interval`-th layer for backward and recompute the rest, in place.
 
     Chen et al., Training Deep Nets with Sublinear Memory Cost (arXiv 1604.06174), section 3.
+
+    Args:
+        layers: called one after the other; at interval 1 other modules may stand between them.
+        interval: layers that are recomputed together.
+        on_host: whether kept inputs wait in host memory, pinned where there is a GPU.
 
     Raises:
         ConfigError: it was done to these layers before.
@@ -46,7 +62,7 @@ def checkpoint_layers(layers: nn.ModuleList, interval: int) -> None:
             "checkpoint_interval is set on this model already; call autotune.apply once"
         )
     for start in range(0, len(members), interval):
-        span = _Span(members[start : start + interval])
+        span = _Span(members[start : start + interval], on_host=on_host)
         for index, layer in enumerate(span.layers):
             _defer(layer, span, index)
 
@@ -57,14 +73,20 @@ def _defer(layer: nn.Module, span: _Span, index: int) -> None:
     The layer's class is replaced by a subclass of the same name, so parameter names, isinstance
     and everything that looks at class names stay as they are.
     """
-    original: Any = type(layer)
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._span.call(index, args, kwargs)
-
     # Held by the layer, so that the span of a copied model holds the copied layers.
     layer._span = span  # type: ignore[assignment]
-    layer.__class__ = type(
+    layer._span_index = index  # type: ignore[assignment]
+    layer.__class__ = _deferring(type(layer))
+
+
+@functools.cache
+def _deferring(original: Any) -> type:
+    """The subclass for all layers of a class, since compiled code is shared by layers of one."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._span.call(self._span_index, args, kwargs)
+
+    return type(
         original.__name__,
         (original,),
         {"__call__": call, "__module__": original.__module__, "_run_layer": original.__call__},
@@ -79,8 +101,9 @@ class _Span:
     attention pass another mask to every second layer.
     """
 
-    def __init__(self, layers: list[nn.Module]) -> None:
+    def __init__(self, layers: list[nn.Module], *, on_host: bool) -> None:
         self.layers = layers
+        self._on_host = on_host
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._is_running = False
         self._returns_tuple: bool | None = None
@@ -115,10 +138,23 @@ class _Span:
         # ZeRO-3 frees parameters in a hook after each module's forward. Only a re-entrant
         # recomputation builds a graph of its own, whose backward gathers them again.
         is_zero3 = hasattr(next(layers[0].parameters(), None), "ds_id")
+        if is_zero3 and any(
+            _has_gradient(value) for args, kwargs in calls for value in (*args, *kwargs.values())
+        ):
+            raise ConfigError(
+                f"checkpoints under zero_stage 3 need modules of one input that has a gradient; "
+                f"{type(layers[0]).__name__} takes more"
+            )
         if is_zero3 and not hidden.requires_grad:
             # It gives gradients only where its input asks for one; a frozen embedding's does not.
             hidden = hidden.detach().requires_grad_()
-        return checkpoint(self._run, hidden, layers, calls, use_reentrant=is_zero3)
+        with self._storage():
+            return checkpoint(self._run, hidden, layers, calls, use_reentrant=is_zero3)
+
+    def _storage(self) -> AbstractContextManager[Any]:
+        """Where the one tensor is kept that a checkpoint saves: the input of its first layer."""
+        # Pinned and asynchronous on a GPU; on the CPU, where it is a copy, an ordinary tensor.
+        return save_on_cpu(pin_memory=True) if self._on_host else nullcontext()
 
     def _run(
         self,
@@ -135,6 +171,10 @@ class _Span:
             return output
         finally:
             self._is_running = False
+
+
+def _has_gradient(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad
 
 
 def _split_hidden(

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from autotune.deepspeed_config import LEARNING_RATE, deepspeed_config
+from autotune.deepspeed_config import deepspeed_config
 from autotune.hardware import DeviceType
 from autotune.trial import TrialSpec
 from autotune.worker.apply import apply_strategy
-from autotune.worker.model import build_model
+from autotune.worker.model import build_model, fill_adapters
 from autotune.worker.optimizers import build_optimizer
+from autotune.worker.parallel_layout import parallel_coordinates
+from autotune.worker.pipeline import pipeline_module, sum_over_stages
+from autotune.worker.sequence_parallel import sequence_units
 
 __all__ = ["BuiltEngine", "build_engine", "optimizer_state_bytes"]
 
@@ -34,33 +38,65 @@ def build_engine(spec: TrialSpec, device: torch.device) -> BuiltEngine:
 
     workload, strategy = spec.workload, spec.strategy
     config = deepspeed_config(
-        workload, strategy, num_devices=spec.num_ranks, device_type=DeviceType(device.type)
+        workload,
+        strategy,
+        num_devices=spec.num_ranks,
+        device_type=DeviceType(device.type),
+        learning_rate=spec.learning_rate,
+        nvme_path=spec.nvme_path,
     )
     torch.manual_seed(spec.seed)
-    model = build_model(workload, strategy, device=device, deepspeed_config=config, seed=spec.seed)
+    place = parallel_coordinates(strategy, rank=dist.get_rank(), num_ranks=spec.num_ranks)
+    model = build_model(
+        workload,
+        strategy,
+        device=device,
+        deepspeed_config=config,
+        seed=spec.seed,
+        stage=place.pipeline,
+    )
     model = apply_strategy(
         model, strategy, method=workload.method, lora_targets=workload.lora_targets
     )
+    fill_adapters(model, spec.seed)
+    num_stages = strategy.pipeline_parallel_size
+    if num_stages > 1:
+        model = pipeline_module(model, num_stages=num_stages, stage=place.pipeline)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    num_parameters = sum(_full_size(parameter) for parameter in model.parameters())
-    num_trainable = sum(_full_size(parameter) for parameter in trainable)
+    num_parameters, num_trainable = _count_parameters(model)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=trainable,
-        optimizer=build_optimizer(trainable, strategy, LEARNING_RATE),
+        optimizer=build_optimizer(model, strategy, spec.learning_rate),
         config=config,
+        mpu=sequence_units(strategy),
     )
     return BuiltEngine(
         engine=engine, num_parameters=num_parameters, num_trainable_parameters=num_trainable
     )
 
 
+def _count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """All parameters of the whole model, and those that are trained; tied ones once."""
+    own = [p for p in model.parameters() if not getattr(p, "ds_pipe_replicated", False)]
+    num_trainable = sum(_full_size(p) for p in own if p.requires_grad)
+    return sum_over_stages(model, sum(map(_full_size, own))), sum_over_stages(model, num_trainable)
+
+
 def optimizer_state_bytes(engine: Any) -> int:
     """Bytes of the tensors that the optimizer under DeepSpeed's wrapper keeps on this rank."""
     wrapped = engine.optimizer
     state = getattr(wrapped, "optimizer", wrapped).state
-    tensors = [t for kept in state.values() for t in kept.values() if isinstance(t, torch.Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    # Once each: in bitsandbytes all parameters share the table of their 8-bit values.
+    tensors = {id(t): t for kept in state.values() for t in kept.values() if torch.is_tensor(t)}
+    in_memory = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    swapper = getattr(wrapped, "optimizer_swapper", None)
+    if swapper is None:
+        return in_memory
+    # What is on disk leaves empty tensors. The first of a sub-group's files are its weights.
+    kept = swapper.swap_params_info.values()
+    elements = sum((info.num_tensors() - 1) * info.numel() for info in kept)
+    return in_memory + int(elements * swapper.swap_element_size)
 
 
 def _full_size(parameter: torch.nn.Parameter) -> int:

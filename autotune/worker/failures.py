@@ -6,6 +6,8 @@ Never from words in a message.
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 
 import torch
 
@@ -21,13 +23,23 @@ _CUDA_ERROR_MEMORY_ALLOCATION = 2
 """`cudaErrorMemoryAllocation` of CUDA's `driver_types.h`."""
 
 
-def classify(error: BaseException, phase: Phase) -> FailureKind:
+_FULL_DISK_BYTES = 64 * 2**20
+"""DeepSpeed's asynchronous I/O tells no errors: a write that found no room is noticed when the
+file is read back too short. With less than this left on the disk, that is why."""
+
+
+def classify(error: BaseException, phase: Phase, swap_folder: str | None = None) -> FailureKind:
     """The kind of failure that an exception stands for.
 
     Args:
         error: what ended the training.
         phase: what the rank was doing; wrong settings show while the engine is made.
+        swap_folder: where the trial keeps what it offloads to NVMe.
     """
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return FailureKind.DISK_FULL
+    if isinstance(error, AssertionError) and swap_folder is not None and _is_full(swap_folder):
+        return FailureKind.DISK_FULL
     if _is_device_out_of_memory(error):
         return FailureKind.DEVICE_OUT_OF_MEMORY
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
@@ -39,6 +51,10 @@ def classify(error: BaseException, phase: Phase) -> FailureKind:
     if phase is Phase.INIT and _is_refusal(error):
         return FailureKind.INVALID_CONFIGURATION
     return FailureKind.CRASH
+
+
+def _is_full(folder: str) -> bool:
+    return os.path.isdir(folder) and shutil.disk_usage(folder).free < _FULL_DISK_BYTES
 
 
 def _is_device_out_of_memory(error: BaseException) -> bool:

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from autotune.errors import ConfigError
+from autotune.knobs import Attention
 
-__all__ = ["patch_kernels"]
+__all__ = ["choose_attention", "patch_kernels"]
+
+
+def choose_attention(model: nn.Module, attention: Attention) -> None:
+    """Have a model of transformers compute attention so.
+
+    Raises:
+        ConfigError: the architecture has no such attention, or decides when it is built.
+    """
+    # PEFT's wrapper hands this on to the model below it.
+    wrapped: Any = model
+    if wrapped.config._attn_implementation == attention:
+        return
+    try:
+        wrapped.set_attn_implementation(str(attention))
+    except (ValueError, ImportError) as error:
+        lines = str(error).strip().splitlines()
+        raise ConfigError(f"attention {attention}: {lines[0]}") from error
+    if wrapped.config._attn_implementation != attention:
+        raise ConfigError(
+            f"attention {attention}: {type(model).__name__} takes it only when it is built; "
+            f'load it with attn_implementation="{attention}"'
+        )
 
 
 def patch_kernels(model: nn.Module) -> None:

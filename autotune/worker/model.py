@@ -7,6 +7,7 @@ of strategies can be compared.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -16,23 +17,17 @@ import torch
 import torch._dynamo  # before deepspeed.zero.Init, which fails without it with torch 2.13
 from torch import nn
 
-from autotune.knobs import Precision
+from autotune.knobs import Attention
 from autotune.strategy import Strategy
+from autotune.worker.blocks import decoder_layers
+from autotune.worker.precision import torch_dtype
+from autotune.worker.stage import cut_stage
 from autotune.workload import Method, ModelShape, Workload
 
-__all__ = ["build_model", "torch_dtype"]
+__all__ = ["build_model", "fill_adapters"]
 
 _INIT_STD = 0.02
 """Standard deviation of random weights: the `initializer_range` of nearly all configurations."""
-
-
-def torch_dtype(precision: Precision) -> torch.dtype:
-    """The dtype of parameters and activations."""
-    return {
-        Precision.BF16: torch.bfloat16,
-        Precision.FP16: torch.float16,
-        Precision.FP32: torch.float32,
-    }[precision]
 
 
 def build_model(
@@ -42,11 +37,13 @@ def build_model(
     device: torch.device,
     deepspeed_config: dict[str, Any],
     seed: int,
+    stage: int = 0,
 ) -> nn.Module:
     """The causal language model of the workload, with random weights on `device`.
 
     Under ZeRO-3 each parameter is divided over the ranks as soon as it is made, so that no rank
     ever holds the whole model. For QLoRA the linear layers are made in 4 bit, one after the other.
+    Of a pipeline only what its `stage` needs gets memory.
     """
     dtype = torch_dtype(strategy.precision)
     with contextlib.ExitStack() as stack:
@@ -58,8 +55,14 @@ def build_model(
         stack.enter_context(_no_weight_init())
         if workload.method is Method.QLORA:
             stack.enter_context(_linears_on_meta())
-        model = _from_config(workload.model, dtype)
+        if strategy.pipeline_parallel_size > 1:
+            stack.enter_context(_parameters_on_meta())
+        model = _from_config(workload.model, dtype, strategy.attention)
     model.tie_weights()  # type: ignore[operator]
+    if strategy.pipeline_parallel_size > 1:
+        layers = decoder_layers(model, workload.model.num_hidden_layers)
+        cut_stage(model, layers, stage=stage, num_stages=strategy.pipeline_parallel_size)
+        _give_memory(model, device, is_quantized=workload.method is Method.QLORA)
     if workload.method is Method.QLORA:
         _quantize_linears(model, dtype, device, seed)
     _fill_parameters(model, seed)
@@ -67,7 +70,7 @@ def build_model(
     return model
 
 
-def _from_config(shape: ModelShape, dtype: torch.dtype) -> nn.Module:
+def _from_config(shape: ModelShape, dtype: torch.dtype, attention: Attention) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if shape.source is not None:
@@ -78,7 +81,7 @@ def _from_config(shape: ModelShape, dtype: torch.dtype) -> nn.Module:
     model: nn.Module = AutoModelForCausalLM.from_config(
         config,
         dtype=dtype,
-        attn_implementation="sdpa",
+        attn_implementation=str(attention),
         trust_remote_code=shape.source is not None,
     )
     return model
@@ -95,6 +98,37 @@ def _no_weight_init() -> Iterator[None]:
         mock.patch.object(nn.Embedding, "reset_parameters"),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Make parameters without memory; buffers keep their values."""
+    original = nn.Module.register_parameter
+
+    def register(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        original(self, name, parameter)
+
+    with mock.patch.object(nn.Module, "register_parameter", register):
+        yield
+
+
+def _give_memory(model: nn.Module, device: torch.device, *, is_quantized: bool) -> None:
+    """Put parameters on the meta device into memory, without values; shared ones stay shared.
+
+    Args:
+        model: the whole model, or a stage of it.
+        device: where to.
+        is_quantized: whether to leave linear layers to `_quantize_linears`.
+    """
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        is_later = is_quantized and isinstance(module, nn.Linear)
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta and parameter not in made and not is_later:
+                made[parameter] = nn.Parameter(torch.empty_like(parameter, device=device))
+            setattr(module, name, made.get(parameter, parameter))
 
 
 @contextlib.contextmanager
@@ -147,7 +181,6 @@ def _quantize_linears(
             quantized.bias = nn.Parameter(torch.zeros_like(module.bias, device=device))
         parent_name, _, child_name = name.rpartition(".")
         setattr(model.get_submodule(parent_name), child_name, quantized)
-    model.tie_weights()  # type: ignore[operator]
 
 
 def _fill_parameters(model: nn.Module, seed: int) -> None:
@@ -167,8 +200,23 @@ def _fill_parameters(model: nn.Module, seed: int) -> None:
 
 def _fill(tensor: torch.Tensor, name: str, seed: int) -> None:
     if tensor.dim() >= 2:
-        generator = torch.Generator(device=tensor.device)
-        generator.manual_seed(crc32(f"{seed}:{name}".encode()))
-        tensor.normal_(std=_INIT_STD, generator=generator)
+        tensor.normal_(std=_INIT_STD, generator=_generator(tensor, name, seed))
     else:
         tensor.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+def fill_adapters(model: nn.Module, seed: int) -> None:
+    """Draw the adapters' random start as PEFT does, each matrix from its own seed.
+
+    PEFT draws them one after the other, and the stages of a pipeline do not begin with the same.
+    """
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            nn.init.kaiming_uniform_(
+                parameter, a=math.sqrt(5), generator=_generator(parameter, name, seed)
+            )
+
+
+def _generator(tensor: torch.Tensor, name: str, seed: int) -> torch.Generator:
+    generator = torch.Generator(device=tensor.device)
+    return generator.manual_seed(crc32(f"{seed}:{name}".encode()))

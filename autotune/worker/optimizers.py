@@ -1,37 +1,144 @@
-"""The optimizers that DeepSpeed cannot build from its JSON, and which are handed to it."""
+"""The optimizers that DeepSpeed cannot build from its JSON, and which are handed to it.
+
+Does not know learning rates, nor schedules.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from autotune.deepspeed_config import is_client_optimizer
+from autotune.deepspeed_config import (
+    flattens_parameters,
+    has_several_dtypes,
+    is_client_optimizer,
+)
 from autotune.knobs import Optimizer
 from autotune.strategy import Strategy
+from autotune.worker.master_weights import MasterWeights
+from autotune.worker.precision import parameter_groups
 
 __all__ = ["build_optimizer"]
 
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter], strategy: Strategy, learning_rate: float
+    model: nn.Module, strategy: Strategy, learning_rate: float
 ) -> torch.optim.Optimizer | None:
-    """The optimizer that DeepSpeed cannot build from its JSON; None for all others.
+    """The optimizer of what trains in a model; None where DeepSpeed builds it from its JSON.
 
-    DeepSpeed has a Lion of its own, which compiles an extension; bitsandbytes' comes compiled.
+    Args:
+        model: a causal language model of transformers, with the strategy put on it.
+        strategy: its optimizer, and the ZeRO stage that says what the optimizer will see.
+        learning_rate: of all parameters.
     """
     if not is_client_optimizer(strategy):
         return None
+    if strategy.optimizer is Optimizer.MUON:
+        return _muon(model, learning_rate)
+    is_of_torch = strategy.optimizer in (Optimizer.ADAMW, Optimizer.SGD, Optimizer.ADAFACTOR)
+    build = _of_torch if is_of_torch else _of_bitsandbytes
+    optimizer = build(model, strategy, learning_rate)
+    if has_several_dtypes(strategy) and not flattens_parameters(strategy):
+        return MasterWeights(optimizer)
+    return optimizer
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _of_torch(model: nn.Module, strategy: Strategy, learning_rate: float) -> torch.optim.Optimizer:
+    """What DeepSpeed builds from its JSON, with a group for each dtype, which it cannot."""
+    from deepspeed.accelerator import get_accelerator
+
+    groups = parameter_groups(_trainable(model))
+    if strategy.optimizer is Optimizer.SGD:
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
+    if strategy.optimizer is Optimizer.ADAFACTOR:
+        return torch.optim.Adafactor(groups, lr=learning_rate, weight_decay=0.0)
+    is_fused = get_accelerator().device_name() == "cuda"
+    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0, fused=is_fused)
+
+
+def _of_bitsandbytes(
+    model: nn.Module, strategy: Strategy, learning_rate: float
+) -> torch.optim.Optimizer:
+    """AdamW in 8 bit, paged or not, and Lion.
+
+    DeepSpeed has a Lion of its own, which compiles an extension; bitsandbytes' comes compiled.
+    """
     from bitsandbytes import optim
 
     kinds: dict[Optimizer, Any] = {
         Optimizer.ADAMW_8BIT: optim.AdamW8bit,
+        Optimizer.PAGED_ADAMW_8BIT: optim.PagedAdamW8bit,
         Optimizer.LION: optim.Lion,
         Optimizer.LION_8BIT: optim.Lion8bit,
     }
+    parameters = parameter_groups(_trainable(model))
     optimizer: torch.optim.Optimizer = kinds[strategy.optimizer](
         parameters, lr=learning_rate, weight_decay=0.0
+    )
+    if not flattens_parameters(strategy):
+        _keep_embeddings_in_32_bit(optimizer, model, parameters)
+    return optimizer
+
+
+def _keep_embeddings_in_32_bit(
+    optimizer: Any, model: nn.Module, parameters: list[nn.Parameter] | list[dict[str, Any]]
+) -> None:
+    """Give embeddings, and a head that shares their weights, states of fp32.
+
+    Dettmers et al., 8-bit Optimizers (arXiv 2110.02861), section 2.3: their gradients vary most.
+    """
+    from bitsandbytes.optim import GlobalOptimManager
+
+    # bitsandbytes has one manager for a process, which knows parameters by their place: it would
+    # mistake another optimizer's for these. By place, because DeepSpeed puts fp32 copies there.
+    manager = GlobalOptimManager.__new__(GlobalOptimManager)
+    manager.initialize()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            manager.override_config(module.weight, "optim_bits", 32)
+    manager.register_parameters(parameters)
+    optimizer.mng = manager
+
+
+def _muon(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """DeepSpeed's Muon for the matrices between embedding and head; AdamW for all else.
+
+    From its JSON DeepSpeed would tell embeddings by their names, which not all models keep to
+    (GPT-2). Its ZeRO looks for `use_muon` on each parameter.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    for parameter in model.parameters():
+        # Under ZeRO-3 a parameter's own shape is that of nothing.
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        parameter.use_muon = len(shape) >= 2  # type: ignore[attr-defined]
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) or module is head:
+            module.weight.use_muon = False  # type: ignore[union-attr]
+    by_muon: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in _trainable(model):
+        by_muon[parameter.use_muon].append(parameter)  # type: ignore[attr-defined]
+    settings: dict[bool, dict[str, Any]] = {
+        True: {"momentum": 0.95},
+        False: {"betas": (0.9, 0.999), "eps": 1e-8},
+    }
+    groups = [
+        {"params": members, "use_muon": use_muon, "lr": learning_rate, "weight_decay": 0.0}
+        | settings[use_muon]
+        for use_muon, members in by_muon.items()
+        if members
+    ]
+    optimizer: torch.optim.Optimizer = MuonWithAuxAdam(
+        groups,
+        adam_optimizer=torch.optim.AdamW,
+        adam_optimizer_kwargs={"fused": get_accelerator().device_name() == "cuda"},
     )
     return optimizer

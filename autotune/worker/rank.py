@@ -31,14 +31,16 @@ def run_rank(spec_file: Path, folder: Path, rank: int) -> int:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     log = RankLog(folder, rank)
+    swap_folder = None
     try:
         spec = TrialSpec.from_dict(json.loads(spec_file.read_text(encoding="utf-8")))
+        swap_folder = spec.nvme_path if spec.strategy.uses_nvme else None
         log.write("result", **Training(spec, rank, folder, log).run())
     except BaseException as error:  # the trial ends here, whatever it was
         traceback.print_exc()
         log.write(
             "failure",
-            kind=classify(error, log.phase),
+            kind=classify(error, log.phase, swap_folder),
             phase=log.phase,
             message=_in_one_line(error),
         )

@@ -1,7 +1,7 @@
 """The samples that a trial trains on: random tokens, the longest sample in every row.
 
-The k-th token comes with a probability of about 1/k, as words do (Zipf's law), so there is something
-to learn, and a strategy that computes wrong gradients shows in the losses.
+The k-th token comes with a probability of about 1/k, as words do (Zipf's law), so there is
+something to learn, and a strategy that computes wrong gradients shows in the losses.
 """
 
 from __future__ import annotations

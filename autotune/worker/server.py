@@ -3,9 +3,9 @@
 Started by the launcher as `python -m autotune.worker.server MODEL_TYPE`. It speaks JSON lines: one
 request a line on standard input, one report a line on standard output. It never computes and never
 touches a GPU, so a forked rank starts clean. When its input closes, because the launcher ended or
-died, it kills every process below it and exits.
+died, it kills every process below it, removes their swap folder and exits.
 
-Requests: {"fork": {"rank", "spec", "folder", "env"}} and {"sweep": true}.
+Requests: {"fork": {"rank", "spec", "folder", "env", "swap_folder"?}} and {"sweep": true}.
 Reports: {"ready": s}, {"forked": pid, "rank"}, {"exited": pid, "status"}, {"swept": n}.
 """
 
@@ -18,6 +18,7 @@ import importlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import sys
 import time
@@ -107,6 +108,7 @@ class _Server:
         self._requests = requests
         self._reports = reports
         self._pids: set[int] = set()
+        self._swap_folder: str | None = None
 
     def report(self, **fields: Any) -> None:
         """One line to the launcher; a launcher that is gone ends the server."""
@@ -144,6 +146,7 @@ class _Server:
             self.report(swept=self._sweep())
 
     def _fork(self, request: dict[str, Any]) -> None:
+        self._swap_folder = request.get("swap_folder")
         pid = os.fork()
         if pid == 0:
             os.close(self._reports)
@@ -186,6 +189,9 @@ class _Server:
     def end(self) -> NoReturn:
         """Leave nothing behind."""
         self._sweep()
+        if self._swap_folder is not None:
+            # Gone already, unless the launcher was killed in the middle of a trial.
+            shutil.rmtree(self._swap_folder, ignore_errors=True)
         os._exit(0)
 
 

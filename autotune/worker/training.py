@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,18 @@ import torch
 import torch.distributed as dist
 
 from autotune.hardware import DeviceType
-from autotune.trial import Phase, TrialSpec
+from autotune.trial import TrialSpec
+from autotune.worker.compilation import CompilationCounter, compile_in_this_process
+from autotune.worker.energy import energy_meter
 from autotune.worker.engine import build_engine, optimizer_state_bytes
 from autotune.worker.events import RankLog
 from autotune.worker.memory import memory_meter
+from autotune.worker.parallel_layout import parallel_coordinates
 from autotune.worker.process_group import join
 from autotune.worker.samples import micro_batch
+from autotune.worker.sequence_parallel import group_loss, shard_tokens
+from autotune.worker.stepper import stepper
+from autotune.worker.warm_up import WarmUp
 
 __all__ = ["Training"]
 
@@ -28,6 +36,20 @@ _MICRO_STEPS_TO_WARM_UP = 4
 
 _MAX_SKIPPED_STEPS = 10
 """fp16: more overflowing steps than this mean that the loss scale will not settle in a trial."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Step:
+    """What one optimizer step showed."""
+
+    loss: float
+    """Mean over this rank's samples."""
+    seconds: float
+    """Of the slowest rank."""
+    joules: float | None
+    """That this rank's device used; None where nothing counts it."""
+    has_compiled: bool
+    """Whether a rank compiled something."""
 
 
 class Training:
@@ -43,40 +65,48 @@ class Training:
     def __init__(self, spec: TrialSpec, rank: int, folder: Path, log: RankLog) -> None:
         self._started = time.perf_counter()
         self._spec = spec
-        # Ranks that share their samples have neighbouring numbers.
-        self._data_rank = rank // spec.strategy.model_parallel_size
+        self._place = parallel_coordinates(spec.strategy, rank=rank, num_ranks=spec.num_ranks)
         self._log = log
         self._device_type = DeviceType(os.environ["AUTOTUNE_DEVICE_TYPE"])
         self._device = join(
             folder, rank=rank, num_ranks=spec.num_ranks, device_type=self._device_type
         )
         self._meter = memory_meter(self._device_type)
+        self._energy = energy_meter(self._device)
+        compile_in_this_process()
+        self._compilations = CompilationCounter()
         self._accumulation = spec.strategy.gradient_accumulation_steps(
             spec.workload.global_batch_size, spec.num_ranks
         )
         self._built = build_engine(spec, self._device)
         self._engine = self._built.engine
+        self._stepper = stepper(self._engine, log)
 
     def run(self) -> dict[str, Any]:
         """Train and measure; the fields of `Measurement` as this rank sees them."""
         setup_time_s = time.perf_counter() - self._started
         self._log.write("ready", setup_time_s=setup_time_s)
         spec = self._spec
-        num_warmup = 1 if self._accumulation >= _MICRO_STEPS_TO_WARM_UP else spec.warmup_steps
+        warm_up = WarmUp(1 if self._accumulation >= _MICRO_STEPS_TO_WARM_UP else spec.warmup_steps)
         losses: list[float] = []
         step_times: list[float] = []
+        energies: list[float | None] = []
         retries_before = skipped = index = 0
         while len(step_times) < spec.timed_steps:
-            if index == num_warmup:
+            if not step_times:
                 retries_before = self._meter.peaks().num_alloc_retries
-            loss, seconds = self._optimizer_step(index)
+            step = self._optimizer_step(index)
+            is_warming_up = warm_up.covers(index, has_compiled=step.has_compiled)
             has_overflowed = self._engine.skipped_steps > skipped
             skipped = self._engine.skipped_steps
-            is_timed = index >= num_warmup and not has_overflowed
-            self._log.write("step", index=index, time_s=seconds, loss=loss, is_timed=is_timed)
-            losses.append(loss)
+            is_timed = not has_overflowed and not is_warming_up
+            self._log.write(
+                "step", index=index, time_s=step.seconds, loss=step.loss, is_timed=is_timed
+            )
+            losses.append(step.loss)
             if is_timed:
-                step_times.append(seconds)
+                step_times.append(step.seconds)
+                energies.append(step.joules)
             if len(step_times) >= 2 and sum(step_times) >= _ENOUGH_S:
                 break
             if skipped > _MAX_SKIPPED_STEPS:
@@ -88,6 +118,7 @@ class Training:
         return {
             "step_times_s": step_times,
             "losses": losses,
+            "energy_j": _total(energies),
             "peak_allocated_bytes": peaks.allocated,
             "peak_reserved_bytes": peaks.reserved,
             "peak_device_bytes": peaks.device,
@@ -99,33 +130,42 @@ class Training:
             "skipped_steps": skipped,
         }
 
-    def _optimizer_step(self, index: int) -> tuple[float, float]:
-        """All micro-batches of one step: mean loss of this rank, seconds of the slowest."""
-        batches = [
-            micro_batch(self._spec, data_rank=self._data_rank, step=index, micro=micro).to(
-                self._device
-            )
-            for micro in range(self._accumulation)
-        ]
-        losses = []
+    def _optimizer_step(self, index: int) -> _Step:
+        """All micro-batches of one step."""
+        batches = [self._inputs(index, micro) for micro in range(self._accumulation)]
+        num_compilations = self._compilations.num_compilations
         self._synchronize()
+        joules_before = self._energy.joules()
         started = time.perf_counter()
-        for batch in batches:
-            self._log.enter(Phase.FORWARD)
-            loss = self._engine(input_ids=batch, labels=batch, use_cache=False).loss
-            self._log.enter(Phase.BACKWARD)
-            self._engine.backward(loss)
-            self._log.enter(Phase.STEP)
-            self._engine.step()
-            losses.append(loss.detach())
-            del loss
+        share = self._stepper.step(batches)
         self._synchronize()
-        seconds = torch.tensor(time.perf_counter() - started, device=self._device)
+        seconds = time.perf_counter() - started
+        joules = self._energy.joules()
+        num_compilations = self._compilations.num_compilations - num_compilations
         # All ranks must agree on when to stop, so all keep the time of the slowest.
-        dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
+        worst = torch.tensor([seconds, num_compilations], device=self._device)
+        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
         self._meter.sample()
-        return float(torch.stack(losses).float().mean()), float(seconds)
+        return _Step(
+            loss=float(group_loss(share, self._spec.strategy)),
+            seconds=float(worst[0]),
+            joules=None if joules is None or joules_before is None else joules - joules_before,
+            has_compiled=bool(worst[1]),
+        )
+
+    def _inputs(self, index: int, micro: int) -> dict[str, torch.Tensor]:
+        """The model's arguments for one micro-batch: this rank's part of its samples."""
+        ids = micro_batch(self._spec, data_rank=self._place.data, step=index, micro=micro)
+        ids = ids.to(self._device)
+        if self._spec.strategy.sequence_parallel_size == 1:
+            return {"input_ids": ids, "labels": ids}
+        return shard_tokens(ids, ids, self._spec.strategy, shard=self._place.sequence)
 
     def _synchronize(self) -> None:
         if self._device_type is DeviceType.CUDA:
             torch.cuda.synchronize()
+
+
+def _total(energies: Sequence[float | None]) -> float | None:
+    known = [joules for joules in energies if joules is not None]
+    return sum(known) if len(known) == len(energies) else None

@@ -1,0 +1,125 @@
+"""Time of what happens once an optimizer step: clipping, the update, and what offloading moves.
+
+Does not know forward and backward, nor communication between ranks.
+"""
+
+from __future__ import annotations
+
+from autotune.hardware import DeviceType, Hardware
+from autotune.knobs import MasterWeights, Offload, Optimizer
+from autotune.predictor.precision import element_bytes
+from autotune.predictor.shares import RankShare, zero_size
+from autotune.predictor.states import StatesModel
+from autotune.strategy import Strategy
+from autotune.workload import Workload
+
+__all__ = ["PCIE_BYTES_PER_S", "UpdateModel"]
+
+_ADAFACTOR_S_PER_LAYER = 0.0018
+"""torch's Adafactor waits for the device at every tensor.
+
+Measured: 31,900 tokens/s at micro-batch 8, against 38,300 of AdamW.
+"""
+
+PCIE_BYTES_PER_S = 25e9
+"""Pinned copies over PCIe 4.0 x16, of 31.5 GB/s peak."""
+
+_HOST_BYTES_PER_S = 100e9
+"""Memory bandwidth of a server's socket, shared by the ranks' CPU Adam."""
+
+_CPU_ADAM_BYTES = 30
+"""A parameter: weight, gradient and moments read, weight and moments written, bf16 copy."""
+
+_NVME_BYTES_PER_S = 3e9
+"""Assumed: one drive on PCIe 4.0 x4, reading or writing, shared by the ranks."""
+
+_NVME_BYTES_PER_PARAMETER = 24
+"""Master weight and two moments in fp32, read and written."""
+
+_EXPOSED_SHARE = 0.5
+"""Assumed: part of the copies of weights that prefetching does not hide."""
+
+_NEWTON_SCHULZ_FLOPS = 30
+"""Of Muon, for one parameter and each row of its matrix: five iterations of three products, of
+2 n n m operations at most for n rows (`zero/muon/original_muon.py`)."""
+
+
+class UpdateModel:
+    """The optimizer step of any strategy, for one workload on one machine."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        hardware: Hardware,
+        states: StatesModel,
+        *,
+        bytes_per_s: float,
+        flops_per_s: float,
+    ) -> None:
+        self._hidden_size = workload.model.hidden_size
+        self._num_ranks = hardware.num_devices
+        self._is_cpu = hardware.device_type is DeviceType.CPU
+        self._states = states
+        self._bytes_per_s = bytes_per_s
+        self._flops_per_s = flops_per_s
+
+    def step_s(self, strategy: Strategy, share: RankShare) -> float:
+        """Copies, clipping and the update, of this rank's parameters.
+
+        Bytes a parameter as `stage_1_and_2.py`, `step`, moves them: flattening 4, conversion 6,
+        norm 2, clipping 8, AdamW 28, copying back 6, all less with smaller masters and states.
+        """
+        owned = self._owned(strategy, share)
+        if strategy.offload_optimizer is not Offload.NONE:
+            away = strategy.offload_ratio
+            here = (1 - away) * owned * self._bytes_per_parameter(strategy) / self._bytes_per_s
+            return away * owned * self._offloaded_s(strategy) + here
+        seconds = owned * self._bytes_per_parameter(strategy) / self._bytes_per_s
+        if strategy.optimizer is Optimizer.ADAFACTOR:
+            seconds += _ADAFACTOR_S_PER_LAYER * share.num_layers
+        if strategy.optimizer is Optimizer.MUON:
+            part = owned / max(1, self._states.trained_of(strategy, share))
+            flops = _NEWTON_SCHULZ_FLOPS * self._hidden_size * share.parameters.linears
+            seconds += part * flops / self._flops_per_s
+        return seconds
+
+    def micro_step_s(self, strategy: Strategy, share: RankShare) -> float:
+        """Weights that are offloaded, brought to the device in forward and again in backward."""
+        if strategy.offload_param is Offload.NONE or self._is_cpu:
+            return 0.0
+        passes = 2 + (strategy.checkpoint_interval > 0)
+        part = share.parameters.total / zero_size(strategy, self._num_ranks)
+        moved = passes * element_bytes(strategy) * part
+        seconds = moved / PCIE_BYTES_PER_S
+        if strategy.offload_param is Offload.NVME:
+            seconds += moved * self._num_ranks / _NVME_BYTES_PER_S
+        return _EXPOSED_SHARE * seconds
+
+    def gradients_s(self, strategy: Strategy, share: RankShare, accumulation: int) -> float:
+        """Gradients that accumulate on the host, over all micro-steps of a step.
+
+        Stages 2 and 3 copy each micro-step's there; from the second on what is there comes to the
+        device first, and goes back as the sum (`stage_1_and_2.py`,
+        `async_accumulate_grad_in_cpu_via_gpu`; `stage3.py`, `partition_grads`). Stage 1 keeps them
+        on the device. The last copy is part of `step_s`.
+        """
+        is_offloaded = strategy.offload_optimizer is not Offload.NONE and not self._is_cpu
+        if not is_offloaded or strategy.zero_stage < 2 or accumulation == 1:
+            return 0.0
+        moved = element_bytes(strategy) * self._owned(strategy, share)
+        return (2 * accumulation - 1) * moved / PCIE_BYTES_PER_S
+
+    def _owned(self, strategy: Strategy, share: RankShare) -> float:
+        trained = self._states.trained_of(strategy, share)
+        return trained / zero_size(strategy, self._num_ranks) if strategy.zero_stage else trained
+
+    def _bytes_per_parameter(self, strategy: Strategy) -> float:
+        moved = 28 if strategy.master_weights is MasterWeights.BF16 else 54
+        return moved if strategy.optimizer is Optimizer.ADAMW else moved - 12
+
+    def _offloaded_s(self, strategy: Strategy) -> float:
+        """Of one parameter: CPU Adam, gradient down and weight up, files read and written."""
+        seconds = _CPU_ADAM_BYTES * self._num_ranks / _HOST_BYTES_PER_S + 2 * 2 / PCIE_BYTES_PER_S
+        if strategy.offload_optimizer is Offload.NVME:
+            seconds += _NVME_BYTES_PER_PARAMETER * self._num_ranks / _NVME_BYTES_PER_S
+        return seconds

@@ -1,0 +1,265 @@
+"""What one rank computes and moves through its memory in a micro-step: operations and bytes.
+
+Does not know how long anything takes, nor what travels between ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autotune.adapter_targets import has_adapter
+from autotune.hardware import Hardware
+from autotune.knobs import Attention, CheckpointScope, GroupPrecision, ModuleGroup
+from autotune.predictor.activations import experts_per_token
+from autotune.predictor.precision import GroupBytes, group_bytes, group_slowdowns
+from autotune.predictor.shares import RankShare
+from autotune.strategy import Strategy
+from autotune.workload import Method, Workload
+
+__all__ = ["Repeats", "Work", "micro_step_work", "repeats"]
+
+_QUANTIZE_BYTES = 25
+_QUANTIZE_BYTES_COMPILED = 5
+"""To bring a number of 16 bit to 8 bit, as `worker/fp8.py` does: magnitude 4, its maximum 2,
+conversion to fp32 6, division 8, conversion to 8 bit 5; compiled, one pass to find the maximum
+and one to convert."""
+
+_TRANSPOSE_BYTES = 2
+"""Of a number of 8 bit."""
+
+_DEQUANTIZE_BYTES = 4.7
+"""A weight of 4 bit to 16: 0.5 read, 2 written, 2 read by the product; a 64th of 13 for the
+absmax of a block, which comes from 8 bit by way of fp32 (bitsandbytes, `backends/cuda/ops.py`)."""
+
+_ADAPTER_FORWARD_BYTES = (2, 12)
+_ADAPTER_BACKWARD_BYTES = (10, 8)
+"""An adapter, for one element of its linear layer's input and of its output, from
+`result + lora_B(lora_A(x)) * scaling` in PEFT's `lora/layer.py`. Forward: input read; output
+written, scaled 4, added 6. Backward: input read, its gradient written and added 6; gradient of the
+output scaled 4 and read twice."""
+
+_EAGER_BYTES = (24, 34)
+"""Eager attention, for one score at 16 bit, forward and backward: scaled, masked, softmax in fp32
+and both its conversions (`models/llama/modeling_llama.py`, `eager_attention_forward`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """Of one token, but for what a micro-step does once."""
+
+    matmul_flops: float
+    """As if at 16 bit: those at other precisions weighed by how much slower they are."""
+    attention_flops: float
+    traffic_bytes: float
+    """Of kernels that also reduce, convert or gather."""
+    stream_bytes: float
+    """Of plain additions, multiplications and thin products over large tensors."""
+    fixed_bytes: float
+    """Of a whole micro-step: what is done to weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repeats:
+    """How often backward computes the forward of each part again."""
+
+    attention: int
+    mlp: int
+    rest: int
+    """Norms and residuals of a layer."""
+    head: int
+
+
+def repeats(strategy: Strategy) -> Repeats:
+    """What checkpoints and tiles repeat; a tile within a checkpointed layer runs three times."""
+    is_on, scope = strategy.checkpoint_interval > 0, strategy.checkpoint_scope
+    whole = int(is_on and scope is CheckpointScope.LAYER)
+    return Repeats(
+        attention=whole or int(is_on and scope is CheckpointScope.ATTENTION),
+        mlp=(whole or int(is_on and scope is CheckpointScope.MLP)) + (strategy.mlp_tiles > 1),
+        rest=whole,
+        head=int(strategy.loss_tiles > 1),
+    )
+
+
+def micro_step_work(
+    workload: Workload, hardware: Hardware, strategy: Strategy, share: RankShare, adapters: int
+) -> Work:
+    """Floating point operations and bytes, forward and backward.
+
+    Two operations a weight in forward, two for the gradient of the input, two for that of the
+    weight, which frozen weights do not need: Kaplan et al. (arXiv 2001.08361), section 2.1.
+    Causal attention does 2 s q forward in a layer, and backward five products for two: Dao,
+    FlashAttention-2 (arXiv 2307.08691), section 4.1; eager attention computes all s tokens for
+    each, in two products and four. Checkpointing repeats forward.
+
+    Args:
+        workload: the model, the sequence length, the method.
+        hardware: for the rates of precisions.
+        strategy: what is done.
+        share: the layers that this rank has.
+        adapters: parameters of LoRA on them; 0 where all weights are trained.
+    """
+    return _WorkCount(workload, hardware, strategy, share, adapters).total()
+
+
+class _WorkCount:
+    """The count of one micro-step, part by part."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        hardware: Hardware,
+        strategy: Strategy,
+        share: RankShare,
+        adapters: int,
+    ) -> None:
+        self._workload = workload
+        self._shape = workload.model
+        self._strategy = strategy
+        self._share = share
+        self._adapters = adapters
+        self._repeats = repeats(strategy)
+        self._sizes = group_bytes(strategy)
+        self._slowdowns = group_slowdowns(strategy, hardware)
+        self._tensor = share.tensor_parallel_size
+
+    def total(self) -> Work:
+        """All parts."""
+        rest, num_layers = self._repeats, self._share.num_layers
+        queries = self._shape.num_attention_heads * self._shape.head_dim / self._tensor
+        is_eager = self._strategy.attention is Attention.EAGER
+        pairs = self._workload.seq_len * queries * num_layers
+        # 8 bit is of linear layers alone.
+        pairs *= max(1.0, self._slowdowns[ModuleGroup.ATTENTION])
+        attention = 0.0 if is_eager else (2 + 5 + 2 * rest.attention) * pairs
+        products = (4 + 8 + 4 * rest.attention) * pairs if is_eager else 0.0
+        traffic = self._layer_traffic() * num_layers + self._loss_traffic()
+        casts, fixed_casts = self._quantized()
+        return Work(
+            matmul_flops=self._matmul() + products,
+            attention_flops=attention,
+            traffic_bytes=traffic + casts + (self._score_traffic() if is_eager else 0),
+            stream_bytes=self._adapter_traffic() if self._adapters else 0,
+            fixed_bytes=self._dequantized() + fixed_casts,
+        )
+
+    def _matmul(self) -> float:
+        """Of linear layers, adapters and the output projection."""
+        parameters, times = self._share.parameters, self._repeats
+        per_weight = 4 if self._adapters else 6
+        slow = self._slowdowns
+        experts = experts_per_token(self._shape) / self._shape.num_experts
+        attention = (per_weight + 2 * times.attention) * parameters.attention
+        mlp = (per_weight + 2 * times.mlp) * parameters.mlp * experts
+        head = (per_weight + 2 * times.head) * parameters.head
+        adapters = (6 + 2 * max(times.attention, times.mlp)) * self._adapters
+        return (
+            slow[ModuleGroup.ATTENTION] * attention
+            + slow[ModuleGroup.MLP] * mlp
+            + slow[ModuleGroup.LM_HEAD] * head
+            + adapters
+        )
+
+    def _layer_traffic(self) -> float:
+        """Bytes that a layer's pointwise kernels move for one token, forward and backward.
+
+        Counted operation by operation, for one forward at 16 bit: RMSNorm 36 h as six kernels of
+        transformers, 4 h as one of Liger's; rotary embedding 20 and 4 bytes an element; SwiGLU 10
+        and 6; residuals 12 h. Backward moves twice as much. Inductor fuses as Liger does.
+        """
+        shape, strategy = self._shape, self._strategy
+        h = shape.hidden_size
+        f = shape.intermediate_size * experts_per_token(shape) / self._tensor
+        num_heads = (shape.num_attention_heads + shape.num_key_value_heads) / self._tensor
+        rotated = num_heads * shape.head_dim
+        if not shape.has_gated_mlp:
+            norms, in_attention, in_mlp = 2 * 4 * h, 0 * rotated, 4 * f
+        elif strategy.fused_kernels or strategy.torch_compile:
+            norms, in_attention, in_mlp = 2 * 4 * h, 4 * rotated, 6 * f
+        else:
+            norms, in_attention, in_mlp = 2 * 36 * h, 20 * rotated, 10 * f
+        times, sizes = self._repeats, self._sizes
+        return (
+            (3 + times.rest) * (norms * sizes.norm + 12 * h * sizes.residual)
+            + (3 + times.attention) * in_attention * sizes.attention
+            + (3 + times.mlp) * in_mlp * sizes.mlp
+        ) / 2 + self._border_traffic(sizes)
+
+    def _border_traffic(self, sizes: GroupBytes) -> float:
+        """Casts of what enters and leaves attention and MLP, where theirs is another precision."""
+        h, residual = self._shape.hidden_size, sizes.residual
+        others = [size for size in (sizes.attention, sizes.mlp) if size != residual]
+        return sum(3 * 2 * h * (residual + size) for size in others)
+
+    def _loss_traffic(self) -> float:
+        """Logits written, read as fp32, exponentiated, and the same for their gradient."""
+        if not self._share.has_head:
+            return 0.0
+        of_logit = 8 if self._strategy.fused_kernels else 40 + 16 * self._repeats.head
+        divisor = self._tensor if self._shape.tie_word_embeddings else 1
+        return of_logit * self._shape.vocab_size / divisor
+
+    def _score_traffic(self) -> float:
+        forward, backward = _EAGER_BYTES
+        moved = (1 + self._repeats.attention) * forward + backward
+        scores = self._shape.num_attention_heads * self._workload.seq_len / self._tensor
+        return moved * self._sizes.attention / 2 * scores * self._share.num_layers
+
+    def _adapter_traffic(self) -> float:
+        forward, backward = _ADAPTER_FORWARD_BYTES, _ADAPTER_BACKWARD_BYTES
+        moved = 0.0
+        for times, sides in (
+            (self._repeats.attention, self._adapted_sides(ModuleGroup.ATTENTION)),
+            (self._repeats.mlp, self._adapted_sides(ModuleGroup.MLP)),
+        ):
+            moved += sum(
+                side * ((1 + times) * forward[place] + backward[place])
+                for place, side in enumerate(sides)
+            )
+        return moved * self._sizes.residual / 2 * self._share.num_layers / self._tensor
+
+    def _adapted_sides(self, group: ModuleGroup) -> tuple[int, int]:
+        """Inputs and outputs of the linear layers with adapters in one layer."""
+        targets = self._workload.adapter_targets(self._strategy.lora_targets)
+        linears = self._shape.adapter_linears[group]
+        adapted = [sides for name, sides in linears.items() if has_adapter(name, group, targets)]
+        return sum(i for i, _ in adapted), sum(o for _, o in adapted)
+
+    def _dequantized(self) -> float:
+        """QLoRA: each pass unpacks every weight, backward once."""
+        if self._workload.method is not Method.QLORA:
+            return 0.0
+        parameters, times = self._share.parameters, self._repeats
+        return _DEQUANTIZE_BYTES * (
+            (2 + times.attention) * parameters.attention + (2 + times.mlp) * parameters.mlp
+        )
+
+    def _quantized(self) -> tuple[float, float]:
+        """fp8: input and weight in forward, gradient, weight and input in backward.
+
+        Returns:
+            Bytes of one token, and of a whole micro-step.
+        """
+        is_compiled = self._strategy.torch_compile
+        cost = _QUANTIZE_BYTES_COMPILED if is_compiled else _QUANTIZE_BYTES
+        of_token = of_step = 0.0
+        linears = self._shape.attention_linears, self._shape.mlp_linears
+        parts = (
+            (ModuleGroup.ATTENTION, linears[0], self._repeats.attention),
+            (ModuleGroup.MLP, linears[1], self._repeats.mlp),
+            (ModuleGroup.LM_HEAD, {"": self._head_sides}, self._repeats.head),
+        )
+        for group, layers, times in parts:
+            if self._strategy.precision_of(group) is not GroupPrecision.FP8:
+                continue
+            num = self._share.num_layers if group is not ModuleGroup.LM_HEAD else 1
+            for inputs, outputs in layers.values():
+                in_backward = (outputs + inputs) * (cost + _TRANSPOSE_BYTES)
+                of_token += num * ((1 + times) * cost * inputs + in_backward)
+                of_step += num * (2 + times) * cost * inputs * outputs
+        return of_token, of_step
+
+    @property
+    def _head_sides(self) -> tuple[int, int]:
+        has_head = self._share.has_head
+        return self._shape.hidden_size * has_head, self._shape.vocab_size * has_head

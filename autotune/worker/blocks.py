@@ -1,0 +1,74 @@
+"""The parts of a causal model by what they do: decoder layers, their attention and their MLPs.
+
+Found by their place and their names' common words, so that no table of architectures is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from autotune.errors import ConfigError
+from autotune.worker.stage import own_layers
+
+__all__ = ["attention_blocks", "decoder_layers", "mlp_blocks"]
+
+_ATTENTION_WORDS = ("attn", "attention")
+
+
+def decoder_layers(model: nn.Module, num_layers: int) -> nn.ModuleList:
+    """The list of the model's decoder layers, of a pipeline's stage only its own.
+
+    Raises:
+        ConfigError: no list of `num_layers` modules is found.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            return own_layers(module)
+    raise ConfigError(
+        f"checkpoint_interval and mlp_tiles need a model with a list of {num_layers} decoder "
+        f"layers; {type(model).__name__} has none"
+    )
+
+
+def attention_blocks(layers: Iterable[nn.Module]) -> list[nn.Module]:
+    """The attention of each layer.
+
+    Raises:
+        ConfigError: a layer does not have exactly one.
+    """
+    return [_only(layer, "attention", is_attention=True) for layer in layers]
+
+
+def mlp_blocks(layers: Iterable[nn.Module]) -> list[nn.Module]:
+    """The MLP of each layer, or its mixture of experts.
+
+    Raises:
+        ConfigError: a layer does not have exactly one; OPT's has two linear layers instead.
+    """
+    return [_only(layer, "MLP", is_attention=False) for layer in layers]
+
+
+def _only(layer: nn.Module, part: str, *, is_attention: bool) -> nn.Module:
+    found = [
+        block
+        for name, block in layer.named_children()
+        if _is_block(block) and any(word in name for word in _ATTENTION_WORDS) is is_attention
+    ]
+    if len(found) == 1:
+        return found[0]
+    raise ConfigError(
+        f"{type(layer).__name__} has {len(found)} modules that are its {part}, and one is needed: "
+        "checkpoint_scope layer and mlp_tiles 1 ask for none"
+    )
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether it is made of modules with weights; norms and linear layers are not.
+
+    A linear layer stays one under PEFT's adapters, which keep it as `base_layer`.
+    """
+    if hasattr(module, "base_layer"):
+        return False
+    return any(True for child in module.children() for _ in child.parameters())

@@ -1,0 +1,193 @@
+"""Peak memory and each knob: which way it moves, and where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from autotune.hardware import DEVICE_KINDS, DeviceType, Hardware
+from autotune.predictor import AnalyticPredictor
+from autotune.predictor.memory import MemoryModel
+from autotune.strategy import Strategy
+from autotune.trial import Prediction
+from autotune.workload import Workload, load_model_shape
+
+KIND = DEVICE_KINDS["H100-80GB"]
+
+
+def h100(num_devices: int) -> Hardware:
+    return Hardware(
+        device_type=DeviceType.CUDA,
+        device_kind=KIND.name,
+        num_devices=num_devices,
+        device_memory_bytes=KIND.memory_bytes,
+        host_memory_bytes=2**40,
+        flops_per_s=KIND.flops_per_s,
+        memory_bytes_per_s=KIND.memory_bytes_per_s,
+    )
+
+
+def predict(
+    model: str = "7B", *, num_devices: int = 4, batch: int = 64, seq_len: int = 2048, **knobs: Any
+) -> Prediction:
+    """Micro-batches of 16,384 tokens, so that activations decide the peak."""
+    workload = Workload(model=load_model_shape(model), seq_len=seq_len, global_batch_size=batch)
+    strategy = Strategy.from_dict({"zero_stage": 1, "micro_batch_size": 8} | knobs)
+    return AnalyticPredictor(workload, h100(num_devices)).predict(strategy)
+
+
+def peak(**knobs: Any) -> int:
+    return predict(**knobs).peak_memory_bytes
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({"mlp_tiles": 2}, {"mlp_tiles": 1}),
+        (
+            {"mlp_tiles": 8, "checkpoint_interval": 1, "loss_tiles": 16},
+            {"mlp_tiles": 2, "checkpoint_interval": 1, "loss_tiles": 16},
+        ),
+        (
+            {"checkpoint_interval": 1, "checkpoint_scope": "attention"},
+            {"checkpoint_interval": 0},
+        ),
+        (
+            {"checkpoint_interval": 1, "checkpoint_scope": "mlp"},
+            {"checkpoint_interval": 1, "checkpoint_scope": "attention"},
+        ),
+        ({"checkpoint_interval": 1}, {"checkpoint_interval": 1, "checkpoint_scope": "mlp"}),
+        (
+            {"checkpoint_interval": 1, "offload_checkpoints": "cpu"},
+            {"checkpoint_interval": 1},
+        ),
+        ({"sequence_parallel_size": 2}, {}),
+        ({}, {"attention": "eager"}),
+    ],
+)
+def test_memory_falls_with(zero_stage: int, less: dict[str, Any], more: dict[str, Any]) -> None:
+    assert peak(zero_stage=zero_stage, **less) < peak(zero_stage=zero_stage, **more)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_memory_falls_with_compiled_layers_and_grows_with_a_group_in_fp32(zero_stage: int) -> None:
+    plain = peak(zero_stage=zero_stage)
+
+    assert peak(zero_stage=zero_stage, torch_compile=True) < plain
+    assert peak(zero_stage=zero_stage, mlp_precision="fp32") > plain
+
+
+@pytest.mark.parametrize("knob", ["mlp_tiles", "loss_tiles"])
+@pytest.mark.parametrize("checkpoint_interval", [0, 1, 4])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_more_tiles_never_need_more_memory(
+    knob: str, checkpoint_interval: int, zero_stage: int
+) -> None:
+    knobs = {"checkpoint_interval": checkpoint_interval, "zero_stage": zero_stage}
+    peaks = [peak(**knobs, **{knob: num}) for num in (1, 2, 4, 8, 16)]
+
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_loss_in_tiles_takes_the_logits_off_the_peak() -> None:
+    knobs: dict[str, Any] = {"model": "1.1B", "checkpoint_interval": 1, "num_devices": 1}
+    whole, tiled = (predict(**knobs, loss_tiles=n) for n in (1, 16))
+
+    assert whole.moment == "loss"
+    assert tiled.moment != "loss"
+
+
+def test_tensor_parallelism_divides_nearly_all_of_a_large_model() -> None:
+    knobs: dict[str, Any] = {"model": "70B", "num_devices": 8, "micro_batch_size": 1}
+    whole, eighth = (peak(**knobs, zero_stage=0, tensor_parallel_size=n) for n in (1, 8))
+
+    assert whole / 8 < eighth < whole / 6
+
+
+def test_sequence_parallelism_divides_activations() -> None:
+    whole, half = (predict(sequence_parallel_size=n, checkpoint_interval=1) for n in (1, 2))
+
+    parts = ("activations", "logits")
+    assert whole.moment == half.moment == "loss"
+    for part in parts:
+        assert half.breakdown_bytes[part] == whole.breakdown_bytes[part] / 2
+    assert half.breakdown_bytes["weights"] == whole.breakdown_bytes["weights"]
+
+
+def test_the_first_stage_holds_as_many_micro_batches_as_there_are_stages() -> None:
+    workload = Workload(model=load_model_shape("7B"), seq_len=2048, global_batch_size=64)
+    model = MemoryModel(workload, h100(4))
+    strategy = Strategy(pipeline_parallel_size=4, micro_batch_size=1)
+    first, *_, last = model._states.shares(strategy)
+
+    assert (first.num_in_flight, last.num_in_flight) == (4, 1)
+    one_batch = Strategy(pipeline_parallel_size=4, micro_batch_size=64)
+    assert model._states.shares(one_batch)[0].num_in_flight == 1
+
+
+def test_a_pipeline_needs_less_than_the_whole_model_and_more_than_its_part() -> None:
+    knobs: dict[str, Any] = {"zero_stage": 0, "micro_batch_size": 1, "checkpoint_interval": 1}
+    whole, staged = (peak(**knobs, pipeline_parallel_size=n) for n in (1, 4))
+
+    assert whole / 4 < staged < whole
+
+
+def test_pages_of_states_may_all_be_on_the_host() -> None:
+    plain, paged = (
+        predict("7B", num_devices=1, micro_batch_size=1, checkpoint_interval=1, optimizer=name)
+        for name in ("adamw_8bit", "paged_adamw_8bit")
+    )
+
+    assert paged.peak_memory_bytes == plain.peak_memory_bytes
+    states = paged.breakdown_bytes["paged optimizer states"]
+    assert states == plain.breakdown_bytes["optimizer states"]
+    assert plain.peak_memory_lower_bytes - paged.peak_memory_lower_bytes == pytest.approx(
+        0.98 * states, rel=1e-6
+    )
+
+
+def test_checkpoints_on_the_host_are_counted_there_for_all_ranks() -> None:
+    knobs: dict[str, Any] = {"checkpoint_interval": 1, "offload_checkpoints": "cpu"}
+    held = predict(**knobs).host_memory_bytes
+    shape = load_model_shape("7B")
+
+    assert held == 4 * shape.num_hidden_layers * 8 * 2048 * 2 * shape.hidden_size
+    assert predict(**knobs, sequence_parallel_size=2).host_memory_bytes == held / 2
+    assert predict(checkpoint_interval=1).host_memory_bytes == 0
+
+
+def test_a_second_copy_of_the_weights_takes_memory() -> None:
+    knobs: dict[str, Any] = {"zero_stage": 3, "checkpoint_interval": 1, "micro_batch_size": 1}
+    plain, two = (predict(**knobs, zero_hpz_partition_size=n) for n in (1, 2))
+
+    assert two.breakdown_bytes["second copy of weights"] == 2 * two.breakdown_bytes["weights"]
+    assert two.peak_memory_bytes > plain.peak_memory_bytes
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"tensor_parallel_size": 2},
+        {"pipeline_parallel_size": 4},
+        {"sequence_parallel_size": 4, "zero_stage": 3},
+        {"zero_stage": 3, "offload_param": "nvme", "offload_optimizer": "nvme"},
+        {"zero_stage": 3, "offload_optimizer": "cpu", "offload_ratio": 0.3},
+        {"optimizer": "muon"},
+        {"attention": "eager", "checkpoint_interval": 1, "checkpoint_scope": "attention"},
+        {"mlp_tiles": 4, "loss_tiles": 4, "checkpoint_interval": 2},
+        {"embedding_precision": "fp32", "norm_precision": "fp32"},
+        {"mlp_precision": "fp8", "torch_compile": True},
+    ],
+)
+@pytest.mark.parametrize("model", ["tiny", "125M", "7B"])
+def test_bounds_enclose_and_parts_add_up_with_every_knob(
+    model: str, knobs: dict[str, Any]
+) -> None:
+    prediction = predict(model, seq_len=128, **knobs)
+
+    assert 0 < prediction.peak_memory_lower_bytes <= prediction.peak_memory_bytes
+    assert prediction.peak_memory_bytes <= prediction.peak_memory_upper_bytes
+    assert sum(prediction.breakdown_bytes.values()) == prediction.peak_memory_bytes
+    assert prediction.step_time_s > 0

@@ -1,0 +1,91 @@
+"""An export's own guide trains by tensor and sequence parallelism in plain DeepSpeed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parallel_cases import workload
+from sample_study import LAPTOP, complete, summary
+
+from autotune.export import export_trial
+from autotune.strategy import Strategy
+from autotune.worker.model import build_model
+
+pytestmark = pytest.mark.slow
+
+_BATCHES = """
+batches = torch.randint(0, 512, (6, 2, 32), generator=torch.Generator().manual_seed(0))
+"""
+
+_PRINT = """
+    total = loss.detach().clone()
+    torch.distributed.all_reduce(total)
+    if torch.distributed.get_rank() == 0:
+        print("LOSS", float(total), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model as a user has it: weights in a folder."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("model")
+    small = workload(folder, "llama")
+    model = build_model(
+        small, Strategy(precision="fp32"), device=torch.device("cpu"), deepspeed_config={}, seed=0
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+def _losses(folder: Path, model_folder: Path, num_ranks: int, **knobs: Any) -> list[float]:
+    """What the ranks of an export's guide, run as it stands, have as losses, added up."""
+    strategy = Strategy.from_dict(
+        {"precision": "fp32", "micro_batch_size": 2, "optimizer": "sgd"} | knobs
+    )
+    trial = complete(0, 1, 1, strategy=strategy)
+    hardware = replace(LAPTOP, num_devices=num_ranks)
+    small = replace(workload(model_folder, "llama"), global_batch_size=4)
+    study = replace(summary(trial, hardware=hardware), workload=small)
+    export = export_trial(study, trial, folder / "export")
+    for file in ("ds_config.json", "strategy.yaml"):
+        path = export / file
+        path.write_text(re.sub(r"1e-05|0\.00001", "1.0", path.read_text()))
+    example = re.search(r"```python\n(.*?)```", (export / "README.md").read_text(), re.DOTALL)
+    assert example is not None
+    (export / "train.py").write_text("import os, torch\n" + _BATCHES + example[1] + _PRINT)
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", str(num_ranks), "train.py"),
+        ],
+        cwd=export,
+        env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return [float(line.split()[1]) for line in ran.stdout.splitlines() if "LOSS" in line]
+
+
+@pytest.mark.timeout(400)
+def test_the_guide_trains_with_the_losses_of_one_rank(tmp_path: Path, model_folder: Path) -> None:
+    one = _losses(tmp_path / "one", model_folder, 1)
+    assert len(one) == 6
+    tensor = _losses(tmp_path / "t", model_folder, 2, tensor_parallel_size=2, zero_stage=1)
+    # Each rank of a tensor group has the whole loss.
+    assert [total / 2 for total in tensor] == pytest.approx(one, rel=1e-4)
+    sequence = _losses(tmp_path / "s", model_folder, 2, sequence_parallel_size=2, zero_stage=3)
+    # Each rank of a sequence group has its share, which ZeRO-3 has to be given twice as large.
+    assert [total / 2 for total in sequence] == pytest.approx(one, rel=1e-4)

@@ -1,0 +1,165 @@
+"""Attention: the implementation that is asked for is the one that is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import RunTrial
+from torch import nn
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gpt_neox import modeling_gpt_neox
+from transformers.models.llama import modeling_llama
+
+import autotune
+from autotune.deepspeed_config import deepspeed_config
+from autotune.errors import ConfigError
+from autotune.hardware import DeviceType
+from autotune.software import detect_software
+from autotune.strategy import Strategy
+from autotune.strategy_file import StrategyFile
+from autotune.worker.model import build_model
+from autotune.workload import Method, Workload
+
+TOKENS = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(0))
+NUM_LAYERS = 3
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "vocab_size": 64,
+    "num_hidden_layers": NUM_LAYERS,
+    "num_attention_heads": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+
+
+def _llama() -> nn.Module:
+    return LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **SHAPE))
+
+
+def _gpt_neox() -> nn.Module:
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**SHAPE))
+
+
+def _apply(model: nn.Module, folder: Path, **knobs: Any) -> nn.Module:
+    exported = StrategyFile(
+        model="mine",
+        seq_len=16,
+        global_batch_size=4,
+        method=Method.FULL if "lora_rank" not in knobs else Method.LORA,
+        lora_targets=("all-linear",),
+        learning_rate=1e-5,
+        strategy=Strategy.from_dict(knobs),
+    )
+    file = folder / "strategy.yaml"
+    file.write_text(exported.to_yaml())
+    return autotune.apply(model, file)
+
+
+class _Calls:
+    """Counts the calls of functions that stay what they are."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def of(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.num_calls += 1
+            return function(*args, **kwargs)
+
+        return call
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, _Calls]:
+    """Counters in the place of sdpa, and of Llama's and GPT-NeoX's eager attention."""
+    sdpa, eager = _Calls(), _Calls()
+    functions = ALL_ATTENTION_FUNCTIONS._global_mapping
+    monkeypatch.setitem(functions, "sdpa", sdpa.of(functions["sdpa"]))
+    for modeling in (modeling_llama, modeling_gpt_neox):
+        function = eager.of(modeling.eager_attention_forward)
+        monkeypatch.setattr(modeling, "eager_attention_forward", function)
+    return {"sdpa": sdpa, "eager": eager}
+
+
+@pytest.mark.parametrize("build", [_llama, _gpt_neox])
+@pytest.mark.parametrize("lora", [{}, {"lora_rank": 4}], ids=str)
+def test_apply_switches_a_models_attention_and_leaves_its_loss(
+    build: Callable[[], nn.Module],
+    lora: dict[str, int],
+    calls: dict[str, _Calls],
+    tmp_path: Path,
+) -> None:
+    model = build()
+    losses = {}
+    for attention, other in (("eager", "sdpa"), ("sdpa", "eager")):
+        counters = {name: counter.num_calls for name, counter in calls.items()}
+        model = _apply(model, tmp_path, attention=attention, **lora)
+        losses[attention] = model(input_ids=TOKENS, labels=TOKENS).loss.item()
+        assert calls[attention].num_calls == counters[attention] + NUM_LAYERS
+        assert calls[other].num_calls == counters[other]
+    assert losses["eager"] == pytest.approx(losses["sdpa"], rel=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_trials_model_is_built_with_its_attention(
+    attention: str, calls: dict[str, _Calls], tiny: Workload
+) -> None:
+    strategy = Strategy.from_dict({"attention": attention, "precision": "fp32"})
+    config = deepspeed_config(tiny, strategy, num_devices=1, device_type=DeviceType.CPU)
+    model = build_model(
+        tiny, strategy, device=torch.device("cpu"), deepspeed_config=config, seed=0
+    )
+    model(input_ids=TOKENS)
+    assert calls[attention].num_calls == tiny.model.num_hidden_layers
+    assert sum(counter.num_calls for counter in calls.values()) == calls[attention].num_calls
+
+
+@pytest.mark.skipif(detect_software().has_flash_attention, reason="it is installed here")
+def test_flash_attention_that_is_not_installed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="attention flash_attention_2: "):
+        _apply(_llama(), tmp_path, attention="flash_attention_2")
+
+
+def test_sdpa_is_refused_where_the_architecture_has_none(tmp_path: Path) -> None:
+    model = Gemma2ForCausalLM(Gemma2Config(head_dim=8, num_key_value_heads=2, **SHAPE))
+    with pytest.raises(ConfigError, match="attention sdpa: Gemma2ForCausalLM"):
+        _apply(model, tmp_path, attention="sdpa")
+    _apply(model, tmp_path, attention="eager")
+
+
+def test_a_model_that_cannot_be_switched_says_how_to_load_it(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "n_layer": NUM_LAYERS, "n_head": 4, "vocab_size": 64}
+    model = BloomForCausalLM(BloomConfig(**sizes))
+    with pytest.raises(ConfigError, match="attention sdpa"):
+        _apply(model, tmp_path, attention="sdpa")
+
+
+@pytest.mark.slow
+def test_eager_attention_trains_as_sdpa_does(run_trial: RunTrial) -> None:
+    def losses(attention: str) -> tuple[float, ...]:
+        outcome = run_trial(
+            precision="fp32", attention=attention, timed_steps=4, learning_rate=1e-3
+        )
+        assert outcome.measurement is not None, outcome.failure
+        return outcome.measurement.losses
+
+    eager, sdpa = losses("eager"), losses("sdpa")
+    num_common = min(len(eager), len(sdpa))
+    assert num_common >= 5
+    assert eager[:num_common] == pytest.approx(sdpa[:num_common], rel=1e-5)

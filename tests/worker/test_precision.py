@@ -1,0 +1,357 @@
+"""A precision for each group of modules, through real engines of two ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import RunTrial
+from engine_facts import Facts, run_ranks
+from planted_model import planted_workload
+from torch import nn
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from autotune.errors import ConfigError
+from autotune.knobs import ModuleGroup
+from autotune.strategy import Strategy
+from autotune.worker.master_weights import MasterWeights
+from autotune.worker.precision import module_groups, parameter_groups, set_precisions
+from autotune.workload import Method, Workload
+
+BF16, FP16, FP32 = "torch.bfloat16", "torch.float16", "torch.float32"
+
+SURVEY = {
+    "precision": "bf16",
+    "embedding_precision": "fp32",
+    "mlp_precision": "fp16",
+    "norm_precision": "fp32",
+}
+"""What the survey advises: embedding fp32, attention bf16, feed-forward fp16."""
+
+WIDE = {"embedding_precision": "fp32", "norm_precision": "fp32", "lm_head_precision": "fp32"}
+
+CASES: dict[str, dict[str, Any]] = {
+    "fp32": {"knobs": {"precision": "fp32"}},
+    "wide, ZeRO-0": {"knobs": WIDE},
+    "wide, ZeRO-1": {"knobs": WIDE | {"zero_stage": 1}},
+    "wide, ZeRO-2": {"knobs": WIDE | {"zero_stage": 2}},
+    "survey, ZeRO-1": {"knobs": SURVEY | {"zero_stage": 1}},
+    "survey, ZeRO-2": {"knobs": SURVEY | {"zero_stage": 2}},
+    "fp16 stream": {
+        "knobs": {
+            "precision": "fp16",
+            "norm_precision": "fp32",
+            "attention_precision": "bf16",
+            "zero_stage": 1,
+        }
+    },
+    "fp32 stream": {
+        "knobs": {"precision": "fp32", "attention_precision": "bf16", "mlp_precision": "fp16"}
+        | {"zero_stage": 2}
+    },
+    "recomputed": {
+        "knobs": WIDE | {"checkpoint_interval": 2, "mlp_tiles": 2, "loss_tiles": 2},
+    },
+    "exported, ZeRO-0": {"knobs": WIDE, "as_exported": True},
+    "exported, ZeRO-2": {"knobs": SURVEY | {"zero_stage": 2}, "as_exported": True},
+    "overflow, ZeRO-1": {"knobs": SURVEY | {"zero_stage": 1}, "loss_scale": 2.0**40},
+    "overflow, ZeRO-2": {"knobs": SURVEY | {"zero_stage": 2}, "loss_scale": 2.0**40},
+}
+
+
+@pytest.fixture(scope="module")
+def facts(tiny: Workload, tmp_path_factory: pytest.TempPathFactory) -> Facts:
+    """All cases in one pair of ranks."""
+    return run_ranks(tmp_path_factory.mktemp("ranks"), tiny, CASES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["ZeRO-1", "ZeRO-2"])
+def test_weights_and_outputs_of_each_group_have_its_precision(facts: Facts, stage: str) -> None:
+    own = {"embedding": FP32, "attention": BF16, "mlp": FP16, "norm": FP32, "lm_head": BF16}
+    run = facts[f"survey, {stage}"]
+    assert run["optimizer"] == "DeepSpeedZeroOptimizer"
+    assert run["parameters"] == {group: [dtype] for group, dtype in own.items()}
+    assert run["raw"] == {group: [dtype] for group, dtype in own.items()}
+    # Beyond its border each group's output is the residual stream's.
+    assert run["outputs"] == {group: [BF16] for group in own}
+
+
+@pytest.mark.slow
+def test_logits_keep_the_precision_of_the_head(facts: Facts) -> None:
+    assert facts["wide, ZeRO-1"]["outputs"]["lm_head"] == [FP32]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [name for name in CASES if name != "fp32"])
+def test_what_the_optimizer_updates_is_fp32(facts: Facts, case: str) -> None:
+    assert set(facts[case]["masters"]) == {FP32}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", [name for name in CASES if name != "fp32" and "overflow" not in name]
+)
+def test_group_precisions_learn_as_fp32_does(facts: Facts, case: str) -> None:
+    losses, plain = facts[case]["losses"], facts["fp32"]["losses"]
+    assert losses == pytest.approx(plain, rel=1e-3)
+    assert losses != plain
+    assert facts[case]["skipped"][-1] == 0
+
+
+@pytest.mark.slow
+def test_the_learning_rate_shows_gradients_of_a_wrong_size(facts: Facts) -> None:
+    losses = facts["fp32"]["losses"]
+    assert losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["survey, ZeRO-1", "survey, ZeRO-2", "fp16 stream"])
+def test_the_loss_is_scaled_wherever_a_group_is_fp16(facts: Facts, case: str) -> None:
+    assert facts[case]["scale"] == 2**12
+    assert facts["wide, ZeRO-2"]["scale"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["ZeRO-1", "ZeRO-2"])
+def test_an_overflow_skips_the_step_and_lowers_the_scale(facts: Facts, stage: str) -> None:
+    run = facts[f"overflow, {stage}"]
+    assert run["skipped"] == [1, 2, 3, 4, 5]
+    assert run["weights"] == run["weights_before"]
+    assert run["scale"] < 2.0**40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("exported", "trial"),
+    [("exported, ZeRO-0", "wide, ZeRO-0"), ("exported, ZeRO-2", "survey, ZeRO-2")],
+)
+def test_an_export_trains_as_the_trial_did(facts: Facts, exported: str, trial: str) -> None:
+    for fact in ("losses", "weights", "parameters", "raw", "outputs", "scale", "optimizer"):
+        assert facts[exported][fact] == facts[trial][fact]
+
+
+@pytest.mark.slow
+def test_recomputation_repeats_the_casts(facts: Facts) -> None:
+    losses = facts["recomputed"]["losses"]
+    assert losses == pytest.approx(facts["wide, ZeRO-0"]["losses"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_an_overflowing_step_is_recorded_and_not_timed(
+    run_trial: RunTrial, tiny: Workload, tmp_path: Path
+) -> None:
+    workload = planted_workload(tmp_path / "model", "overflow_in_one_step", tiny)
+    outcome = run_trial(workload=workload, folder=tmp_path, zero_stage=2, **SURVEY)
+    assert outcome.measurement is not None, outcome.failure
+    assert outcome.measurement.skipped_steps == 1
+    # Two steps warm up, the third overflows, the next two are timed.
+    assert len(outcome.measurement.losses) == 5
+    assert len(outcome.measurement.step_times_s) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"optimizer": "adamw", "zero_stage": 0},
+        {"optimizer": "adafactor", "zero_stage": 0},
+        {"optimizer": "adamw_8bit", "zero_stage": 0},
+        {"optimizer": "adamw", "zero_stage": 2, "overlap_comm": False},
+        {"optimizer": "lion_8bit", "zero_stage": 1},
+    ],
+    ids=str,
+)
+def test_other_optimizers_take_groups_of_several_precisions(
+    run_trial: RunTrial, knobs: dict[str, Any]
+) -> None:
+    outcome = run_trial(**WIDE, **knobs)
+    assert outcome.measurement is not None, outcome.failure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [Method.LORA, Method.QLORA])
+def test_adapters_train_beside_norms_and_embeddings_in_fp32(
+    run_trial: RunTrial, tiny: Workload, method: Method
+) -> None:
+    outcome = run_trial(workload=replace(tiny, method=method), lora_rank=8, zero_stage=2, **WIDE)
+    assert outcome.measurement is not None, outcome.failure
+
+
+_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "vocab_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+_SPECIAL = {"bos_token_id": 0, "eos_token_id": 1}
+
+
+def _llama(**options: Any) -> nn.Module:
+    return LlamaForCausalLM(LlamaConfig(**_SIZES, **options))
+
+
+def _gpt2() -> nn.Module:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, **_SPECIAL))
+
+
+def _gpt_neox() -> nn.Module:
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**_SIZES, **_SPECIAL))
+
+
+def _gemma2() -> nn.Module:
+    return Gemma2ForCausalLM(Gemma2Config(head_dim=8, num_key_value_heads=2, **_SIZES))
+
+
+def _qwen3() -> nn.Module:
+    return Qwen3ForCausalLM(Qwen3Config(head_dim=8, num_key_value_heads=2, **_SIZES))
+
+
+def _mixtral() -> nn.Module:
+    return MixtralForCausalLM(MixtralConfig(num_local_experts=2, num_key_value_heads=2, **_SIZES))
+
+
+def _opt() -> nn.Module:
+    sizes = {key: value for key, value in _SIZES.items() if key != "intermediate_size"}
+    return OPTForCausalLM(OPTConfig(ffn_dim=64, word_embed_proj_dim=32, **sizes, **_SPECIAL))
+
+
+MODELS = [_llama, _gpt2, _gpt_neox, _gemma2, _qwen3, _mixtral, _opt]
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_every_parameter_is_in_a_group(build: Any) -> None:
+    model = build()
+    groups = module_groups(model)
+    assert all(groups[group] for group in ModuleGroup)
+    grouped = {id(p) for modules in groups.values() for m in modules for p in m.parameters()}
+    assert all(id(parameter) in grouped for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_every_architecture_computes_in_several_precisions(build: Any) -> None:
+    model = build().bfloat16().train()
+    is_tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    head = {"lm_head_precision": "fp32"} if is_tied else {}
+    knobs = {"embedding_precision": "fp32", "mlp_precision": "fp16", "norm_precision": "fp32"}
+    set_precisions(model, Strategy.from_dict(knobs | head | {"zero_stage": 1}))
+    tokens = torch.randint(0, 64, (2, 8), generator=torch.Generator().manual_seed(0))
+    loss = model(input_ids=tokens, labels=tokens).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    gradients = [p.grad for p in model.parameters()]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+    dtypes = Counter(parameter.dtype for parameter in model.parameters())
+    assert set(dtypes) == {torch.float32, torch.float16, torch.bfloat16}
+
+
+def test_norms_inside_an_attention_have_the_precision_of_norms() -> None:
+    model = _qwen3().bfloat16()
+    set_precisions(model, Strategy.from_dict({"norm_precision": "fp32"}))
+    attention = model.model.layers[0].self_attn
+    assert attention.q_norm.weight.dtype is torch.float32
+    assert attention.q_proj.weight.dtype is torch.bfloat16
+    output = attention.q_norm(torch.ones(1, 1, 8, dtype=torch.bfloat16))
+    assert output.dtype is torch.bfloat16
+
+
+def test_shared_weights_of_two_precisions_are_refused() -> None:
+    model = _llama(tie_word_embeddings=True)
+    with pytest.raises(ConfigError, match="share their weights"):
+        set_precisions(model, Strategy.from_dict({"embedding_precision": "fp32"}))
+
+
+def test_shared_weights_stay_shared() -> None:
+    model = _llama(tie_word_embeddings=True).bfloat16()
+    wide = {"embedding_precision": "fp32", "lm_head_precision": "fp32"}
+    set_precisions(model, Strategy.from_dict(wide))
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def test_parameters_of_one_precision_are_one_group() -> None:
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))]
+    assert parameter_groups(parameters) == parameters
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "order"),
+    [
+        ([torch.bfloat16, torch.float32, torch.bfloat16], [torch.float32, torch.bfloat16]),
+        (
+            [torch.bfloat16, torch.float16, torch.float32],
+            [torch.float16, torch.float32, torch.bfloat16],
+        ),
+    ],
+)
+def test_the_group_that_zero_looks_at_comes_first(
+    dtypes: list[torch.dtype], order: list[torch.dtype]
+) -> None:
+    groups = parameter_groups(nn.Parameter(torch.zeros(2, dtype=dtype)) for dtype in dtypes)
+    found = [group["params"][0].dtype for group in groups if isinstance(group, dict)]
+    assert found == order
+
+
+def _step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 1e-4)
+    optimizer.step()
+
+
+def test_masters_hold_what_16_bit_cannot() -> None:
+    parameters = [nn.Parameter(torch.ones(2).to(dtype)) for dtype in (torch.bfloat16, torch.float)]
+    optimizer = MasterWeights(torch.optim.SGD(parameters, lr=1.0))
+    _step(optimizer, parameters)
+    # One step is too small for bf16; a hundred together are not.
+    assert parameters[0].tolist() == [1, 1]
+    for _ in range(99):
+        _step(optimizer, parameters)
+    assert parameters[0].float().tolist() == pytest.approx([0.99, 0.99], abs=2**-8)
+    assert parameters[1].tolist() == pytest.approx([0.99, 0.99], rel=1e-5)
+
+
+def test_masters_outlive_a_checkpoint() -> None:
+    saved, loaded = [[nn.Parameter(torch.ones(2).bfloat16())] for _ in range(2)]
+    optimizers = [MasterWeights(torch.optim.AdamW(p, lr=1e-4)) for p in (saved, loaded)]
+    _step(optimizers[0], saved)
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    for parameters, optimizer in zip((saved, loaded), optimizers, strict=True):
+        _step(optimizer, parameters)
+    masters = [optimizer.param_groups[0]["params"][0] for optimizer in optimizers]
+    assert torch.equal(*masters)
+
+
+@pytest.fixture
+def untouched_tf32() -> Iterator[None]:
+    """The switch is one for the whole process."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+@pytest.mark.usefixtures("untouched_tf32")
+def test_tf32_is_switched_as_the_strategy_says(tf32: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = not tf32
+    set_precisions(_llama(), Strategy.from_dict({"precision": "fp32", "tf32": tf32}))
+    assert torch.backends.cuda.matmul.allow_tf32 is tf32

@@ -1,0 +1,103 @@
+"""What a stage of a pipeline holds, and which pipelines are refused before they start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sample_study import SOFTWARE
+from small_models import CONFIGS, GROUPED, build_stage, small_workload, write_strategy
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import autotune
+from autotune.compatibility import conflict
+from autotune.compatibility.parallel import PIPELINE_PARALLEL_MODEL_TYPES
+from autotune.errors import ConfigError
+from autotune.hardware import Hardware
+from autotune.strategy import Strategy
+from autotune.worker.blocks import decoder_layers
+from autotune.worker.stage import StandIn, cut_stage
+from autotune.workload import Workload
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_stages_share_the_weights_of_the_whole_model(tiny: Workload, name: str) -> None:
+    workload = small_workload(tiny, name)
+    whole = dict(build_stage(workload, 1, 0).named_parameters())
+    stages = [dict(build_stage(workload, 4, stage).named_parameters()) for stage in range(4)]
+    held: dict[str, torch.Tensor] = {}
+    for stage in stages:
+        assert not any(parameter.is_meta for parameter in stage.values())
+        held |= stage
+    torch.testing.assert_close(held, whole, rtol=0, atol=0)
+    num_held = sum(len(stage) for stage in stages)
+    num_copies = 1 if workload.model.tie_word_embeddings else 0
+    assert num_held == len(whole) + num_copies
+
+
+def test_a_model_that_is_loaded_already_is_cut_in_place() -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**GROUPED))
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    layers = decoder_layers(model, 4)
+    cut_stage(model, layers, stage=1, num_stages=4)
+    assert len(decoder_layers(model, 4)) == 1
+    assert isinstance(model.lm_head, StandIn)
+    layer = sum(parameter.numel() for parameter in layers[1].parameters())
+    assert sum(parameter.numel() for parameter in model.parameters()) == layer < whole / 4
+
+
+def _conflict(tiny: Workload, hardware: Hardware, **knobs: Any) -> str:
+    workload = replace(tiny, model=replace(tiny.model, **knobs.pop("model", {})))
+    strategy = Strategy(**{"pipeline_parallel_size": 2} | knobs)
+    return conflict(strategy, workload, replace(hardware, num_devices=8), SOFTWARE) or ""
+
+
+def test_more_stages_than_layers_are_refused(tiny: Workload, cpu_hardware: Hardware) -> None:
+    words = _conflict(tiny, cpu_hardware, pipeline_parallel_size=8)
+    assert words == "pipeline_parallel_size 8 is more than the 4 layers of tiny"
+
+
+def test_every_architecture_that_is_allowed_is_proven() -> None:
+    assert {name.split(",")[0] for name in CONFIGS} == PIPELINE_PARALLEL_MODEL_TYPES
+
+
+def test_an_architecture_without_proof_is_refused(tiny: Workload, cpu_hardware: Hardware) -> None:
+    words = _conflict(tiny, cpu_hardware, model={"model_type": "gemma3n_text"})
+    assert "stages are not proven for gemma3n_text" in words
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"zero_stage": 2},
+        {"zero_stage": 3},
+        {"fused_kernels": True},
+        {"zero_stage": 1, "overlap_comm": False},
+    ],
+    ids=str,
+)
+def test_what_goes_with_no_pipeline_is_refused(knobs: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="pipeline_parallel_size 2 needs"):
+        Strategy(pipeline_parallel_size=2, **knobs)
+
+
+def test_apply_sends_pipelines_to_their_own_function(tmp_path: Path) -> None:
+    file = write_strategy(tmp_path, Strategy(pipeline_parallel_size=2))
+    with pytest.raises(ConfigError, match=r"call autotune\.pipeline instead"):
+        autotune.apply(nn.Linear(1, 1), file)
+
+
+def test_pipeline_sends_other_strategies_to_apply(tmp_path: Path) -> None:
+    file = write_strategy(tmp_path, Strategy())
+    with pytest.raises(ConfigError, match=r"use autotune\.apply"):
+        autotune.pipeline(nn.Linear(1, 1), file)
+
+
+def test_pipeline_asks_for_its_ranks(tmp_path: Path) -> None:
+    file = write_strategy(tmp_path, Strategy(pipeline_parallel_size=2))
+    with pytest.raises(ConfigError, match=r"call deepspeed\.init_distributed\(\) before"):
+        autotune.pipeline(nn.Linear(1, 1), file)
