@@ -241,7 +241,7 @@ def _load_model(workload: Workload, strategy: Strategy) -> str:
 model = AutoModelForCausalLM.from_pretrained(
     {model}
     dtype={dtype},
-    attn_implementation="sdpa",{quantization}
+    attn_implementation="{strategy.attention}",{quantization}
 )"""
 
 

@@ -7,7 +7,7 @@ communication it hides.
 from __future__ import annotations
 
 from autotune.hardware import DeviceType, Hardware
-from autotune.predictor.precision import FP32_BYTES, element_bytes, has_hbm
+from autotune.predictor.precision import element_bytes, has_hbm
 from autotune.predictor.shares import RankShare, zero_size
 from autotune.predictor.states import StatesModel, is_bf16_pipeline, overlaps
 from autotune.predictor.work import repeats
@@ -70,8 +70,8 @@ class LinkModel:
             return 0.0
         ranks = zero_size(strategy, self._num_ranks)
         if is_bf16_pipeline(strategy):
-            # Gradients in fp32 are reduced, then new weights gathered (`bf16_optimizer.py`).
-            passes, e = 2.0 * FP32_BYTES + e, 1
+            # Gradients are reduced, then new weights gathered (`bf16_optimizer.py`).
+            passes = 3.0
         return self._ring_s(passes * e * trained, ranks) + self._starts_s(strategy, trained, ranks)
 
     def _reduce_scatter_s(self, strategy: Strategy, num_bytes: float) -> float:

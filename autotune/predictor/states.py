@@ -322,13 +322,13 @@ class StatesModel:
 
 
 def _bf16_pipeline(strategy: Strategy, trained: _Trained) -> dict[str, int]:
-    """A pipeline in bf16 is trained by `BF16_Optimizer`, whatever ZeRO's stage.
+    """A pipeline in bf16 without ZeRO is trained by `BF16_Optimizer`.
 
-    Its buffer of all gradients, in the master's precision, is there from the start and is what the
-    optimizer reads: there are no buckets and no copies. States and masters are divided as by
-    ZeRO-1.
+    Its buffer of all gradients is there from the start, and there are no buckets; the optimizer
+    reads a copy of this rank's part in the master's precision. States and masters are divided as
+    by ZeRO-1 (`engine.py`, `_do_optimizer_sanity_check`; `bf16_optimizer.py`, `step`).
     """
-    accumulated = int(trained.master * trained.num)
+    accumulated = int(trained.gradient * trained.num)
     return {
         "offload_buffers": 0,
         "accumulated_gradients": accumulated,
@@ -336,7 +336,7 @@ def _bf16_pipeline(strategy: Strategy, trained: _Trained) -> dict[str, int]:
         "buckets_in_forward": 0,
         "final_gradients": accumulated,
         "gathered_weights": 0,
-        "step_buffers": accumulated,
+        "step_buffers": accumulated + int(trained.master * trained.owned),
         "init_buffers": int(trained.gradient * trained.num + trained.master * trained.owned),
     }
 
@@ -347,8 +347,12 @@ def overlaps(strategy: Strategy) -> bool:
 
 
 def is_bf16_pipeline(strategy: Strategy) -> bool:
-    """Whether `BF16_Optimizer` trains it, whatever ZeRO's stage."""
-    return strategy.pipeline_parallel_size > 1 and strategy.precision is Precision.BF16
+    """Whether `BF16_Optimizer` trains it: a pipeline in bf16 without ZeRO."""
+    return (
+        strategy.pipeline_parallel_size > 1
+        and strategy.precision is Precision.BF16
+        and strategy.zero_stage == 0
+    )
 
 
 def _bytes_of(share: RankShare, sizes: GroupBytes) -> int:

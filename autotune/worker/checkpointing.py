@@ -76,7 +76,8 @@ def _defer(layer: nn.Module, span: _Span, index: int) -> None:
     # Held by the layer, so that the span of a copied model holds the copied layers.
     layer._span = span  # type: ignore[assignment]
     layer._span_index = index  # type: ignore[assignment]
-    layer.__class__ = _deferring(type(layer))
+    original: Any = type(layer)
+    layer.__class__ = _deferring(original)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ def compile_in_this_process() -> None:
     """Have Inductor start no compiling processes, which would outlive a rank that is killed."""
     import torch._inductor.config
 
-    torch._inductor.config.compile_threads = 1  # type: ignore[assignment]
+    torch._inductor.config.compile_threads = 1
 
 
 class CompilationCounter:

@@ -86,7 +86,9 @@ def _count_parameters(model: torch.nn.Module) -> tuple[int, int]:
 def optimizer_state_bytes(engine: Any) -> int:
     """Bytes of the tensors that the optimizer under DeepSpeed's wrapper keeps on this rank."""
     wrapped = engine.optimizer
-    state = getattr(wrapped, "optimizer", wrapped).state
+    state = dict(getattr(wrapped, "optimizer", wrapped).state)
+    # With an offload_ratio below 1 another optimizer has what stays on the device.
+    state |= getattr(getattr(wrapped, "backup_optimizer", None), "state", {})
     # Once each: in bitsandbytes all parameters share the table of their 8-bit values.
     tensors = {id(t): t for kept in state.values() for t in kept.values() if torch.is_tensor(t)}
     in_memory = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -30,7 +30,8 @@ def tile_mlps(mlps: Iterable[nn.Module], num_tiles: int) -> None:
     for mlp in mlps:
         if hasattr(mlp, "_run_whole"):
             raise ConfigError("mlp_tiles is set on this model already; call autotune.apply once")
-        mlp.__class__ = _tiling(type(mlp), num_tiles)
+        original: Any = type(mlp)
+        mlp.__class__ = _tiling(original, num_tiles)
 
 
 @functools.cache

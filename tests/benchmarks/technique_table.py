@@ -47,7 +47,6 @@ class Baseline:
 
 ZERO1 = {"zero_stage": 1, "micro_batch_size": 8}
 LORA = {"zero_stage": 1, "micro_batch_size": 4, "lora_rank": 16}
-GROUPS = ("embedding", "attention", "mlp", "norm", "lm_head")
 
 SMALL = Baseline("1.1B", Method.FULL, 16, ZERO1)
 FULL_7B = Baseline(
@@ -216,9 +215,21 @@ def run(out: Path, seconds: float) -> None:
             file.flush()
 
 
-def table(records: Path) -> None:
+def _read(out: Path) -> list[Knobs]:
+    """The last record of each case."""
+    lines = out.read_text().splitlines() if out.exists() else []
+    return list({record["key"]: record for record in map(json.loads, lines)}.values())
+
+
+def _is_final(record: Knobs) -> bool:
+    """Whether running it again would teach nothing: measured, refused or out of memory."""
+    failure = record.get("outcome", {}).get("failure")
+    return failure is None or failure["kind"] == "device_out_of_memory"
+
+
+def table(out: Path) -> None:
     """Print one Markdown table a baseline."""
-    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    rows = _read(out)
     seen: list[str] = []
     for row in rows:
         group = json.dumps([row["model"], row["method"], row["base"]])

@@ -113,12 +113,12 @@ def test_stages_at_both_ends_hold_a_tied_embedding() -> None:
     assert first.weights + last.weights - whole.weights == 2 * shape.embedding_parameters
 
 
-def test_a_pipeline_in_bf16_accumulates_all_gradients_in_fp32_from_the_start() -> None:
+def test_a_pipeline_in_bf16_without_zero_accumulates_all_gradients_from_the_start() -> None:
     stage = states(num_devices=4, pipeline_parallel_size=2)
 
-    assert stage.accumulated_gradients == 2 * stage.weights
-    assert stage.step_buffers == stage.accumulated_gradients
-    # Masters and states are divided over the two ranks of each stage, whatever ZeRO's stage.
+    assert stage.accumulated_gradients == stage.weights
+    assert stage.step_buffers == stage.accumulated_gradients + stage.master_weights
+    # Masters and states are divided over the two ranks of each stage all the same.
     assert stage.master_weights == stage.weights
     assert stage.buckets == 0
 

@@ -65,8 +65,15 @@ _OTHERS: dict[str, dict[str, Any]] = {
 def build(model_type: str, **sizes: Any) -> nn.Module:
     """A model in training mode, without dropout unless asked for, the same at every call."""
     torch.manual_seed(0)
-    plain = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "tie_word_embeddings": False}
-    config = AutoConfig.for_model(model_type, **_COMMON | plain | (CONFIGS | _OTHERS)[model_type] | sizes)
+    plain = {
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "tie_word_embeddings": False,
+    }
+    config = AutoConfig.for_model(
+        model_type, **_COMMON | plain | (CONFIGS | _OTHERS)[model_type] | sizes
+    )
     attention = plain_attention(model_type)
     model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     return model.train()

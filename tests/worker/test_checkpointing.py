@@ -116,7 +116,6 @@ def test_checkpoints_on_the_host_leave_the_inputs_to_be_freed(knobs: dict[str, A
         return alive
 
     assert num_alive() == NUM_LAYERS // int(knobs["checkpoint_interval"])
-    # The output of an MLP's norm is kept by that norm too in some models, of a layer's by none.
     assert num_alive(offload_checkpoints="cpu") == 0
 
 
@@ -131,7 +130,7 @@ def test_checkpoints_on_the_host_keep_nothing_on_the_device() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_checkpoints_on_the_host_are_pinned() -> None:
+def test_checkpoints_on_the_host_free_device_memory() -> None:
     def allocated(**knobs: Any) -> int:
         model = applied(build("llama"), **knobs).cuda()
         tokens = LONG.cuda()

@@ -1,4 +1,4 @@
-"""Logits and loss in tiles: the same losses and gradients, fewer bytes; labels as transformers'."""
+"""Logits and loss in tiles: the same losses and gradients, fewer bytes, labels shifted right."""
 
 from __future__ import annotations
 

@@ -73,10 +73,6 @@ def test_nothing_of_the_mlp_is_kept_but_its_input() -> None:
 
 
 def test_dropout_is_the_same_when_a_tile_is_recomputed() -> None:
-    def run(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        torch.manual_seed(1)
-        return model(hidden)  # type: ignore[no-any-return]
-
     plain, tiled = (_mlps(build("gpt2", resid_pdrop=0.5))[0] for _ in range(2))
     hidden = torch.randn(2, 16, 32)
     tile_mlps([tiled], 2)

@@ -177,7 +177,12 @@ def test_an_overflowing_step_is_recorded_and_not_timed(
         {"optimizer": "adamw", "zero_stage": 0},
         {"optimizer": "adafactor", "zero_stage": 0},
         {"optimizer": "adamw_8bit", "zero_stage": 0},
-        {"optimizer": "adamw", "zero_stage": 2, "overlap_comm": False},
+        {
+            "optimizer": "adamw",
+            "zero_stage": 2,
+            "overlap_comm": False,
+            "reduce_bucket_size": 10_000,
+        },
         {"optimizer": "lion_8bit", "zero_stage": 1},
     ],
     ids=str,
