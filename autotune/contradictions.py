@@ -157,8 +157,6 @@ def _optimizer(s: Strategy) -> str | None:
             f"optimizer adafactor needs zero_stage 0, got {s.zero_stage}: ZeRO hands the "
             "optimizer flat partitions, whose second moment cannot be factored"
         )
-    if s.optimizer is Optimizer.ONEBIT_ADAM:
-        return "optimizer onebit_adam: DeepSpeed 0.19.8 has no 1-bit Adam any more; take adamw"
     if s.optimizer in (Optimizer.ADAFACTOR, Optimizer.MUON) and s.tensor_parallel_size > 1:
         return (
             f"optimizer {s.optimizer} needs tensor_parallel_size 1, got {s.tensor_parallel_size}: "
@@ -239,7 +237,7 @@ def _group_precisions(s: Strategy) -> str | None:
     for degree in ("tensor_parallel_size", "pipeline_parallel_size", "sequence_parallel_size"):
         if getattr(s, degree) > 1:
             return f"{what} {degree} 1, got {getattr(s, degree)}: what travels has one dtype"
-    if s.optimizer in (Optimizer.MUON, Optimizer.ONEBIT_ADAM):
+    if s.optimizer is Optimizer.MUON:
         return f"{what} another optimizer than {s.optimizer}, which makes groups of its own"
     if s.fused_kernels and own[ModuleGroup.LM_HEAD] is not s.precision:
         return (

@@ -17,7 +17,6 @@ from autotune.workload import Workload
 
 __all__ = [
     "BUFFER_MARGIN",
-    "DEFAULT_BUCKET_ELEMENTS",
     "LEARNING_RATE",
     "deepspeed_config",
     "flattens_parameters",
@@ -28,9 +27,6 @@ __all__ = [
 
 LEARNING_RATE = 1e-5
 """The learning rate written into configurations; a user's own belongs in its place."""
-
-DEFAULT_BUCKET_ELEMENTS = 500_000_000
-"""DeepSpeed's default for reduce_bucket_size and allgather_bucket_size."""
 
 BUFFER_MARGIN = 1024
 """Elements for the padding of a part, in each buffer that weights are read into from disk."""

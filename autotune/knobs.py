@@ -62,7 +62,6 @@ class Optimizer(StrEnum):
     ADAFACTOR = "adafactor"
     MUON = "muon"
     """For matrices of the layers; AdamW for all else."""
-    ONEBIT_ADAM = "onebit_adam"
     """Refused: DeepSpeed 0.19.8 has it no more."""
 
 

@@ -16,7 +16,7 @@ from autotune.compatibility import conflict, reference_strategy
 from autotune.errors import ConfigError
 from autotune.hardware import Hardware
 from autotune.software import Software
-from autotune.strategy import KNOBS, Strategy
+from autotune.strategy import KNOBS, Strategy, read_knob
 from autotune.workload import Workload
 
 __all__ = ["FACTS", "MOST_CHOICES", "NUM_DRAWN", "Knob", "SearchSpace", "Value"]
@@ -85,7 +85,7 @@ class SearchSpace:
         """Why all knobs at their first values are impossible, in words; None if they are not."""
         try:
             values = self._values_of({knob.name: knob.values[0] for knob in self.knobs})
-            strategy = Strategy.from_dict({name: values[name] for name in KNOBS})
+            strategy = Strategy(**{name: values[name] for name in KNOBS})
         except ConfigError as error:
             return str(error)
         return self.conflict(strategy)
@@ -94,14 +94,14 @@ class SearchSpace:
         values = dict(self._fixed)
         for knob in self.knobs:
             if self._moves(knob, values):
-                values[knob.name] = choice[knob.name]
+                values[knob.name] = read_knob(knob.name, choice[knob.name])
         return values
 
     @cached_property
     def _fixed(self) -> dict[str, Any]:
         """What conditions may ask before any knob is moved: the reference, and the facts."""
         facts = {"device": str(self.hardware.device_type), "method": str(self.workload.method)}
-        return self.reference.to_dict() | facts
+        return {name: getattr(self.reference, name) for name in KNOBS} | facts
 
     @staticmethod
     def _moves(knob: Knob, values: Mapping[str, Any]) -> bool:
@@ -128,7 +128,7 @@ class SearchSpace:
 
     def _possible(self, values: Mapping[str, Any]) -> Strategy | None:
         try:
-            strategy = Strategy.from_dict({name: values[name] for name in KNOBS})
+            strategy = Strategy(**{name: values[name] for name in KNOBS})
         except ConfigError:
             return None
         return None if self.conflict(strategy) else strategy
@@ -167,9 +167,10 @@ class SearchSpace:
     def _bounded(self) -> tuple[Knob, ...]:
         """The knobs without parallel degrees that no number of ranks here can have."""
         ranks = self.hardware.num_devices
-        return tuple(
-            replace(knob, values=tuple(v for v in knob.values if ranks % int(v) == 0))
-            if knob.name.endswith("_parallel_size")
-            else knob
-            for knob in self.knobs
-        )
+        bounded = []
+        for knob in self.knobs:
+            values = [read_knob(knob.name, value) for value in knob.values]
+            if knob.name.endswith("_parallel_size"):
+                values = [degree for degree in values if ranks % degree == 0]
+            bounded.append(replace(knob, values=tuple(values)))
+        return tuple(bounded)

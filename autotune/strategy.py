@@ -25,7 +25,11 @@ from autotune.knobs import (
     Precision,
 )
 
-__all__ = ["KNOBS", "LOSS_CLASSES", "Strategy", "read_knob"]
+__all__ = ["DEFAULT_BUCKET_SIZE", "KNOBS", "LOSS_CLASSES", "Strategy", "read_knob"]
+
+
+DEFAULT_BUCKET_SIZE = 500_000_000
+"""Elements of a bucket, unless DeepSpeed is told otherwise."""
 
 
 def _neutral(*, at_least: int = 1) -> dict[str, Any]:
@@ -84,7 +88,7 @@ class Strategy:
     master_weights: MasterWeights = field(default=MasterWeights.FP32, metadata=_changing())
     tf32: bool = field(default=False, metadata=_changing())
     """Whether fp32 matrix products use TensorFloat-32."""
-    reduce_bucket_size: int = field(default=500_000_000, metadata=_neutral())
+    reduce_bucket_size: int = field(default=DEFAULT_BUCKET_SIZE, metadata=_neutral())
     """Elements that travel together; DeepSpeed's default."""
     overlap_comm: bool = field(default=True, metadata=_neutral())
     """Whether gradients are reduced while backward goes on."""
@@ -109,8 +113,8 @@ class Strategy:
 
     def __post_init__(self) -> None:
         """Refuse knobs out of their range, and knobs that contradict each other."""
-        for knob in fields(self):
-            _check_range(knob.name, getattr(self, knob.name))
+        for name in _NUMBERS:
+            _check_range(name, getattr(self, name))
         words = contradiction(self)
         if words:
             raise ConfigError(words)
@@ -138,8 +142,8 @@ class Strategy:
 
     def precision_of(self, group: ModuleGroup) -> GroupPrecision:
         """The precision of one group of modules; never `same`."""
-        own: GroupPrecision = getattr(self, f"{group}_precision")
-        return GroupPrecision(self.precision) if own is GroupPrecision.SAME else own
+        own: GroupPrecision = getattr(self, _GROUP_KNOBS[group])
+        return _GROUP_PRECISIONS[self.precision] if own is GroupPrecision.SAME else own
 
     def parameter_precision(self, group: ModuleGroup) -> Precision:
         """The precision in which a group keeps its weights: fp8 is of matrix products alone."""
@@ -149,12 +153,14 @@ class Strategy:
     @property
     def has_group_precisions(self) -> bool:
         """Whether a group of modules computes in another precision than the rest."""
-        common = GroupPrecision(self.precision)
+        common = _GROUP_PRECISIONS[self.precision]
         return any(self.precision_of(group) is not common for group in ModuleGroup)
 
     @property
     def parameter_precisions(self) -> frozenset[Precision]:
         """Every precision that weights are kept in, the residual stream's among them."""
+        if not self.has_group_precisions:
+            return frozenset({self.precision})
         return frozenset({self.precision, *map(self.parameter_precision, ModuleGroup)})
 
     def loss_class(self, reference: Strategy) -> LossClass:
@@ -189,7 +195,7 @@ class Strategy:
         for name, value in record.items():
             if name not in KNOBS:
                 raise ConfigError(f"there is no knob {name!r}; knobs are {', '.join(KNOBS)}")
-            values[name] = read_knob(name, value)
+            values[name] = _read(name, _KINDS[name], value)
         return cls(**values)
 
 
@@ -233,7 +239,7 @@ def _words(s: Strategy) -> list[str]:
         if place is not Offload.NONE:
             share = f"{s.offload_ratio:.0%} of " if s.offload_ratio < 1 and part[0] == "o" else ""
             words.append(f"{share}{part.replace('param', 'parameters')} on {place}")
-    if s.reduce_bucket_size != 500_000_000:
+    if s.reduce_bucket_size != DEFAULT_BUCKET_SIZE:
         words.append(f"buckets of {s.reduce_bucket_size:,}")
     if not s.overlap_comm:
         words.append("no overlap")
@@ -261,13 +267,14 @@ LOSS_CLASSES: dict[str, LossClass] = {
 _KINDS: dict[str, type] = {
     name: kind for name, kind in get_type_hints(Strategy).items() if name in KNOBS
 }
+_NUMBERS: tuple[str, ...] = tuple(name for name, kind in _KINDS.items() if kind in (int, float))
+_GROUP_KNOBS = {group: f"{group}_precision" for group in ModuleGroup}
+_GROUP_PRECISIONS = {precision: GroupPrecision(precision) for precision in Precision}
 _AT_LEAST: dict[str, int] = {knob.name: knob.metadata["at_least"] for knob in fields(Strategy)}
 
 
 def _check_range(name: str, value: Any) -> None:
     """Raises ConfigError for a number outside the range of its knob."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return
     least = _AT_LEAST[name]
     if name == "zero_stage" and value not in (0, 1, 2, 3):
         raise ConfigError(f"zero_stage must be 0, 1, 2 or 3, got {value}")
@@ -285,7 +292,8 @@ def read_knob(name: str, value: object) -> Any:
         ConfigError: the knob does not take this value; the message says what it takes.
     """
     read = _read(name, _KINDS[name], value)
-    _check_range(name, read)
+    if name in _NUMBERS:
+        _check_range(name, read)
     return read
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from autotune.deepspeed_config import DEFAULT_BUCKET_ELEMENTS
 from autotune.hardware import DeviceType, Hardware
 from autotune.software import Software
-from autotune.strategy import Strategy
+from autotune.strategy import DEFAULT_BUCKET_SIZE, Strategy
 from autotune.workload import Workload
 
 __all__ = ["conflict"]
@@ -29,11 +28,11 @@ def conflict(
 def _buckets(strategy: Strategy, workload: Workload) -> str | None:
     bucket = strategy.reduce_bucket_size
     trained = workload.num_trainable_parameters(strategy.lora_rank, strategy.lora_targets)
-    if bucket == DEFAULT_BUCKET_ELEMENTS or bucket < trained:
+    if bucket == DEFAULT_BUCKET_SIZE or bucket < trained:
         return None
     return (
         f"reduce_bucket_size {bucket:,} holds more than the {trained:,} parameters that are "
-        f"trained: a smaller one, or the default {DEFAULT_BUCKET_ELEMENTS:,}, does the same"
+        f"trained: a smaller one, or the default {DEFAULT_BUCKET_SIZE:,}, does the same"
     )
 
 

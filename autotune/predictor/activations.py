@@ -66,7 +66,7 @@ def token_bytes(
         is_cpu: whether the device is the host, to which nothing can be moved.
     """
     moves_inputs = strategy.offload_checkpoints is Offload.CPU and not is_cpu
-    return _TokenCount(shape, strategy, lora_targets, seq_len, moves_inputs).total()
+    return _TokenCount(shape, strategy, lora_targets, seq_len, moves_inputs, is_cpu).total()
 
 
 class _TokenCount:
@@ -79,6 +79,7 @@ class _TokenCount:
         lora_targets: tuple[str, ...],
         seq_len: int,
         moves_inputs: bool,
+        is_cpu: bool,
     ) -> None:
         self._shape = shape
         self._moves_inputs = moves_inputs
@@ -87,6 +88,11 @@ class _TokenCount:
         self._e = group_bytes(strategy)
         self._targets = _Targets(shape, strategy.lora_rank, lora_targets)
         self._tensor = strategy.tensor_parallel_size
+        # PyTorch's flash kernels for GPUs take no fp32, its memory-efficient one no grouped keys:
+        # what is left for both together computes the scores as eager attention does.
+        is_grouped = shape.num_key_value_heads < shape.num_attention_heads
+        has_no_kernel = not is_cpu and is_grouped and self._e.attention == FP32_BYTES
+        self._has_scores = strategy.attention is Attention.EAGER or has_no_kernel
         # Compiled layers keep what fused ones do: Inductor's partitioner computes pointwise
         # operations again rather than keep their results (He and Yu, Transcending
         # Runtime-Memory Tradeoffs in Checkpointing by Being Fusion Aware, MLSys 2023).
@@ -133,7 +139,7 @@ class _TokenCount:
         outside += self._e.residual * rank * targets.num_attention
         queries = shape.num_attention_heads * shape.head_dim
         keys = shape.num_key_value_heads * shape.head_dim
-        if self._strategy.attention is not Attention.EAGER:
+        if not self._has_scores:
             inside = e * (2 * queries + 2 * keys) + FP32_BYTES * shape.num_attention_heads
         else:
             converted = e if e != FP32_BYTES else 0
@@ -171,8 +177,8 @@ class _TokenCount:
         return inside + 3 * FP32_BYTES * shape.hidden_size + whole
 
     def _attention_backward(self) -> int:
-        """Of eager attention: gradients of probabilities and scores, in fp32 and as computed."""
-        if self._strategy.attention is not Attention.EAGER:
+        """Where there are scores: gradients of theirs, in fp32 and as computed."""
+        if not self._has_scores:
             return 0
         row = self._shape.num_attention_heads * self._seq_len // self._tensor
         return row * (2 * FP32_BYTES + self._e.attention)

@@ -19,15 +19,12 @@ _MOMENT_8BIT_BYTES = 1 + FP32_BYTES / 256
 
 
 def optimizer_state_bytes(
-    strategy: Strategy, shape: ModelShape, share: RankShare, num_trained: int, *, num_ranks: int
+    strategy: Strategy, shape: ModelShape, share: RankShare, num_trained: int
 ) -> float:
     """Bytes of states for one parameter that is trained, as a mean over the share.
 
     Adafactor keeps a row and a column for each matrix: Shazeer and Stern (arXiv 1804.04235),
     section 3. Muon keeps one momentum for the matrices of the layers and is AdamW for all else.
-    1-bit Adam adds to AdamW's moments the errors of its two compressions, a worker's of all
-    parameters and a server's of its part: Tang et al. (arXiv 2102.02888), algorithm 1. DeepSpeed
-    0.19.8 has it no more.
     """
     moment = 2 if strategy.master_weights is MasterWeights.BF16 else FP32_BYTES
     match strategy.optimizer:
@@ -46,8 +43,6 @@ def optimizer_state_bytes(
             return FP32_BYTES * 2 * shape.linear_sides * part / max(num_trained, 1)
         case Optimizer.MUON:
             return _muon(strategy, share, num_trained, moment)
-        case Optimizer.ONEBIT_ADAM:
-            return 2 * moment + FP32_BYTES * (1 + 1 / num_ranks)
 
 
 def _muon(strategy: Strategy, share: RankShare, num_trained: int, moment: int) -> float:

@@ -144,9 +144,7 @@ class StatesModel:
             resident = sizes.norm * share.parameters.other
             init_weights = sizes.residual * share.parameters.largest
         hpz = strategy.zero_hpz_partition_size
-        states = optimizer_state_bytes(
-            strategy, self._workload.model, share, trained.num, num_ranks=self._num_ranks
-        )
+        states = optimizer_state_bytes(strategy, self._workload.model, share, trained.num)
         common = {
             "weights": int(resident),
             "second_weights": int(weights / hpz) if hpz > 1 else 0,

@@ -16,7 +16,6 @@ import optuna
 from optuna.samplers import (
     BaseSampler,
     GPSampler,
-    GridSampler,
     NSGAIISampler,
     RandomSampler,
     TPESampler,
@@ -79,7 +78,7 @@ class OptunaSampler:
         with _quiet():
             self._study = optuna.create_study(
                 directions=[_DIRECTIONS[objective.direction] for objective in OBJECTIVES],
-                sampler=_sampler(kind, self._parameters, seed),
+                sampler=_sampler(kind, seed),
             )
 
     def propose(self, trials: Sequence[Trial]) -> Strategy | None:
@@ -88,6 +87,10 @@ class OptunaSampler:
         untried = [strategy for strategy in self._strategies if strategy not in tried]
         if not untried:
             return None
+        if self._kind is SamplerKind.GRID:
+            # Optuna's own lists every combination of values first, of which a wide space has more
+            # than memory holds.
+            return untried[0]
         with _quiet():
             self._forget_what_was_not_taken(tried)
             if self._learns:
@@ -96,7 +99,7 @@ class OptunaSampler:
 
     @property
     def _learns(self) -> bool:
-        return self._kind not in (SamplerKind.RANDOM, SamplerKind.GRID)
+        return self._kind is not SamplerKind.RANDOM
 
     def _forget_what_was_not_taken(self, tried: set[Strategy]) -> None:
         """A proposal that was put off may be drawn again."""
@@ -161,13 +164,13 @@ class OptunaSampler:
 
     def _tell(self, inner: optuna.Trial, lesson: Lesson) -> None:
         if not self._learns:
-            return  # Told the last point of the grid, GridSampler would stop the study: an error.
+            return
         if lesson.violation is not None:
             inner.set_constraint(_CONSTRAINT, lesson.violation)
         self._study.tell(inner, lesson.values, state=lesson.state)
 
 
-def _sampler(kind: SamplerKind, parameters: Parameters, seed: int) -> BaseSampler:
+def _sampler(kind: SamplerKind, seed: int) -> BaseSampler:
     match kind:
         case SamplerKind.TPE:
             # Every draw has every parameter, so there are no groups to tell apart (`group=True`).
@@ -177,10 +180,8 @@ def _sampler(kind: SamplerKind, parameters: Parameters, seed: int) -> BaseSample
         case SamplerKind.GP:
             _require_gp_packages()
             return GPSampler(seed=seed, warn_independent_sampling=False)
-        case SamplerKind.RANDOM:
+        case SamplerKind.RANDOM | SamplerKind.GRID:
             return RandomSampler(seed=seed)
-        case SamplerKind.GRID:
-            return GridSampler(parameters.grid, seed=seed)
 
 
 def _require_gp_packages() -> None:

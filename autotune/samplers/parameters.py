@@ -49,15 +49,6 @@ class Parameters:
             if len(values) > 1
         }
 
-    @property
-    def grid(self) -> dict[str, list[Value]]:
-        """Every value that each of `distributions` can give."""
-        return {
-            name: list(range(len(values)) if _is_ordinal(values) else values)
-            for name, values in self._values.items()
-            if len(values) > 1
-        }
-
     def strategy(self, params: Mapping[str, Any]) -> Strategy | None:
         """The strategy that drawn values stand for; None where it is impossible."""
         choice: dict[str, Value] = {}

@@ -29,7 +29,6 @@ from autotune.workload import Workload
             {"optimizer": "muon", "zero_stage": 3, "zero_quantized_gradients": True},
             "whole gradients",
         ),
-        ({"optimizer": "onebit_adam"}, "no 1-bit Adam"),
     ],
     ids=str,
 )
@@ -41,7 +40,7 @@ def test_what_an_optimizer_cannot_be_combined_with_is_refused(
 
 
 def test_deepspeed_has_no_1_bit_adam() -> None:
-    """The reason of its refusal; where this fails, the knob can be put to work."""
+    """Why `optimizer` has no such value; where this fails, it can have one."""
     from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 
     assert "onebitadam" not in DEEPSPEED_OPTIMIZERS

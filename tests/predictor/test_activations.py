@@ -150,3 +150,13 @@ def test_a_group_in_fp32_keeps_twice_as_much_and_fp8_no_less() -> None:
 
     assert wide.layer - plain.layer == 2 * (4 * shape.intermediate_size + shape.hidden_size)
     assert bytes_of("7B", mlp_precision="fp8") == plain
+
+
+def test_grouped_heads_in_fp32_leave_no_kernel_that_keeps_scores_in_tiles() -> None:
+    shape = load_model_shape("1.1B")
+    row = 4 * shape.num_attention_heads * 1024
+
+    assert bytes_of("1.1B", precision="fp32").layer > 2 * bytes_of("1.1B").layer
+    assert bytes_of("1.1B", precision="fp32").layer > row
+    # As many heads of keys as of queries: the memory-efficient kernel takes fp32.
+    assert bytes_of("7B", precision="fp32").layer <= 2 * bytes_of("7B").layer
