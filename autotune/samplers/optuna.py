@@ -90,7 +90,7 @@ class OptunaSampler:
         if self._kind is SamplerKind.GRID:
             # Optuna's own lists every combination of values first, of which a wide space has more
             # than memory holds.
-            return untried[0]
+            return self._random.choice(untried)
         with _quiet():
             self._forget_what_was_not_taken(tried)
             if self._learns:
