@@ -60,6 +60,7 @@ QLORA_13B = Baseline("13B", Method.QLORA, 8, LORA | {"checkpoint_interval": 1})
 
 CHECKPOINT: Knobs = {"checkpoint_interval": 1}
 FUSED: Knobs = {"fused_kernels": True}
+FP8: Knobs = {"attention_precision": "fp8", "mlp_precision": "fp8"}
 
 CASES: tuple[tuple[Baseline, tuple[Knobs, ...]], ...] = (
     (
@@ -75,7 +76,7 @@ CASES: tuple[tuple[Baseline, tuple[Knobs, ...]], ...] = (
             {"loss_tiles": 8},
             FUSED,
             {"attention": "eager"},
-            {"attention_precision": "fp8", "mlp_precision": "fp8"},
+            FP8,
             {"mlp_precision": "fp8"},
             {"embedding_precision": "fp32", "norm_precision": "fp32"},
             {"mlp_precision": "fp16"},
@@ -92,12 +93,6 @@ CASES: tuple[tuple[Baseline, tuple[Knobs, ...]], ...] = (
             {"optimizer": "lion_8bit"},
             {"optimizer": "sgd"},
             {"optimizer": "muon"},
-            {"optimizer": "adafactor", "zero_stage": 0},
-            {"reduce_bucket_size": 50_000_000},
-            {"micro_batch_size": 16},
-            {"zero_stage": 2, "offload_optimizer": "cpu"},
-            {"zero_stage": 3, "offload_param": "cpu"},
-            {"zero_stage": 3, "offload_optimizer": "cpu", "offload_ratio": 0.5},
         ),
     ),
     (
@@ -107,14 +102,25 @@ CASES: tuple[tuple[Baseline, tuple[Knobs, ...]], ...] = (
             CHECKPOINT,
             CHECKPOINT | {"checkpoint_scope": "mlp"},
             FUSED,
-            {"loss_tiles": 8},
             {"lora_targets": "attention"},
-            {"attention_precision": "fp8", "mlp_precision": "fp8"},
-            {"optimizer": "adamw_8bit"},
+            FP8,
         ),
     ),
     (QLORA_7B, ({}, CHECKPOINT, FUSED, CHECKPOINT | {"optimizer": "paged_adamw_8bit"})),
     (QLORA_13B, ({}, FUSED)),
+    (
+        SMALL,
+        (
+            {"optimizer": "adafactor", "zero_stage": 0},
+            {"reduce_bucket_size": 50_000_000},
+            {"micro_batch_size": 16},
+            {"zero_stage": 2, "offload_optimizer": "cpu"},
+            {"zero_stage": 3, "offload_param": "cpu"},
+            {"zero_stage": 3, "offload_optimizer": "cpu"},
+            {"zero_stage": 3, "offload_optimizer": "cpu", "offload_ratio": 0.5},
+            {"torch_compile": True},
+        ),
+    ),
     (
         FULL_7B,
         (
@@ -123,11 +129,11 @@ CASES: tuple[tuple[Baseline, tuple[Knobs, ...]], ...] = (
             {"optimizer": "lion_8bit"},
             {"checkpoint_scope": "mlp"},
             {"offload_checkpoints": "cpu"},
-            {"attention_precision": "fp8", "mlp_precision": "fp8"},
+            FP8,
             {"optimizer": "adafactor", "zero_stage": 0, "master_weights": "fp32"},
         ),
     ),
-    (SMALL, ({"torch_compile": True}, FUSED | {"torch_compile": True})),
+    (SMALL, (FP8 | {"torch_compile": True}, FUSED | {"torch_compile": True})),
 )
 
 
