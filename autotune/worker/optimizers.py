@@ -22,6 +22,9 @@ from autotune.worker.precision import parameter_groups
 
 __all__ = ["build_optimizer"]
 
+_MOST_ELEMENTS = 2**31 - 1
+"""Of a tensor that bitsandbytes' kernels take; beyond it CUDA ends the process."""
+
 
 def build_optimizer(
     model: nn.Module, strategy: Strategy, learning_rate: float
@@ -78,12 +81,32 @@ def _of_bitsandbytes(
         Optimizer.LION_8BIT: optim.Lion8bit,
     }
     parameters = parameter_groups(_trainable(model))
+    if flattens_parameters(strategy):
+        parameters = _divided(parameters)
     optimizer: torch.optim.Optimizer = kinds[strategy.optimizer](
         parameters, lr=learning_rate, weight_decay=0.0
     )
     if not flattens_parameters(strategy):
         _keep_embeddings_in_32_bit(optimizer, model, parameters)
     return optimizer
+
+
+def _divided(groups: list[Any]) -> list[Any]:
+    """Groups of no more elements than a kernel takes: ZeRO makes one flat tensor of each.
+
+    Under ZeRO-3 nothing is divided: DeepSpeed makes sub-groups of its own.
+    """
+    all_members = [group["params"] for group in groups if isinstance(group, dict)] or [groups]
+    pieces: list[list[nn.Parameter]] = []
+    for members in all_members:
+        room = -1
+        for parameter in members:
+            if parameter.numel() > room:
+                pieces.append([])
+                room = _MOST_ELEMENTS
+            pieces[-1].append(parameter)
+            room -= parameter.numel()
+    return groups if len(pieces) == len(all_members) else [{"params": piece} for piece in pieces]
 
 
 def _keep_embeddings_in_32_bit(

@@ -364,3 +364,22 @@ def test_the_paged_optimizer_is_bitsandbytes_own() -> None:
     assert type(optimizer).__name__ == "PagedAdamW8bit"
     assert optimizer.is_paged
     assert optimizer.args.optim_bits == 8
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_no_flat_tensor_is_larger_than_the_8_bit_kernels_take(
+    monkeypatch: pytest.MonkeyPatch, zero_stage: int
+) -> None:
+    monkeypatch.setattr("autotune.worker.optimizers._MOST_ELEMENTS", 10_000)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 64}
+    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, num_attention_heads=4, **sizes))
+    strategy = Strategy(optimizer=Optimizer.ADAMW_8BIT, zero_stage=zero_stage)
+    optimizer = build_optimizer(model, strategy, 1e-3)
+    assert optimizer is not None
+    groups = [group["params"] for group in optimizer.param_groups]
+    assert [p for members in groups for p in members] == list(model.parameters())
+    if zero_stage:
+        assert len(groups) > 1
+        assert all(sum(p.numel() for p in members) <= 10_000 for members in groups)
+    else:
+        assert len(groups) == 1
