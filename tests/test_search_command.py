@@ -281,7 +281,8 @@ def test_a_budget_shorter_than_the_warm_up_says_so(tmp_path: Path) -> None:
 
 def test_a_termination_signal_ends_as_cleanly_as_ctrl_c(tmp_path: Path) -> None:
     running = autotune_process(*_TINY, "--budget", "2m", folder=tmp_path)
-    _wait_for_a_finished_trial(tmp_path / "study")
+    # Two, since the first is told only after both of its ranks have ended.
+    _wait_for_a_finished_trial(tmp_path / "study", num_trials=2)
     below = psutil.Process(running.pid).children(recursive=True)
     running.send_signal(signal.SIGTERM)
     _, stderr = running.communicate(timeout=30)

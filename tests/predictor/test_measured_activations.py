@@ -83,6 +83,7 @@ def test_a_layer_keeps_what_is_predicted(knobs: dict[str, Any]) -> None:
         strategy,
         lora_targets=(strategy.lora_targets or "all-linear",),
         seq_len=SEQ_LEN,
+        is_cpu=True,
     )
 
     # Beyond it, the fp32 scale of each token in either norm.

@@ -73,7 +73,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "LoRA, ZeRO-3": {"zero_stage": 3, "checkpoint_interval": 2, "lora_rank": 4, "lora_alpha": 4},
 }
 
-REFUSED: dict[tuple[str, str], str] = {}
+REFUSED: dict[tuple[str, str], str] = {
+    ("mistral", "sequence"): "window",
+    ("gemma", "tensor"): "num_key_value_heads 1",
+}
 """Families that an architecture cannot take, with a part of the reason given."""
 
 
