@@ -9,19 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autotune.worker.apply import apply, create_optimizer
-    from autotune.worker.pipeline import pipeline
-    from autotune.worker.sequence_parallel import shard_batch
+    from autotune.techniques.apply import apply, create_optimizer
+    from autotune.techniques.pipeline import pipeline
+    from autotune.techniques.sequence_parallel import shard_batch
 
 __all__ = ["apply", "create_optimizer", "pipeline", "shard_batch"]
 
 _HOMES = {"pipeline": "pipeline", "shard_batch": "sequence_parallel"}
-"""The module of `autotune.worker` that a function lives in, where that is not `apply`."""
+"""The module of `autotune.techniques` that a function lives in, where that is not `apply`."""
 
 
 def __getattr__(name: str) -> Any:
     """Import torch only when a function that needs it is asked for."""
     if name in __all__:
-        module = importlib.import_module(f"autotune.worker.{_HOMES.get(name, 'apply')}")
+        module = importlib.import_module(f"autotune.techniques.{_HOMES.get(name, 'apply')}")
         return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

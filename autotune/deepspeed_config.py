@@ -2,7 +2,7 @@
 
 The worker trains with exactly what the export writes, so what was measured is what is shipped.
 What a JSON cannot hold (checkpointing, kernels, LoRA, bitsandbytes' optimizers) is put on the
-model by `worker/apply.py`.
+model by `techniques/apply.py`.
 """
 
 from __future__ import annotations

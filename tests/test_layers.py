@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("trial", "question", "compatibility", "deepspeed_config", "strategy_file", "search_space"),
     ("protocols", "space_file", "budget"),
-    ("predictor", "worker", "server_process", "rank_process", "launcher"),
+    ("predictor", "techniques", "worker", "server_process", "rank_process", "launcher"),
     ("samplers", "pruners", "record", "study_folder", "drivers"),
     ("study", "pareto", "study_summary", "report", "shortfall", "export_guide", "export"),
     ("stored_study", "progress", "doctor"),

@@ -17,7 +17,7 @@ __all__ = [
 TENSOR_PARALLEL_MODEL_TYPES = frozenset(
     ("gemma", "gpt_neox", "llama", "mistral", "opt", "phi", "qwen2", "qwen3")
 )
-"""Architectures that AutoTP divides with the same losses: `tests/worker/test_tensor_parallel.py`.
+"""Architectures that AutoTP divides with the same losses.
 
 Others have layers that transformers' plan divides in ways AutoTP does not know (Mixtral's
 experts), or no plan (GPT-2).
@@ -26,7 +26,7 @@ experts), or no plan (GPT-2).
 SEQUENCE_PARALLEL_MODEL_TYPES = frozenset(
     ("gemma", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi", "qwen2", "qwen3")
 )
-"""Architectures with the same losses under Ulysses: `tests/worker/test_sequence_parallel.py`.
+"""Architectures with the same losses under Ulysses: `tests/techniques/test_sequence_parallel.py`.
 
 Others may need the mask that it drops, or have attention of their own.
 """
@@ -48,7 +48,7 @@ PIPELINE_PARALLEL_MODEL_TYPES = frozenset(
         "qwen3",
     )
 )
-"""Architectures with the same losses in stages: `tests/worker/test_pipeline.py`.
+"""Architectures with the same losses in stages: `tests/techniques/test_pipeline.py`.
 
 Others may hand their layers more than hidden states, such as embeddings for each layer.
 """

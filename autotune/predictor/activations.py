@@ -195,7 +195,7 @@ class _TokenCount:
             # gradient of its input, and a chunk of logits of one to two times the input's size.
             return 3 * self._e.lm_head * shape.hidden_size
         divisor = strategy.loss_tiles * (self._tensor if shape.tie_word_embeddings else 1)
-        # In tiles (`worker/loss_tiles.py`) the gradient of the whole input is put together.
+        # In tiles (`techniques/loss_tiles.py`) the gradient of the whole input is put together.
         whole = self._e.residual * shape.hidden_size if strategy.loss_tiles > 1 else 0
         return _LOSS_BYTES_PER_LOGIT * shape.vocab_size // divisor + whole
 

@@ -228,8 +228,8 @@ class MemoryModel:
     ) -> dict[str, int]:
         """The loss of the very first step.
 
-        `worker/checkpointing.py` keeps every layer's input in the first forward; stages 1 and 2
-        have no optimizer states yet.
+        `techniques/checkpointing.py` keeps every layer's input in the first forward; stages 1 and
+        2 have no optimizer states yet.
         """
         is_lazy = strategy.zero_stage in (1, 2)
         name = _name_of_states(strategy)

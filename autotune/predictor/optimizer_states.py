@@ -61,7 +61,7 @@ def _muon(strategy: Strategy, share: RankShare, num_trained: int, moment: int) -
 def _8bit_moment(strategy: Strategy, share: RankShare, num_trained: int) -> float:
     """Embeddings keep theirs in fp32, wherever the optimizer sees which parameter is which.
 
-    Dettmers et al., 8-bit Optimizers (arXiv 2110.02861), section 2.3; `worker/optimizers.py`.
+    Dettmers et al., 8-bit Optimizers (arXiv 2110.02861), section 2.3; `techniques/optimizers.py`.
     """
     if flattens_parameters(strategy) or strategy.lora_rank:
         return _MOMENT_8BIT_BYTES

@@ -1,7 +1,7 @@
 """Bytes of one number in each group of modules, and how fast its matrix products are.
 
-As `worker/precision.py` sets them: weights and activations of a group in its own precision, the
-residual stream between groups in the common one. Does not know which modules a model has.
+As `techniques/precision.py` sets them: weights and activations of a group in its own precision,
+the residual stream between groups in the common one. Does not know which modules a model has.
 """
 
 from __future__ import annotations

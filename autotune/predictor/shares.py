@@ -107,7 +107,7 @@ class ShareModel:
         )
 
     def _stage_sizes(self, num_stages: int) -> list[int]:
-        """Decoder layers of each stage, as `worker/stage.py` cuts a model."""
+        """Decoder layers of each stage, as `techniques/stage.py` cuts a model."""
         shape = self._shape
         layer = shape.parameters_per_layer
         stages = divide_layers(

@@ -190,7 +190,7 @@ class StatesModel:
             gradient = _bytes_of(share, sizes) / num
         master: float = _master_bytes(strategy)
         if not sizes.is_uniform and not strategy.zero_stage:
-            # `worker/master_weights.py`: of 16-bit weights alone.
+            # `techniques/master_weights.py`: of 16-bit weights alone.
             master = FP32_BYTES * _share_of_16_bit(share, sizes)
         is_offloaded = strategy.offload_optimizer is not Offload.NONE and not self._is_cpu
         offloaded = strategy.offload_ratio if is_offloaded else 0.0

@@ -20,7 +20,7 @@ __all__ = ["Repeats", "Work", "micro_step_work", "repeats"]
 
 _QUANTIZE_BYTES = 25
 _QUANTIZE_BYTES_COMPILED = 5
-"""To bring a number of 16 bit to 8 bit, as `worker/fp8.py` does: magnitude 4, its maximum 2,
+"""To bring a number of 16 bit to 8 bit, as `techniques/fp8.py` does: magnitude 4, its maximum 2,
 conversion to fp32 6, division 8, conversion to 8 bit 5; compiled, one pass to find the maximum
 and one to convert."""
 

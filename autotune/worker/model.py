@@ -19,9 +19,9 @@ from torch import nn
 
 from autotune.knobs import Attention
 from autotune.strategy import Strategy
-from autotune.worker.blocks import decoder_layers
-from autotune.worker.precision import torch_dtype
-from autotune.worker.stage import cut_stage
+from autotune.techniques.blocks import decoder_layers
+from autotune.techniques.precision import torch_dtype
+from autotune.techniques.stage import cut_stage
 from autotune.workload import Method, ModelShape, Workload
 
 __all__ = ["build_model", "fill_adapters"]

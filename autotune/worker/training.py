@@ -13,16 +13,16 @@ import torch
 import torch.distributed as dist
 
 from autotune.hardware import DeviceType
+from autotune.techniques.compilation import CompilationCounter, compile_in_this_process
+from autotune.techniques.parallel_layout import parallel_coordinates
+from autotune.techniques.sequence_parallel import group_loss, shard_tokens
 from autotune.trial import TrialSpec
-from autotune.worker.compilation import CompilationCounter, compile_in_this_process
 from autotune.worker.energy import energy_meter
 from autotune.worker.engine import build_engine, optimizer_state_bytes
 from autotune.worker.events import RankLog
 from autotune.worker.memory import memory_meter
-from autotune.worker.parallel_layout import parallel_coordinates
 from autotune.worker.process_group import join
 from autotune.worker.samples import micro_batch
-from autotune.worker.sequence_parallel import group_loss, shard_tokens
 from autotune.worker.stepper import stepper
 from autotune.worker.warm_up import WarmUp
 

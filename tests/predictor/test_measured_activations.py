@@ -10,7 +10,7 @@ import torch
 
 from autotune.predictor.activations import token_bytes
 from autotune.strategy import Strategy
-from autotune.worker.apply import apply_strategy
+from autotune.techniques.apply import apply_strategy
 from autotune.worker.model import build_model
 from autotune.workload import Method, Workload, load_model_shape
 

@@ -16,8 +16,8 @@ from torch import nn
 from autotune.errors import ConfigError
 from autotune.knobs import GroupPrecision, ModuleGroup, Precision
 from autotune.strategy import Strategy
-from autotune.worker.blocks import attention_blocks, decoder_layers
-from autotune.worker.fp8 import use_fp8
+from autotune.techniques.blocks import attention_blocks, decoder_layers
+from autotune.techniques.fp8 import use_fp8
 
 __all__ = ["module_groups", "parameter_groups", "set_precisions", "torch_dtype"]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from autotune.errors import ConfigError
-from autotune.worker.stage import own_layers
+from autotune.techniques.stage import own_layers
 
 __all__ = ["attention_blocks", "decoder_layers", "mlp_blocks"]
 

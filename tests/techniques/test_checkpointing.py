@@ -13,7 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from autotune.compatibility.blocks import WITHOUT_MLP_MODULE
 from autotune.errors import ConfigError
-from autotune.worker.blocks import attention_blocks, decoder_layers, mlp_blocks
+from autotune.techniques.blocks import attention_blocks, decoder_layers, mlp_blocks
 
 LAYERS: dict[str, Any] = {"checkpoint_interval": 1}
 ATTENTION = LAYERS | {"checkpoint_scope": "attention"}

@@ -14,8 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from autotune.errors import ConfigError
 from autotune.strategy import Strategy
-from autotune.worker.fp8 import Fp8Linear, use_fp8
-from autotune.worker.precision import set_precisions
+from autotune.techniques.fp8 import Fp8Linear, use_fp8
+from autotune.techniques.precision import set_precisions
 from autotune.workload import Method, Workload
 
 

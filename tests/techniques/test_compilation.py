@@ -18,8 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from autotune.software import detect_software
 from autotune.strategy import Strategy
-from autotune.worker.apply import apply_strategy
-from autotune.worker.compilation import CompilationCounter, compile_in_this_process
+from autotune.techniques.apply import apply_strategy
+from autotune.techniques.compilation import CompilationCounter, compile_in_this_process
 from autotune.workload import Method, Workload
 
 pytestmark = [

@@ -16,7 +16,7 @@ from autotune.deepspeed_config import deepspeed_config, is_client_optimizer
 from autotune.hardware import DeviceType, detect_hardware
 from autotune.knobs import Optimizer
 from autotune.strategy import Strategy
-from autotune.worker.optimizers import build_optimizer
+from autotune.techniques.optimizers import build_optimizer
 from autotune.workload import Method, Workload
 
 ON_ALL_STAGES = ("adamw", "adamw_8bit", "lion", "lion_8bit", "sgd", "muon")
@@ -370,7 +370,7 @@ def test_the_paged_optimizer_is_bitsandbytes_own() -> None:
 def test_no_flat_tensor_is_larger_than_the_8_bit_kernels_take(
     monkeypatch: pytest.MonkeyPatch, zero_stage: int
 ) -> None:
-    monkeypatch.setattr("autotune.worker.optimizers._MOST_ELEMENTS", 10_000)
+    monkeypatch.setattr("autotune.techniques.optimizers._MOST_ELEMENTS", 10_000)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 64}
     model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, num_attention_heads=4, **sizes))
     strategy = Strategy(optimizer=Optimizer.ADAMW_8BIT, zero_stage=zero_stage)

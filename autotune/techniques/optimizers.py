@@ -17,8 +17,8 @@ from autotune.deepspeed_config import (
 )
 from autotune.knobs import Optimizer
 from autotune.strategy import Strategy
-from autotune.worker.master_weights import MasterWeights
-from autotune.worker.precision import parameter_groups
+from autotune.techniques.master_weights import MasterWeights
+from autotune.techniques.precision import parameter_groups
 
 __all__ = ["build_optimizer"]
 

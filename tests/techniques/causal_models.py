@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from autotune.compatibility.attention import plain_attention
 from autotune.strategy import Strategy
-from autotune.worker.apply import apply_strategy
+from autotune.techniques.apply import apply_strategy
 from autotune.workload import Method
 
 torch.set_num_threads(1)  # In products as small as these, threads only wait for each other.

@@ -19,8 +19,8 @@ from autotune.compatibility.parallel import PIPELINE_PARALLEL_MODEL_TYPES
 from autotune.errors import ConfigError
 from autotune.hardware import Hardware
 from autotune.strategy import Strategy
-from autotune.worker.blocks import decoder_layers
-from autotune.worker.stage import StandIn, cut_stage
+from autotune.techniques.blocks import decoder_layers
+from autotune.techniques.stage import StandIn, cut_stage
 from autotune.workload import Workload
 
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from autotune.errors import ConfigError
 from autotune.knobs import CheckpointScope, Offload
 from autotune.strategy import Strategy
-from autotune.worker.blocks import attention_blocks, mlp_blocks
+from autotune.techniques.blocks import attention_blocks, mlp_blocks
 
 __all__ = ["checkpoint_activations", "checkpoint_layers"]
 

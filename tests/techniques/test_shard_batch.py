@@ -13,7 +13,7 @@ import autotune
 from autotune.errors import ConfigError
 from autotune.strategy import Strategy
 from autotune.strategy_file import StrategyFile
-from autotune.worker.sequence_parallel import divide_attention, shard_tokens
+from autotune.techniques.sequence_parallel import divide_attention, shard_tokens
 from autotune.workload import Method
 
 IDS = torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ import pytest
 from deepspeed.runtime.pipe.topology import PipeDataParallelTopology
 
 from autotune.strategy import Strategy
-from autotune.worker.parallel_layout import parallel_coordinates
+from autotune.techniques.parallel_layout import parallel_coordinates
 
 
 @pytest.mark.parametrize("direction", ["tensor", "sequence"])

@@ -12,8 +12,8 @@ from live_tensors import kept_bytes, peak_bytes
 from torch import nn
 
 from autotune.errors import ConfigError
-from autotune.worker.blocks import decoder_layers, mlp_blocks
-from autotune.worker.mlp_tiles import tile_mlps
+from autotune.techniques.blocks import decoder_layers, mlp_blocks
+from autotune.techniques.mlp_tiles import tile_mlps
 from autotune.workload import Method
 
 LONG = torch.randint(0, 64, (2, 128), generator=torch.Generator().manual_seed(0))

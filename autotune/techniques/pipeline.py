@@ -18,10 +18,10 @@ from torch import nn
 
 from autotune.errors import ConfigError
 from autotune.strategy_file import read_strategy_file
-from autotune.worker.apply import apply_strategy
-from autotune.worker.blocks import decoder_layers
-from autotune.worker.parallel_layout import parallel_coordinates
-from autotune.worker.stage import StandIn, cut_stage
+from autotune.techniques.apply import apply_strategy
+from autotune.techniques.blocks import decoder_layers
+from autotune.techniques.parallel_layout import parallel_coordinates
+from autotune.techniques.stage import StandIn, cut_stage
 
 __all__ = ["pipeline", "pipeline_module", "sum_over_stages"]
 

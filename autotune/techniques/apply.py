@@ -16,16 +16,16 @@ from autotune.adapter_targets import read_targets
 from autotune.errors import ConfigError
 from autotune.strategy import Strategy
 from autotune.strategy_file import read_strategy_file
-from autotune.worker.adapters import wrap_lora
-from autotune.worker.blocks import decoder_layers, mlp_blocks
-from autotune.worker.checkpointing import checkpoint_activations
-from autotune.worker.compilation import compile_layers
-from autotune.worker.kernels import choose_attention, patch_kernels
-from autotune.worker.loss_tiles import tile_loss
-from autotune.worker.mlp_tiles import tile_mlps
-from autotune.worker.optimizers import build_optimizer
-from autotune.worker.precision import set_precisions
-from autotune.worker.sequence_parallel import divide_attention
+from autotune.techniques.adapters import wrap_lora
+from autotune.techniques.blocks import decoder_layers, mlp_blocks
+from autotune.techniques.checkpointing import checkpoint_activations
+from autotune.techniques.compilation import compile_layers
+from autotune.techniques.kernels import choose_attention, patch_kernels
+from autotune.techniques.loss_tiles import tile_loss
+from autotune.techniques.mlp_tiles import tile_mlps
+from autotune.techniques.optimizers import build_optimizer
+from autotune.techniques.precision import set_precisions
+from autotune.techniques.sequence_parallel import divide_attention
 from autotune.workload import Method
 
 __all__ = ["apply", "apply_strategy", "create_optimizer"]

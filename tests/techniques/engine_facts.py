@@ -20,10 +20,10 @@ from autotune.hardware import DeviceType
 from autotune.knobs import ModuleGroup
 from autotune.strategy import Strategy
 from autotune.strategy_file import StrategyFile
+from autotune.techniques.precision import module_groups
 from autotune.trial import TrialSpec
 from autotune.worker.engine import build_engine
 from autotune.worker.model import build_model
-from autotune.worker.precision import module_groups
 from autotune.worker.samples import micro_batch
 from autotune.workload import Workload
 

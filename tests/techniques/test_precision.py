@@ -34,8 +34,8 @@ from transformers import (
 from autotune.errors import ConfigError
 from autotune.knobs import ModuleGroup
 from autotune.strategy import Strategy
-from autotune.worker.master_weights import MasterWeights
-from autotune.worker.precision import module_groups, parameter_groups, set_precisions
+from autotune.techniques.master_weights import MasterWeights
+from autotune.techniques.precision import module_groups, parameter_groups, set_precisions
 from autotune.workload import Method, Workload
 
 BF16, FP16, FP32 = "torch.bfloat16", "torch.float16", "torch.float32"

@@ -1,0 +1,5 @@
+"""What a DeepSpeed JSON cannot hold, put on a model: one file a technique.
+
+Trials and exports go through the same functions. Knows models and strategies; does not know
+trials, clocks or processes.
+"""
