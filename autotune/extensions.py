@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
-__all__ = ["cuda_toolkit", "extensions_folders", "libaio_header", "remove_abandoned_locks"]
+__all__ = [
+    "cuda_toolkit",
+    "extensions_folders",
+    "libaio_header",
+    "readable_architectures",
+    "remove_abandoned_locks",
+]
 
 _INCLUDE_VARIABLES = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")
 """Folders that GCC looks for headers in before the system's."""
@@ -25,6 +32,14 @@ def extensions_folders() -> list[Path]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
     return sorted((cache / "torch_extensions").glob(f"{python}_*"))
+
+
+def readable_architectures(listed: str) -> str:
+    """TORCH_CUDA_ARCH_LIST as DeepSpeed's extension builder can read it.
+
+    It takes each architecture for a number, and fails on 9.0a.
+    """
+    return re.sub(r"(\d+\.\d+)[a-z]+", r"\1", listed)
 
 
 def libaio_header() -> Path | None:

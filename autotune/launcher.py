@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import LaunchError
+from autotune.extensions import readable_architectures
 from autotune.hardware import DeviceType, Hardware, visible_gpus
 from autotune.rank_process import RankProcess, failure_of, measurement_of
 from autotune.server_process import ServerProcess
@@ -277,9 +277,8 @@ def _environment(hardware: Hardware) -> dict[str, str]:
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     # torch calls ninja by name; an environment that is not activated has it beside its Python.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    # DeepSpeed's extension builder reads each architecture as a number and fails on "9.0a".
     architectures = environment.get("TORCH_CUDA_ARCH_LIST", "")
-    environment["TORCH_CUDA_ARCH_LIST"] = re.sub(r"(?<=\d)[af]\b", "", architectures)
+    environment["TORCH_CUDA_ARCH_LIST"] = readable_architectures(architectures)
     return environment
 
 

@@ -10,6 +10,7 @@ from autotune.extensions import (
     cuda_toolkit,
     extensions_folders,
     libaio_header,
+    readable_architectures,
     remove_abandoned_locks,
 )
 
@@ -62,3 +63,7 @@ def test_the_cuda_toolkit_is_one_that_has_nvcc(
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "nvcc").touch()
     assert cuda_toolkit() == tmp_path
+
+
+def test_architectures_lose_the_letters_that_deepspeed_cannot_read() -> None:
+    assert readable_architectures("8.0;9.0a;10.0f+PTX") == "8.0;9.0;10.0+PTX"

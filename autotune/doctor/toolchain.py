@@ -8,20 +8,17 @@ search wants them.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 import sysconfig
 from pathlib import Path
 
 from autotune.doctor.check import Check, CheckStatus
-from autotune.extensions import extensions_folders, libaio_header
+from autotune.extensions import extensions_folders, libaio_header, readable_architectures
 
 __all__ = ["examine_toolchain"]
 
 _PURPOSE = "DeepSpeed compiles CPU Adam for offload_optimizer"
-
-_LETTERED_ARCHITECTURE = re.compile(r"(\d+\.\d+)[a-z]+")
 
 
 def examine_toolchain() -> list[Check]:
@@ -118,12 +115,12 @@ def _async_io(*, can_compile: bool) -> Check:
 
 
 def _architectures() -> Check:
-    """DeepSpeed's extension builder reads each architecture as a number and fails on 9.0a."""
+    """Whether DeepSpeed's extension builder can read the architectures that are set."""
     name = "TORCH_CUDA_ARCH_LIST"
     listed = os.environ.get(name, "")
     if not listed:
         return Check.ok(name, "not set: extensions are compiled for the GPU that is there")
-    plain = _LETTERED_ARCHITECTURE.sub(r"\1", listed)
+    plain = readable_architectures(listed)
     if plain == listed:
         return Check.ok(name, listed)
     return Check.warning(
