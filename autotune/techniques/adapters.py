@@ -9,6 +9,7 @@ from torch import nn
 from autotune.adapter_targets import ALL_LINEAR, has_adapter
 from autotune.errors import ConfigError
 from autotune.knobs import ModuleGroup
+from autotune.techniques.blocks import is_attention
 
 __all__ = ["linear_layers", "wrap_lora"]
 
@@ -70,7 +71,7 @@ def linear_layers(model: nn.Module, layers: Iterable[nn.Module]) -> dict[str, Mo
 
 def _is_in_attention(path: str) -> bool:
     *parents, _ = path.split(".")
-    return any("attn" in parent or "attention" in parent for parent in parents)
+    return any(is_attention(parent) for parent in parents)
 
 
 def _name(path: str) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from autotune.errors import ConfigError
 from autotune.techniques.stage import own_layers
 
-__all__ = ["attention_blocks", "decoder_layers", "mlp_blocks"]
+__all__ = ["attention_blocks", "decoder_layers", "is_attention", "mlp_blocks"]
 
 _ATTENTION_WORDS = ("attn", "attention")
 
@@ -32,13 +32,18 @@ def decoder_layers(model: nn.Module, num_layers: int) -> nn.ModuleList:
     )
 
 
+def is_attention(name: str) -> bool:
+    """Whether a module of a decoder layer is its attention, by the module's own name."""
+    return any(word in name for word in _ATTENTION_WORDS)
+
+
 def attention_blocks(layers: Iterable[nn.Module]) -> list[nn.Module]:
     """The attention of each layer.
 
     Raises:
         ConfigError: a layer does not have exactly one.
     """
-    return [_only(layer, "attention", is_attention=True) for layer in layers]
+    return [_only(layer, "attention", of_attention=True) for layer in layers]
 
 
 def mlp_blocks(layers: Iterable[nn.Module]) -> list[nn.Module]:
@@ -47,14 +52,14 @@ def mlp_blocks(layers: Iterable[nn.Module]) -> list[nn.Module]:
     Raises:
         ConfigError: a layer does not have exactly one; OPT's has two linear layers instead.
     """
-    return [_only(layer, "MLP", is_attention=False) for layer in layers]
+    return [_only(layer, "MLP", of_attention=False) for layer in layers]
 
 
-def _only(layer: nn.Module, part: str, *, is_attention: bool) -> nn.Module:
+def _only(layer: nn.Module, part: str, *, of_attention: bool) -> nn.Module:
     found = [
         block
         for name, block in layer.named_children()
-        if _is_block(block) and any(word in name for word in _ATTENTION_WORDS) is is_attention
+        if _is_block(block) and is_attention(name) is of_attention
     ]
     if len(found) == 1:
         return found[0]

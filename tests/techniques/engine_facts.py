@@ -1,18 +1,15 @@
-"""Real engines of two ranks, and what is inside them: dtypes, masters, loss scale, losses.
-
-Spawned by `test_precision.py`, since a trial's ranks report measurements only.
-"""
+"""What is inside engines of two ranks: dtypes, masters, loss scale, losses."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from two_ranks import NUM_RANKS, Facts, look_into, train_step
 
 import autotune
 from autotune.deepspeed_config import deepspeed_config
@@ -24,111 +21,67 @@ from autotune.techniques.precision import module_groups
 from autotune.trial import TrialSpec
 from autotune.worker.engine import build_engine
 from autotune.worker.model import build_model
-from autotune.worker.samples import micro_batch
 from autotune.workload import Workload
 
-NUM_RANKS = 2
 NUM_STEPS = 5
 LEARNING_RATE = 0.1
 """For SGD, whose steps show a gradient of the wrong size."""
 
-Facts = dict[str, Any]
+Cases = dict[str, dict[str, Any]]
+"""Knobs, and what else a case asks for: `as_exported`, `loss_scale`, `learning_rate`."""
 
 
-def run_ranks(folder: Path, workload: Workload, cases: dict[str, dict[str, Any]]) -> Facts:
+def engine_facts(folder: Path, workload: Workload, cases: Cases) -> Facts:
     """What the first rank found in each case, by its name."""
-    arguments = (str(folder), json.dumps(workload.to_dict()), cases)
-    torch.multiprocessing.spawn(_rank, arguments, nprocs=NUM_RANKS)
-    facts: Facts = json.loads((folder / "facts.json").read_text())
-    return facts
-
-
-def _rank(rank: int, folder: str, workload: str, cases: dict[str, dict[str, Any]]) -> None:
-    import deepspeed
-    import torch.distributed as dist
-
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(NUM_RANKS)}
-    torch.set_num_threads(1)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=NUM_RANKS
-    )
-    deepspeed.init_distributed(verbose=False)
-    facts = {}
-    for name, case in cases.items():
-        knobs = {"micro_batch_size": 2, "optimizer": "sgd"} | case["knobs"]
-        spec = TrialSpec(
-            workload=Workload.from_dict(json.loads(workload)),
-            strategy=Strategy.from_dict(knobs),
+    specs = {
+        name: TrialSpec(
+            workload=workload,
+            strategy=Strategy.from_dict(
+                {"micro_batch_size": 2, "optimizer": "sgd"} | case["knobs"]
+            ),
             num_ranks=NUM_RANKS,
             learning_rate=case.get("learning_rate", LEARNING_RATE),
         )
-        facts[name] = _Run(spec, rank, Path(folder), case).facts()
-    if rank == 0:
-        Path(folder, "facts.json").write_text(json.dumps(facts))
-    dist.barrier()
+        for name, case in cases.items()
+    }
+    return look_into(folder, specs, partial(_facts, folder, cases))
 
 
-class _Run:
-    """One engine, trained for some steps."""
-
-    def __init__(self, spec: TrialSpec, rank: int, folder: Path, case: dict[str, Any]) -> None:
-        self._spec = spec
-        self._rank = rank
-        self._case = case
-        as_exported = case.get("as_exported", False)
-        self._engine = (
-            _as_exported(spec, rank, folder)
-            if as_exported
-            else build_engine(spec, torch.device("cpu")).engine
-        )
-
-    def facts(self) -> Facts:
-        engine = self._engine
-        groups = module_groups(engine.module)
-        raw, outputs = _watch(groups, prepend=True), _watch(groups, prepend=False)
-        if "loss_scale" in self._case:
-            engine.optimizer.loss_scaler.cur_scale = self._case["loss_scale"]
-        before = _sums(engine.module)
-        losses, skipped = [], []
-        for step in range(NUM_STEPS):
-            losses.append(self._step(step))
-            skipped.append(engine.skipped_steps)
-        return {
-            "losses": losses,
-            "skipped": skipped,
-            "weights_before": before,
-            "weights": _sums(engine.module),
-            "scale": getattr(engine.optimizer, "loss_scale", 1.0),
-            "optimizer": type(engine.optimizer).__name__,
-            "masters": [
-                str(parameter.dtype)
-                for group in engine.optimizer.param_groups
-                for parameter in group["params"]
-            ],
-            "parameters": {
-                group: sorted({str(p.dtype) for m in modules for p in m.parameters()})
-                for group, modules in groups.items()
-            },
-            "raw": raw,
-            "outputs": outputs,
-        }
-
-    def _step(self, step: int) -> float:
-        spec, losses = self._spec, []
-        accumulation = spec.strategy.gradient_accumulation_steps(
-            spec.workload.global_batch_size, NUM_RANKS
-        )
-        for micro in range(accumulation):
-            ids = micro_batch(spec, data_rank=self._rank, step=step, micro=micro)
-            loss = self._engine(input_ids=ids, labels=ids, use_cache=False).loss
-            self._engine.backward(loss)
-            self._engine.step()
-            losses.append(loss.detach().float())
-        mean = torch.stack(losses).mean()
-        torch.distributed.all_reduce(mean)
-        return float(mean) / NUM_RANKS
+def _facts(folder: Path, cases: Cases, name: str, spec: TrialSpec, rank: int) -> Facts:
+    case = cases[name]
+    engine = (
+        _as_exported(spec, rank, folder)
+        if case.get("as_exported", False)
+        else build_engine(spec, torch.device("cpu")).engine
+    )
+    groups = module_groups(engine.module)
+    raw, outputs = _watch(groups, prepend=True), _watch(groups, prepend=False)
+    if "loss_scale" in case:
+        engine.optimizer.loss_scaler.cur_scale = case["loss_scale"]
+    before = _sums(engine.module)
+    losses, skipped = [], []
+    for step in range(NUM_STEPS):
+        losses.append(train_step(engine, spec, rank, step))
+        skipped.append(engine.skipped_steps)
+    return {
+        "losses": losses,
+        "skipped": skipped,
+        "weights_before": before,
+        "weights": _sums(engine.module),
+        "scale": getattr(engine.optimizer, "loss_scale", 1.0),
+        "optimizer": type(engine.optimizer).__name__,
+        "masters": [
+            str(parameter.dtype)
+            for group in engine.optimizer.param_groups
+            for parameter in group["params"]
+        ],
+        "parameters": {
+            group: sorted({str(p.dtype) for m in modules for p in m.parameters()})
+            for group, modules in groups.items()
+        },
+        "raw": raw,
+        "outputs": outputs,
+    }
 
 
 def _sums(model: nn.Module) -> list[float]:

@@ -1,4 +1,4 @@
-"""Small models of many architectures, and their losses on one rank or several.
+"""Losses of small models of many architectures on one rank or several.
 
 SGD at a learning rate of one, with DeepSpeed's clipping at a norm of one: a gradient that is wrong
 by a factor shows in the losses, which AdamW would hide.
@@ -8,48 +8,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from conftest import RunTrial
+from small_models import small_workload
 
 from autotune.trial import Measurement
-from autotune.workload import Workload, load_model_shape
+from autotune.workload import Workload
 
 NUM_STEPS = 5
 
-_SMALL: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
     "vocab_size": 512,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
 }
-_GROUPED = {"num_key_value_heads": 2}
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": _GROUPED | {"tie_word_embeddings": False},
-    "qwen2": _GROUPED | {"tie_word_embeddings": True},
-    "qwen3": _GROUPED | {"head_dim": 16, "tie_word_embeddings": False},
-    "mistral": _GROUPED | {"sliding_window": 32, "tie_word_embeddings": False},
-    "gemma": _GROUPED | {"head_dim": 16, "tie_word_embeddings": True},
-    "gpt_neox": {"tie_word_embeddings": False},
-    "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64, "dropout": 0.0},
-    "phi": {"resid_pdrop": 0.0},
-    "mixtral": _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2},
+_CHANGES: dict[str, dict[str, Any]] = {
+    # Sequence parallelism needs a window that no sample outgrows.
+    "mistral": {"sliding_window": 32},
 }
-"""Tied and untied embeddings, grouped queries, biases, norms on heads, fused query-key-value."""
 
 
-def workload(folder: Path, model_type: str, **changes: Any) -> Workload:
+def parallel_workload(model_type: str, **changes: Any) -> Workload:
     """Four micro-batches of two samples on one data-parallel rank, 32 tokens a sample."""
-    config = {"model_type": model_type, **_SMALL, **CONFIGS[model_type], **changes}
-    (folder / "config.json").write_text(json.dumps(config))
-    return Workload(model=load_model_shape(str(folder)), seq_len=32, global_batch_size=8)
+    return small_workload(model_type, **SIZES | _CHANGES.get(model_type, {}) | changes)
+
+
+LLAMA = parallel_workload("llama")
 
 
 def train(run_trial: RunTrial, workload: Workload, num_ranks: int, **knobs: Any) -> Measurement:

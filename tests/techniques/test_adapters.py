@@ -10,84 +10,37 @@ from typing import Any
 import pytest
 import torch
 from conftest import RunTrial
+from one_batch import TOKENS
+from small_models import WITH_DROPOUT, build, write_strategy
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPTJConfig,
-    GPTNeoConfig,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MixtralConfig,
-    OPTConfig,
-    Phi3Config,
-    PhiConfig,
-    PreTrainedConfig,
-)
 
 import autotune
 from autotune.errors import ConfigError
 from autotune.strategy import Strategy
-from autotune.strategy_file import StrategyFile
 from autotune.workload import Method, Workload, load_model_shape
 
-NUM_LAYERS = 3
-TOKENS = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(0))
-
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "vocab_size": 64,
-    "num_hidden_layers": NUM_LAYERS,
-    "num_attention_heads": 4,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
-}
-OF_GPT = {"vocab_size": 64, "n_embd": 32, "n_layer": NUM_LAYERS, "n_head": 4}
-SPECIAL = {"bos_token_id": 0, "eos_token_id": 1}
-
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(num_key_value_heads=2, **SHAPE),
-    "gpt2": GPT2Config(**OF_GPT, **SPECIAL),
-    "gptj": GPTJConfig(rotary_dim=4, **OF_GPT, **SPECIAL),
-    "gpt_neo": GPTNeoConfig(
-        hidden_size=32,
-        num_layers=NUM_LAYERS,
-        num_heads=4,
-        vocab_size=64,
-        attention_types=[[["global"], NUM_LAYERS]],
-        **SPECIAL,
-    ),
-    "gpt_neox": GPTNeoXConfig(**SHAPE),
+CHANGES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gpt2": {},
+    "gptj": {},
+    "gpt_neo": {},
+    "gpt_neox": {},
     # With projections in front of its layers and behind them, which no adapter belongs to.
-    "opt": OPTConfig(ffn_dim=64, word_embed_proj_dim=16, **SHAPE),
-    "phi": PhiConfig(**SHAPE),
-    "phi3": Phi3Config(**SHAPE),
-    "mixtral": MixtralConfig(num_key_value_heads=2, num_local_experts=2, **SHAPE),
+    "opt": {"word_embed_proj_dim": 16},
+    "phi": {},
+    "phi3": {},
+    "mixtral": {},
 }
 
 
 def _apply(model: nn.Module, folder: Path, **knobs: Any) -> Any:
     attention = str(model.config._attn_implementation)  # type: ignore[union-attr]
-    exported = StrategyFile(
-        model="mine",
-        seq_len=16,
-        global_batch_size=4,
-        method=Method.LORA,
-        lora_targets=("all-linear",),
-        learning_rate=1e-5,
-        strategy=Strategy.from_dict({"lora_rank": 4, "attention": attention} | knobs),
-    )
-    file = folder / "strategy.yaml"
-    file.write_text(exported.to_yaml())
-    return autotune.apply(model, file)
+    strategy = Strategy.from_dict({"lora_rank": 4, "attention": attention} | knobs)
+    return autotune.apply(model, write_strategy(folder, strategy, method=Method.LORA))
 
 
 def _build(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    model: nn.Module = AutoModelForCausalLM.from_config(CONFIGS[name]).train()
-    return model
+    return build(name, **WITH_DROPOUT | CHANGES[name])
 
 
 def _adapted(model: nn.Module) -> set[str]:
@@ -126,7 +79,7 @@ def test_adapters_are_on_exactly_the_named_layers(
 
 
 @pytest.mark.parametrize("targets", ["all-linear", "attention", "mlp"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", CHANGES)
 def test_the_number_of_trained_parameters_is_as_predicted(
     name: str, targets: str, tmp_path: Path
 ) -> None:

@@ -7,43 +7,32 @@ projections, parallel residuals, experts.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import RunTrial
 from sample_study import SOFTWARE
+from small_models import small_workload
 
 from autotune.compatibility import conflict
 from autotune.hardware import Hardware
 from autotune.strategy import Strategy
-from autotune.workload import Method, Workload, load_model_shape
+from autotune.workload import Method, Workload
 
 pytestmark = pytest.mark.slow
 
-_SMALL = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "vocab_size": 512,
-    "max_position_embeddings": 64,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-_GROUPED = {"num_key_value_heads": 2}
+SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 512}
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": _GROUPED,
-    "qwen2": _GROUPED | {"tie_word_embeddings": True},
-    "qwen3": _GROUPED | {"head_dim": 32, "tie_word_embeddings": True},
-    "mistral": _GROUPED | {"sliding_window": 16},
-    "gemma": {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": 8192},
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
+    "mistral": {},
+    "gemma": {"num_key_value_heads": 1, "vocab_size": 8192},
     "gpt_neox": {},
-    "mixtral": _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "mixtral": {},
 }
-DENSE = [name for name in CONFIGS if name != "mixtral"]
+DENSE = [name for name in ARCHITECTURES if name != "mixtral"]
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "ZeRO-1, layers": {"zero_stage": 1, "checkpoint_interval": 2, "loss_tiles": 2},
@@ -80,13 +69,8 @@ REFUSED: dict[tuple[str, str], str] = {
 """Families that an architecture cannot take, with a part of the reason given."""
 
 
-def workload(folder: Path, model_type: str, *, method: Method) -> Workload:
-    """A small model of an architecture, from a folder as a user has it."""
-    config = {"model_type": model_type} | _SMALL | CONFIGS[model_type]
-    (folder / "config.json").write_text(json.dumps(config))
-    return Workload(
-        model=load_model_shape(str(folder)), seq_len=32, global_batch_size=8, method=method
-    )
+def _workload(model_type: str, *, method: Method = Method.FULL) -> Workload:
+    return small_workload(model_type, method=method, **SIZES | ARCHITECTURES[model_type])
 
 
 def _method(knobs: dict[str, Any]) -> Method:
@@ -96,10 +80,10 @@ def _method(knobs: dict[str, Any]) -> Method:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("model_type", DENSE)
 def test_architecture_trains_or_is_refused(
-    run_trial: RunTrial, cpu_hardware: Hardware, tmp_path: Path, model_type: str, family: str
+    run_trial: RunTrial, cpu_hardware: Hardware, model_type: str, family: str
 ) -> None:
     knobs = FAMILIES[family]
-    question = workload(tmp_path, model_type, method=_method(knobs))
+    question = _workload(model_type, method=_method(knobs))
     strategy = Strategy.from_dict({"micro_batch_size": 2} | knobs)
     words = conflict(strategy, question, cpu_hardware, SOFTWARE)
     expected = REFUSED.get((model_type, family))
@@ -115,9 +99,7 @@ def test_architecture_trains_or_is_refused(
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_experts_train_under_every_zero_stage(
-    run_trial: RunTrial, tmp_path: Path, zero_stage: int
-) -> None:
-    question = workload(tmp_path, "mixtral", method=Method.FULL)
+def test_experts_train_under_every_zero_stage(run_trial: RunTrial, zero_stage: int) -> None:
+    question = _workload("mixtral")
     outcome = run_trial(workload=question, zero_stage=zero_stage)
     assert outcome.failure is None, outcome.failure

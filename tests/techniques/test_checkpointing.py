@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from causal_models import CONFIGS, NUM_LAYERS, TOKENS, applied, build, count_calls, train
-from live_tensors import kept_bytes, peak_bytes
+from one_batch import TOKENS, count_calls, kept_bytes, peak_bytes, train
+from small_models import EVERY_FORM, NUM_LAYERS, applied, build
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -28,7 +28,7 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 
 
 @pytest.mark.parametrize("knobs", [ATTENTION, MLP, ON_HOST, ATTENTION | ON_HOST], ids=str)
-@pytest.mark.parametrize("model_type", CONFIGS)
+@pytest.mark.parametrize("model_type", EVERY_FORM)
 def test_gradients_are_those_without_checkpoints(model_type: str, knobs: dict[str, Any]) -> None:
     if knobs == MLP and model_type in WITHOUT_MLP_MODULE:
         pytest.skip("refused: has no MLP module")

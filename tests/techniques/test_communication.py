@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from communication_facts import Facts, run_ranks
+from communication_facts import communication_facts
+from two_ranks import Facts
 
 from autotune.compatibility import conflict
 from autotune.deepspeed_config import deepspeed_config
@@ -42,7 +43,7 @@ def facts(tiny: Workload, tmp_path_factory: pytest.TempPathFactory) -> Facts:
     folder = tmp_path_factory.mktemp("communication")
     config = dict(load_model_shape("tiny").config) | SIZES
     (folder / "config.json").write_text(json.dumps(config))
-    return run_ranks(folder, replace(tiny, model=load_model_shape(str(folder))), CASES)
+    return communication_facts(folder, replace(tiny, model=load_model_shape(str(folder))), CASES)
 
 
 @pytest.mark.slow

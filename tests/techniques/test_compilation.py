@@ -12,13 +12,12 @@ import psutil
 import pytest
 import torch
 from conftest import RunTrial
+from one_batch import train
+from small_models import applied, build
 from torch import nn
 from torch._dynamo.utils import counters
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from autotune.software import detect_software
-from autotune.strategy import Strategy
-from autotune.techniques.apply import apply_strategy
 from autotune.techniques.compilation import CompilationCounter, compile_in_this_process
 from autotune.workload import Method, Workload
 
@@ -35,24 +34,11 @@ pytestmark = [
 NUM_LAYERS = 10
 """More than Dynamo compiles one function for (`recompile_limit`): the layers must share code."""
 
-TOKENS = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(0))
-SMALL = {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 64, "num_attention_heads": 2}
-
 
 def _applied(**knobs: Any) -> nn.Module:
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=NUM_LAYERS, **SMALL)).train()
-    strategy = Strategy.from_dict({"precision": "fp32"} | knobs)
-    method = Method.LORA if strategy.lora_rank else Method.FULL
-    return apply_strategy(model, strategy, method=method, lora_targets=("all-linear",))
-
-
-def _train(model: nn.Module) -> tuple[float, dict[str, torch.Tensor]]:
-    model.zero_grad()
-    loss = model(input_ids=TOKENS, labels=TOKENS).loss
-    loss.backward()
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return loss.item(), gradients
+    method = Method.LORA if "lora_rank" in knobs else Method.FULL
+    model = build("llama", num_hidden_layers=NUM_LAYERS)
+    return applied(model, method=method, precision="fp32", **knobs)
 
 
 @pytest.fixture(autouse=True)
@@ -83,12 +69,12 @@ def test_layers_are_compiled_whole_and_share_their_code(
     monkeypatch.setattr(nn.Module, "compile", lambda m: compile_with(m, backend="aot_eager"))
     plain, compiled = _applied(**knobs), _applied(torch_compile=True, **knobs)
     assert list(compiled.state_dict()) == list(plain.state_dict())
-    _train(plain)
-    _train(compiled)  # the second forward runs checkpoints of several layers
-    _train(compiled)
+    train(plain)
+    train(compiled)  # the second forward runs checkpoints of several layers
+    train(compiled)
     counter = CompilationCounter()
-    loss, gradients = _train(compiled)
-    expected_loss, expected_gradients = _train(plain)
+    loss, gradients = train(compiled)
+    expected_loss, expected_gradients = train(plain)
     assert counter.num_compilations == 0
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] in (1, 2)

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parallel_cases import workload
+from parallel_cases import SIZES
 from sample_study import LAPTOP, complete, summary
+from small_models import write_config
 
 from autotune.export import export_trial
 from autotune.strategy import Strategy
 from autotune.worker.model import build_model
+from autotune.workload import Workload, load_model_shape
 
 pytestmark = pytest.mark.slow
 
@@ -33,15 +35,23 @@ os._exit(0)
 """
 
 
+def _workload(folder: Path) -> Workload:
+    return Workload(model=load_model_shape(str(folder)), seq_len=32, global_batch_size=4)
+
+
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model as a user has it: weights in a folder."""
     import torch
 
     folder = tmp_path_factory.mktemp("model")
-    small = workload(folder, "llama")
+    write_config(folder, "llama", **SIZES)
     model = build_model(
-        small, Strategy(precision="fp32"), device=torch.device("cpu"), deepspeed_config={}, seed=0
+        _workload(folder),
+        Strategy(precision="fp32"),
+        device=torch.device("cpu"),
+        deepspeed_config={},
+        seed=0,
     )
     model.save_pretrained(folder)
     return folder
@@ -54,8 +64,7 @@ def _losses(folder: Path, model_folder: Path, num_ranks: int, **knobs: Any) -> l
     )
     trial = complete(0, 1, 1, strategy=strategy)
     hardware = replace(LAPTOP, num_devices=num_ranks)
-    small = replace(workload(model_folder, "llama"), global_batch_size=4)
-    study = replace(summary(trial, hardware=hardware), workload=small)
+    study = replace(summary(trial, hardware=hardware), workload=_workload(model_folder))
     export = export_trial(study, trial, folder / "export")
     for file in ("ds_config.json", "strategy.yaml"):
         path = export / file

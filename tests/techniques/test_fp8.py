@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import RunTrial
+from small_models import build
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from autotune.errors import ConfigError
 from autotune.strategy import Strategy
@@ -86,20 +86,9 @@ def test_a_side_that_is_no_multiple_of_16_is_refused() -> None:
         use_fp8([nn.Linear(40, 16)], knob="mlp_precision")
 
 
-def _llama() -> LlamaForCausalLM:
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        vocab_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-    )
-    return LlamaForCausalLM(config).bfloat16()
-
-
 @pytest.mark.parametrize(("group", "num_linears"), [("attention", 8), ("mlp", 6), ("lm_head", 1)])
 def test_the_linear_layers_of_the_group_alone_change(group: str, num_linears: int) -> None:
-    model = _llama()
+    model = build("llama", num_hidden_layers=2).bfloat16()
     set_precisions(model, Strategy.from_dict({f"{group}_precision": "fp8"}))
     changed = [name for name, module in model.named_modules() if isinstance(module, Fp8Linear)]
     assert len(changed) == num_linears
@@ -108,8 +97,7 @@ def test_the_linear_layers_of_the_group_alone_change(group: str, num_linears: in
 
 
 def test_a_model_with_convolutions_for_linear_layers_is_refused() -> None:
-    special = {"bos_token_id": 0, "eos_token_id": 1}
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, **special))
+    model = build("gpt2")
     with pytest.raises(ConfigError, match="mlp_precision fp8 needs linear layers"):
         set_precisions(model, Strategy.from_dict({"mlp_precision": "fp8"}))
 

@@ -9,17 +9,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import RunTrial
+from one_batch import TOKENS
+from small_models import NUM_LAYERS, build, write_strategy
 from torch import nn
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_neox import modeling_gpt_neox
 from transformers.models.llama import modeling_llama
@@ -30,45 +22,13 @@ from autotune.errors import ConfigError
 from autotune.hardware import DeviceType
 from autotune.software import detect_software
 from autotune.strategy import Strategy
-from autotune.strategy_file import StrategyFile
 from autotune.worker.model import build_model
 from autotune.workload import Method, Workload
 
-TOKENS = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(0))
-NUM_LAYERS = 3
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "vocab_size": 64,
-    "num_hidden_layers": NUM_LAYERS,
-    "num_attention_heads": 4,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
-}
-
-
-def _llama() -> nn.Module:
-    return LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **SHAPE))
-
-
-def _gpt_neox() -> nn.Module:
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**SHAPE))
-
 
 def _apply(model: nn.Module, folder: Path, **knobs: Any) -> nn.Module:
-    exported = StrategyFile(
-        model="mine",
-        seq_len=16,
-        global_batch_size=4,
-        method=Method.FULL if "lora_rank" not in knobs else Method.LORA,
-        lora_targets=("all-linear",),
-        learning_rate=1e-5,
-        strategy=Strategy.from_dict(knobs),
-    )
-    file = folder / "strategy.yaml"
-    file.write_text(exported.to_yaml())
-    return autotune.apply(model, file)
+    method = Method.LORA if "lora_rank" in knobs else Method.FULL
+    return autotune.apply(model, write_strategy(folder, Strategy.from_dict(knobs), method=method))
 
 
 class _Calls:
@@ -97,15 +57,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, _Calls]:
     return {"sdpa": sdpa, "eager": eager}
 
 
-@pytest.mark.parametrize("build", [_llama, _gpt_neox])
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox"])
 @pytest.mark.parametrize("lora", [{}, {"lora_rank": 4}], ids=str)
 def test_apply_switches_a_models_attention_and_leaves_its_loss(
-    build: Callable[[], nn.Module],
+    model_type: str,
     lora: dict[str, int],
     calls: dict[str, _Calls],
     tmp_path: Path,
 ) -> None:
-    model = build()
+    model = build(model_type)
     losses = {}
     for attention, other in (("eager", "sdpa"), ("sdpa", "eager")):
         counters = {name: counter.num_calls for name, counter in calls.items()}
@@ -133,19 +93,18 @@ def test_a_trials_model_is_built_with_its_attention(
 @pytest.mark.skipif(detect_software().has_flash_attention, reason="it is installed here")
 def test_flash_attention_that_is_not_installed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="attention flash_attention_2: "):
-        _apply(_llama(), tmp_path, attention="flash_attention_2")
+        _apply(build("llama"), tmp_path, attention="flash_attention_2")
 
 
 def test_sdpa_is_refused_where_the_architecture_has_none(tmp_path: Path) -> None:
-    model = Gemma2ForCausalLM(Gemma2Config(head_dim=8, num_key_value_heads=2, **SHAPE))
+    model = build("gemma2")
     with pytest.raises(ConfigError, match="attention sdpa: Gemma2ForCausalLM"):
         _apply(model, tmp_path, attention="sdpa")
     _apply(model, tmp_path, attention="eager")
 
 
 def test_a_model_that_cannot_be_switched_says_how_to_load_it(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 32, "n_layer": NUM_LAYERS, "n_head": 4, "vocab_size": 64}
-    model = BloomForCausalLM(BloomConfig(**sizes))
+    model = build("bloom")
     with pytest.raises(ConfigError, match="attention sdpa"):
         _apply(model, tmp_path, attention="sdpa")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from causal_models import CONFIGS, LABELS, TOKENS, applied, build, count_calls, train
-from live_tensors import kept_bytes, peak_bytes
+from one_batch import LABELS, TOKENS, count_calls, kept_bytes, peak_bytes, train
+from small_models import EVERY_FORM, applied, build
 from torch import nn
 
 from autotune.errors import ConfigError
@@ -21,7 +21,7 @@ LONG = torch.randint(0, 64, (2, 128), generator=torch.Generator().manual_seed(0)
 
 # 16 tokens: in equal tiles, in unequal ones, in one token each.
 @pytest.mark.parametrize("loss_tiles", [2, 3, 16])
-@pytest.mark.parametrize("model_type", CONFIGS)
+@pytest.mark.parametrize("model_type", EVERY_FORM)
 def test_loss_and_gradients_are_those_without_tiles(model_type: str, loss_tiles: int) -> None:
     loss, gradients = train(build(model_type))
     tiled_loss, tiled_gradients = train(applied(build(model_type), loss_tiles=loss_tiles))

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import RunTrial
-from optimizer_facts import Facts, run_ranks
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from one_batch import TOKENS
+from optimizer_facts import optimizer_facts
+from small_models import TIED, build
+from two_ranks import Facts
 
 from autotune.deepspeed_config import deepspeed_config, is_client_optimizer
 from autotune.hardware import DeviceType, detect_hardware
@@ -29,6 +31,9 @@ STAGES_AND_PRECISIONS = (
     (0, "fp32"),
     (1, "fp32"),
 )
+
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+"""With weights that bitsandbytes thinks worth 8 bits."""
 
 Cases = dict[str, tuple[Workload, dict[str, Any]]]
 
@@ -61,7 +66,7 @@ def facts(tiny: Workload, tmp_path_factory: pytest.TempPathFactory) -> Facts:
     for stage in (0, 1, 3):
         lora = replace(tiny, method=Method.LORA)
         add(lora, "lora ", optimizer="muon", zero_stage=stage, lora_rank=8)
-    return run_ranks(tmp_path_factory.mktemp("optimizers"), cases)
+    return optimizer_facts(tmp_path_factory.mktemp("optimizers"), cases)
 
 
 slow = pytest.mark.slow
@@ -224,7 +229,7 @@ def test_under_zero_8_bit_optimizers_see_one_partition_all_in_8_bit(
 
 
 def test_an_embedding_that_is_the_head_too_stays_in_32_bit() -> None:
-    model = LlamaForCausalLM(_llama(tie_word_embeddings=True))
+    model: Any = build("llama", **WIDE, **TIED)
     optimizer = build_optimizer(model, Strategy(optimizer=Optimizer.ADAMW_8BIT), 1e-3)
     assert optimizer is not None
     model(input_ids=TOKENS, labels=TOKENS).loss.backward()
@@ -234,7 +239,7 @@ def test_an_embedding_that_is_the_head_too_stays_in_32_bit() -> None:
 
 
 def test_the_32_bit_embedding_of_one_optimizer_is_not_taken_for_anothers_partition() -> None:
-    model = LlamaForCausalLM(_llama())
+    model = build("llama", **WIDE)
     build_optimizer(model, Strategy(optimizer=Optimizer.ADAMW_8BIT), 1e-3)
     flat = Strategy(optimizer=Optimizer.ADAMW_8BIT, zero_stage=1)
     optimizer = build_optimizer(model, flat, 1e-3)
@@ -244,20 +249,6 @@ def test_the_32_bit_embedding_of_one_optimizer_is_not_taken_for_anothers_partiti
     optimizer.param_groups[0]["params"] = [partition]  # as DeepSpeed does
     optimizer.step()
     assert optimizer.state[partition]["state1"].dtype is torch.uint8
-
-
-TOKENS = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(0))
-
-
-def _llama(**config: Any) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        **config,
-    )
 
 
 @slow
@@ -341,10 +332,7 @@ def test_muons_kernels_compile_in_a_trial(run_trial: RunTrial) -> None:
 # Importing DeepSpeed's Muon imports all of inductor.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_muon_leaves_embeddings_of_any_name_to_adamw() -> None:
-    config = GPT2Config(
-        vocab_size=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1
-    )
-    model = GPT2LMHeadModel(config)
+    model = build("gpt2")
     optimizer = build_optimizer(model, Strategy(optimizer=Optimizer.MUON), 1e-3)
     assert optimizer is not None
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -360,7 +348,7 @@ def test_muon_leaves_embeddings_of_any_name_to_adamw() -> None:
 def test_the_paged_optimizer_is_bitsandbytes_own() -> None:
     strategy = Strategy(optimizer=Optimizer.PAGED_ADAMW_8BIT)
     assert is_client_optimizer(strategy)
-    optimizer: Any = build_optimizer(LlamaForCausalLM(_llama()), strategy, 1e-3)
+    optimizer: Any = build_optimizer(build("llama", **WIDE), strategy, 1e-3)
     assert type(optimizer).__name__ == "PagedAdamW8bit"
     assert optimizer.is_paged
     assert optimizer.args.optim_bits == 8
@@ -371,8 +359,7 @@ def test_no_flat_tensor_is_larger_than_the_8_bit_kernels_take(
     monkeypatch: pytest.MonkeyPatch, zero_stage: int
 ) -> None:
     monkeypatch.setattr("autotune.techniques.optimizers._MOST_ELEMENTS", 10_000)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 64}
-    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, num_attention_heads=4, **sizes))
+    model = build("llama")
     strategy = Strategy(optimizer=Optimizer.ADAMW_8BIT, zero_stage=zero_stage)
     optimizer = build_optimizer(model, strategy, 1e-3)
     assert optimizer is not None

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import RunTrial
-from small_models import CONFIGS, TIED, build_stage, small_workload, write_strategy
+from pipeline_cases import PIPELINED, build_stage, pipeline_workload
+from small_models import TIED, write_strategy
 
 from autotune.deepspeed_config import deepspeed_config
 from autotune.hardware import DeviceType
@@ -38,14 +39,14 @@ def _measured(run_trial: RunTrial, workload: Workload, **knobs: Any) -> Measurem
 
 
 @pytest.fixture(scope="module")
-def one_rank(run_trial: RunTrial, tiny: Workload) -> Callable[..., Measurement]:
+def one_rank(run_trial: RunTrial) -> Callable[..., Measurement]:
     """The run of one rank, once for each question: `one_rank(name, method, is_tied, **knobs)`."""
 
     @cache
     def run(
         name: str = "llama", method: Method = Method.FULL, is_tied: bool = False, **knobs: Any
     ) -> Measurement:
-        workload = small_workload(tiny, name, **(TIED if is_tied else {}))
+        workload = pipeline_workload(name, **(TIED if is_tied else {}))
         return _measured(run_trial, replace(workload, method=method), num_ranks=1, **knobs)
 
     return run
@@ -73,18 +74,16 @@ def _check(pipeline: Measurement, plain: Measurement, *, rel: float = 1e-5) -> N
 )
 def test_two_stages_learn_what_one_rank_learns(
     run_trial: RunTrial,
-    tiny: Workload,
     one_rank: Callable[..., Measurement],
     knobs: dict[str, Any],
 ) -> None:
-    pipeline = _measured(run_trial, small_workload(tiny), pipeline_parallel_size=2, **knobs)
+    pipeline = _measured(run_trial, pipeline_workload(), pipeline_parallel_size=2, **knobs)
     _check(pipeline, one_rank())
 
 
 @pytest.mark.parametrize(("num_stages", "zero_stage"), [(2, 0), (2, 1), (4, 1)])
 def test_four_ranks_learn_what_one_rank_learns(
     run_trial: RunTrial,
-    tiny: Workload,
     one_rank: Callable[..., Measurement],
     num_stages: int,
     zero_stage: int,
@@ -92,7 +91,7 @@ def test_four_ranks_learn_what_one_rank_learns(
     # Two stages: two pipelines beside each other, with samples of their own.
     pipeline = _measured(
         run_trial,
-        small_workload(tiny),
+        pipeline_workload(),
         num_ranks=4,
         pipeline_parallel_size=num_stages,
         zero_stage=zero_stage,
@@ -101,22 +100,20 @@ def test_four_ranks_learn_what_one_rank_learns(
     _check(pipeline, one_rank())
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "llama"])
+@pytest.mark.parametrize("name", [name for name in PIPELINED if name != "llama"])
 def test_architecture_learns_in_stages_what_it_learns_on_one_rank(
-    run_trial: RunTrial, tiny: Workload, one_rank: Callable[..., Measurement], name: str
+    run_trial: RunTrial, one_rank: Callable[..., Measurement], name: str
 ) -> None:
     attention = {"attention": "eager"} if name == "gemma2" else {}
-    pipeline = _measured(
-        run_trial, small_workload(tiny, name), pipeline_parallel_size=2, **attention
-    )
+    pipeline = _measured(run_trial, pipeline_workload(name), pipeline_parallel_size=2, **attention)
     _check(pipeline, one_rank(name, **attention))
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1])
 def test_a_tied_embedding_stays_the_same_in_the_first_and_the_last_stage(
-    run_trial: RunTrial, tiny: Workload, one_rank: Callable[..., Measurement], zero_stage: int
+    run_trial: RunTrial, one_rank: Callable[..., Measurement], zero_stage: int
 ) -> None:
-    workload = small_workload(tiny, **TIED)
+    workload = pipeline_workload(**TIED)
     knobs = {"pipeline_parallel_size": 2, "zero_stage": zero_stage, "num_ranks": 4}
     pipeline = _measured(run_trial, workload, micro_batch_size=1, **knobs)
     _check(pipeline, one_rank(is_tied=True))
@@ -128,7 +125,6 @@ def test_a_tied_embedding_stays_the_same_in_the_first_and_the_last_stage(
 )
 def test_stages_learn_in_16_bit(
     run_trial: RunTrial,
-    tiny: Workload,
     one_rank: Callable[..., Measurement],
     zero_stage: int,
     precision: str,
@@ -137,7 +133,7 @@ def test_stages_learn_in_16_bit(
     if precision == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
         pytest.skip("DeepSpeed refuses fp16 on this CPU")
     knobs = {"precision": precision, "zero_stage": zero_stage}
-    workload = small_workload(tiny, **(TIED if is_tied else {}))
+    workload = pipeline_workload(**(TIED if is_tied else {}))
     pipeline = _measured(run_trial, workload, pipeline_parallel_size=2, **knobs)
     # DeepSpeed adds up gradients in bf16 or fp32, and so in other orders.
     plain = one_rank(is_tied=is_tied, **knobs | {"zero_stage": 1})
@@ -156,13 +152,12 @@ def test_stages_learn_in_16_bit(
 )
 def test_optimizer_trains_stages(
     run_trial: RunTrial,
-    tiny: Workload,
     one_rank: Callable[..., Measurement],
     knobs: dict[str, Any],
 ) -> None:
     pipeline = _measured(
         run_trial,
-        small_workload(tiny),
+        pipeline_workload(),
         pipeline_parallel_size=2,
         **knobs | {"learning_rate": 1e-3},
     )
@@ -179,14 +174,13 @@ def test_optimizer_trains_stages(
 )
 def test_adapters_train_in_stages(
     run_trial: RunTrial,
-    tiny: Workload,
     one_rank: Callable[..., Measurement],
     method: Method,
     precision: str,
     is_tied: bool,
 ) -> None:
     knobs = {"lora_rank": 4, "precision": precision, "zero_stage": 1, "learning_rate": 5.0}
-    workload = replace(small_workload(tiny, **(TIED if is_tied else {})), method=method)
+    workload = replace(pipeline_workload(**(TIED if is_tied else {})), method=method)
     pipeline = _measured(
         run_trial,
         workload,
@@ -199,8 +193,8 @@ def test_adapters_train_in_stages(
     _check(pipeline, plain, rel=1e-5 if method is Method.LORA else 2e-3)
 
 
-def test_a_rank_says_what_it_is_doing(run_trial: RunTrial, tiny: Workload, tmp_path: Path) -> None:
-    _measured(run_trial, small_workload(tiny), pipeline_parallel_size=2, folder=tmp_path)
+def test_a_rank_says_what_it_is_doing(run_trial: RunTrial, tmp_path: Path) -> None:
+    _measured(run_trial, pipeline_workload(), pipeline_parallel_size=2, folder=tmp_path)
     for rank in range(2):
         assert (tmp_path / f"rank{rank}.phase").read_text().strip() == "step"
 
@@ -243,9 +237,9 @@ os._exit(0)
 
 
 def test_an_exported_pipeline_trains_in_fresh_processes_with_the_losses_of_its_trial(
-    run_trial: RunTrial, tiny: Workload, tmp_path: Path
+    run_trial: RunTrial, tmp_path: Path
 ) -> None:
-    workload = small_workload(tiny, **TIED)
+    workload = pipeline_workload(**TIED)
     knobs = {"optimizer": "adamw_8bit", "learning_rate": 1e-3, "checkpoint_interval": 2}
     trial = _measured(run_trial, workload, pipeline_parallel_size=2, zero_stage=1, **knobs)
     strategy = Strategy.from_dict(

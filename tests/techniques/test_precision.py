@@ -11,25 +11,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import RunTrial
-from engine_facts import Facts, run_ranks
+from engine_facts import engine_facts
 from planted_model import planted_workload
+from small_models import TIED, build
 from torch import nn
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from two_ranks import Facts
 
 from autotune.errors import ConfigError
 from autotune.knobs import ModuleGroup
@@ -82,7 +68,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def facts(tiny: Workload, tmp_path_factory: pytest.TempPathFactory) -> Facts:
     """All cases in one pair of ranks."""
-    return run_ranks(tmp_path_factory.mktemp("ranks"), tiny, CASES)
+    return engine_facts(tmp_path_factory.mktemp("ranks"), tiny, CASES)
 
 
 @pytest.mark.slow
@@ -203,60 +189,21 @@ def test_adapters_train_beside_norms_and_embeddings_in_fp32(
     assert outcome.measurement is not None, outcome.failure
 
 
-_SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "vocab_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-_SPECIAL = {"bos_token_id": 0, "eos_token_id": 1}
+MODELS = ["llama", "gpt2", "gpt_neox", "gemma2", "qwen3", "mixtral", "opt"]
 
 
-def _llama(**options: Any) -> nn.Module:
-    return LlamaForCausalLM(LlamaConfig(**_SIZES, **options))
-
-
-def _gpt2() -> nn.Module:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, **_SPECIAL))
-
-
-def _gpt_neox() -> nn.Module:
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**_SIZES, **_SPECIAL))
-
-
-def _gemma2() -> nn.Module:
-    return Gemma2ForCausalLM(Gemma2Config(head_dim=8, num_key_value_heads=2, **_SIZES))
-
-
-def _qwen3() -> nn.Module:
-    return Qwen3ForCausalLM(Qwen3Config(head_dim=8, num_key_value_heads=2, **_SIZES))
-
-
-def _mixtral() -> nn.Module:
-    return MixtralForCausalLM(MixtralConfig(num_local_experts=2, num_key_value_heads=2, **_SIZES))
-
-
-def _opt() -> nn.Module:
-    sizes = {key: value for key, value in _SIZES.items() if key != "intermediate_size"}
-    return OPTForCausalLM(OPTConfig(ffn_dim=64, word_embed_proj_dim=32, **sizes, **_SPECIAL))
-
-
-MODELS = [_llama, _gpt2, _gpt_neox, _gemma2, _qwen3, _mixtral, _opt]
-
-
-@pytest.mark.parametrize("build", MODELS)
-def test_every_parameter_is_in_a_group(build: Any) -> None:
-    model = build()
+@pytest.mark.parametrize("model_type", MODELS)
+def test_every_parameter_is_in_a_group(model_type: str) -> None:
+    model = build(model_type)
     groups = module_groups(model)
     assert all(groups[group] for group in ModuleGroup)
     grouped = {id(p) for modules in groups.values() for m in modules for p in m.parameters()}
     assert all(id(parameter) in grouped for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("build", MODELS)
-def test_every_architecture_computes_in_several_precisions(build: Any) -> None:
-    model = build().bfloat16().train()
+@pytest.mark.parametrize("model_type", MODELS)
+def test_every_architecture_computes_in_several_precisions(model_type: str) -> None:
+    model: Any = build(model_type).bfloat16()
     is_tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     head = {"lm_head_precision": "fp32"} if is_tied else {}
     knobs = {"embedding_precision": "fp32", "mlp_precision": "fp16", "norm_precision": "fp32"}
@@ -272,7 +219,7 @@ def test_every_architecture_computes_in_several_precisions(build: Any) -> None:
 
 
 def test_norms_inside_an_attention_have_the_precision_of_norms() -> None:
-    model = _qwen3().bfloat16()
+    model: Any = build("qwen3").bfloat16()
     set_precisions(model, Strategy.from_dict({"norm_precision": "fp32"}))
     attention = model.model.layers[0].self_attn
     assert attention.q_norm.weight.dtype is torch.float32
@@ -282,13 +229,13 @@ def test_norms_inside_an_attention_have_the_precision_of_norms() -> None:
 
 
 def test_shared_weights_of_two_precisions_are_refused() -> None:
-    model = _llama(tie_word_embeddings=True)
+    model = build("llama", **TIED)
     with pytest.raises(ConfigError, match="share their weights"):
         set_precisions(model, Strategy.from_dict({"embedding_precision": "fp32"}))
 
 
 def test_shared_weights_stay_shared() -> None:
-    model = _llama(tie_word_embeddings=True).bfloat16()
+    model: Any = build("llama", **TIED).bfloat16()
     wide = {"embedding_precision": "fp32", "lm_head_precision": "fp32"}
     set_precisions(model, Strategy.from_dict(wide))
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
@@ -358,5 +305,5 @@ def untouched_tf32() -> Iterator[None]:
 @pytest.mark.usefixtures("untouched_tf32")
 def test_tf32_is_switched_as_the_strategy_says(tf32: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = not tf32
-    set_precisions(_llama(), Strategy.from_dict({"precision": "fp32", "tf32": tf32}))
+    set_precisions(build("llama"), Strategy.from_dict({"precision": "fp32", "tf32": tf32}))
     assert torch.backends.cuda.matmul.allow_tf32 is tf32

@@ -7,23 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from small_models import build, write_strategy
+from torch import nn
 
 import autotune
 from autotune.errors import ConfigError
 from autotune.strategy import Strategy
-from autotune.strategy_file import StrategyFile
 from autotune.techniques.sequence_parallel import divide_attention, shard_tokens
-from autotune.workload import Method
 
 IDS = torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(0))
 LABELS = IDS.where(torch.arange(12) > 3, -100)
 
 
-def _embedding_only() -> LlamaForCausalLM:
+def _embedding_only() -> nn.Module:
     """Without layers no token looks at another, so that each shard can stand alone."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 0, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=64, intermediate_size=64, **sizes))
+    return build("llama", num_hidden_layers=0)
 
 
 def _shards(num_shards: int, **knobs: Any) -> list[dict[str, torch.Tensor]]:
@@ -58,18 +56,9 @@ def test_tokens_that_do_not_divide_are_refused() -> None:
 
 
 def test_without_sequence_parallelism_the_batch_stays_as_it_was(tmp_path: Path) -> None:
-    exported = StrategyFile(
-        model="mine",
-        seq_len=12,
-        global_batch_size=2,
-        method=Method.FULL,
-        lora_targets=(),
-        learning_rate=1e-5,
-        strategy=Strategy(),
-    )
-    (tmp_path / "strategy.yaml").write_text(exported.to_yaml())
+    file = write_strategy(tmp_path, Strategy())
     batch = {"input_ids": IDS, "labels": LABELS}
-    assert autotune.shard_batch(batch, tmp_path / "strategy.yaml") == batch
+    assert autotune.shard_batch(batch, file) == batch
 
 
 def test_without_ranks_it_says_what_to_call_first() -> None:

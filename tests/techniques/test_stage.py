@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from pipeline_cases import PIPELINED, build_stage, pipeline_workload
 from sample_study import SOFTWARE
-from small_models import CONFIGS, GROUPED, build_stage, small_workload, write_strategy
+from small_models import build, write_strategy
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 import autotune
 from autotune.compatibility import conflict
@@ -24,9 +24,9 @@ from autotune.techniques.stage import StandIn, cut_stage
 from autotune.workload import Workload
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_stages_share_the_weights_of_the_whole_model(tiny: Workload, name: str) -> None:
-    workload = small_workload(tiny, name)
+@pytest.mark.parametrize("name", PIPELINED)
+def test_stages_share_the_weights_of_the_whole_model(name: str) -> None:
+    workload = pipeline_workload(name)
     whole = dict(build_stage(workload, 1, 0).named_parameters())
     stages = [dict(build_stage(workload, 4, stage).named_parameters()) for stage in range(4)]
     held: dict[str, torch.Tensor] = {}
@@ -40,7 +40,7 @@ def test_stages_share_the_weights_of_the_whole_model(tiny: Workload, name: str) 
 
 
 def test_a_model_that_is_loaded_already_is_cut_in_place() -> None:
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**GROUPED))
+    model = build("llama")
     whole = sum(parameter.numel() for parameter in model.parameters())
     layers = decoder_layers(model, 4)
     cut_stage(model, layers, stage=1, num_stages=4)
@@ -62,7 +62,7 @@ def test_more_stages_than_layers_are_refused(tiny: Workload, cpu_hardware: Hardw
 
 
 def test_every_architecture_that_is_allowed_is_proven() -> None:
-    assert {name.split(",")[0] for name in CONFIGS} == PIPELINE_PARALLEL_MODEL_TYPES
+    assert {name.split(",")[0] for name in PIPELINED} == PIPELINE_PARALLEL_MODEL_TYPES
 
 
 def test_an_architecture_without_proof_is_refused(tiny: Workload, cpu_hardware: Hardware) -> None:

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import RunTrial
-from parallel_cases import largest_difference, train, train_on_one_rank, workload
+from parallel_cases import LLAMA, largest_difference, parallel_workload, train, train_on_one_rank
 
 from autotune.compatibility.parallel import TENSOR_PARALLEL_MODEL_TYPES
-from autotune.trial import Measurement
-from autotune.workload import Workload
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Workload:
-    return workload(tmp_path_factory.mktemp("llama"), "llama")
-
-
-@pytest.fixture(scope="module")
-def one_rank(run_trial: RunTrial, llama: Workload) -> Measurement:
-    """Llama without any technique."""
-    return train_on_one_rank(run_trial, llama)
-
-
 @pytest.mark.parametrize("model_type", sorted(TENSOR_PARALLEL_MODEL_TYPES))
-def test_architecture_has_the_losses_of_one_rank(
-    run_trial: RunTrial, tmp_path: Path, model_type: str
-) -> None:
-    model = workload(tmp_path, model_type)
+def test_architecture_has_the_losses_of_one_rank(run_trial: RunTrial, model_type: str) -> None:
+    model = parallel_workload(model_type)
     one, two = (
         train_on_one_rank(run_trial, model),
         train(run_trial, model, 2, tensor_parallel_size=2),
@@ -44,18 +28,19 @@ def test_architecture_has_the_losses_of_one_rank(
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_beside_data_parallel_ranks_under_every_zero_stage(
-    run_trial: RunTrial, llama: Workload, one_rank: Measurement, zero_stage: int
+    run_trial: RunTrial, zero_stage: int
 ) -> None:
+    one = train_on_one_rank(run_trial, LLAMA)
     four = train(
         run_trial,
-        llama,
+        LLAMA,
         4,
         tensor_parallel_size=2,
         zero_stage=zero_stage,
         checkpoint_interval=2,
     )
-    assert largest_difference(four, one_rank) < 1e-4
-    assert four.tokens_per_second == pytest.approx(llama.tokens_per_step / four.step_time_s)
+    assert largest_difference(four, one) < 1e-4
+    assert four.tokens_per_second == pytest.approx(LLAMA.tokens_per_step / four.step_time_s)
 
 
 @pytest.mark.parametrize(
@@ -68,17 +53,14 @@ def test_beside_data_parallel_ranks_under_every_zero_stage(
     ],
     ids=str,
 )
-def test_beside_other_neutral_knobs(
-    run_trial: RunTrial, llama: Workload, one_rank: Measurement, knobs: dict[str, Any]
-) -> None:
-    two = train(run_trial, llama, 2, tensor_parallel_size=2, **knobs)
-    assert largest_difference(two, one_rank) < 1e-4
+def test_beside_other_neutral_knobs(run_trial: RunTrial, knobs: dict[str, Any]) -> None:
+    one = train_on_one_rank(run_trial, LLAMA)
+    two = train(run_trial, LLAMA, 2, tensor_parallel_size=2, **knobs)
+    assert largest_difference(two, one) < 1e-4
 
 
-def test_a_tied_vocabulary_that_does_not_divide_is_divided_unevenly(
-    run_trial: RunTrial, tmp_path: Path
-) -> None:
-    model = workload(tmp_path, "qwen2", vocab_size=511)
+def test_a_tied_vocabulary_that_does_not_divide_is_divided_unevenly(run_trial: RunTrial) -> None:
+    model = parallel_workload("qwen2", vocab_size=511)
     one = train_on_one_rank(run_trial, model)
     two = train(run_trial, model, 2, tensor_parallel_size=2, zero_stage=1, loss_tiles=2)
     assert largest_difference(two, one) < 1e-4
