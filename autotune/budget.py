@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from autotune.errors import ConfigError
+from autotune.protocols import Predictor
 from autotune.trial import Prediction, Trial
 
 __all__ = ["Budget", "expected_duration_s", "parse_duration"]
@@ -71,20 +72,23 @@ class Budget:
         return self.seconds - self.elapsed_s
 
 
-def expected_duration_s(prediction: Prediction, trials: Sequence[Trial]) -> float:
+def expected_duration_s(
+    prediction: Prediction, trials: Sequence[Trial], *, predictor: Predictor
+) -> float:
     """How long a trial is expected to run, judged by the trials that ran before.
 
     Its steps at the predicted time, corrected by the median ratio of measured to predicted, and
-    the median of what other trials took beside their steps.
+    the median of what other trials took beside their steps. What was predicted of them before they
+    ran does not count: `predictor`, which made this prediction, may have learned since.
     """
     measured = [trial for trial in trials if trial.measurement is not None and trial.was_launched]
     ratios, overheads = [1.0], [_FIRST_OVERHEAD_S]
     if measured:
         ratios = [
-            trial.measurement.step_time_s / trial.prediction.step_time_s
+            trial.measurement.step_time_s / predictor.predict(trial.strategy).step_time_s
             for trial in measured
-            if trial.measurement is not None and trial.prediction is not None
-        ] or ratios
+            if trial.measurement is not None
+        ]
         overheads = [
             trial.duration_s - _steps_duration_s(trial.measurement.step_time_s)
             for trial in measured

@@ -1,4 +1,4 @@
-"""A measured strategy as a folder that plain DeepSpeed, the HF Trainer and Accelerate train with.
+"""A strategy as a folder that plain DeepSpeed, the HF Trainer and Accelerate train with.
 
 Does not know where trials are stored. The texts of the guide are `export_guide.py`'s.
 """
@@ -6,7 +6,7 @@ Does not know where trials are stored. The texts of the guide are `export_guide.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +15,14 @@ from typing import Any
 from autotune.deepspeed_config import LEARNING_RATE, deepspeed_config
 from autotune.errors import ConfigError, StorageError
 from autotune.export_guide import guide, launch_script
+from autotune.hardware import Hardware
+from autotune.strategy import Strategy
 from autotune.strategy_file import StrategyFile
 from autotune.study_summary import StudySummary
 from autotune.trial import Trial
+from autotune.workload import Workload
 
-__all__ = ["export_trial"]
+__all__ = ["export_files", "export_trial", "write_export"]
 
 _PROVENANCE = "provenance.json"
 
@@ -40,13 +43,32 @@ def export_trial(summary: StudySummary, trial: Trial, folder: Path) -> Path:
         raise ConfigError(
             f"--trial {trial.number} is {trial.state}: only a complete trial can be exported"
         )
+    return write_export(folder, lambda date: _files(summary, trial, date))
+
+
+def write_export(folder: Path, files_of: Callable[[str], Mapping[str, bytes]]) -> Path:
+    """Write an export, whatever it is of.
+
+    A folder that already holds this very export is left as it is.
+
+    Args:
+        folder: where to.
+        files_of: the content of each file of an export made at a given time.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: the folder holds something else.
+        StorageError: it cannot be written.
+    """
     try:
         found = _contents(folder)
         if found:
-            if found != _files(summary, trial, _date_in(found)):
+            if found != files_of(_date_in(found)):
                 raise ConfigError(f"--out {folder} is not empty: choose a new folder with --out")
             return folder
-        _write(folder, _files(summary, trial, datetime.now(UTC).isoformat(timespec="seconds")))
+        _write(folder, files_of(datetime.now(UTC).isoformat(timespec="seconds")))
     except NotADirectoryError as error:
         raise ConfigError(f"--out {folder} is not a folder: choose another with --out") from error
     except OSError as error:
@@ -59,29 +81,57 @@ def export_trial(summary: StudySummary, trial: Trial, folder: Path) -> Path:
 
 def _files(summary: StudySummary, trial: Trial, date: str) -> dict[str, bytes]:
     """The content of each file of the export."""
-    hardware, strategy = summary.hardware, trial.strategy
-    config = deepspeed_config(
+    return export_files(
         summary.workload,
+        summary.hardware,
+        trial.strategy,
+        launch=launch_script(summary.hardware),
+        readme=guide(summary, trial),
+        provenance=_provenance(summary, trial, date),
+    )
+
+
+def export_files(
+    workload: Workload,
+    hardware: Hardware,
+    strategy: Strategy,
+    *,
+    launch: str,
+    readme: str,
+    provenance: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """The content of each file of an export.
+
+    Args:
+        workload: what is trained.
+        hardware: all ranks.
+        strategy: how.
+        launch: `launch.sh`.
+        readme: `README.md`.
+        provenance: where the strategy comes from; `exported_at` is its date.
+    """
+    config = deepspeed_config(
+        workload,
         strategy,
         num_devices=hardware.num_devices,
         device_type=hardware.device_type,
         nvme_path=hardware.nvme_path,
     )
     exported = StrategyFile(
-        model=summary.workload.model.name,
-        seq_len=summary.workload.seq_len,
-        global_batch_size=summary.workload.global_batch_size,
-        method=summary.workload.method,
-        lora_targets=summary.workload.lora_targets,
+        model=workload.model.name,
+        seq_len=workload.seq_len,
+        global_batch_size=workload.global_batch_size,
+        method=workload.method,
+        lora_targets=workload.lora_targets,
         learning_rate=LEARNING_RATE,
         strategy=strategy,
     )
     texts = {
         "ds_config.json": _to_json(config),
         "strategy.yaml": exported.to_yaml(),
-        "launch.sh": launch_script(hardware),
-        "README.md": guide(summary, trial),
-        _PROVENANCE: _to_json(_provenance(summary, trial, date)),
+        "launch.sh": launch,
+        "README.md": readme,
+        _PROVENANCE: _to_json(provenance),
     }
     return {name: text.encode() for name, text in texts.items()}
 

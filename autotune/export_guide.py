@@ -19,7 +19,7 @@ from autotune.study_summary import StudySummary
 from autotune.trial import Trial
 from autotune.workload import Method, Workload
 
-__all__ = ["guide", "launch_line", "launch_script"]
+__all__ = ["guide", "guide_text", "launch_line", "launch_script", "loss_words"]
 
 _DTYPES = {
     Precision.BF16: "torch.bfloat16",
@@ -63,50 +63,87 @@ for _ in range(num_steps):
 """
 
 
-def launch_line(hardware: Hardware) -> str:
-    """The command that starts `train.py` on every rank."""
+def launch_line(hardware: Hardware, num_nodes: int = 1) -> str:
+    """The command that starts `train.py` on every rank.
+
+    Args:
+        hardware: one host.
+        num_nodes: hosts like it; DeepSpeed finds them in a hostfile.
+    """
     if hardware.device_type is DeviceType.CPU:
         launcher = f"DS_ACCELERATOR=cpu deepspeed --num_accelerators {hardware.num_devices}"
     else:
         launcher = f"deepspeed --num_gpus {hardware.num_devices}"
+    if num_nodes > 1:
+        launcher += f" --num_nodes {num_nodes} --hostfile hostfile"
     return f"{launcher} train.py --deepspeed ds_config.json"
 
 
-def launch_script(hardware: Hardware) -> str:
+def launch_script(hardware: Hardware, num_nodes: int = 1) -> str:
     """`launch.sh`: the launch line, with further arguments passed on."""
+    where, hosts = str(hardware), ""
+    if num_nodes > 1:
+        where = f"{num_nodes} nodes of {hardware}"
+        hosts = f"# hostfile is yours too: a line a host, worker-1 slots={hardware.num_devices}\n"
     return (
         "#!/bin/sh\n"
-        f"# Trains on {hardware}. train.py is yours: README.md has one to start from.\n"
-        f'{launch_line(hardware)} "$@"\n'
+        f"# Trains on {where}. train.py is yours: README.md has one to start from.\n"
+        f"{hosts}"
+        f'{launch_line(hardware, num_nodes)} "$@"\n'
     )
 
 
 def guide(summary: StudySummary, trial: Trial) -> str:
     """`README.md` of the folder."""
     assert trial.measurement is not None
-    workload, strategy, measured = summary.workload, trial.strategy, trial.measurement
+    workload, measured = summary.workload, trial.measurement
     gib = measured.peak_memory_bytes / 2**30
-    is_neutral = summary.loss_class(trial) is LossClass.NEUTRAL
-    loss = (
-        "does not change what is learned"
-        if is_neutral
-        else f"can change what is learned, compared with: {summary.reference}"
-    )
-    return f"""\
-# {strategy}
-
+    origin = f"""\
 Trial {trial.number} of the autotune study {summary.name}: {workload.model.name},
 {workload.seq_len} tokens a sample, {workload.global_batch_size} samples a step, on \
 {summary.hardware}.
 Measured {measured.tokens_per_second:,.0f} tokens/s and a peak of {gib:.2f} GiB on one device.
-The strategy {loss}.
+The strategy {loss_words(summary.loss_class(trial), summary.reference)}."""
+    return guide_text(origin, workload, summary.hardware, trial.strategy)
+
+
+def loss_words(loss_class: LossClass, reference: Strategy) -> str:
+    """What a loss class means, after "the strategy"."""
+    if loss_class is LossClass.NEUTRAL:
+        return "does not change what is learned"
+    return f"can change what is learned, compared with: {reference}"
+
+
+def guide_text(
+    origin: str,
+    workload: Workload,
+    hardware: Hardware,
+    strategy: Strategy,
+    *,
+    is_measured: bool = True,
+) -> str:
+    """`README.md` of a folder to train with.
+
+    Args:
+        origin: where the strategy comes from, and what its figures are.
+        workload: what it trains.
+        hardware: all ranks.
+        strategy: how.
+        is_measured: whether the figures were measured, and not predicted alone.
+    """
+    as_run = ", as the trial ran with it" if is_measured else "; nothing has run with it yet"
+    figures = "what was measured and predicted" if is_measured else "what was predicted"
+    return f"""\
+# {strategy}
+
+{origin}
 
 | file | what it is |
 |---|---|
-| `ds_config.json` | DeepSpeed's configuration, as the trial ran with it |
+| `ds_config.json` | DeepSpeed's configuration{as_run} |
 | `strategy.yaml` | what that JSON cannot hold: checkpointing, LoRA, kernels, some optimizers |
 | `launch.sh` | the launch line |
-| `provenance.json` | study, versions, hardware, what was measured and predicted |
+| `provenance.json` | {"study, versions, hardware" if is_measured else "hardware"}, {figures} |
 
 The learning rate, {LEARNING_RATE:g}, is a placeholder: set yours in `ds_config.json` and
 `strategy.yaml`.{_optimizer_note(strategy)}
@@ -118,10 +155,10 @@ Save as `train.py`, then `sh launch.sh`:
 ```python
 {_deepspeed_example(workload, strategy)}```
 
-{_other_trainers(summary, strategy)}"""
+{_other_trainers(workload, hardware, strategy)}"""
 
 
-def _other_trainers(summary: StudySummary, strategy: Strategy) -> str:
+def _other_trainers(workload: Workload, hardware: Hardware, strategy: Strategy) -> str:
     """How to train by what drives DeepSpeed's engine for the user."""
     if strategy.pipeline_parallel_size > 1:
         return """\
@@ -142,7 +179,7 @@ code above.
 Create the arguments before the model, and put the strategy on the model:
 
 ```python
-{_trainer_example(summary, strategy)}```
+{_trainer_example(workload, hardware, strategy)}```
 
 ## Accelerate
 
@@ -245,9 +282,9 @@ model = AutoModelForCausalLM.from_pretrained(
 )"""
 
 
-def _trainer_example(summary: StudySummary, strategy: Strategy) -> str:
+def _trainer_example(workload: Workload, hardware: Hardware, strategy: Strategy) -> str:
     accumulation = strategy.gradient_accumulation_steps(
-        summary.workload.global_batch_size, summary.hardware.num_devices
+        workload.global_batch_size, hardware.num_devices
     )
     flags = {Precision.BF16: "\n    bf16=True,", Precision.FP16: "\n    fp16=True,"}
     if has_several_dtypes(strategy):
@@ -255,7 +292,7 @@ def _trainer_example(summary: StudySummary, strategy: Strategy) -> str:
         flags = {}
     # The Trainer refuses a JSON that clips otherwise than its own arguments say.
     clipping = "\n    max_grad_norm=0.0," if strategy.optimizer is Optimizer.MUON else ""
-    cpu = "\n    use_cpu=True," if summary.hardware.device_type is DeviceType.CPU else ""
+    cpu = "\n    use_cpu=True," if hardware.device_type is DeviceType.CPU else ""
     optimizers = ", optimizers=(optimizer, None)" if is_client_optimizer(strategy) else ""
     create = (
         'optimizer = autotune.create_optimizer(model, "strategy.yaml")\n' if optimizers else ""

@@ -1,16 +1,22 @@
-"""The Pareto front of a study: what no other trial beats in both throughput and memory.
+"""The Pareto front: what nothing else beats in both throughput and memory.
 
-Does not know predictions: only what was measured, and fits, counts.
+Of a study only what was measured, and fits, counts. Does not know how anything was predicted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from typing import TypeVar
 
-from autotune.trial import Measurement, Trial
+from autotune.trial import Trial
 
-__all__ = ["Pick", "pareto_front", "pick"]
+__all__ = ["Objectives", "Pick", "front_of", "pareto_front", "pick", "pick_of"]
+
+Candidate = TypeVar("Candidate")
+
+Objectives = tuple[float, int]
+"""Tokens per second, and bytes of peak memory."""
 
 
 class Pick(StrEnum):
@@ -24,29 +30,38 @@ class Pick(StrEnum):
     """The knee: beyond it, more speed costs much memory and less memory much speed."""
 
 
-def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that fit and that none beats in both objectives, fastest first.
+def front_of(
+    candidates: Sequence[Candidate], objectives: Callable[[Candidate], Objectives]
+) -> list[Candidate]:
+    """The candidates that none beats in both objectives, fastest first.
 
-    Of trials with equal values the first one stands for all.
+    Of candidates with equal values the first one stands for all.
+
+    Args:
+        candidates: all of them fit.
+        objectives: tokens per second and peak memory of one.
     """
-    fitting = [(trial, _measured(trial)) for trial in trials if trial.fits]
-    fitting.sort(
-        key=lambda pair: (-pair[1].tokens_per_second, pair[1].peak_memory_bytes, pair[0].number)
-    )
-    front: list[Trial] = []
-    for trial, measurement in fitting:
+
+    def order(candidate: Candidate) -> tuple[float, int]:
+        tokens_per_second, memory_bytes = objectives(candidate)
+        return -tokens_per_second, memory_bytes
+
+    front: list[Candidate] = []
+    for candidate in sorted(candidates, key=order):
         # All before are as fast or faster, so only less memory earns a place.
-        if not front or measurement.peak_memory_bytes < _measured(front[-1]).peak_memory_bytes:
-            front.append(trial)
+        if not front or objectives(candidate)[1] < objectives(front[-1])[1]:
+            front.append(candidate)
     return front
 
 
-def pick(front: Sequence[Trial], which: Pick) -> Trial | None:
-    """One trial of what `pareto_front` gave; None where that is empty.
+def pick_of(
+    front: Sequence[Candidate], which: Pick, objectives: Callable[[Candidate], Objectives]
+) -> Candidate | None:
+    """One candidate of what `front_of` gave; None where that is empty.
 
-    The knee is the trial farthest beyond the straight line between the two ends of the front, both
+    The knee is the one farthest beyond the straight line between the two ends of the front, both
     objectives scaled to run from 0 to 1 over it: I. Das, "On characterizing the knee of the Pareto
-    curve based on normal-boundary intersection", Structural Optimization 18 (1999). Where no trial
+    curve based on normal-boundary intersection", Structural Optimization 18 (1999). Where none
     lies beyond the line, as on a front of one or two, the fastest is balanced too.
     """
     if not front:
@@ -55,22 +70,32 @@ def pick(front: Sequence[Trial], which: Pick) -> Trial | None:
         return front[0]
     if which is Pick.MEMORY:
         return front[-1]
-    fastest, leanest = _measured(front[0]), _measured(front[-1])
-    speed_range = fastest.tokens_per_second - leanest.tokens_per_second
-    memory_range = fastest.peak_memory_bytes - leanest.peak_memory_bytes
+    fastest, leanest = objectives(front[0]), objectives(front[-1])
+    speed_range, memory_range = fastest[0] - leanest[0], fastest[1] - leanest[1]
     if not speed_range or not memory_range:
         return front[0]
 
-    def beyond_the_line(trial: Trial) -> float:
-        measurement = _measured(trial)
-        speed = (measurement.tokens_per_second - leanest.tokens_per_second) / speed_range
-        saving = (fastest.peak_memory_bytes - measurement.peak_memory_bytes) / memory_range
+    def beyond_the_line(candidate: Candidate) -> float:
+        tokens_per_second, memory_bytes = objectives(candidate)
+        speed = (tokens_per_second - leanest[0]) / speed_range
+        saving = (fastest[1] - memory_bytes) / memory_range
         # The ends are (1, 0) and (0, 1); the distance from their line goes with this sum.
         return round(speed + saving - 1, 9)
 
     return max(front, key=beyond_the_line)
 
 
-def _measured(trial: Trial) -> Measurement:
+def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
+    """The front of the trials that were measured and fit; of equals the first that was run."""
+    fitting = sorted((trial for trial in trials if trial.fits), key=lambda trial: trial.number)
+    return front_of(fitting, _measured)
+
+
+def pick(front: Sequence[Trial], which: Pick) -> Trial | None:
+    """One trial of what `pareto_front` gave; None where that is empty."""
+    return pick_of(front, which, _measured)
+
+
+def _measured(trial: Trial) -> Objectives:
     assert trial.measurement is not None
-    return trial.measurement
+    return trial.measurement.tokens_per_second, trial.measurement.peak_memory_bytes

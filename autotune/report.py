@@ -21,7 +21,14 @@ from autotune.pareto import Pick
 from autotune.study_summary import StudySummary
 from autotune.trial import Failure
 
-__all__ = ["format_duration", "format_gib", "pareto_table", "render_report", "report_json"]
+__all__ = [
+    "format_duration",
+    "format_gib",
+    "pareto_table",
+    "plain_table",
+    "render_report",
+    "report_json",
+]
 
 _NUM_REASONS = 5
 """Reasons for pruning that a report names."""
@@ -53,7 +60,7 @@ def pareto_table(summary: StudySummary) -> Table:
     front, picks = summary.front, summary.picks
     has_mfu = any(summary.mfu(trial) is not None for trial in front)
     has_energy = any(trial.energy_j_per_token is not None for trial in front)
-    table = _table("Pareto front")
+    table = plain_table("Pareto front")
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("strategy", overflow="fold", min_width=16)
     table.add_column("tokens/s", justify="right", no_wrap=True)
@@ -148,7 +155,7 @@ def _failure_table(failures: Iterable[Failure]) -> Table:
     by_kind: dict[str, list[Failure]] = {}
     for failure in failures:
         by_kind.setdefault(str(failure.kind).replace("_", " "), []).append(failure)
-    table = _table("Failed trials")
+    table = plain_table("Failed trials")
     table.add_column("trials", justify="right", no_wrap=True)
     table.add_column("kind", overflow="fold")
     table.add_column("phase", overflow="fold")
@@ -168,7 +175,7 @@ def _reason_table(reasons: Iterable[str]) -> Table:
         kind = re.sub(r"\d[\d.,]*", "N", reason)
         examples.setdefault(kind, reason)
         counts[kind] += 1
-    table = _table("Pruned trials")
+    table = plain_table("Pruned trials")
     table.add_column("trials", justify="right", no_wrap=True)
     table.add_column("reason, with the figures of the first", overflow="fold", min_width=20)
     for kind, count in counts.most_common(_NUM_REASONS):
@@ -179,9 +186,10 @@ def _reason_table(reasons: Iterable[str]) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """A table as all answers have them; no title where it is empty."""
     return Table(
-        title=title,
+        title=title or None,
         title_justify="left",
         title_style="bold",
         caption_justify="left",

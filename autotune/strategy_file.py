@@ -74,9 +74,9 @@ class StrategyFile:
     """What `strategy.yaml` says."""
 
     model: str
-    """The model that was measured, as the user named it."""
+    """The model that it was found for, as the user named it."""
     seq_len: int
-    """Tokens of the longest sample that was measured."""
+    """Tokens of the longest sample that it was found for."""
     global_batch_size: int
     """Samples of one optimizer step over all ranks."""
     method: Method
@@ -107,7 +107,7 @@ class StrategyFile:
         )
         document.yaml_set_start_comment(_HEADER)
         for key, comment in (
-            ("workload", "\nWhat was measured."),
+            ("workload", "\nWhat it was found for."),
             ("learning_rate", "\nOf autotune.create_optimizer; ds_config.json has its own."),
             ("strategy", "\nHow it was trained, and which of the two files puts it to work."),
         ):

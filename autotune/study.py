@@ -6,8 +6,8 @@ Does not know how trials run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from autotune.budget import expected_duration_s
 from autotune.protocols import Predictor, Pruner, Sampler
@@ -46,8 +46,10 @@ class Study:
     Args:
         record: where trials are kept.
         sampler: what to try next.
-        predictor: what a strategy will need.
+        predictor: what a strategy will need, before any trial is known.
         pruners: what not to launch; the first that objects gives the reason.
+        learn: gives the predictor that has learned from these trials; `predictor` stays in use if
+            left out.
         max_trials: launch at most so many, those of earlier sessions included.
     """
 
@@ -58,14 +60,17 @@ class Study:
         sampler: Sampler,
         predictor: Predictor,
         pruners: Sequence[Pruner],
+        learn: Callable[[Sequence[Trial]], Predictor] | None = None,
         max_trials: int | None = None,
     ) -> None:
         self._record = record
         self._sampler = sampler
-        self._predictor = predictor
+        self._prior = predictor
+        self._learn = learn
         self._pruners = tuple(pruners)
         self._max_trials = max_trials
         self._trials = record.trials()
+        self._predictor = learn(self._trials) if learn else predictor
         self.end_reason: str | None = None
         """Why `ask` had nothing more, in words."""
 
@@ -123,7 +128,9 @@ class Study:
             proposal = _Proposal(
                 strategy=strategy,
                 prediction=prediction,
-                duration_s=expected_duration_s(prediction, self._trials),
+                duration_s=expected_duration_s(
+                    prediction, self._trials, predictor=self._predictor
+                ),
             )
             if proposal.duration_s <= _SMALL_SHARE * remaining_s:
                 return proposal
@@ -138,6 +145,8 @@ class Study:
         """
         ended = self._record.finish(trial, outcome)
         self._trials = [ended if t.number == trial.number else t for t in self._trials]
+        if self._learn is not None and ended.measurement is not None:
+            self._predictor = self._learn(self._trials)
         return ended
 
     def _num_launched(self) -> int:
@@ -164,7 +173,27 @@ class Study:
         return None
 
     def _reason_to_skip(self, strategy: Strategy, prediction: Prediction) -> str | None:
+        """What a pruner objects, on every prediction there is.
+
+        What was learned from other trials can save a strategy, but not condemn it.
+        """
+        reason = self._objection(strategy, self._prior)
+        if reason is None or self._predictor is self._prior:
+            return reason
+        return self._objection(strategy, self._predictor, prediction)
+
+    def _objection(
+        self, strategy: Strategy, predictor: Predictor, prediction: Prediction | None = None
+    ) -> str | None:
+        """The first objection where all trials are predicted as the strategy is."""
+        prediction = prediction or predictor.predict(strategy)
+        trials = [
+            replace(trial, prediction=predictor.predict(trial.strategy))
+            if trial.failure
+            else trial
+            for trial in self._trials
+        ]
         for pruner in self._pruners:
-            if reason := pruner.reason_to_skip(strategy, prediction, self._trials):
+            if reason := pruner.reason_to_skip(strategy, prediction, trials):
                 return reason
         return None

@@ -20,7 +20,7 @@ from autotune.strategy import Strategy
 from autotune.trial import FailureKind, Trial, TrialState
 from autotune.workload import Workload
 
-__all__ = ["StudySummary"]
+__all__ = ["StudySummary", "flops_per_token"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,8 +110,10 @@ class StudySummary:
         if trial.measurement is None or self.hardware.device_kind not in DEVICE_KINDS:
             return None
         peak = self.hardware.flops_per_s * self.hardware.num_devices
-        flops_per_token = _flops_per_token(self.workload, trial.strategy)
-        return trial.measurement.tokens_per_second * flops_per_token / peak
+        flops = trial.measurement.tokens_per_second * flops_per_token(
+            self.workload, trial.strategy
+        )
+        return flops / peak
 
     def headroom(self, trial: Trial) -> float | None:
         """Share of the device's memory that was free at the peak, as the driver counts it."""
@@ -140,7 +142,7 @@ class StudySummary:
         return finite
 
 
-def _flops_per_token(workload: Workload, strategy: Strategy) -> float:
+def flops_per_token(workload: Workload, strategy: Strategy) -> float:
     """Matrix products that one token of training needs, without recomputation.
 
     6 N + 12 L H Q T: Chowdhery et al., PaLM (arXiv 2204.02311), appendix B, with N the weights

@@ -117,6 +117,8 @@ class Prediction:
     """Seconds of one optimizer step, all micro-batches of it."""
     tokens_per_second: float
     """Over all ranks."""
+    step_parts_s: Mapping[str, float] = field(default_factory=dict)
+    """What the step time is made of, in seconds; sums up to `step_time_s`."""
     device_overhead_bytes: int = 0
     """What the device holds beside the allocator's pool: the GPU context and its libraries."""
     host_memory_bytes: int = 0

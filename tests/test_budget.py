@@ -5,7 +5,19 @@ from sample_study import complete, failed, prediction
 
 from autotune.budget import Budget, expected_duration_s, parse_duration
 from autotune.errors import ConfigError
-from autotune.trial import FailureKind
+from autotune.strategy import Strategy
+from autotune.trial import FailureKind, Prediction, Trial
+
+
+class AsMade:
+    """A predictor: 1 s a step, whatever the strategy."""
+
+    def predict(self, strategy: Strategy) -> Prediction:
+        return prediction(1.0)
+
+
+def duration_s(trials: list[Trial]) -> float:
+    return expected_duration_s(prediction(1.0), trials, predictor=AsMade())
 
 
 @pytest.mark.parametrize(
@@ -32,15 +44,15 @@ def test_a_budget_counts_from_the_start_of_the_command() -> None:
 
 def test_before_any_trial_a_duration_is_steps_and_an_overhead() -> None:
     # Predicted at 1 s a step: two to warm up, three timed until the 3 s are over.
-    assert expected_duration_s(prediction(1.0), []) == 8.0 + 5.0
+    assert duration_s([]) == 8.0 + 5.0
 
 
 def test_finished_trials_correct_the_predicted_steps_and_the_overhead() -> None:
     # Measured at 1.1 s a step where 1 s was predicted; 6 s in all, 5.5 s of them steps.
     trials = [complete(0, 1.0, 1.0)]
-    assert expected_duration_s(prediction(1.0), trials) == pytest.approx(0.5 + 5 * 1.1)
+    assert duration_s(trials) == pytest.approx(0.5 + 5 * 1.1)
 
 
 def test_failed_trials_do_not_shorten_what_is_expected() -> None:
     trials = [failed(0, FailureKind.CRASH)]
-    assert expected_duration_s(prediction(1.0), trials) == expected_duration_s(prediction(1.0), [])
+    assert duration_s(trials) == duration_s([])

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "adapter_targets",
         "workload",
         "hardware",
+        "hardware_spec",
         "software",
         "stages",
         "contradictions",
@@ -35,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("predictor", "techniques", "worker", "server_process", "rank_process", "launcher"),
     ("samplers", "pruners", "record", "study_folder", "drivers"),
     ("study", "pareto", "study_summary", "report", "shortfall", "export_guide", "export"),
+    ("plan", "plan_report", "plan_export"),
     ("stored_study", "progress", "doctor"),
     ("cli",),
 )
@@ -88,6 +90,7 @@ def test_a_file_stays_readable(path: Path) -> None:
 def test_help_and_planning_load_no_gpu_library() -> None:
     code = (
         "import sys, autotune.cli, autotune.space_file, autotune.predictor, autotune.export;"
+        "import autotune.plan_report, autotune.plan_export;"
         "heavy = {'torch', 'deepspeed', 'ray', 'optuna', 'transformers'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

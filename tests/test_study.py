@@ -219,3 +219,51 @@ def test_a_failure_of_the_strategys_own_is_not_repeated(
         assert trial is not None
         assert trial.strategy.micro_batch_size == expected
         study.tell(trial, failure(kind))
+
+
+class SevenGibASample(TenGibASample):
+    """What was learned: it needs less."""
+
+    factor = 0.7
+
+    def predict(self, strategy: Strategy) -> Prediction:
+        return prediction(10.0 * self.factor * strategy.micro_batch_size)
+
+
+class TwentyGibASample(SevenGibASample):
+    """What was learned: it needs more."""
+
+    factor = 2.0
+
+
+@pytest.mark.parametrize(
+    ("learned", "launched"), [(SevenGibASample(), [1, 2, 3]), (TwentyGibASample(), [1, 2])]
+)
+def test_what_was_learned_can_save_a_strategy_from_pruning_but_not_condemn_it(
+    record: TrialRecord, learned: TenGibASample, launched: list[int]
+) -> None:
+    study = Study(
+        record,
+        sampler=InOrder(8),
+        predictor=TenGibASample(),
+        learn=lambda trials: learned,
+        pruners=[PredictedMemoryPruner(25 * GIB, host_memory_bytes=128 * GIB)],
+    )
+    asked = []
+    while (trial := study.ask(100.0)) is not None:
+        assert trial.prediction == learned.predict(trial.strategy)
+        asked.append(study.tell(trial, failure(FailureKind.CRASH)))
+    assert sizes(asked) == launched
+
+
+def test_a_prediction_on_record_is_the_one_made_before_the_trial_ran(record: TrialRecord) -> None:
+    def learn(trials: Sequence[Trial]) -> TenGibASample:
+        return SevenGibASample() if any(t.measurement for t in trials) else TenGibASample()
+
+    study = Study(record, sampler=InOrder(2), predictor=TenGibASample(), learn=learn, pruners=[])
+    for size in (1, 2):
+        trial = study.ask(100.0)
+        assert trial is not None
+        study.tell(trial, success(size))
+    peaks = [t.prediction.peak_memory_bytes / GIB for t in record.trials() if t.prediction]
+    assert peaks == pytest.approx([10.0, 14.0])

@@ -14,6 +14,8 @@ import typer
 from autotune.cli.doctor import doctor
 from autotune.cli.export import EXAMPLES as EXPORT_EXAMPLES
 from autotune.cli.export import export
+from autotune.cli.plan import EXAMPLES as PLAN_EXAMPLES
+from autotune.cli.plan import plan
 from autotune.cli.report import EXAMPLES as REPORT_EXAMPLES
 from autotune.cli.report import report
 from autotune.cli.search import EXAMPLES as SEARCH_EXAMPLES
@@ -31,6 +33,7 @@ Start with:
   autotune search --model tiny --budget 2m
   autotune report results/tiny-full-512-2xcpu
   autotune export results/tiny-full-512-2xcpu --pick balanced
+  autotune plan --model 70B --hardware 8xH100-80GB
 
 Each command has a --help of its own, with examples.""",
     no_args_is_help=True,
@@ -39,6 +42,7 @@ Each command has a --help of its own, with examples.""",
 )
 app.command(epilog=SEARCH_EXAMPLES)(search)
 app.command(epilog=EXPORT_EXAMPLES)(export)
+app.command(epilog=PLAN_EXAMPLES)(plan)
 app.command(epilog=REPORT_EXAMPLES)(report)
 app.command()(doctor)
 

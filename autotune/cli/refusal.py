@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence, Sized
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -15,10 +17,16 @@ from autotune.question import Question
 from autotune.search_space import SearchSpace
 from autotune.shortfall import nothing_fits, related_questions, shortfall_json
 from autotune.space_file import load_search_space
+from autotune.strategy import Strategy
 from autotune.trial import Prediction
 from autotune.workload import Workload
 
-__all__ = ["refuse_if_nothing_fits", "refuse_large_model_on_cpu"]
+__all__ = [
+    "refuse_as_nothing_fits",
+    "refuse_empty_space",
+    "refuse_if_nothing_fits",
+    "refuse_large_model_on_cpu",
+]
 
 _MAX_CPU_PARAMETERS = 1_000_000_000
 """Larger models take minutes a step on a CPU: no search of them ends."""
@@ -45,22 +53,84 @@ def refuse_if_nothing_fits(
     question: Question, space: SearchSpace, space_file: str, console: Console, *, as_json: bool
 ) -> None:
     """Say at once what is missing where no strategy of the space can fit."""
-    limit = question.memory_limit_bytes
     predictor = AnalyticPredictor(question.workload, question.hardware)
     predicted = [(strategy, predictor.predict(strategy)) for strategy in space.strategies()]
-    if not predicted:
+    refuse_empty_space(space, predicted)
+    limits = _limits(question)
+    if not any(prediction.might_fit(**limits) for _, prediction in predicted):
+        refuse_as_nothing_fits(question, space, predicted, space_file, console, as_json=as_json)
+
+
+def refuse_empty_space(space: SearchSpace, found: Sized) -> None:
+    """Say why a space has no strategy at all for its question.
+
+    Raises:
+        ConfigError: `found`, what the space gave, is empty.
+    """
+    if not found:
         raise ConfigError(
             f"--space {space.name}: no combination of its values is possible for this question; "
             f"for one, {space.first_conflict()}"
         )
-    limits = {
-        "device_bytes": limit,
+
+
+def refuse_as_nothing_fits(
+    question: Question,
+    space: SearchSpace,
+    predicted: Sequence[tuple[Strategy, Prediction]],
+    space_file: str,
+    console: Console,
+    *,
+    as_json: bool,
+) -> NoReturn:
+    """Say what is missing, and what would fit instead; ends with exit status 1.
+
+    Args:
+        question: what nothing fits.
+        space: its strategies.
+        predicted: what is predicted of each of them.
+        space_file: --space, as the user named it.
+        console: where the words go.
+        as_json: print a document on stdout besides.
+    """
+    limit, limits = question.memory_limit_bytes, _limits(question)
+    closest = sorted(predicted, key=lambda pair: pair[1].missing_bytes(**limits))[:3]
+    alternatives = _alternatives(question, space, space_file)
+    if as_json:
+        answer_console().print_json(
+            json.dumps(
+                shortfall_json(
+                    closest,
+                    limit_bytes=limit,
+                    hardware=question.hardware,
+                    alternatives=alternatives,
+                )
+            )
+        )
+    console.print(
+        nothing_fits(
+            closest,
+            limit_bytes=limit,
+            hardware=question.hardware,
+            alternatives=alternatives,
+        )
+    )
+    raise typer.Exit(1)
+
+
+def _limits(question: Question) -> dict[str, int]:
+    return {
+        "device_bytes": question.memory_limit_bytes,
         "host_bytes": question.hardware.host_memory_bytes,
         "disk_bytes": question.hardware.nvme_free_bytes,
     }
-    if any(prediction.might_fit(**limits) for _, prediction in predicted):
-        return
-    predicted.sort(key=lambda pair: pair[1].missing_bytes(**limits))
+
+
+def _alternatives(
+    question: Question, space: SearchSpace, space_file: str
+) -> dict[str, Prediction]:
+    """The leanest prediction of each related question that fits, the nearest of each kind."""
+    limits = _limits(question)
     alternatives: dict[str, Prediction] = {}
     kinds_found = set()
     for words, workload, hardware in related_questions(question.workload, question.hardware):
@@ -82,23 +152,4 @@ def refuse_if_nothing_fits(
         if leanest is not None and not leanest.missing_bytes(**limits):
             kinds_found.add(kind)
             alternatives[words] = leanest
-    if as_json:
-        answer_console().print_json(
-            json.dumps(
-                shortfall_json(
-                    predicted[:3],
-                    limit_bytes=limit,
-                    hardware=question.hardware,
-                    alternatives=alternatives,
-                )
-            )
-        )
-    console.print(
-        nothing_fits(
-            predicted[:3],
-            limit_bytes=limit,
-            hardware=question.hardware,
-            alternatives=alternatives,
-        )
-    )
-    raise typer.Exit(1)
+    return alternatives

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,8 +25,6 @@ Examples:
 Durations are 90s, 30m, 2h or 1h30m. Exit status: 0 something fits,
 1 nothing fits or the run failed, 2 wrong use."""
 """Shown below the options."""
-
-Kind = TypeVar("Kind", bound=StrEnum)
 
 _NUM_SEEDS = 2**32
 """NumPy's generators, which the samplers use, take no others."""
@@ -169,6 +166,7 @@ def search(
     started = time.monotonic()
     from autotune.budget import Budget, parse_duration
     from autotune.cli.console import error_console
+    from autotune.cli.members import member
     from autotune.cli.refusal import refuse_if_nothing_fits, refuse_large_model_on_cpu
     from autotune.cli.session import Session
     from autotune.errors import ConfigError
@@ -187,13 +185,13 @@ def search(
         raise ConfigError(f"--trials must be at least 1, got {trials}")
     if not 0 <= seed < _NUM_SEEDS:
         raise ConfigError(f"--seed must be at least 0 and less than {_NUM_SEEDS}, got {seed}")
-    kind = _member(SamplerKind, sampler, "--sampler")
+    kind = member(SamplerKind, sampler, "--sampler")
     shape = load_model_shape(model, trust_remote_code=trust_remote_code)
     workload = Workload(
         model=shape,
         seq_len=seq_len if seq_len is not None else min(1024, shape.max_position_embeddings),
         global_batch_size=global_batch,
-        method=_member(Method, method, "--method"),
+        method=member(Method, method, "--method"),
         lora_rank=lora_rank,
         lora_targets=tuple(part.strip() for part in lora_targets.split(",") if part.strip()),
     )
@@ -232,17 +230,6 @@ def search(
         )
         found = session.answer(as_json=as_json, console=console)
     raise typer.Exit(0 if found else 1)
-
-
-def _member(enumeration: type[Kind], value: str, flag: str) -> Kind:
-    """One of a closed set, or a message that names the flag and the set."""
-    from autotune.errors import ConfigError
-
-    try:
-        return enumeration(value)
-    except ValueError:
-        choices = ", ".join(str(member) for member in enumeration)
-        raise ConfigError(f"{flag} {value!r}: choose from {choices}") from None
 
 
 def _default_name(workload: Workload, hardware: Hardware) -> str:

@@ -15,7 +15,7 @@ from autotune.drivers.local import LocalDriver
 from autotune.export import export_trial
 from autotune.launcher import Launcher
 from autotune.pareto import Pick
-from autotune.predictor import AnalyticPredictor
+from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.progress import LiveProgress, PlainProgress
 from autotune.protocols import Sampler
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
@@ -119,6 +119,7 @@ class Session:
             self._record,
             sampler=proposals,
             predictor=predictor,
+            learn=CalibratedPredictor(predictor).learn,
             pruners=(
                 PredictedMemoryPruner(
                     limit,

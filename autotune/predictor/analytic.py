@@ -10,7 +10,7 @@ from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import MasterWeights, Offload
 from autotune.predictor.memory import MemoryModel
 from autotune.predictor.precision import FP32_BYTES, element_bytes
-from autotune.predictor.time import TimeModel
+from autotune.predictor.time import StepParts, TimeModel
 from autotune.strategy import Strategy
 from autotune.trial import Prediction
 from autotune.workload import Workload
@@ -44,9 +44,14 @@ class AnalyticPredictor:
 
     def predict(self, strategy: Strategy) -> Prediction:
         """Peak memory and step time of one strategy, with their doubt."""
+        return self.explain(strategy)[0]
+
+    def explain(self, strategy: Strategy) -> tuple[Prediction, StepParts]:
+        """The prediction of one strategy, and what its step time is made of."""
         peak = self._memory.peak(strategy)
-        step_time_s = self._time.step_time_s(strategy)
-        return Prediction(
+        parts = self._time.parts(strategy)
+        step_time_s = parts.total_s
+        prediction = Prediction(
             peak_memory_bytes=peak.expected_bytes,
             peak_memory_lower_bytes=peak.lower_bytes,
             peak_memory_upper_bytes=peak.upper_bytes,
@@ -54,10 +59,12 @@ class AnalyticPredictor:
             host_memory_bytes=self._host_memory_bytes(strategy),
             disk_bytes=self._disk_bytes(strategy),
             step_time_s=step_time_s,
+            step_parts_s=self._time.activities_s(strategy, parts),
             tokens_per_second=self._workload.tokens_per_step / step_time_s,
             moment=peak.moment,
             breakdown_bytes=peak.breakdown_bytes,
         )
+        return prediction, parts
 
     def _host_memory_bytes(self, strategy: Strategy) -> int:
         """Of all ranks together. On the CPU it is the device's, and so in the peak already.

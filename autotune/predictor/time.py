@@ -6,6 +6,8 @@ one kind run after those of another. Does not know memory capacity.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from autotune.hardware import Hardware
 from autotune.knobs import Offload
 from autotune.predictor.host import HostModel
@@ -15,11 +17,11 @@ from autotune.predictor.precision import group_bytes
 from autotune.predictor.shares import RankShare
 from autotune.predictor.states import StatesModel
 from autotune.predictor.update import PCIE_BYTES_PER_S, UpdateModel
-from autotune.predictor.work import Work, micro_step_work
+from autotune.predictor.work import Repeats, Work, micro_step_work
 from autotune.strategy import Strategy
 from autotune.workload import Workload
 
-__all__ = ["TimeModel"]
+__all__ = ["StepParts", "TimeModel"]
 
 _MATMUL_FRACTION = 0.70
 _ATTENTION_FRACTION = 0.30
@@ -29,6 +31,46 @@ _BANDWIDTH_FRACTION = 0.60
 _STREAM_FRACTION = 0.90
 """Of the peak bandwidth. Assumed: what plain copies and additions of large tensors attain, which
 neither reduce nor convert."""
+
+_NOTHING = Repeats(attention=0, mlp=0, rest=0, head=0)
+_ALL = Repeats(attention=1, mlp=1, rest=1, head=1)
+"""What is repeated to find the length of forward: with all of it repeated a step is longer by it.
+Of a fused loss nothing is ever repeated: its bytes are taken to be backward's."""
+
+_ROUNDING_S = 1e-12
+"""Differences below this are none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepParts:
+    """What one optimizer step is made of, in seconds, of the slowest rank."""
+
+    num_micro_steps: int
+    """Times in which micro-steps follow each other, the filling of a pipeline included."""
+    compute_s: float
+    """Of a micro-step: matrix products and attention."""
+    traffic_s: float
+    """Of a micro-step: what else moves through the device's memory."""
+    host_s: float
+    """Of a micro-step: the least time in which the host launches it."""
+    has_hooks: bool
+    """Whether ZeRO-3's hooks of every module are part of that."""
+    moved_s: float
+    """Of a micro-step: what travels between ranks, or between host and device."""
+    update_s: float
+    """Of a step: the optimizer on the device."""
+    moved_once_s: float
+    """Of a step: what travels, and the optimizer on the host."""
+
+    @property
+    def micro_step_s(self) -> float:
+        """Seconds of a micro-step: the device works while the host launches."""
+        return max(self.compute_s + self.traffic_s, self.host_s) + self.moved_s
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of the step."""
+        return self.num_micro_steps * self.micro_step_s + self.update_s + self.moved_once_s
 
 
 class TimeModel:
@@ -50,28 +92,76 @@ class TimeModel:
         )
         self._works: dict[tuple[object, ...], Work] = {}
 
-    def step_time_s(self, strategy: Strategy) -> float:
-        """Seconds of one optimizer step, all its micro-steps, the slowest rank.
+    def parts(self, strategy: Strategy) -> StepParts:
+        """One optimizer step, all its micro-steps, the slowest rank.
 
         The stages of a pipeline wait for the slowest of them; m micro-batches pass p stages in the
         time of m + p - 1: Huang et al., GPipe (arXiv 1811.06965), section 2.3.
         """
         shares = self._states.shares(strategy)
         accumulation = self._states.accumulation(strategy)
-        if len(shares) == 1:
-            return accumulation * self._micro_step_s(
-                strategy, shares[0], accumulation
-            ) + self._once_s(strategy, shares[0], accumulation)
-        micro_step = max(self._micro_step_s(strategy, share, accumulation) for share in shares)
-        once = max(self._once_s(strategy, share, accumulation) for share in shares)
-        return (accumulation + len(shares) - 1) * micro_step + once
+        parts = [self._parts_of(strategy, share, accumulation, len(shares)) for share in shares]
+        if len(parts) == 1:
+            return parts[0]
+        slowest = max(parts, key=lambda part: part.micro_step_s)
+        last = max(parts, key=lambda part: part.update_s + part.moved_once_s)
+        return replace(slowest, update_s=last.update_s, moved_once_s=last.moved_once_s)
 
-    def _micro_step_s(self, strategy: Strategy, share: RankShare, accumulation: int) -> float:
-        work = max(
-            self._device_s(strategy, share),
-            self._host.micro_step_s(strategy, share.num_layers, accumulation),
+    def activities_s(self, strategy: Strategy, parts: StepParts) -> dict[str, float]:
+        """What the seconds of one optimizer step are spent on; they sum up to `parts.total_s`.
+
+        Where the host is too slow to keep the device at work, forward and backward last as long as
+        it takes. Filling and draining a pipeline is a part of its own.
+        """
+        shares = self._states.shares(strategy)
+        accumulation = self._states.accumulation(strategy)
+        share = max(shares, key=lambda share: sum(self._device_s(strategy, share)))
+        own, plain, again = (
+            sum(self._seconds(strategy, self._work(strategy, share, times)))
+            for times in (None, _NOTHING, _ALL)
         )
-        seconds = work + self._links.micro_step_s(strategy, share)
+        once = max(shares, key=lambda share: self._update.step_s(strategy, share))
+        link_s = self._links.micro_step_s(strategy, share)
+        link_once_s = self._links.step_s(strategy, once)
+        away_s = self._update.moved_s(strategy, once)
+        optimizer_s = self._update.step_s(strategy, once) - away_s
+        launched = parts.micro_step_s - parts.moved_s
+        seconds = {
+            "forward": accumulation * launched * (again - plain) / own,
+            "backward": accumulation * launched * (2 * plain - again) / own,
+            "recomputation": accumulation * launched * (own - plain) / own,
+            "optimizer": optimizer_s,
+            "communication": accumulation * link_s + link_once_s,
+            "host transfer": accumulation * (parts.moved_s - link_s)
+            + max(0.0, parts.update_s + parts.moved_once_s - optimizer_s - link_once_s),
+            "pipeline bubble": (parts.num_micro_steps - accumulation) * parts.micro_step_s,
+        }
+        # Which stage is the slowest can differ between what it computes and what it updates.
+        scale = parts.total_s / sum(seconds.values())
+        return {name: scale * length for name, length in seconds.items() if length > _ROUNDING_S}
+
+    def _parts_of(
+        self, strategy: Strategy, share: RankShare, accumulation: int, num_stages: int
+    ) -> StepParts:
+        compute_s, traffic_s = self._device_s(strategy, share)
+        update_s = self._update.step_s(strategy, share)
+        is_away = strategy.offload_optimizer is not Offload.NONE
+        moved_once_s = self._update.gradients_s(strategy, share, accumulation)
+        moved_once_s += self._links.step_s(strategy, share)
+        return StepParts(
+            num_micro_steps=accumulation + num_stages - 1,
+            compute_s=compute_s,
+            traffic_s=traffic_s,
+            host_s=self._host.micro_step_s(strategy, share.num_layers, accumulation),
+            has_hooks=strategy.zero_stage == 3,
+            moved_s=self._moved_s(strategy, share),
+            update_s=0.0 if is_away else update_s,
+            moved_once_s=moved_once_s + (update_s if is_away else 0.0),
+        )
+
+    def _moved_s(self, strategy: Strategy, share: RankShare) -> float:
+        """Between ranks, and between host and device, in one micro-step."""
+        seconds = self._links.micro_step_s(strategy, share)
         if strategy.offload_param is not Offload.NONE:
             seconds += self._update.micro_step_s(strategy, share)
         if strategy.offload_checkpoints is not Offload.NONE:
@@ -80,28 +170,23 @@ class TimeModel:
             seconds += 2 * moved / PCIE_BYTES_PER_S
         return seconds
 
-    def _once_s(self, strategy: Strategy, share: RankShare, accumulation: int) -> float:
-        """What comes once a step."""
-        return (
-            self._update.step_s(strategy, share)
-            + self._update.gradients_s(strategy, share, accumulation)
-            + self._links.step_s(strategy, share)
-        )
+    def _device_s(self, strategy: Strategy, share: RankShare) -> tuple[float, float]:
+        """Forward and backward of one micro-batch on the device: products, and the rest."""
+        return self._seconds(strategy, self._work(strategy, share))
 
-    def _device_s(self, strategy: Strategy, share: RankShare) -> float:
-        """Forward and backward of one micro-batch on the device."""
-        work = self._work(strategy, share)
+    def _seconds(self, strategy: Strategy, work: Work) -> tuple[float, float]:
         tokens = strategy.micro_batch_size * self._workload.seq_len
         tokens //= strategy.sequence_parallel_size
         rate, bandwidth = self._hardware.flops_per_s, self._hardware.memory_bytes_per_s
         flops_s = work.matmul_flops / _MATMUL_FRACTION + work.attention_flops / _ATTENTION_FRACTION
         traffic = tokens * work.traffic_bytes + work.fixed_bytes
         stream_s = tokens * work.stream_bytes / (bandwidth * _STREAM_FRACTION)
-        return tokens * flops_s / rate + traffic / (bandwidth * _BANDWIDTH_FRACTION) + stream_s
+        return tokens * flops_s / rate, traffic / (bandwidth * _BANDWIDTH_FRACTION) + stream_s
 
-    def _work(self, strategy: Strategy, share: RankShare) -> Work:
+    def _work(self, strategy: Strategy, share: RankShare, times: Repeats | None = None) -> Work:
         key = (
             share,
+            times,
             group_bytes(strategy),
             # fp8 takes no other bytes than the common precision.
             strategy.attention_precision,
@@ -122,6 +207,6 @@ class TimeModel:
         if work is None:
             adapters = self._states.trained_of(strategy, share) if strategy.lora_rank else 0
             work = self._works[key] = micro_step_work(
-                self._workload, self._hardware, strategy, share, adapters
+                self._workload, self._hardware, strategy, share, adapters, times
             )
         return work

@@ -83,6 +83,12 @@ class UpdateModel:
             seconds += part * flops / self._flops_per_s
         return seconds
 
+    def moved_s(self, strategy: Strategy, share: RankShare) -> float:
+        """The part of `step_s` in which offloaded states travel: gradients, weights, files."""
+        if strategy.offload_optimizer is Offload.NONE:
+            return 0.0
+        return strategy.offload_ratio * self._owned(strategy, share) * self._travel_s(strategy)
+
     def micro_step_s(self, strategy: Strategy, share: RankShare) -> float:
         """Weights that are offloaded, brought to the device in forward and again in backward."""
         if strategy.offload_param is Offload.NONE or self._is_cpu:
@@ -118,8 +124,12 @@ class UpdateModel:
         return moved if strategy.optimizer is Optimizer.ADAMW else moved - 12
 
     def _offloaded_s(self, strategy: Strategy) -> float:
-        """Of one parameter: CPU Adam, gradient down and weight up, files read and written."""
-        seconds = _CPU_ADAM_BYTES * self._num_ranks / _HOST_BYTES_PER_S + 2 * 2 / PCIE_BYTES_PER_S
+        """Of one parameter: CPU Adam, and what travels for it."""
+        return _CPU_ADAM_BYTES * self._num_ranks / _HOST_BYTES_PER_S + self._travel_s(strategy)
+
+    def _travel_s(self, strategy: Strategy) -> float:
+        """Of one parameter: gradient down and weight up, files read and written."""
+        seconds = 2 * 2 / PCIE_BYTES_PER_S
         if strategy.offload_optimizer is Offload.NVME:
             seconds += _NVME_BYTES_PER_PARAMETER * self._num_ranks / _NVME_BYTES_PER_S
         return seconds

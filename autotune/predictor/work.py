@@ -82,7 +82,12 @@ def repeats(strategy: Strategy) -> Repeats:
 
 
 def micro_step_work(
-    workload: Workload, hardware: Hardware, strategy: Strategy, share: RankShare, adapters: int
+    workload: Workload,
+    hardware: Hardware,
+    strategy: Strategy,
+    share: RankShare,
+    adapters: int,
+    times: Repeats | None = None,
 ) -> Work:
     """Floating point operations and bytes, forward and backward.
 
@@ -98,8 +103,10 @@ def micro_step_work(
         strategy: what is done.
         share: the layers that this rank has.
         adapters: parameters of LoRA on them; 0 where all weights are trained.
+        times: how often forward is repeated, if not as the strategy does.
     """
-    return _WorkCount(workload, hardware, strategy, share, adapters).total()
+    times = times or repeats(strategy)
+    return _WorkCount(workload, hardware, strategy, share, adapters, times).total()
 
 
 class _WorkCount:
@@ -112,13 +119,14 @@ class _WorkCount:
         strategy: Strategy,
         share: RankShare,
         adapters: int,
+        times: Repeats,
     ) -> None:
         self._workload = workload
         self._shape = workload.model
         self._strategy = strategy
         self._share = share
         self._adapters = adapters
-        self._repeats = repeats(strategy)
+        self._repeats = times
         self._sizes = group_bytes(strategy)
         self._slowdowns = group_slowdowns(strategy, hardware)
         self._tensor = share.tensor_parallel_size

@@ -330,3 +330,42 @@ class TestStep:
         predictor = AnalyticPredictor(workload(), machine)
 
         assert predictor.predict(strategy(pipeline_parallel_size=2)).step_time_s > 0
+
+
+class TestParts:
+    def parts(self, *, num_devices: int = 1, batch: int = 64, **knobs: Any) -> dict[str, float]:
+        predictor = AnalyticPredictor(workload(batch=batch), hardware(num_devices=num_devices))
+        prediction = predictor.predict(strategy(**knobs))
+        assert sum(prediction.step_parts_s.values()) == pytest.approx(prediction.step_time_s)
+        assert min(prediction.step_parts_s.values()) > 0
+        return dict(prediction.step_parts_s)
+
+    def test_one_rank_computes_forward_twice_as_fast_as_backward_and_updates(self) -> None:
+        parts = self.parts()
+
+        assert set(parts) == {"forward", "backward", "optimizer"}
+        assert parts["backward"] == pytest.approx(2 * parts["forward"], rel=0.1)
+
+    def test_whole_checkpoints_repeat_forward_and_leave_the_rest(self) -> None:
+        plain, again = self.parts(), self.parts(checkpoint_interval=1)
+
+        repeated = again.pop("recomputation")
+        assert again == pytest.approx(plain)
+        assert 0.9 * plain["forward"] < repeated < plain["forward"]
+
+    def test_ranks_communicate_and_offloading_moves(self) -> None:
+        assert "communication" in self.parts(num_devices=8, zero_stage=3)
+        offloaded = self.parts(num_devices=8, zero_stage=3, offload_optimizer="cpu")
+        assert offloaded["host transfer"] > 0
+        kept = self.parts(checkpoint_interval=1, offload_checkpoints="cpu")
+        assert kept["host transfer"] > 0
+
+    def test_a_pipeline_of_p_stages_and_m_micro_batches_idles_for_p_minus_1_of_them(self) -> None:
+        parts = self.parts(num_devices=4, zero_stage=0, pipeline_parallel_size=4)
+        bubble = parts.pop("pipeline bubble")
+        once = parts.pop("optimizer")
+
+        # 64 samples in 8 micro-batches; what is left besides is theirs, but for the gradients'
+        # exchange, of which one rank a stage has none.
+        assert bubble == pytest.approx(3 / 8 * sum(parts.values()), rel=0.02)
+        assert once > 0

@@ -1,0 +1,206 @@
+"""`autotune plan`: what would train best on hardware that is not here, by prediction alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["EXAMPLES", "plan"]
+
+EXAMPLES = """\
+Examples:
+  autotune plan --model 70B --hardware 8xH100-80GB --explain
+  autotune plan --model 70B --hardware 8xH100-80GB --nodes 8
+  autotune plan --model 7B --method lora --hardware 1xRTX4090
+  autotune plan --model 13B --hardware my-host.yaml --space memory
+  autotune plan --model 13B --hardware 4xA100-40GB --out my-training
+
+A file for --hardware names a device kind, or gives the figures of another:
+  device: MyGPU
+  count: 8
+  memory_gib: 96
+  tflops: 400                 dense, 16 bit
+  bandwidth_gb_per_s: 2000
+  host_memory_gib: 1024
+  fp8: true
+
+Exit status: 0 something fits, 1 nothing fits, 2 wrong use."""
+"""Shown below the options."""
+
+_GLOBAL_BATCH = 32
+"""As in a search, unless there are more ranks."""
+
+
+def plan(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A preset (tiny, 125M, 350M, 1.1B, 3B, 7B, 13B, 34B, 70B, 175B), a folder with "
+            "config.json, or a Hugging Face id. Nothing is downloaded for a preset or a folder, "
+            "and only the configuration for an id.",
+            show_default=False,
+        ),
+    ],
+    hardware: Annotated[
+        str,
+        typer.Option(
+            help="One host: a number of devices and their kind, such as 8xH100-80GB, or a YAML "
+            "file (see below).",
+            show_default=False,
+        ),
+    ],
+    nodes: Annotated[
+        int,
+        typer.Option(
+            help="So many such hosts. Memory is predicted as for one; links between hosts are not "
+            "modelled, so tokens/s are what they are at most."
+        ),
+    ] = 1,
+    host_memory: Annotated[
+        float | None,
+        typer.Option(
+            help="GiB of memory of each host.",
+            show_default="three times that of its GPUs, 256 GiB a GPU at most",
+        ),
+    ] = None,
+    seq_len: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of a sample: the longest that you will train on.",
+            show_default="1024, or the model's maximum if less",
+        ),
+    ] = None,
+    global_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples of one optimizer step, over all devices.",
+            show_default="32, or one for each device if those are more",
+        ),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="What is trained: full (all weights), lora (adapters) or qlora (adapters on "
+            "4-bit weights)."
+        ),
+    ] = "full",
+    lora_rank: Annotated[
+        int,
+        typer.Option(
+            help="Rank of the LoRA adapters, where --space has no lora_rank. No use with full."
+        ),
+    ] = 16,
+    lora_targets: Annotated[
+        str,
+        typer.Option(
+            help="Linear layers with adapters: all-linear, or names such as q_proj,v_proj."
+        ),
+    ] = "all-linear",
+    space: Annotated[
+        str,
+        typer.Option(
+            help="What to choose from: default (loss-neutral knobs), memory (fit at any cost), "
+            "full (everything; a fair part of it is drawn), or a YAML file."
+        ),
+    ] = "default",
+    headroom: Annotated[
+        float,
+        typer.Option(help="Share of device memory that a strategy must leave free: 0.05 is 5 %."),
+    ] = 0.05,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Say what the memory of one strategy goes to, and why nothing faster fits.",
+        ),
+    ] = False,
+    pick: Annotated[
+        str,
+        typer.Option(
+            help="Which strategy of the front --explain and --out are about: throughput (the "
+            "fastest), memory (the leanest) or balanced (the knee between them)."
+        ),
+    ] = "throughput",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the pick as a folder to train with, marked as not measured.",
+            show_default="nothing is written",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the answer as one JSON document.")
+    ] = False,
+) -> None:
+    """Predict what would train best on hardware you do not have.
+
+    Gives the Pareto front of throughput and memory as the predictor
+    expects it, in seconds, without a GPU. Nothing is measured: a search
+    on the machine itself is.
+    """
+    import json
+
+    from autotune.cli.console import answer_console, error_console
+    from autotune.cli.members import member
+    from autotune.cli.refusal import refuse_as_nothing_fits, refuse_empty_space
+    from autotune.errors import ConfigError
+    from autotune.hardware_spec import read_hardware
+    from autotune.pareto import Pick
+    from autotune.plan import ASSUMED_SOFTWARE, make_plan
+    from autotune.plan_export import export_plan
+    from autotune.plan_report import explanation_json, plan_json, render_explanation, render_plan
+    from autotune.question import Question
+    from autotune.space_file import load_search_space
+    from autotune.workload import Method, Workload, load_model_shape
+
+    if not 0 <= headroom < 1:
+        raise ConfigError(f"--headroom must be at least 0 and less than 1, got {headroom}")
+    which = member(Pick, pick, "--pick")
+    spec = read_hardware(hardware, num_nodes=nodes, host_memory_gib=host_memory)
+    shape = load_model_shape(model)
+    ranks = spec.all_ranks
+    workload = Workload(
+        model=shape,
+        seq_len=seq_len if seq_len is not None else min(1024, shape.max_position_embeddings),
+        global_batch_size=(
+            global_batch if global_batch is not None else max(_GLOBAL_BATCH, ranks.num_devices)
+        ),
+        method=member(Method, method, "--method"),
+        lora_rank=lora_rank,
+        lora_targets=tuple(part.strip() for part in lora_targets.split(",") if part.strip()),
+    )
+    search_space = load_search_space(space, workload, ranks, ASSUMED_SOFTWARE)
+    question = Question(
+        workload=workload,
+        hardware=ranks,
+        space_name=search_space.name,
+        space_text=search_space.text,
+        headroom=headroom,
+    )
+    made = make_plan(question, spec, search_space)
+    refuse_empty_space(search_space, made.candidates)
+    if not made.front:
+        predicted = [(each.strategy, each.prediction) for each in made.candidates]
+        refuse_as_nothing_fits(
+            question, search_space, predicted, space, error_console(), as_json=as_json
+        )
+    console = answer_console()
+    if as_json:
+        document = plan_json(made)
+        if explain:
+            document["explanation"] = explanation_json(made, which)
+        console.print_json(json.dumps(document))
+    else:
+        console.print(render_plan(made), crop=False)
+        if explain:
+            console.print()
+            console.print(render_explanation(made, which), crop=False)
+    if out is not None:
+        export_plan(made, which, out)
+        error_console().print(
+            f"Pick {which} is exported to {out}; it was not measured",
+            markup=False,
+            soft_wrap=True,
+        )

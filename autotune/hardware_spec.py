@@ -1,0 +1,202 @@
+"""Hardware that is not here, as a user names it: `8xH100-80GB`, or a file that describes a host.
+
+Does not look at this machine, nor know what is trained.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import Field
+
+from autotune.errors import ConfigError
+from autotune.hardware import DEVICE_KINDS, GB, GIB, DeviceKind, DeviceType, Hardware
+from autotune.yaml_file import Section, nearest, parse_yaml
+
+__all__ = ["HardwareSpec", "assumed_host_bytes", "read_hardware"]
+
+_COUNTED = re.compile(r"(?P<count>[+-]?\d+)\s*[xX*\u00d7]\s*(?P<kind>.*)", re.DOTALL)
+
+_HOST_SHARE = 3
+_MOST_HOST_BYTES = 256 * GIB
+"""Host memory of a GPU where none is given: three times the GPU's own, 256 GiB at most. Public
+data sheets: DGX-2 (V100-32GB) 96 GB a GPU, DGX A100 128 and 256 GB, DGX H100 256 GB."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HardwareSpec:
+    """Alike hosts that a plan is made for."""
+
+    host: Hardware
+    """One of them."""
+    num_nodes: int = 1
+    has_assumed_host: bool = False
+    """Whether nobody said how much memory the host has."""
+
+    @property
+    def all_ranks(self) -> Hardware:
+        """All hosts as if they were one: ranks and host memory of all together."""
+        return replace(
+            self.host,
+            num_devices=self.num_nodes * self.host.num_devices,
+            host_memory_bytes=self.num_nodes * self.host.host_memory_bytes,
+        )
+
+    def __str__(self) -> str:
+        """The way a person names it: `8 x H100-80GB`, `2 nodes of 8 x H100-80GB`."""
+        return str(self.host) if self.num_nodes == 1 else f"{self.num_nodes} nodes of {self.host}"
+
+
+class _Document(Section):
+    """What a file says of one host; rates are dense peaks of one device."""
+
+    device: str
+    count: int = Field(default=1, ge=1)
+    memory_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    tflops: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    bandwidth_gb_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    host_memory_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    bf16: bool | None = None
+    fp8: bool | None = None
+
+
+def assumed_host_bytes(device_memory_bytes: int, num_devices: int) -> int:
+    """Host memory that is assumed where none is given: see `_HOST_SHARE`."""
+    return num_devices * min(_HOST_SHARE * device_memory_bytes, _MOST_HOST_BYTES)
+
+
+def read_hardware(
+    text: str, *, num_nodes: int = 1, host_memory_gib: float | None = None
+) -> HardwareSpec:
+    """Read what the user gave to --hardware.
+
+    Args:
+        text: `8xH100-80GB`, a device kind alone for one of it, or the path of a YAML file.
+        num_nodes: hosts of this kind.
+        host_memory_gib: memory of one host; goes before what a file says.
+
+    Raises:
+        ConfigError: no such device kind or file, or a mistake in it; the message names the flag.
+    """
+    if num_nodes < 1:
+        raise ConfigError(f"--nodes must be at least 1, got {num_nodes}")
+    if host_memory_gib is not None and not 0 < host_memory_gib < float("inf"):
+        raise ConfigError(f"--host-memory must be more than 0 GiB, got {host_memory_gib}")
+    path = Path(text)
+    if path.suffix.lower() in (".yaml", ".yml") or (text and path.is_file()):
+        host, has_host = _read_file(path)
+    else:
+        host, has_host = _read_words(text), False
+    if host_memory_gib is not None:
+        host, has_host = replace(host, host_memory_bytes=int(host_memory_gib * GIB)), True
+    return HardwareSpec(host=host, num_nodes=num_nodes, has_assumed_host=not has_host)
+
+
+def _read_words(text: str) -> Hardware:
+    counted = _COUNTED.fullmatch(text.strip())
+    count, name = (int(counted["count"]), counted["kind"]) if counted else (1, text)
+    if count < 1:
+        raise ConfigError(f"--hardware {text}: there must be at least 1 device, got {count}")
+    if not name.strip():
+        raise ConfigError(
+            f"--hardware {text!r} names no device; write such as 8xH100-80GB, or a file's path"
+        )
+    kind = _known_kind(name.strip())
+    if isinstance(kind, str):
+        raise ConfigError(f"--hardware {text}: {kind}; or describe another in a YAML file")
+    return _hardware(kind, count)
+
+
+def _known_kind(name: str) -> DeviceKind | str:
+    """The device kind of a name, or in words why there is none.
+
+    Case, blanks and dashes do not matter, and a beginning will do where one kind alone has it.
+    """
+    wanted = _plain(name)
+    begins = [kind for key, kind in DEVICE_KINDS.items() if _plain(key).startswith(wanted)]
+    exact = [kind for kind in begins if _plain(kind.name) == wanted]
+    if exact or len(begins) == 1:
+        return (exact or begins)[0]
+    if begins:
+        several = ", ".join(kind.name for kind in begins)
+        return f"{name} may be any of {several}: choose one"
+    hint = nearest(name.upper(), DEVICE_KINDS)
+    known = f"known are {', '.join(DEVICE_KINDS)}"
+    words = known if hint == known else f"{hint} {known[0].upper()}{known[1:]}"
+    return f"there is no device kind {name!r}; {words}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).lower()
+
+
+def _hardware(kind: DeviceKind, count: int) -> Hardware:
+    return Hardware(
+        device_type=DeviceType.CUDA,
+        device_kind=kind.name,
+        num_devices=count,
+        device_memory_bytes=kind.memory_bytes,
+        host_memory_bytes=assumed_host_bytes(kind.memory_bytes, count),
+        flops_per_s=kind.flops_per_s,
+        memory_bytes_per_s=kind.memory_bytes_per_s,
+        supports_bf16=kind.supports_bf16,
+        supports_tf32=kind.supports_tf32,
+        supports_fp8=kind.supports_fp8,
+    )
+
+
+def _read_file(path: Path) -> tuple[Hardware, bool]:
+    """One host, and whether the file says how much memory it has."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"--hardware {path}: no such file; give one, or a device such as 8xH100-80GB"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--hardware {path}: cannot be read: {error}") from error
+    document = parse_yaml(text, f"--hardware {path}", _Document)
+    kind = _known_kind(document.device)
+    rates = {key: getattr(document, key) for key in ("memory_gib", "tflops", "bandwidth_gb_per_s")}
+    missing = [key for key, value in rates.items() if value is None]
+    if isinstance(kind, str) and missing:
+        raise ConfigError(
+            f"--hardware {path}: {kind}; of another one the file says {', '.join(missing)} too"
+        )
+    if isinstance(kind, DeviceKind):
+        host = _hardware(kind, document.count)
+    else:
+        # Rates and memory follow below, whatever stands here.
+        host = Hardware(
+            device_type=DeviceType.CUDA,
+            device_kind=document.device,
+            num_devices=document.count,
+            device_memory_bytes=0,
+            host_memory_bytes=0,
+            flops_per_s=0.0,
+            memory_bytes_per_s=0.0,
+            supports_tf32=True,
+        )
+    host = _with_own_figures(host, document)
+    if document.host_memory_gib is None:
+        host_bytes = assumed_host_bytes(host.device_memory_bytes, host.num_devices)
+        return replace(host, host_memory_bytes=host_bytes), False
+    return replace(host, host_memory_bytes=int(document.host_memory_gib * GIB)), True
+
+
+def _with_own_figures(host: Hardware, document: _Document) -> Hardware:
+    """What the file says itself goes before the data sheet."""
+    if document.memory_gib is not None:
+        host = replace(host, device_memory_bytes=int(document.memory_gib * GIB))
+    if document.tflops is not None:
+        host = replace(host, flops_per_s=document.tflops * 1e12)
+    if document.bandwidth_gb_per_s is not None:
+        host = replace(host, memory_bytes_per_s=document.bandwidth_gb_per_s * GB)
+    if document.bf16 is not None:
+        # Every GPU with bf16 has TensorFloat-32, and none without.
+        host = replace(host, supports_bf16=document.bf16, supports_tf32=document.bf16)
+    if document.fp8 is not None:
+        host = replace(host, supports_fp8=document.fp8)
+    return host

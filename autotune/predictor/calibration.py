@@ -1,0 +1,259 @@
+"""Predictions corrected by what finished trials of the same question showed.
+
+Few coefficients, each of something physical, and what is left is taken over from trials that share
+most knobs. Trials held out decide how much of it is used: nothing, the coefficients, or both.
+Does not know which strategies are tried, nor what a correction is used for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+
+from autotune.predictor.analytic import AnalyticPredictor
+from autotune.predictor.corrections import (
+    MEMORY_COEFFICIENTS,
+    TIME_COEFFICIENTS,
+    MemoryCurve,
+    TimeCurve,
+)
+from autotune.predictor.neighbours import Neighbours
+from autotune.predictor.shrinkage import Coefficient, Curve, fit
+from autotune.strategy import Strategy
+from autotune.trial import Prediction, Trial, TrialState
+
+__all__ = ["CalibratedPredictor"]
+
+_LARGEST_MEMORY_CORRECTION = math.log(1.15)
+"""Memory is arithmetic: what is further off is an exception, and no reason to move the others."""
+
+_LARGEST_TIME_CORRECTION = math.log(4.0)
+_LARGEST_TIME_RESIDUAL = math.log(2.0)
+
+_TIME_SCATTER = 0.03
+"""Of the logarithm of a measured step time. Measured: twice the same work on one H100."""
+
+_MEMORY_SCATTER = 0.01
+
+_NUM_FOLDS = 12
+"""So many parts at most are held out in turn; of fewer trials, each."""
+
+_PRIOR_TRIALS = 10
+"""The prior's interval weighs as much as so many trials."""
+
+_INTERVAL_SCATTERS = 2.5
+
+
+_STUDENT_T = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)
+"""One-sided 95 % quantiles, by degrees of freedom from 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sample:
+    """One trial, as one of the two fits sees it."""
+
+    strategy: Strategy
+    curve: Curve
+    log_measured: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Correction:
+    """What was learned of one quantity."""
+
+    at: tuple[float, ...]
+    """The coefficients; all zero for the prior."""
+    neighbours: Neighbours | None = None
+    scatter: float = 0.0
+    """Root mean square of the errors of trials held out, as logarithms."""
+
+    def log_value(self, strategy: Strategy, curve: Curve) -> float:
+        value = curve.log_value(self.at)
+        return value + self.neighbours.residual(strategy) if self.neighbours else value
+
+
+class CalibratedPredictor:
+    """An analytic prediction, and what finished trials teach about it.
+
+    Learns from complete trials alone, and from none whose allocator had to flush its cache. With
+    fewer than two of them it predicts what the prior does.
+
+    Args:
+        prior: the prediction from first principles.
+        trials: of the same question, in any order.
+    """
+
+    def __init__(self, prior: AnalyticPredictor, trials: Iterable[Trial] = ()) -> None:
+        self._prior = prior
+        times, memories = _samples(prior, trials)
+        self._num_trials = len(times)
+        self._time = _learn(
+            times, TIME_COEFFICIENTS, scatter=_TIME_SCATTER, largest=_LARGEST_TIME_RESIDUAL
+        )
+        self._memory = _learn(
+            memories,
+            MEMORY_COEFFICIENTS,
+            scatter=_MEMORY_SCATTER,
+            largest=_LARGEST_MEMORY_CORRECTION,
+        )
+
+    def learn(self, trials: Iterable[Trial]) -> CalibratedPredictor:
+        """A predictor of the same prior that has learned from these trials, and no others."""
+        return CalibratedPredictor(self._prior, trials)
+
+    def predict(self, strategy: Strategy) -> Prediction:
+        """Peak memory and step time of one strategy, with their doubt."""
+        prediction, parts = self._prior.explain(strategy)
+        if self._time is not None:
+            prediction = _with_step_time(prediction, self._time, strategy, TimeCurve(parts))
+        if self._memory is not None:
+            prediction = _with_memory(prediction, self._memory, strategy, self._num_trials)
+        return prediction
+
+
+def _with_step_time(
+    prediction: Prediction, correction: _Correction, strategy: Strategy, curve: Curve
+) -> Prediction:
+    limit = _LARGEST_TIME_CORRECTION
+    ratio = correction.log_value(strategy, curve) - math.log(prediction.step_time_s)
+    factor = math.exp(min(limit, max(-limit, ratio)))
+    return replace(
+        prediction,
+        step_time_s=prediction.step_time_s * factor,
+        step_parts_s={part: s * factor for part, s in prediction.step_parts_s.items()},
+        tokens_per_second=prediction.tokens_per_second / factor,
+    )
+
+
+def _with_memory(
+    prediction: Prediction, correction: _Correction, strategy: Strategy, num_trials: int
+) -> Prediction:
+    """The expected peak moved within the prior's interval, and the interval with it.
+
+    What a peak is made of keeps its shares.
+    """
+    limit, before = _LARGEST_MEMORY_CORRECTION, prediction.peak_memory_bytes
+    lower, upper = prediction.peak_memory_lower_bytes, prediction.peak_memory_upper_bytes
+    ratio = correction.log_value(strategy, MemoryCurve(prediction)) - math.log(before)
+    moved = int(before * math.exp(min(limit, max(-limit, ratio))))
+    expected = min(max(moved, lower), upper)
+    trust = num_trials / (num_trials + _PRIOR_TRIALS)
+    seen = trust * _INTERVAL_SCATTERS * correction.scatter
+    below = (1 - trust) * math.log(before / max(1, min(lower, before))) + seen
+    above = (1 - trust) * math.log(max(upper, before) / before) + seen
+    factor = expected / before
+    return replace(
+        prediction,
+        peak_memory_bytes=expected,
+        peak_memory_lower_bytes=min(expected, int(expected * math.exp(-below))),
+        peak_memory_upper_bytes=max(expected, int(expected * math.exp(above))),
+        breakdown_bytes={p: int(n * factor) for p, n in prediction.breakdown_bytes.items()},
+    )
+
+
+def _samples(
+    prior: AnalyticPredictor, trials: Iterable[Trial]
+) -> tuple[list[_Sample], list[_Sample]]:
+    """Of step time and of memory, in an order that does not depend on that of the trials."""
+    usable = [
+        (trial.strategy, trial.measurement)
+        for trial in trials
+        if trial.state is TrialState.COMPLETE
+        and trial.measurement is not None
+        and trial.measurement.num_alloc_retries == 0
+        and trial.measurement.step_time_s > 0
+        and trial.measurement.peak_memory_bytes > 0
+    ]
+    usable.sort(key=lambda t: (repr(t[0]), t[1].step_time_s, t[1].peak_memory_bytes))
+    times, memories = [], []
+    for strategy, measured in usable:
+        prediction, parts = prior.explain(strategy)
+        times.append(
+            _Sample(
+                strategy=strategy,
+                curve=TimeCurve(parts),
+                log_measured=math.log(measured.step_time_s),
+            )
+        )
+        memories.append(
+            _Sample(
+                strategy=strategy,
+                curve=MemoryCurve(prediction),
+                log_measured=math.log(measured.peak_memory_bytes),
+            )
+        )
+    return times, memories
+
+
+def _learn(
+    samples: Sequence[_Sample],
+    coefficients: Sequence[Coefficient],
+    *,
+    scatter: float,
+    largest: float,
+) -> _Correction | None:
+    """The simplest correction that none does better than where it has not looked.
+
+    Returns:
+        None for the prior.
+    """
+    if len(samples) < 2:
+        return None
+    zero = tuple(0.0 for _ in coefficients)
+
+    def coefficients_alone(seen: Sequence[_Sample]) -> _Correction:
+        curves, observed = [s.curve for s in seen], [s.log_measured for s in seen]
+        return _Correction(at=fit(curves, observed, coefficients, scatter=scatter))
+
+    def with_neighbours(seen: Sequence[_Sample]) -> _Correction:
+        found = coefficients_alone(seen)
+        left = [s.log_measured - s.curve.log_value(found.at) for s in seen]
+        neighbours = Neighbours([s.strategy for s in seen], left, largest=largest)
+        return replace(found, neighbours=neighbours)
+
+    chosen: Callable[[Sequence[_Sample]], _Correction] | None = None
+    errors = [abs(s.log_measured - s.curve.log_value(zero)) for s in samples]
+    for candidate in (coefficients_alone, with_neighbours):
+        of_candidate = _errors_held_out(samples, candidate)
+        if _is_better(of_candidate, errors, scatter=scatter):
+            chosen, errors = candidate, of_candidate
+    if chosen is None:
+        return None
+    root_mean_square = math.sqrt(fmean(error**2 for error in errors))
+    return replace(chosen(samples), scatter=root_mean_square)
+
+
+def _errors_held_out(
+    samples: Sequence[_Sample], candidate: Callable[[Sequence[_Sample]], _Correction]
+) -> list[float]:
+    """Absolute errors of the logarithms, each sample predicted from others only.
+
+    Trials of one strategy are held out together.
+    """
+    strategies = list(dict.fromkeys(sample.strategy for sample in samples))
+    folds = {s: place % _NUM_FOLDS for place, s in enumerate(strategies)}
+    errors = [0.0] * len(samples)
+    for fold in range(min(_NUM_FOLDS, len(strategies))):
+        correction = candidate([s for s in samples if folds[s.strategy] != fold])
+        for place, sample in enumerate(samples):
+            if folds[sample.strategy] == fold:
+                value = correction.log_value(sample.strategy, sample.curve)
+                errors[place] = abs(sample.log_measured - value)
+    return errors
+
+
+def _is_better(errors: Sequence[float], before: Sequence[float], *, scatter: float) -> bool:
+    """Whether errors fell, with a certainty of 95 % by Student's t.
+
+    A change counts for no more than the scatter of a measurement: that one exception is met does
+    not make up for many small losses. Errors within that scatter are left alone.
+    """
+    if fmean(before) <= scatter:
+        return False
+    gains = [
+        max(-scatter, min(scatter, old - new)) for old, new in zip(before, errors, strict=True)
+    ]
+    quantile = _STUDENT_T[min(len(gains) - 1, len(_STUDENT_T)) - 1]
+    return fmean(gains) > quantile * stdev(gains) / math.sqrt(len(gains))

@@ -1,0 +1,73 @@
+"""What is left unexplained of trials, taken over for strategies that share most of their knobs.
+
+Does not know what the numbers stand for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from operator import attrgetter, mul, ne
+
+from autotune.strategy import KNOBS, Strategy
+
+__all__ = ["Neighbours"]
+
+_PRIOR_WEIGHT = 0.5
+"""Of a trial that left nothing unexplained, and is always there."""
+
+_BATCH = "micro_batch_size"
+_WORDS = tuple(knob for knob in KNOBS if knob != _BATCH)
+
+_read = attrgetter(*_WORDS)
+
+
+class Neighbours:
+    """Nearest neighbours, held to zero (Nadaraya and Watson's kernel average, 1964).
+
+    Of two strategies' distance each knob is one, and a doubled micro-batch half of one; a trial's
+    weight is exp(-distance).
+
+    Args:
+        strategies: of the trials.
+        left: what each left unexplained.
+        largest: what is taken over is at most this.
+    """
+
+    def __init__(
+        self, strategies: Sequence[Strategy], left: Sequence[float], *, largest: float
+    ) -> None:
+        rows = [tuple(_read(strategy)) for strategy in strategies]
+        self._moved = [i for i in range(len(_WORDS)) if len({row[i] for row in rows}) > 1]
+        still = sorted(set(range(len(_WORDS))) - set(self._moved))
+        self._still = [(i, rows[0][i]) for i in still]
+        self._knobs = [[row[i] for i in self._moved] for row in rows]
+        self._sizes = [math.log2(strategy.micro_batch_size) for strategy in strategies]
+        self._left = tuple(left)
+        self._largest = largest
+        self._by_knobs: dict[tuple[object, ...], list[float]] = {}
+        self._by_size: dict[int, list[float]] = {}
+
+    def residual(self, strategy: Strategy) -> float:
+        """What is expected to be left unexplained of a strategy; 0 far from all trials."""
+        of_knobs = self._weights_by_knobs(_read(strategy))
+        weights = list(map(mul, of_knobs, self._weights_by_size(strategy.micro_batch_size)))
+        expected: float = sum(map(mul, weights, self._left)) / (sum(weights) + _PRIOR_WEIGHT)
+        return max(-self._largest, min(self._largest, expected))
+
+    def _weights_by_knobs(self, row: tuple[object, ...]) -> list[float]:
+        found = self._by_knobs.get(row)
+        if found is None:
+            apart = sum(row[i] != value for i, value in self._still)
+            own = [row[i] for i in self._moved]
+            found = [math.exp(-apart - sum(map(ne, own, knobs))) for knobs in self._knobs]
+            self._by_knobs[row] = found
+        return found
+
+    def _weights_by_size(self, micro_batch_size: int) -> list[float]:
+        found = self._by_size.get(micro_batch_size)
+        if found is None:
+            own = math.log2(micro_batch_size)
+            found = [math.exp(-abs(size - own) / 2) for size in self._sizes]
+            self._by_size[micro_batch_size] = found
+        return found

@@ -1,0 +1,108 @@
+"""`autotune plan` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import autotune
+
+LORA = ("plan", "--model", "7B", "--method", "lora", "--hardware", "1xRTX4090")
+
+
+def test_a_plan_is_printed_on_stdout_alone(tmp_path: Path) -> None:
+    ran = autotune(*LORA, folder=tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "Predicted Pareto front" in ran.stdout
+    assert "pick: throughput" in ran.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_explain_shows_the_parts_of_one_pick(tmp_path: Path) -> None:
+    ran = autotune(*LORA, "--explain", "--pick", "memory", folder=tmp_path)
+    assert ran.returncode == 0
+    assert "Pick memory: " in ran.stdout
+    assert "of the device's memory" in ran.stdout
+
+
+def test_json_is_one_document(tmp_path: Path) -> None:
+    ran = autotune(*LORA, "--explain", "--json", folder=tmp_path)
+    document = json.loads(ran.stdout)
+    assert document["measured"] is False
+    assert document["explanation"]["pick"] == "throughput"
+
+
+def test_70b_over_64_gpus_is_planned_by_default(tmp_path: Path) -> None:
+    ran = autotune(
+        *("plan", "--model", "70B", "--hardware", "8xH100-80GB", "--nodes", "8", "--json"),
+        folder=tmp_path,
+    )
+    document = json.loads(ran.stdout)
+    assert document["num_nodes"] == 8
+    assert document["workload"]["global_batch_size"] == 64
+    assert document["front"]
+
+
+def test_a_folder_with_a_configuration_is_planned(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    config = {
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "vocab_size": 32000,
+    }
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(config))
+    ran = autotune("plan", "--model", "./mine", "--hardware", "L40S", "--json", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["front"]
+
+
+def test_where_nothing_fits_it_says_so_as_a_search_does(tmp_path: Path) -> None:
+    ran = autotune("plan", "--model", "175B", "--hardware", "1xL4", "--json", folder=tmp_path)
+    assert ran.returncode == 1
+    assert "Nothing fits" in ran.stderr
+    document = json.loads(ran.stdout)
+    assert document["front"] == []
+    assert document["missing_bytes"] > 0
+
+
+def test_the_export_goes_where_it_is_asked_to_and_over_nothing(tmp_path: Path) -> None:
+    first = autotune(*LORA, "--out", "mine", folder=tmp_path)
+    assert first.returncode == 0
+    assert "not measured" in first.stderr
+    assert "NOT MEASURED" in (tmp_path / "mine" / "README.md").read_text()
+    other = autotune(*LORA, "--out", "mine", "--pick", "memory", folder=tmp_path)
+    assert other.returncode == 2
+    assert "is not empty" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--hardware", "8xA1000"), "--hardware 8xA1000: there is no device kind"),
+        (("--hardware", "L4", "--nodes", "0"), "--nodes must be at least 1"),
+        (("--hardware", "L4", "--host-memory", "0"), "--host-memory must be"),
+        (("--hardware", "L4", "--headroom", "1"), "--headroom must be"),
+        (("--hardware", "L4", "--pick", "best"), "--pick 'best': choose from throughput"),
+        (("--hardware", "L4", "--method", "qat"), "--method 'qat': choose from full"),
+        (("--hardware", "L4", "--global-batch", "0"), "--global-batch must be at least 1"),
+        (("--hardware", "3xL4", "--global-batch", "4"), "no combination of its values"),
+        (("--hardware", "L4", "--space", "defualt"), "--space defualt: no such file"),
+    ],
+)
+def test_wrong_use_gets_one_line_and_exit_status_2(
+    arguments: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    ran = autotune("plan", "--model", "tiny", *arguments, folder=tmp_path)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert words in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_help_has_an_example_and_the_form_of_a_file(tmp_path: Path) -> None:
+    ran = autotune("plan", "--help", folder=tmp_path)
+    assert "autotune plan --model 70B --hardware 8xH100-80GB --explain" in ran.stdout
+    assert "bandwidth_gb_per_s" in ran.stdout
