@@ -5,10 +5,11 @@ One function a family of knobs; each answers in words, with the rule, the value 
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from autotune.knobs import (
+    DEFAULT_BUCKET_SIZE,
+    PARALLEL_DEGREES,
     Attention,
     CheckpointScope,
     GroupPrecision,
@@ -43,8 +44,7 @@ def contradiction(strategy: Strategy) -> str | None:
 
 
 def _parallel(s: Strategy) -> str | None:
-    names = ("tensor_parallel_size", "pipeline_parallel_size", "sequence_parallel_size")
-    above_one = [f"{name} {getattr(s, name)}" for name in names if getattr(s, name) > 1]
+    above_one = [f"{knob} {n}" for knob in PARALLEL_DEGREES if (n := getattr(s, knob)) > 1]
     if len(above_one) > 1:
         return (
             f"{' and '.join(above_one)} do not go together: AutoTP, Ulysses and the pipeline each "
@@ -162,8 +162,7 @@ def _optimizer(s: Strategy) -> str | None:
             f"optimizer {s.optimizer} needs tensor_parallel_size 1, got {s.tensor_parallel_size}: "
             "it works on whole matrices"
         )
-    is_bf16_pipeline = s.pipeline_parallel_size > 1 and s.precision is Precision.BF16
-    if s.optimizer is Optimizer.ADAFACTOR and is_bf16_pipeline:
+    if s.optimizer is Optimizer.ADAFACTOR and s.is_bf16_pipeline:
         return (
             "optimizer adafactor needs pipeline_parallel_size 1 with precision bf16, got "
             f"{s.pipeline_parallel_size}: DeepSpeed makes flat partitions there"
@@ -222,7 +221,7 @@ def _fp8(s: Strategy) -> str | None:
 
 def _group_precisions(s: Strategy) -> str | None:
     """Weights of several dtypes in one engine."""
-    if len(s.parameter_precisions) == 1:
+    if not s.has_several_dtypes:
         return None
     own = {group: s.parameter_precision(group) for group in ModuleGroup}
     if s.precision not in own.values():
@@ -234,7 +233,7 @@ def _group_precisions(s: Strategy) -> str | None:
         return f"{what} master_weights fp32, got bf16: DeepSpeed keeps such for one dtype alone"
     if s.offload_optimizer is not Offload.NONE:
         return f"{what} offload_optimizer none: DeepSpeed's host buffers have one dtype"
-    for degree in ("tensor_parallel_size", "pipeline_parallel_size", "sequence_parallel_size"):
+    for degree in PARALLEL_DEGREES:
         if getattr(s, degree) > 1:
             return f"{what} {degree} 1, got {getattr(s, degree)}: what travels has one dtype"
     if s.optimizer is Optimizer.MUON:
@@ -253,8 +252,7 @@ def _group_precisions(s: Strategy) -> str | None:
 
 
 def _communication(s: Strategy) -> str | None:
-    default = next(knob.default for knob in fields(s) if knob.name == "reduce_bucket_size")
-    if s.zero_stage == 0 and s.reduce_bucket_size != default:
+    if s.zero_stage == 0 and s.reduce_bucket_size != DEFAULT_BUCKET_SIZE:
         return f"reduce_bucket_size {s.reduce_bucket_size:,} needs zero_stage 1, 2 or 3, got 0"
     if s.zero_stage == 0 and not s.overlap_comm:
         return "overlap_comm false needs zero_stage 1, 2 or 3, got 0: DeepSpeed overlaps ZeRO only"

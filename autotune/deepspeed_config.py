@@ -20,7 +20,6 @@ __all__ = [
     "LEARNING_RATE",
     "deepspeed_config",
     "flattens_parameters",
-    "has_several_dtypes",
     "is_client_optimizer",
     "sub_group_elements",
 ]
@@ -40,20 +39,13 @@ _NVME_SUB_GROUP_ELEMENTS = 100_000_000
 
 def is_client_optimizer(strategy: Strategy) -> bool:
     """Whether the optimizer is built outside DeepSpeed and passed to `deepspeed.initialize`."""
-    is_of_torch = strategy.optimizer in (Optimizer.ADAMW, Optimizer.SGD, Optimizer.ADAFACTOR)
-    return not is_of_torch or has_several_dtypes(strategy)
-
-
-def has_several_dtypes(strategy: Strategy) -> bool:
-    """Whether groups of modules keep their weights in different precisions."""
-    return len(strategy.parameter_precisions) > 1
+    return not strategy.optimizer.is_of_torch or strategy.has_several_dtypes
 
 
 def flattens_parameters(strategy: Strategy) -> bool:
     """Whether the optimizer sees flat partitions, and no longer which parameter is which."""
-    # A pipeline in bf16 is trained by DeepSpeed's BF16_Optimizer, which is a ZeRO-1 of its own.
-    is_bf16_pipeline = strategy.pipeline_parallel_size > 1 and strategy.precision is Precision.BF16
-    return strategy.zero_stage > 0 or is_bf16_pipeline
+    # BF16_Optimizer is a ZeRO-1 of its own.
+    return strategy.zero_stage > 0 or strategy.is_bf16_pipeline
 
 
 def deepspeed_config(
@@ -114,7 +106,7 @@ def _batch(workload: Workload, strategy: Strategy) -> dict[str, Any]:
 def _precision(strategy: Strategy) -> dict[str, Any]:
     # Loss scale 0 stands for dynamic. 2**16, DeepSpeed's start, overflows for several steps.
     fp16 = {"loss_scale": 0, "initial_scale_power": 12}
-    if has_several_dtypes(strategy):
+    if strategy.has_several_dtypes:
         # DeepSpeed casts all parameters to bf16 or fp16 where that is enabled. Where neither is,
         # it takes them as they are, reduces gradients in fp32, and scales the loss all the same
         # where the optimizer's first group is fp16: by the numbers that stand here.
@@ -154,7 +146,7 @@ def _zero_optimization(workload: Workload, strategy: Strategy, num_devices: int)
 def _mixes_fp16(strategy: Strategy) -> bool:
     # ZeRO-2's buffer of contiguous gradients would be fp16 for all groups, those of fp32 too.
     has_fp16 = Precision.FP16 in strategy.parameter_precisions
-    return strategy.zero_stage == 2 and has_fp16 and has_several_dtypes(strategy)
+    return strategy.zero_stage == 2 and has_fp16 and strategy.has_several_dtypes
 
 
 def _offload(

@@ -8,7 +8,6 @@ from __future__ import annotations
 from autotune.deepspeed_config import (
     LEARNING_RATE,
     flattens_parameters,
-    has_several_dtypes,
     is_client_optimizer,
 )
 from autotune.hardware import DeviceType, Hardware
@@ -29,15 +28,7 @@ _DTYPES = {
 
 
 _LOOP = """\
-for batch in batches:  # yours: token ids, [{size}, tokens] on each rank
-    batch = batch.to(engine.device)
-    loss = engine(input_ids=batch, labels=batch, use_cache=False).loss
-    engine.backward(loss)
-    engine.step()
-"""
-
-_TENSOR_LOOP = """\
-for batch in batches:  # yours: token ids, [{size}, tokens], the same where rank // {degree} is
+for batch in batches:  # yours: token ids, [{size}, tokens]{where}
     batch = batch.to(engine.device)
     loss = engine(input_ids=batch, labels=batch, use_cache=False).loss
     engine.backward(loss)
@@ -45,7 +36,7 @@ for batch in batches:  # yours: token ids, [{size}, tokens], the same where rank
 """
 
 _SEQUENCE_LOOP = """\
-for batch in batches:  # yours: token ids, [{size}, tokens], the same where rank // {degree} is
+for batch in batches:  # yours: token ids, [{size}, tokens]{where}
     batch = batch.to(engine.device)
     # This rank's tokens. Padding belongs on the right, and its labels are -100.
     inputs = autotune.shard_batch({{"input_ids": batch, "labels": batch}}, "strategy.yaml")
@@ -250,11 +241,10 @@ def _loop(strategy: Strategy) -> str:
         loop = _PIPELINE_LOOP
     elif strategy.sequence_parallel_size > 1:
         loop = _SEQUENCE_LOOP
-    elif strategy.tensor_parallel_size > 1:
-        loop = _TENSOR_LOOP
+    degree = strategy.model_parallel_size
     return loop.format(
         size=strategy.micro_batch_size,
-        degree=strategy.model_parallel_size,
+        where=f", the same where rank // {degree} is" if degree > 1 else " on each rank",
         merge="mean" if strategy.zero_stage == 3 else "sum",
     )
 
@@ -287,7 +277,7 @@ def _trainer_example(workload: Workload, hardware: Hardware, strategy: Strategy)
         workload.global_batch_size, hardware.num_devices
     )
     flags = {Precision.BF16: "\n    bf16=True,", Precision.FP16: "\n    fp16=True,"}
-    if has_several_dtypes(strategy):
+    if strategy.has_several_dtypes:
         # Either would be written into the JSON, and DeepSpeed cast all weights to it.
         flags = {}
     # The Trainer refuses a JSON that clips otherwise than its own arguments say.

@@ -16,6 +16,7 @@ from typing import Any
 
 __all__ = [
     "DEVICE_KINDS",
+    "FULL_DISK_BYTES",
     "DeviceKind",
     "DeviceType",
     "Hardware",
@@ -26,6 +27,13 @@ __all__ = [
 
 GB = 10**9
 GIB = 2**30
+
+FULL_DISK_BYTES = 64 * 2**20
+"""With less than this left, a disk is taken to be full.
+
+DeepSpeed's asynchronous I/O tells no errors: a write that found no room is noticed when the file
+is read back too short.
+"""
 
 
 class DeviceType(StrEnum):

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from autotune.errors import ConfigError
 from autotune.hardware import DEVICE_KINDS, GB, GIB, DeviceKind, DeviceType, Hardware
-from autotune.yaml_file import Section, nearest, parse_yaml
+from autotune.yaml_file import Section, nearest, parse_yaml, read_text
 
 __all__ = ["HardwareSpec", "assumed_host_bytes", "read_hardware"]
 
@@ -149,15 +149,9 @@ def _hardware(kind: DeviceKind, count: int) -> Hardware:
 
 def _read_file(path: Path) -> tuple[Hardware, bool]:
     """One host, and whether the file says how much memory it has."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"--hardware {path}: no such file; give one, or a device such as 8xH100-80GB"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--hardware {path}: cannot be read: {error}") from error
-    document = parse_yaml(text, f"--hardware {path}", _Document)
+    name = f"--hardware {path}"
+    text = read_text(path, name, if_missing="; give one, or a device such as 8xH100-80GB")
+    document = parse_yaml(text, name, _Document)
     kind = _known_kind(document.device)
     rates = {key: getattr(document, key) for key in ("memory_gib", "tflops", "bandwidth_gb_per_s")}
     missing = [key for key, value in rates.items() if value is None]

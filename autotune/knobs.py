@@ -8,6 +8,9 @@ from __future__ import annotations
 from enum import StrEnum
 
 __all__ = [
+    "DEFAULT_BUCKET_SIZE",
+    "FP8_MULTIPLE",
+    "PARALLEL_DEGREES",
     "Attention",
     "CheckpointScope",
     "GroupPrecision",
@@ -18,6 +21,19 @@ __all__ = [
     "Optimizer",
     "Precision",
 ]
+
+DEFAULT_BUCKET_SIZE = 500_000_000
+"""Elements of a bucket, unless DeepSpeed is told otherwise."""
+
+FP8_MULTIPLE = 16
+"""Inner dimensions of 8-bit matrix products are multiples of this (cuBLASLt)."""
+
+PARALLEL_DEGREES = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "sequence_parallel_size",
+)
+"""The knobs that say how many ranks share the work on a sample."""
 
 
 class LossClass(StrEnum):
@@ -62,6 +78,12 @@ class Optimizer(StrEnum):
     ADAFACTOR = "adafactor"
     MUON = "muon"
     """For matrices of the layers; AdamW for all else."""
+
+    @property
+    def is_of_torch(self) -> bool:
+        """Whether torch has it, so that DeepSpeed can build it from a JSON."""
+        return self in (Optimizer.ADAMW, Optimizer.SGD, Optimizer.ADAFACTOR)
+
     """Refused: DeepSpeed 0.19.8 has it no more."""
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from autotune.errors import LaunchError
 from autotune.extensions import readable_architectures
-from autotune.hardware import DeviceType, Hardware, visible_gpus
+from autotune.hardware import FULL_DISK_BYTES, DeviceType, Hardware, visible_gpus
 from autotune.rank_process import RankProcess, failure_of, measurement_of
 from autotune.server_process import ServerProcess
 from autotune.trial import Failure, FailureKind, Outcome, TrialSpec
@@ -39,9 +39,6 @@ _HOST_FLOOR_BYTES = 256 * 2**20
 
 _MAX_LOW_POLLS = 10
 """So many looks in a row must find it low: virtual machines are given memory as they fill it."""
-
-_DISK_FLOOR_BYTES = 64 * 2**20
-"""With less disk than this left, the trial is stopped before its swap files take the rest."""
 
 
 class Launcher:
@@ -110,7 +107,7 @@ class Launcher:
                 stopped = Failure(kind=FailureKind.LOST_NODE, message=str(error))
             finally:
                 self._end(ranks)
-            is_disk_full = self._swap_disk_bytes() < _DISK_FLOOR_BYTES
+            is_disk_full = self._swap_disk_bytes() < FULL_DISK_BYTES
         _wait_for_device(self._hardware, used_before)
         failure = stopped or failure_of(
             ranks,
@@ -227,7 +224,7 @@ class Launcher:
     def _disk_hog(self, ranks: list[RankProcess]) -> Failure | None:
         """The disk under --nvme-path running full, by the trial or by anybody else."""
         free = self._swap_disk_bytes()
-        if free >= _DISK_FLOOR_BYTES:
+        if free >= FULL_DISK_BYTES:
             return None
         message = f"only {free / 2**20:.0f} MiB were left on the disk of --nvme-path"
         return _stopped(ranks, FailureKind.DISK_FULL, message)

@@ -5,7 +5,7 @@ Nothing is measured. Does not know how the answer is shown, nor torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +19,7 @@ from autotune.question import Question
 from autotune.search_space import SearchSpace
 from autotune.software import Software
 from autotune.strategy import Strategy
-from autotune.study_summary import flops_per_token
+from autotune.study_summary import model_flops_utilisation
 from autotune.trial import Prediction
 from autotune.workload import Workload
 
@@ -68,18 +68,9 @@ class Plan:
         """All ranks, as if they were on one host."""
         return self.question.hardware
 
-    @property
-    def limits(self) -> Mapping[str, int]:
-        """Room on a device, on all hosts together and on disk, as `Prediction` takes them."""
-        return {
-            "device_bytes": self.question.memory_limit_bytes,
-            "host_bytes": self.hardware.host_memory_bytes,
-            "disk_bytes": self.hardware.nvme_free_bytes,
-        }
-
     def fits(self, candidate: Candidate) -> bool:
         """Whether it is expected to fit device and host, by the rule that a search launches by."""
-        return not candidate.prediction.missing_bytes(**self.limits)
+        return not candidate.prediction.missing_bytes(**self.question.limits)
 
     @cached_property
     def front(self) -> tuple[Candidate, ...]:
@@ -94,9 +85,8 @@ class Plan:
 
     def mfu(self, candidate: Candidate) -> float:
         """Model FLOPs utilisation, of the data sheet's peak."""
-        flops = flops_per_token(self.workload, candidate.strategy)
-        peak = self.hardware.flops_per_s * self.hardware.num_devices
-        return candidate.prediction.tokens_per_second * flops / peak
+        speed = candidate.prediction.tokens_per_second
+        return model_flops_utilisation(speed, self.workload, self.hardware, candidate.strategy)
 
     def headroom(self, candidate: Candidate) -> float:
         """Share of a device's memory that is free at the expected peak."""
@@ -124,12 +114,12 @@ class Plan:
         )
         speed = candidate.prediction.tokens_per_second
         faster = [c for c in self.candidates if c.prediction.tokens_per_second > speed]
-        found: list[tuple[Candidate, str]] = []
-        for other in sorted(faster, key=_speed):
-            reason = pruner.reason_to_skip(other.strategy, other.prediction, ())
-            if reason and len(found) < num:
-                found.append((other, reason))
-        return found
+        refused = (
+            (other, reason)
+            for other in sorted(faster, key=_speed)
+            if (reason := pruner.reason_to_skip(other.strategy, other.prediction, ()))
+        )
+        return list(itertools.islice(refused, num))
 
 
 def make_plan(question: Question, spec: HardwareSpec, space: SearchSpace) -> Plan:

@@ -16,7 +16,7 @@ from rich.text import Text
 from autotune.hardware import DEVICE_KINDS
 from autotune.pareto import Pick
 from autotune.plan import Candidate, Plan
-from autotune.report import format_gib, plain_table
+from autotune.report import format_gib, plain_table, training_words
 
 __all__ = [
     "explanation_json",
@@ -139,10 +139,9 @@ def _record(plan: Plan, candidate: Candidate) -> dict[str, Any]:
 
 def _header(plan: Plan) -> Iterator[Text]:
     workload, host = plan.workload, plan.spec.host
-    method = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[workload.method]
     yield Text(
-        f"What would train {workload.model.name} best ({method}, {workload.seq_len:,} tokens a "
-        f"sample, {workload.global_batch_size:,} samples a step) on {plan.spec} with "
+        f"What would train {workload.model.name} best ({training_words(workload)}) on {plan.spec} "
+        "with "
         f"{format_gib(host.device_memory_bytes)} GiB each?"
     )
     yield Text.assemble(

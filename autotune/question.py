@@ -34,6 +34,15 @@ class Question:
         """What a strategy may use of each device."""
         return int(self.hardware.device_memory_bytes * (1 - self.headroom))
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """Room on each device, on the host and on disk, as `Prediction` takes them."""
+        return {
+            "device_bytes": self.memory_limit_bytes,
+            "host_bytes": self.hardware.host_memory_bytes,
+            "disk_bytes": self.hardware.nvme_free_bytes,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `from_dict` reads it back."""
         return asdict(self) | {

@@ -20,6 +20,7 @@ from rich.text import Text
 from autotune.pareto import Pick
 from autotune.study_summary import StudySummary
 from autotune.trial import Failure
+from autotune.workload import Workload
 
 __all__ = [
     "format_duration",
@@ -28,6 +29,7 @@ __all__ = [
     "plain_table",
     "render_report",
     "report_json",
+    "training_words",
 ]
 
 _NUM_REASONS = 5
@@ -97,10 +99,8 @@ def pareto_table(summary: StudySummary) -> Table:
 def _header(summary: StudySummary) -> Iterator[RenderableType]:
     workload, hardware = summary.workload, summary.hardware
     yield Text.assemble("Study ", (summary.name, "bold"))
-    method = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[workload.method]
     yield Text(
-        f"What trains {workload.model.name} best ({method}, {workload.seq_len:,} tokens a sample, "
-        f"{workload.global_batch_size:,} samples a step) on {hardware} with "
+        f"What trains {workload.model.name} best ({training_words(workload)}) on {hardware} with "
         f"{format_gib(hardware.device_memory_bytes)} GiB each?"
     )
     asked = ", ".join(f"{flag} {value}" for flag, value in summary.question.items())
@@ -197,6 +197,15 @@ def plain_table(title: str) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
+    )
+
+
+def training_words(workload: Workload) -> str:
+    """What is trained of the model, and on how much, for a headline."""
+    method = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[workload.method]
+    return (
+        f"{method}, {workload.seq_len:,} tokens a sample, "
+        f"{workload.global_batch_size:,} samples a step"
     )
 
 

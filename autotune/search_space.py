@@ -15,6 +15,7 @@ from typing import Any
 from autotune.compatibility import conflict, reference_strategy
 from autotune.errors import ConfigError
 from autotune.hardware import Hardware
+from autotune.knobs import PARALLEL_DEGREES
 from autotune.software import Software
 from autotune.strategy import KNOBS, Strategy, read_knob
 from autotune.workload import Workload
@@ -170,7 +171,7 @@ class SearchSpace:
         bounded = []
         for knob in self.knobs:
             values = [read_knob(knob.name, value) for value in knob.values]
-            if knob.name.endswith("_parallel_size"):
+            if knob.name in PARALLEL_DEGREES:
                 values = [degree for degree in values if ranks % degree == 0]
             bounded.append(replace(knob, values=tuple(values)))
         return tuple(bounded)

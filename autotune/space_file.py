@@ -10,14 +10,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
-from autotune.errors import ConfigError
 from autotune.hardware import DeviceType, Hardware
 from autotune.search_space import FACTS, Knob, SearchSpace, Value
 from autotune.software import Software
 from autotune.strategy import KNOBS
 from autotune.strategy_file import knob_type
 from autotune.workload import Method, Workload
-from autotune.yaml_file import Section, nearest, parse_yaml
+from autotune.yaml_file import Section, nearest, parse_yaml, read_text
 
 __all__ = ["bundled_spaces", "load_search_space", "parse_search_space"]
 
@@ -102,14 +101,11 @@ def load_search_space(
     """
     bundled = bundled_spaces()
     path = bundled.get(name) or Path(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"--space {name}: no such file, nor a bundled space; {nearest(name, bundled)}"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--space {name}: cannot be read: {error}") from error
+    text = read_text(
+        path,
+        f"--space {name}",
+        if_missing=f", nor a bundled space; {nearest(name, bundled)}",
+    )
     return parse_search_space(text, str(path), workload, hardware, software)
 
 

@@ -14,6 +14,8 @@ from typing import Any, get_type_hints
 from autotune.contradictions import contradiction
 from autotune.errors import ConfigError
 from autotune.knobs import (
+    DEFAULT_BUCKET_SIZE,
+    PARALLEL_DEGREES,
     Attention,
     CheckpointScope,
     GroupPrecision,
@@ -25,11 +27,7 @@ from autotune.knobs import (
     Precision,
 )
 
-__all__ = ["DEFAULT_BUCKET_SIZE", "KNOBS", "LOSS_CLASSES", "Strategy", "read_knob"]
-
-
-DEFAULT_BUCKET_SIZE = 500_000_000
-"""Elements of a bucket, unless DeepSpeed is told otherwise."""
+__all__ = ["KNOBS", "LOSS_CLASSES", "Strategy", "read_knob"]
 
 
 def _neutral(*, at_least: int = 1) -> dict[str, Any]:
@@ -163,6 +161,16 @@ class Strategy:
             return frozenset({self.precision})
         return frozenset({self.precision, *map(self.parameter_precision, ModuleGroup)})
 
+    @property
+    def has_several_dtypes(self) -> bool:
+        """Whether groups of modules keep their weights in different precisions."""
+        return len(self.parameter_precisions) > 1
+
+    @property
+    def is_bf16_pipeline(self) -> bool:
+        """Whether a pipeline trains in bf16: without ZeRO, DeepSpeed's BF16_Optimizer does it."""
+        return self.pipeline_parallel_size > 1 and self.precision is Precision.BF16
+
     def loss_class(self, reference: Strategy) -> LossClass:
         """Neutral where every knob that can change what is learned stands as in `reference`."""
         changed = (
@@ -201,11 +209,10 @@ class Strategy:
 
 def _words(s: Strategy) -> list[str]:
     words = [f"ZeRO-{s.zero_stage}", f"micro-batch {s.micro_batch_size}"]
-    degrees = ("tensor", "pipeline", "sequence")
     words += [
-        f"{name} parallel {degree}"
-        for name in degrees
-        if (degree := getattr(s, f"{name}_parallel_size")) > 1
+        f"{knob.removesuffix('_size').replace('_', ' ')} {degree}"
+        for knob in PARALLEL_DEGREES
+        if (degree := getattr(s, knob)) > 1
     ]
     if s.checkpoint_scope is not CheckpointScope.LAYER:
         words.append(f"checkpoint {s.checkpoint_scope}")

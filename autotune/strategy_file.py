@@ -17,7 +17,7 @@ from autotune.adapter_targets import ALL_LINEAR
 from autotune.errors import ConfigError
 from autotune.strategy import Strategy, read_knob
 from autotune.workload import Method
-from autotune.yaml_file import Section, parse_yaml
+from autotune.yaml_file import Section, parse_yaml, read_text
 
 __all__ = ["StrategyFile", "knob_type", "read_strategy_file"]
 
@@ -188,12 +188,7 @@ def read_strategy_file(path: Path) -> StrategyFile:
     Raises:
         ConfigError: no such file, or a mistake in it; the message has file and line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; `autotune export` writes one") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    text = read_text(path, str(path), if_missing="; `autotune export` writes one")
     document = parse_yaml(text, str(path), _StrategyDocument)
     workload, strategy = document.workload, document.strategy
     if (strategy.lora_rank > 0) != (workload.method is not Method.FULL):

@@ -20,7 +20,7 @@ from autotune.strategy import Strategy
 from autotune.trial import FailureKind, Trial, TrialState
 from autotune.workload import Workload
 
-__all__ = ["StudySummary", "flops_per_token"]
+__all__ = ["StudySummary", "model_flops_utilisation"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,11 +109,8 @@ class StudySummary:
         """Model FLOPs utilisation; None where the peak rate of the device is not on record."""
         if trial.measurement is None or self.hardware.device_kind not in DEVICE_KINDS:
             return None
-        peak = self.hardware.flops_per_s * self.hardware.num_devices
-        flops = trial.measurement.tokens_per_second * flops_per_token(
-            self.workload, trial.strategy
-        )
-        return flops / peak
+        speed = trial.measurement.tokens_per_second
+        return model_flops_utilisation(speed, self.workload, self.hardware, trial.strategy)
 
     def headroom(self, trial: Trial) -> float | None:
         """Share of the device's memory that was free at the peak, as the driver counts it."""
@@ -142,7 +139,15 @@ class StudySummary:
         return finite
 
 
-def flops_per_token(workload: Workload, strategy: Strategy) -> float:
+def model_flops_utilisation(
+    tokens_per_second: float, workload: Workload, hardware: Hardware, strategy: Strategy
+) -> float:
+    """Share of the devices' peak rate that goes into the model's own matrix products."""
+    flops_per_s = tokens_per_second * _flops_per_token(workload, strategy)
+    return flops_per_s / (hardware.flops_per_s * hardware.num_devices)
+
+
+def _flops_per_token(workload: Workload, strategy: Strategy) -> float:
     """Matrix products that one token of training needs, without recomputation.
 
     6 N + 12 L H Q T: Chowdhery et al., PaLM (arXiv 2204.02311), appendix B, with N the weights

@@ -129,9 +129,14 @@ class ModelShape:
             biases = sum(o for name, (_, o) in self.attention_linears.items() if name != "o_proj")
         else:
             biases = 0 if self.has_gated_mlp else sum(o for _, o in linears)
-        norms = 2 * self.hidden_size * (1 if self.has_gated_mlp else 2)
+        norms = 2 * self.norm_parameters
         router = self.hidden_size * self.num_experts if self.num_experts > 1 else 0
         return self.linear_parameters_per_layer + biases + norms + router
+
+    @property
+    def norm_parameters(self) -> int:
+        """Of one norm: weights, and biases beside plain MLPs (LayerNorm)."""
+        return self.hidden_size * (1 if self.has_gated_mlp else 2)
 
     @property
     def embedding_parameters(self) -> int:
@@ -152,11 +157,10 @@ class ModelShape:
     @property
     def num_parameters(self) -> int:
         """All parameters, shared ones once."""
-        final_norm = self.hidden_size * (1 if self.has_gated_mlp else 2)
         return (
             self.embedding_parameters
             + self.num_hidden_layers * self.parameters_per_layer
-            + final_norm
+            + self.norm_parameters
             + self.lm_head_parameters
         )
 

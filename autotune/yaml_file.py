@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autotune.errors import ConfigError
 
-__all__ = ["Section", "nearest", "parse_yaml"]
+__all__ = ["Section", "nearest", "parse_yaml", "read_text"]
 
 Location = tuple[int | str, ...]
 """The way to a value, as pydantic gives it: keys and indices from the top of the document."""
@@ -39,6 +40,25 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = tuple(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+
+
+def read_text(path: Path, name: str, *, if_missing: str) -> str:
+    """The text of a file of the user's.
+
+    Args:
+        path: where it is.
+        name: what messages call it, such as `--space my.yaml`.
+        if_missing: follows "no such file": what to do.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{name}: no such file{if_missing}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: cannot be read: {error}") from error
 
 
 def parse_yaml(text: str, path: str, model: type[Document]) -> Document:

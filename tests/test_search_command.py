@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from command_line import autotune, autotune_process
+from plain_training import printed_losses
 from planted_model import planted_workload
 
 from autotune.workload import Workload
@@ -152,21 +150,7 @@ def test_an_export_trains_in_a_fresh_process_with_the_losses_of_its_trial(
     exported = autotune("export", "study", "--out", "exported", folder=tmp_path)
     assert exported.returncode == 0, exported.stderr
     (tmp_path / "train.py").write_text(_PLAIN_TRAINING)
-    trained = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-            *("--standalone", "train.py", "exported"),
-            f"study/trials/{trial['number']:04d}/trial.json",
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert trained.returncode == 0, trained.stderr[-3000:]
-    losses = [float(line.split()[1]) for line in trained.stdout.splitlines() if "LOSS" in line]
+    losses = printed_losses(tmp_path, "exported", f"study/trials/{trial['number']:04d}/trial.json")
     assert losses == pytest.approx(trial["measurement"]["losses"][:3], rel=1e-6)
 
 

@@ -7,6 +7,17 @@ from typing import Annotated
 
 import typer
 
+from autotune.cli.options import (
+    AsJson,
+    Headroom,
+    LoraRank,
+    LoraTargets,
+    Method,
+    SeqLen,
+    check_headroom,
+    read_workload,
+)
+
 __all__ = ["EXAMPLES", "plan"]
 
 EXAMPLES = """\
@@ -65,13 +76,7 @@ def plan(
             show_default="three times that of its GPUs, 256 GiB a GPU at most",
         ),
     ] = None,
-    seq_len: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens of a sample: the longest that you will train on.",
-            show_default="1024, or the model's maximum if less",
-        ),
-    ] = None,
+    seq_len: SeqLen = None,
     global_batch: Annotated[
         int | None,
         typer.Option(
@@ -79,25 +84,9 @@ def plan(
             show_default="32, or one for each device if those are more",
         ),
     ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="What is trained: full (all weights), lora (adapters) or qlora (adapters on "
-            "4-bit weights)."
-        ),
-    ] = "full",
-    lora_rank: Annotated[
-        int,
-        typer.Option(
-            help="Rank of the LoRA adapters, where --space has no lora_rank. No use with full."
-        ),
-    ] = 16,
-    lora_targets: Annotated[
-        str,
-        typer.Option(
-            help="Linear layers with adapters: all-linear, or names such as q_proj,v_proj."
-        ),
-    ] = "all-linear",
+    method: Method = "full",
+    lora_rank: LoraRank = 16,
+    lora_targets: LoraTargets = "all-linear",
     space: Annotated[
         str,
         typer.Option(
@@ -105,10 +94,7 @@ def plan(
             "full (everything; a fair part of it is drawn), or a YAML file."
         ),
     ] = "default",
-    headroom: Annotated[
-        float,
-        typer.Option(help="Share of device memory that a strategy must leave free: 0.05 is 5 %."),
-    ] = 0.05,
+    headroom: Headroom = 0.05,
     explain: Annotated[
         bool,
         typer.Option(
@@ -130,9 +116,7 @@ def plan(
             show_default="nothing is written",
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the answer as one JSON document.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Predict what would train best on hardware you do not have.
 
@@ -145,7 +129,6 @@ def plan(
     from autotune.cli.console import answer_console, error_console
     from autotune.cli.members import member
     from autotune.cli.refusal import refuse_as_nothing_fits, refuse_empty_space
-    from autotune.errors import ConfigError
     from autotune.hardware_spec import read_hardware
     from autotune.pareto import Pick
     from autotune.plan import ASSUMED_SOFTWARE, make_plan
@@ -153,23 +136,21 @@ def plan(
     from autotune.plan_report import explanation_json, plan_json, render_explanation, render_plan
     from autotune.question import Question
     from autotune.space_file import load_search_space
-    from autotune.workload import Method, Workload, load_model_shape
+    from autotune.workload import load_model_shape
 
-    if not 0 <= headroom < 1:
-        raise ConfigError(f"--headroom must be at least 0 and less than 1, got {headroom}")
+    check_headroom(headroom)
     which = member(Pick, pick, "--pick")
     spec = read_hardware(hardware, num_nodes=nodes, host_memory_gib=host_memory)
-    shape = load_model_shape(model)
     ranks = spec.all_ranks
-    workload = Workload(
-        model=shape,
-        seq_len=seq_len if seq_len is not None else min(1024, shape.max_position_embeddings),
-        global_batch_size=(
+    workload = read_workload(
+        load_model_shape(model),
+        seq_len=seq_len,
+        global_batch=(
             global_batch if global_batch is not None else max(_GLOBAL_BATCH, ranks.num_devices)
         ),
-        method=member(Method, method, "--method"),
+        method=method,
         lora_rank=lora_rank,
-        lora_targets=tuple(part.strip() for part in lora_targets.split(",") if part.strip()),
+        lora_targets=lora_targets,
     )
     search_space = load_search_space(space, workload, ranks, ASSUMED_SOFTWARE)
     question = Question(

@@ -56,7 +56,7 @@ def refuse_if_nothing_fits(
     predictor = AnalyticPredictor(question.workload, question.hardware)
     predicted = [(strategy, predictor.predict(strategy)) for strategy in space.strategies()]
     refuse_empty_space(space, predicted)
-    limits = _limits(question)
+    limits = question.limits
     if not any(prediction.might_fit(**limits) for _, prediction in predicted):
         refuse_as_nothing_fits(question, space, predicted, space_file, console, as_json=as_json)
 
@@ -93,7 +93,7 @@ def refuse_as_nothing_fits(
         console: where the words go.
         as_json: print a document on stdout besides.
     """
-    limit, limits = question.memory_limit_bytes, _limits(question)
+    limit, limits = question.memory_limit_bytes, question.limits
     closest = sorted(predicted, key=lambda pair: pair[1].missing_bytes(**limits))[:3]
     alternatives = _alternatives(question, space, space_file)
     if as_json:
@@ -118,19 +118,11 @@ def refuse_as_nothing_fits(
     raise typer.Exit(1)
 
 
-def _limits(question: Question) -> dict[str, int]:
-    return {
-        "device_bytes": question.memory_limit_bytes,
-        "host_bytes": question.hardware.host_memory_bytes,
-        "disk_bytes": question.hardware.nvme_free_bytes,
-    }
-
-
 def _alternatives(
     question: Question, space: SearchSpace, space_file: str
 ) -> dict[str, Prediction]:
     """The leanest prediction of each related question that fits, the nearest of each kind."""
-    limits = _limits(question)
+    limits = question.limits
     alternatives: dict[str, Prediction] = {}
     kinds_found = set()
     for words, workload, hardware in related_questions(question.workload, question.hardware):

@@ -8,6 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autotune.cli.options import (
+    AsJson,
+    Headroom,
+    LoraRank,
+    LoraTargets,
+    Method,
+    SeqLen,
+    check_headroom,
+    read_workload,
+)
+
 if TYPE_CHECKING:
     from autotune.hardware import Hardware
     from autotune.workload import Workload
@@ -47,13 +58,7 @@ def search(
             "is started that is not expected to finish in it."
         ),
     ] = "30m",
-    seq_len: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens of a sample: the longest that you will train on.",
-            show_default="1024, or the model's maximum if less",
-        ),
-    ] = None,
+    seq_len: SeqLen = None,
     global_batch: Annotated[
         int,
         typer.Option(
@@ -61,25 +66,9 @@ def search(
             "divides it into micro-batches and accumulation."
         ),
     ] = 32,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="What is trained: full (all weights), lora (adapters) or qlora (adapters on "
-            "4-bit weights)."
-        ),
-    ] = "full",
-    lora_rank: Annotated[
-        int,
-        typer.Option(
-            help="Rank of the LoRA adapters, where --space has no lora_rank. No use with full."
-        ),
-    ] = 16,
-    lora_targets: Annotated[
-        str,
-        typer.Option(
-            help="Linear layers with adapters: all-linear, or names such as q_proj,v_proj."
-        ),
-    ] = "all-linear",
+    method: Method = "full",
+    lora_rank: LoraRank = 16,
+    lora_targets: LoraTargets = "all-linear",
     space: Annotated[
         str,
         typer.Option(
@@ -140,19 +129,14 @@ def search(
     trial_timeout: Annotated[
         str, typer.Option(help="A trial that runs longer is taken for hung: 90s, 5m.")
     ] = "5m",
-    headroom: Annotated[
-        float,
-        typer.Option(help="Share of device memory that a strategy must leave free: 0.05 is 5 %."),
-    ] = 0.05,
+    headroom: Headroom = 0.05,
     trust_remote_code: Annotated[
         bool,
         typer.Option(
             "--trust-remote-code", help="Let the model's own Python code run, if it brings any."
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the answer as one JSON document.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure training strategies and hand back the fastest that fit.
 
@@ -175,25 +159,24 @@ def search(
     from autotune.samplers import SamplerKind
     from autotune.software import detect_software
     from autotune.space_file import load_search_space
-    from autotune.workload import Method, Workload, load_model_shape
+    from autotune.workload import load_model_shape
 
     limit = Budget(parse_duration(budget, "--budget"), started=started)
     timeout_s = parse_duration(trial_timeout, "--trial-timeout")
-    if not 0 <= headroom < 1:
-        raise ConfigError(f"--headroom must be at least 0 and less than 1, got {headroom}")
+    check_headroom(headroom)
     if trials is not None and trials < 1:
         raise ConfigError(f"--trials must be at least 1, got {trials}")
     if not 0 <= seed < _NUM_SEEDS:
         raise ConfigError(f"--seed must be at least 0 and less than {_NUM_SEEDS}, got {seed}")
     kind = member(SamplerKind, sampler, "--sampler")
     shape = load_model_shape(model, trust_remote_code=trust_remote_code)
-    workload = Workload(
-        model=shape,
-        seq_len=seq_len if seq_len is not None else min(1024, shape.max_position_embeddings),
-        global_batch_size=global_batch,
-        method=member(Method, method, "--method"),
+    workload = read_workload(
+        shape,
+        seq_len=seq_len,
+        global_batch=global_batch,
+        method=method,
         lora_rank=lora_rank,
-        lora_targets=tuple(part.strip() for part in lora_targets.split(",") if part.strip()),
+        lora_targets=lora_targets,
     )
     hardware = detect_hardware(devices)
     if nvme_path is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from autotune.hardware import DeviceType, Hardware
+from autotune.knobs import DEFAULT_BUCKET_SIZE
 from autotune.software import Software
-from autotune.strategy import DEFAULT_BUCKET_SIZE, Strategy
+from autotune.strategy import Strategy
 from autotune.workload import Workload
 
 __all__ = ["conflict"]

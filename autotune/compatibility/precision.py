@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from autotune.hardware import Hardware
-from autotune.knobs import GroupPrecision, ModuleGroup, Precision
+from autotune.knobs import FP8_MULTIPLE, GroupPrecision, ModuleGroup, Precision
 from autotune.software import Software
 from autotune.strategy import Strategy
 from autotune.workload import Method, ModelShape, Workload
 
 __all__ = ["conflict"]
-
-_FP8_MULTIPLE = 16
-"""Inner dimensions of 8-bit matrix products are multiples of this (cuBLASLt)."""
 
 
 def conflict(
@@ -66,9 +63,9 @@ def _unfit_for_fp8(group: ModuleGroup, model: ModelShape) -> str | None:
         ModuleGroup.LM_HEAD: {"the head": (model.embedding_size, model.vocab_size)},
     }[group]
     for name, sides in linears.items():
-        if any(side % _FP8_MULTIPLE for side in sides):
+        if any(side % FP8_MULTIPLE for side in sides):
             return (
-                f"needs sides that are multiples of {_FP8_MULTIPLE}, got {sides[0]} x {sides[1]} "
+                f"needs sides that are multiples of {FP8_MULTIPLE}, got {sides[0]} x {sides[1]} "
                 f"({name} of {model.name})"
             )
     return None

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from autotune.hardware import DeviceType, Hardware
 from autotune.predictor.precision import element_bytes, has_hbm
-from autotune.predictor.shares import RankShare, zero_size
-from autotune.predictor.states import StatesModel, is_bf16_pipeline, overlaps
+from autotune.predictor.shares import RankShare, tokens_of_rank, zero_size
+from autotune.predictor.states import StatesModel, has_bf16_optimizer, overlaps
 from autotune.predictor.work import repeats
 from autotune.strategy import Strategy
 from autotune.workload import Workload
@@ -69,7 +69,7 @@ class LinkModel:
         if not passes:
             return 0.0
         ranks = zero_size(strategy, self._num_ranks)
-        if is_bf16_pipeline(strategy):
+        if has_bf16_optimizer(strategy):
             # Gradients are reduced, then new weights gathered (`bf16_optimizer.py`).
             passes = 3.0
         return self._ring_s(passes * e * trained, ranks) + self._starts_s(strategy, trained, ranks)
@@ -140,8 +140,7 @@ class LinkModel:
 
     def _hidden_bytes(self, strategy: Strategy) -> float:
         """Of the hidden states of one micro-batch on one rank."""
-        tokens = strategy.micro_batch_size * self._workload.seq_len
-        tokens //= strategy.sequence_parallel_size
+        tokens = tokens_of_rank(strategy, self._workload.seq_len)
         return tokens * self._workload.model.hidden_size * element_bytes(strategy)
 
     def _all_reduce_s(self, num_bytes: float, ranks: int) -> float:

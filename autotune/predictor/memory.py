@@ -13,7 +13,7 @@ from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import CheckpointScope, Offload, Optimizer
 from autotune.predictor.activations import TokenBytes, token_bytes
 from autotune.predictor.precision import group_bytes
-from autotune.predictor.shares import RankShare
+from autotune.predictor.shares import RankShare, tokens_of_rank
 from autotune.predictor.states import States, StatesModel
 from autotune.strategy import Strategy
 from autotune.workload import Workload
@@ -81,12 +81,13 @@ class MemoryModel:
         self._workload = workload
         self._num_ranks = hardware.num_devices
         self._is_cpu = hardware.device_type is DeviceType.CPU
-        self._states = StatesModel(workload, hardware)
+        self.states = StatesModel(workload, hardware)
+        """Shared with who else asks for them: they keep what they have counted."""
         self._token_bytes: dict[tuple[object, ...], TokenBytes] = {}
 
     def peak(self, strategy: Strategy) -> PeakMemory:
         """The peak of the worst rank, and its doubt."""
-        shares = self._states.shares(strategy)
+        shares = self.states.shares(strategy)
         if len(shares) == 1:
             return self._peak_of(strategy, shares[0])
         peaks = [self._peak_of(strategy, share) for share in shares]
@@ -96,8 +97,8 @@ class MemoryModel:
         """What is moved to the host's memory of the activations, of all ranks together."""
         if self._is_cpu or strategy.offload_checkpoints is Offload.NONE:
             return 0
-        shares = self._states.shares(strategy)
-        token, tokens = self._token(strategy), self._tokens(strategy)
+        shares = self.states.shares(strategy)
+        token, tokens = self._token(strategy), tokens_of_rank(strategy, self._workload.seq_len)
         of_stages = sum(
             share.num_in_flight
             * tokens
@@ -109,13 +110,8 @@ class MemoryModel:
         )
         return of_stages * self._num_ranks // len(shares)
 
-    def _tokens(self, strategy: Strategy) -> int:
-        """Of one micro-batch, on one rank."""
-        tokens = strategy.micro_batch_size * self._workload.seq_len
-        return tokens // strategy.sequence_parallel_size
-
     def _peak_of(self, strategy: Strategy, share: RankShare) -> PeakMemory:
-        states = self._states.of(strategy, share)
+        states = self.states.of(strategy, share)
         moments = self._moments(strategy, share, states)
         totals = {name: sum(parts.values()) for name, parts in moments.items()}
         moment = max(totals, key=totals.__getitem__)
@@ -160,7 +156,7 @@ class MemoryModel:
             _name_of_states(strategy): states.optimizer_states,
             "offload buffers": states.offload_buffers,
         }
-        token, tokens = self._token(strategy), self._tokens(strategy)
+        token, tokens = self._token(strategy), tokens_of_rank(strategy, self._workload.seq_len)
         num_layers, num_inputs = share.num_layers, _num_inputs(strategy, share)
         is_moved = strategy.offload_checkpoints is Offload.CPU and not self._is_cpu
         # Of inputs on the host, one is back at a time.

@@ -14,7 +14,7 @@ from autotune.stages import divide_layers
 from autotune.strategy import Strategy
 from autotune.workload import ModelShape
 
-__all__ = ["Parameters", "RankShare", "ShareModel", "zero_size"]
+__all__ = ["Parameters", "RankShare", "ShareModel", "tokens_of_rank", "zero_size"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +68,11 @@ def zero_size(strategy: Strategy, num_ranks: int) -> int:
     return max(1, num_ranks // (strategy.tensor_parallel_size * strategy.pipeline_parallel_size))
 
 
+def tokens_of_rank(strategy: Strategy, seq_len: int) -> int:
+    """Tokens of one micro-batch on one rank: Ulysses divides those of each sample."""
+    return strategy.micro_batch_size * seq_len // strategy.sequence_parallel_size
+
+
 class ShareModel:
     """The shares of any strategy's ranks, for one model."""
 
@@ -114,13 +119,9 @@ class ShareModel:
             shape.num_hidden_layers,
             num_stages,
             before=shape.embedding_parameters / layer,
-            after=(self._final_norm + self._output) / layer,
+            after=(shape.norm_parameters + self._output) / layer,
         )
         return [len(stage) for stage in stages]
-
-    @property
-    def _final_norm(self) -> int:
-        return self._shape.hidden_size * (1 if self._shape.has_gated_mlp else 2)
 
     @property
     def _output(self) -> int:
@@ -144,7 +145,7 @@ class ShareModel:
             attention=num_layers * attention // tensor,
             mlp=num_layers * mlp // tensor,
             other=num_layers * (shape.parameters_per_layer - shape.linear_parameters_per_layer)
-            + self._final_norm * has_head,
+            + shape.norm_parameters * has_head,
             embedding=shape.embedding_parameters // (tensor if is_tied else 1) * holds_embedding,
             lm_head=shape.lm_head_parameters // tensor * has_head,
             head=self._output // tensor * has_head,

@@ -18,7 +18,7 @@ from autotune.predictor.shares import RankShare, ShareModel, zero_size
 from autotune.strategy import Strategy
 from autotune.workload import Method, Workload
 
-__all__ = ["States", "StatesModel", "is_bf16_pipeline", "overlaps"]
+__all__ = ["States", "StatesModel", "has_bf16_optimizer", "overlaps"]
 
 _SUB_GROUP_ELEMENTS = 1_000_000_000
 """ZeRO-3 steps through its partition in such groups (`zero/config.py`, `sub_group_size`)."""
@@ -153,7 +153,7 @@ class StatesModel:
             "first_gradient": self._first_gradient(strategy, share, sizes),
             "init_weights": int(init_weights),
         }
-        if is_bf16_pipeline(strategy):
+        if has_bf16_optimizer(strategy):
             return States(**common, **_bf16_pipeline(strategy, trained))
         is_accumulating = self.accumulation(strategy) > 1
         bucket = self._bucket(strategy, trained, sizes)
@@ -184,7 +184,7 @@ class StatesModel:
     def _trained(self, strategy: Strategy, share: RankShare, sizes: GroupBytes) -> _Trained:
         num = self.trained_of(strategy, share)
         ranks = zero_size(strategy, self._num_ranks)
-        is_divided = strategy.zero_stage > 0 or is_bf16_pipeline(strategy)
+        is_divided = strategy.zero_stage > 0 or has_bf16_optimizer(strategy)
         gradient: float = sizes.residual
         if not sizes.is_uniform and not strategy.lora_rank:
             gradient = _bytes_of(share, sizes) / num
@@ -344,13 +344,9 @@ def overlaps(strategy: Strategy) -> bool:
     return strategy.overlap_comm and strategy.pipeline_parallel_size == 1
 
 
-def is_bf16_pipeline(strategy: Strategy) -> bool:
+def has_bf16_optimizer(strategy: Strategy) -> bool:
     """Whether `BF16_Optimizer` trains it: a pipeline in bf16 without ZeRO."""
-    return (
-        strategy.pipeline_parallel_size > 1
-        and strategy.precision is Precision.BF16
-        and strategy.zero_stage == 0
-    )
+    return strategy.is_bf16_pipeline and strategy.zero_stage == 0
 
 
 def _bytes_of(share: RankShare, sizes: GroupBytes) -> int:

@@ -14,8 +14,7 @@ from autotune.predictor.host import HostModel
 from autotune.predictor.links import LinkModel
 from autotune.predictor.memory import MemoryModel
 from autotune.predictor.precision import group_bytes
-from autotune.predictor.shares import RankShare
-from autotune.predictor.states import StatesModel
+from autotune.predictor.shares import RankShare, tokens_of_rank
 from autotune.predictor.update import PCIE_BYTES_PER_S, UpdateModel
 from autotune.predictor.work import Repeats, Work, micro_step_work
 from autotune.strategy import Strategy
@@ -80,7 +79,7 @@ class TimeModel:
         self._workload = workload
         self._hardware = hardware
         self._memory = memory
-        self._states = StatesModel(workload, hardware)
+        self._states = memory.states
         self._host = HostModel(workload, hardware)
         self._links = LinkModel(workload, hardware, self._states)
         self._update = UpdateModel(
@@ -175,8 +174,7 @@ class TimeModel:
         return self._seconds(strategy, self._work(strategy, share))
 
     def _seconds(self, strategy: Strategy, work: Work) -> tuple[float, float]:
-        tokens = strategy.micro_batch_size * self._workload.seq_len
-        tokens //= strategy.sequence_parallel_size
+        tokens = tokens_of_rank(strategy, self._workload.seq_len)
         rate, bandwidth = self._hardware.flops_per_s, self._hardware.memory_bytes_per_s
         flops_s = work.matmul_flops / _MATMUL_FRACTION + work.attention_flops / _ATTENTION_FRACTION
         traffic = tokens * work.traffic_bytes + work.fixed_bytes

@@ -93,13 +93,9 @@ class OptunaSampler:
             return self._random.choice(untried)
         with _quiet():
             self._forget_what_was_not_taken(tried)
-            if self._learns:
+            if self._kind.learns:
                 self._learn(trials)
             return self._draw(tried) or self._random.choice(untried)
-
-    @property
-    def _learns(self) -> bool:
-        return self._kind is not SamplerKind.RANDOM
 
     def _forget_what_was_not_taken(self, tried: set[Strategy]) -> None:
         """A proposal that was put off may be drawn again."""
@@ -163,7 +159,7 @@ class OptunaSampler:
         self._study.add_trial(added)
 
     def _tell(self, inner: optuna.Trial, lesson: Lesson) -> None:
-        if not self._learns:
+        if not self._kind.learns:
             return
         if lesson.violation is not None:
             inner.set_constraint(_CONSTRAINT, lesson.violation)

@@ -12,9 +12,15 @@ from torch import nn
 from autotune.errors import ConfigError
 from autotune.techniques.stage import own_layers
 
-__all__ = ["attention_blocks", "decoder_layers", "is_attention", "mlp_blocks"]
+__all__ = ["attention_blocks", "causal_model", "decoder_layers", "is_attention", "mlp_blocks"]
 
 _ATTENTION_WORDS = ("attn", "attention")
+
+
+def causal_model(model: nn.Module) -> nn.Module:
+    """The model of transformers, below PEFT's wrapper where it has one."""
+    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return base
 
 
 def decoder_layers(model: nn.Module, num_layers: int) -> nn.ModuleList:

@@ -20,6 +20,7 @@ from autotune.errors import ConfigError
 from autotune.knobs import CheckpointScope, Offload
 from autotune.strategy import Strategy
 from autotune.techniques.blocks import attention_blocks, mlp_blocks
+from autotune.techniques.subclass import subclass
 
 __all__ = ["checkpoint_activations", "checkpoint_layers"]
 
@@ -68,11 +69,7 @@ def checkpoint_layers(
 
 
 def _defer(layer: nn.Module, span: _Span, index: int) -> None:
-    """Make calls of `layer` go through its span, in front of the module's own hooks.
-
-    The layer's class is replaced by a subclass of the same name, so parameter names, isinstance
-    and everything that looks at class names stay as they are.
-    """
+    """Make calls of `layer` go through its span, in front of the module's own hooks."""
     # Held by the layer, so that the span of a copied model holds the copied layers.
     layer._span = span  # type: ignore[assignment]
     layer._span_index = index  # type: ignore[assignment]
@@ -87,11 +84,7 @@ def _deferring(original: Any) -> type:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self._span.call(self._span_index, args, kwargs)
 
-    return type(
-        original.__name__,
-        (original,),
-        {"__call__": call, "__module__": original.__module__, "_run_layer": original.__call__},
-    )
+    return subclass(original, __call__=call, _run_layer=original.__call__)
 
 
 class _Span:

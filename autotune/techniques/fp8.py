@@ -16,11 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from autotune.errors import ConfigError
+from autotune.knobs import FP8_MULTIPLE
 
-__all__ = ["FP8_MULTIPLE", "Fp8Linear", "use_fp8"]
-
-FP8_MULTIPLE = 16
-"""Inner dimensions of 8-bit matrix products are multiples of this (cuBLASLt)."""
+__all__ = ["Fp8Linear", "use_fp8"]
 
 _INPUT = torch.float8_e4m3fn
 _GRADIENT = torch.float8_e5m2

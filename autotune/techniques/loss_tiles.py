@@ -19,6 +19,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from autotune.errors import ConfigError
+from autotune.techniques.blocks import causal_model
+from autotune.techniques.subclass import subclass
 
 __all__ = ["tile_loss"]
 
@@ -38,7 +40,7 @@ def tile_loss(model: nn.Module, num_tiles: int) -> None:
     Raises:
         ConfigError: it was done before, or the model cannot compute its loss in pieces.
     """
-    causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    causal: Any = causal_model(model)
     words = _refusal(causal)
     if words:
         raise ConfigError(f"loss_tiles: {words}")
@@ -55,9 +57,7 @@ def tile_loss(model: nn.Module, num_tiles: int) -> None:
         del given["self"]
         return _run_tiles(self, original.forward, num_tiles, given.pop(rest, {}), **given)
 
-    causal.__class__ = type(
-        original.__name__, (original,), {"forward": forward, "__module__": original.__module__}
-    )
+    causal.__class__ = subclass(original, forward=forward)
 
 
 def _refusal(causal: Any) -> str | None:
@@ -90,11 +90,7 @@ def _let_stand_in(decoder: nn.Module) -> None:
         return original.__call__(self, *args, **kwargs)
 
     decoder._stand_in = None  # type: ignore[assignment]
-    decoder.__class__ = type(
-        original.__name__,
-        (original,),
-        {"__call__": call, "__module__": original.__module__},
-    )
+    decoder.__class__ = subclass(original, __call__=call)
 
 
 def _run_tiles(

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from autotune.errors import ConfigError
+from autotune.techniques.subclass import subclass
 
 __all__ = ["tile_mlps"]
 
@@ -36,21 +37,14 @@ def tile_mlps(mlps: Iterable[nn.Module], num_tiles: int) -> None:
 
 @functools.cache
 def _tiling(original: Any, num_tiles: int) -> type:
-    """A subclass whose calls run tile by tile, in front of the module's own hooks.
-
-    Of the same name, as for checkpointed layers, and one for all MLPs of a class.
-    """
+    """The subclass for all MLPs of a class, whose calls run tile by tile, before its own hooks."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.training:
             return self._run_whole(*args, **kwargs)
         return _run_tiles(self, _only_input(self, args, kwargs), num_tiles)
 
-    return type(
-        original.__name__,
-        (original,),
-        {"__call__": call, "__module__": original.__module__, "_run_whole": original.__call__},
-    )
+    return subclass(original, __call__=call, _run_whole=original.__call__)
 
 
 def _run_tiles(mlp: Any, hidden: torch.Tensor, num_tiles: int) -> torch.Tensor:

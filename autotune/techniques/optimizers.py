@@ -10,11 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autotune.deepspeed_config import (
-    flattens_parameters,
-    has_several_dtypes,
-    is_client_optimizer,
-)
+from autotune.deepspeed_config import flattens_parameters, is_client_optimizer
 from autotune.knobs import Optimizer
 from autotune.strategy import Strategy
 from autotune.techniques.master_weights import MasterWeights
@@ -40,10 +36,9 @@ def build_optimizer(
         return None
     if strategy.optimizer is Optimizer.MUON:
         return _muon(model, learning_rate)
-    is_of_torch = strategy.optimizer in (Optimizer.ADAMW, Optimizer.SGD, Optimizer.ADAFACTOR)
-    build = _of_torch if is_of_torch else _of_bitsandbytes
+    build = _of_torch if strategy.optimizer.is_of_torch else _of_bitsandbytes
     optimizer = build(model, strategy, learning_rate)
-    if has_several_dtypes(strategy) and not flattens_parameters(strategy):
+    if strategy.has_several_dtypes and not flattens_parameters(strategy):
         return MasterWeights(optimizer)
     return optimizer
 

@@ -19,7 +19,7 @@ from torch import nn
 from autotune.errors import ConfigError
 from autotune.strategy_file import read_strategy_file
 from autotune.techniques.apply import apply_strategy
-from autotune.techniques.blocks import decoder_layers
+from autotune.techniques.blocks import causal_model, decoder_layers
 from autotune.techniques.parallel_layout import parallel_coordinates
 from autotune.techniques.stage import StandIn, cut_stage
 
@@ -81,7 +81,7 @@ def pipeline_module(model: nn.Module, *, num_stages: int, stage: int) -> nn.Modu
 
     is_last = stage == num_stages - 1
     specs: list[Any] = [LayerSpec(_Stage, model, is_last=is_last) for _ in range(num_stages)]
-    causal = _causal_model(model)
+    causal = causal_model(model)
     config: Any = causal.config
     if config.tie_word_embeddings and causal is model:
         # Named to DeepSpeed, so that it adds up the gradients of the two copies and counts them
@@ -134,7 +134,7 @@ class _Stage(nn.Module):
         with _received(self.model, tensor) as inputs:
             if self._is_last:
                 return self.model(**inputs, labels=labels, use_cache=False).loss
-            causal = _causal_model(self.model)
+            causal = causal_model(self.model)
             base: Any = getattr(causal, str(causal.base_model_prefix))
             return base(**inputs, use_cache=False).last_hidden_state, labels
 
@@ -172,9 +172,3 @@ def _hand_on(tied: nn.Module, given: Any) -> Any:
 def _embedding_weight(causal: nn.Module) -> nn.Parameter:
     weight: nn.Parameter = causal.get_input_embeddings().weight  # type: ignore[operator]
     return weight
-
-
-def _causal_model(model: nn.Module) -> nn.Module:
-    """The model of transformers, below PEFT's wrapper where it has one."""
-    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    return base

@@ -47,7 +47,7 @@ def set_precisions(model: nn.Module, strategy: Strategy) -> None:
     if not strategy.has_group_precisions:
         return
     groups = module_groups(model)
-    if len(strategy.parameter_precisions) > 1:
+    if strategy.has_several_dtypes:
         _refuse_shared_weights(groups, strategy)
         for group, modules in groups.items():
             dtype = torch_dtype(strategy.parameter_precision(group))

@@ -12,6 +12,7 @@ import shutil
 import torch
 
 from autotune.errors import ConfigError
+from autotune.hardware import FULL_DISK_BYTES
 from autotune.trial import FailureKind, Phase
 
 __all__ = ["classify"]
@@ -21,11 +22,6 @@ _FREE_SHARE = 0.01
 
 _CUDA_ERROR_MEMORY_ALLOCATION = 2
 """`cudaErrorMemoryAllocation` of CUDA's `driver_types.h`."""
-
-
-_FULL_DISK_BYTES = 64 * 2**20
-"""DeepSpeed's asynchronous I/O tells no errors: a write that found no room is noticed when the
-file is read back too short. With less than this left on the disk, that is why."""
 
 
 def classify(error: BaseException, phase: Phase, swap_folder: str | None = None) -> FailureKind:
@@ -54,7 +50,7 @@ def classify(error: BaseException, phase: Phase, swap_folder: str | None = None)
 
 
 def _is_full(folder: str) -> bool:
-    return os.path.isdir(folder) and shutil.disk_usage(folder).free < _FULL_DISK_BYTES
+    return os.path.isdir(folder) and shutil.disk_usage(folder).free < FULL_DISK_BYTES
 
 
 def _is_device_out_of_memory(error: BaseException) -> bool:

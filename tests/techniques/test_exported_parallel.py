@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from parallel_cases import SIZES
+from plain_training import printed_losses
 from sample_study import LAPTOP, complete, summary
 from small_models import write_config
 
@@ -72,20 +70,7 @@ def _losses(folder: Path, model_folder: Path, num_ranks: int, **knobs: Any) -> l
     example = re.search(r"```python\n(.*?)```", (export / "README.md").read_text(), re.DOTALL)
     assert example is not None
     (export / "train.py").write_text("import os, torch\n" + _BATCHES + example[1] + _PRINT)
-    ran = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(num_ranks), "train.py"),
-        ],
-        cwd=export,
-        env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return [float(line.split()[1]) for line in ran.stdout.splitlines() if "LOSS" in line]
+    return printed_losses(export, num_ranks=num_ranks)
 
 
 @pytest.mark.timeout(400)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -16,6 +13,7 @@ import pytest
 import torch
 from conftest import RunTrial
 from pipeline_cases import PIPELINED, build_stage, pipeline_workload
+from plain_training import printed_losses
 from small_models import TIED, write_strategy
 
 from autotune.deepspeed_config import deepspeed_config
@@ -254,20 +252,7 @@ def test_an_exported_pipeline_trains_in_fresh_processes_with_the_losses_of_its_t
     spec = TrialSpec(workload=workload, strategy=strategy, num_ranks=2)
     (tmp_path / "trial.json").write_text(json.dumps(spec.to_dict()))
     (tmp_path / "train.py").write_text(_PLAIN_TRAINING)
-    trained = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-            *("--standalone", "train.py"),
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert trained.returncode == 0, trained.stderr[-3000:]
-    losses = [float(line.split()[1]) for line in trained.stdout.splitlines() if "LOSS" in line]
+    losses = printed_losses(tmp_path)
     assert losses == pytest.approx(trial.losses[:4], rel=1e-6)
     _check_that_a_checkpoint_has_the_models_own_names(tmp_path / "saved", workload)
 
