@@ -14,6 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from autotune.rates import Rates
+
 __all__ = [
     "DEVICE_KINDS",
     "FULL_DISK_BYTES",
@@ -150,6 +152,8 @@ class Hardware:
     """Folder for what is offloaded to NVMe, if one was named."""
     nvme_free_bytes: int = 0
     """Room on its disk when the search began."""
+    rates: Rates | None = None
+    """What this very machine was measured to attain, if it was."""
 
     def __str__(self) -> str:
         """The way a person names it: `1 x H100-80GB`, `2 x cpu`."""

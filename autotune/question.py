@@ -11,6 +11,7 @@ from typing import Any
 
 from autotune.errors import ConfigError
 from autotune.hardware import DeviceType, Hardware
+from autotune.rates import Rates
 from autotune.workload import Workload
 
 __all__ = ["Question"]
@@ -60,6 +61,7 @@ class Question:
         try:
             hardware = dict(record["hardware"])
             hardware["device_type"] = DeviceType(hardware["device_type"])
+            hardware["rates"] = Rates(**hardware["rates"]) if hardware.get("rates") else None
             rest = {k: v for k, v in record.items() if k not in ("workload", "hardware")}
             return cls(
                 workload=Workload.from_dict(record["workload"]),

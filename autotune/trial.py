@@ -117,6 +117,12 @@ class Prediction:
     """Seconds of one optimizer step, all micro-batches of it."""
     tokens_per_second: float
     """Over all ranks."""
+    peak_allocated_bytes: int = 0
+    """Expected peak of live tensors on one device, worst rank: without the allocator's slack."""
+    step_time_lower_s: float | None = None
+    """A step is not expected to take less than this; None where no bound is known."""
+    step_time_upper_s: float | None = None
+    """A step is not expected to take more than this; None where no bound is known."""
     step_parts_s: Mapping[str, float] = field(default_factory=dict)
     """What the step time is made of, in seconds; sums up to `step_time_s`."""
     device_overhead_bytes: int = 0

@@ -53,6 +53,7 @@ class AnalyticPredictor:
         step_time_s = parts.total_s
         prediction = Prediction(
             peak_memory_bytes=peak.expected_bytes,
+            peak_allocated_bytes=peak.allocated_bytes,
             peak_memory_lower_bytes=peak.lower_bytes,
             peak_memory_upper_bytes=peak.upper_bytes,
             device_overhead_bytes=self._device_overhead_bytes,

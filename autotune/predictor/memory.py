@@ -67,6 +67,8 @@ class PeakMemory:
     """Of the worst rank, as the allocator holds it."""
 
     expected_bytes: int
+    allocated_bytes: int
+    """Of live tensors: what is expected without the allocator's slack."""
     lower_bytes: int
     upper_bytes: int
     moment: str
@@ -135,6 +137,7 @@ class MemoryModel:
         breakdown = {part: size for part, size in moments[moment].items() if size}
         return PeakMemory(
             expected_bytes=expected,
+            allocated_bytes=allocated,
             lower_bytes=int(lower),
             upper_bytes=max(int(upper), expected),
             moment=moment,
