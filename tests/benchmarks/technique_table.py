@@ -11,27 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from autotune.compatibility import conflict
-from autotune.errors import ConfigError
-from autotune.hardware import DeviceType, Hardware, detect_hardware
-from autotune.launcher import Launcher
-from autotune.predictor import AnalyticPredictor
-from autotune.software import detect_software
-from autotune.strategy import Strategy
-from autotune.trial import TrialSpec
-from autotune.workload import Method, Workload, load_model_shape
+from trial_recorder import GIB, Case, Knobs, read_records, record
 
-GIB = 2**30
-_LONGEST_TRIAL_S = 60
-
-Knobs = dict[str, Any]
+from autotune.workload import Method
 
 
 @dataclass(frozen=True)
@@ -137,105 +123,23 @@ CASES: tuple[tuple[Baseline, tuple[Knobs, ...]], ...] = (
 )
 
 
-def _key(base: Baseline, knobs: Knobs) -> str:
-    return json.dumps([base.model, base.method, base.knobs, knobs], sort_keys=True)
-
-
-def _questions(hardware: Hardware) -> Iterator[tuple[Baseline, Knobs, Workload]]:
-    is_cuda = hardware.device_type is DeviceType.CUDA
+def _cases() -> Iterator[Case]:
     for base, variants in CASES:
-        workload = Workload(
-            model=load_model_shape(base.model if is_cuda else "tiny"),
-            seq_len=base.seq_len if is_cuda else 64,
-            global_batch_size=base.global_batch_size * hardware.num_devices,
-            method=base.method,
-        )
         for knobs in variants:
-            yield base, knobs, workload
-
-
-def run(out: Path, seconds: float) -> None:
-    """Run what OUT does not hold yet, one JSON line each."""
-    end = time.monotonic() + seconds
-    done = (
-        {json.loads(line)["key"] for line in out.read_text().splitlines()} if out.exists() else ()
-    )
-    hardware, software = detect_hardware(), detect_software()
-    folder = Path(tempfile.mkdtemp())
-    with Launcher(hardware, model_type="llama", folder=folder) as launcher, out.open("a") as file:
-        print(f"warm after {launcher.start():.1f} s", flush=True)
-        for number, (base, knobs, workload) in enumerate(_questions(hardware)):
-            if _key(base, knobs) in done:
-                continue
-            left = end - time.monotonic()
-            if left < _LONGEST_TRIAL_S / 4:
-                print("the seconds are over", flush=True)
-                return
-            record: dict[str, Any] = {
-                "key": _key(base, knobs),
-                "model": workload.model.name,
-                "method": str(base.method),
-                "seq_len": workload.seq_len,
-                "global_batch_size": workload.global_batch_size,
-                "base": base.knobs,
-                "knobs": knobs,
-            }
-            try:
-                strategy = Strategy.from_dict(base.knobs | knobs)
-                refused = conflict(strategy, workload, hardware, software)
-            except ConfigError as error:
-                refused = str(error)
-            if refused:
-                words = f"refused: {refused}"
-                record["refused"] = refused
-            else:
-                trial_folder = folder / str(number)
-                trial_folder.mkdir()
-                spec = replace(
-                    TrialSpec(workload=workload, strategy=strategy, num_ranks=1),
-                    num_ranks=hardware.num_devices,
-                )
-                predicted = AnalyticPredictor(workload, hardware).predict(strategy)
-                outcome = launcher.run(
-                    spec, folder=trial_folder, timeout_s=min(_LONGEST_TRIAL_S, left)
-                )
-                record["strategy"] = strategy.to_dict()
-                record["prediction"] = asdict(predicted)
-                record["outcome"] = asdict(outcome)
-                measured, failure = outcome.measurement, outcome.failure
-                words = f"{outcome.duration_s:.1f} s: "
-                if measured is not None:
-                    words += (
-                        f"{measured.tokens_per_second:,.0f} tokens/s, "
-                        f"{measured.peak_reserved_bytes / GIB:.2f} GiB "
-                        f"(predicted {predicted.peak_memory_bytes / GIB:.2f} GiB, "
-                        f"{predicted.tokens_per_second:,.0f})"
-                    )
-                elif failure is not None:
-                    words += f"{failure.kind} in {failure.phase}: {failure.message}"
-                    errors = trial_folder / "rank0.err"
-                    if errors.exists():
-                        record["error"] = errors.read_text(errors="replace")[-2000:]
-            print(f"{base.model} {base.method} {knobs}: {words}", flush=True)
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-
-
-def _read(out: Path) -> list[Knobs]:
-    """The last record of each case."""
-    lines = out.read_text().splitlines() if out.exists() else []
-    return list({record["key"]: record for record in map(json.loads, lines)}.values())
-
-
-def _is_final(record: Knobs) -> bool:
-    """Whether running it again would teach nothing: measured, refused or out of memory."""
-    failure = record.get("outcome", {}).get("failure")
-    return failure is None or failure["kind"] == "device_out_of_memory"
+            yield Case(
+                key=json.dumps([base.model, base.method, base.knobs, knobs], sort_keys=True),
+                model=base.model,
+                method=base.method,
+                seq_len=base.seq_len,
+                global_batch_size=base.global_batch_size,
+                knobs=base.knobs | knobs,
+                more={"base": base.knobs, "knobs": knobs},
+            )
 
 
 def table(out: Path) -> None:
     """Print one Markdown table a baseline."""
-    rows = _read(out)
+    rows = read_records(out)
     seen: list[str] = []
     for row in rows:
         group = json.dumps([row["model"], row["method"], row["base"]])
@@ -295,7 +199,7 @@ def main() -> None:
     tables.add_argument("out", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "run":
-        run(arguments.out, arguments.seconds)
+        record(_cases(), arguments.out, arguments.seconds)
     else:
         table(arguments.out)
 
