@@ -57,7 +57,9 @@ class AnalyticPredictor:
             peak_memory_lower_bytes=peak.lower_bytes,
             peak_memory_upper_bytes=peak.upper_bytes,
             device_overhead_bytes=self._device_overhead_bytes,
-            host_memory_bytes=self._host_memory_bytes(strategy),
+            host_memory_bytes=int(
+                self._offloaded_bytes(strategy) + self._memory.host_bytes(strategy)
+            ),
             disk_bytes=self._disk_bytes(strategy),
             step_time_s=step_time_s,
             step_parts_s=self._time.activities_s(strategy, parts),
@@ -67,17 +69,16 @@ class AnalyticPredictor:
         )
         return prediction, parts
 
-    def _host_memory_bytes(self, strategy: Strategy) -> int:
-        """Of all ranks together. On the CPU it is the device's, and so in the peak already.
+    def _offloaded_bytes(self, strategy: Strategy) -> float:
+        """Host memory that states and weights take, of all ranks together.
 
-        Read from `runtime/zero/stage3.py` and `runtime/swap_tensor/`: what is on disk passes
-        through four buffers of a sub-group's master weights, five of the largest weight's part,
-        and one for the weights of a whole sub-group, not divided over the ranks.
+        On the CPU it is the device's, and so in the peak already. Read from
+        `runtime/zero/stage3.py` and `runtime/swap_tensor/`: what is on disk passes through four
+        buffers of a sub-group's master weights, five of the largest weight's part, and one for the
+        weights of a whole sub-group, not divided over the ranks.
         """
-        if self._is_cpu:
-            return 0
-        if strategy.offload_optimizer is strategy.offload_param is Offload.NONE:
-            return self._memory.host_bytes(strategy)
+        if self._is_cpu or strategy.offload_optimizer is strategy.offload_param is Offload.NONE:
+            return 0.0
         workload, ranks, e = self._workload, self._num_ranks, element_bytes(strategy)
         trained = workload.num_trainable_parameters(strategy.lora_rank, strategy.lora_targets)
         sub_group = sub_group_elements(workload, strategy, ranks) or trained
@@ -92,8 +93,7 @@ class AnalyticPredictor:
         elif strategy.offload_param is Offload.NVME:
             total += 5 * e * workload.model.largest_weight
             total += ranks * e * min(sub_group * ranks, trained)
-        total += self._memory.host_bytes(strategy)
-        return int(total)
+        return total
 
     def _disk_bytes(self, strategy: Strategy) -> int:
         """Of all ranks together: master weights, moments, gradients; and the weights.

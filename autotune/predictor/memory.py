@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autotune.hardware import DeviceType, Hardware
-from autotune.knobs import CheckpointScope, Offload, Optimizer
+from autotune.knobs import CheckpointScope, Offload
 from autotune.predictor.activations import TokenBytes, token_bytes
+from autotune.predictor.arithmetic import greatest, whole
 from autotune.predictor.precision import group_bytes
 from autotune.predictor.shares import RankShare, tokens_of_rank
 from autotune.predictor.states import States, StatesModel
 from autotune.strategy import Strategy
 from autotune.workload import Workload
 
-__all__ = ["MemoryModel", "PeakMemory"]
+__all__ = ["HeldBytes", "MemoryModel", "PeakMemory"]
 
 _MIB = 2**20
 
@@ -63,6 +64,23 @@ _LEAST_SHARE_CPU = 0.6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HeldBytes:
+    """Of one token's activations on one rank: what each moment holds, and what comes with it."""
+
+    loss: int
+    logits: int
+    """Around the loss alone."""
+    backward: int
+    end_of_backward: int
+    first_loss: int
+    """In the loss of the very first step, where it differs; else 0."""
+    has_early_gradient: bool
+    """Whether the output projection has a gradient at the loss already."""
+    fragmented_share: float
+    """Part of what other moments need apart that the allocator cannot use again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PeakMemory:
     """Of the worst rank, as the allocator holds it."""
 
@@ -71,9 +89,22 @@ class PeakMemory:
     """Of live tensors: what is expected without the allocator's slack."""
     lower_bytes: int
     upper_bytes: int
-    moment: str
-    breakdown_bytes: dict[str, int]
-    """Sums up to `expected_bytes`."""
+    moments: Mapping[str, Mapping[str, int]]
+    """What each moment of a step holds, by part."""
+    slack: str
+    """What is expected beside live tensors, in a word."""
+
+    @property
+    def moment(self) -> str:
+        """The moment at which the peak is."""
+        totals = {name: sum(parts.values()) for name, parts in self.moments.items()}
+        return max(totals, key=totals.__getitem__)
+
+    @property
+    def breakdown_bytes(self) -> dict[str, int]:
+        """What the peak is made of; sums up to `expected_bytes`."""
+        parts = {part: size for part, size in self.moments[self.moment].items() if size}
+        return parts | {self.slack: self.expected_bytes - self.allocated_bytes}
 
 
 class MemoryModel:
@@ -89,64 +120,71 @@ class MemoryModel:
 
     def peak(self, strategy: Strategy) -> PeakMemory:
         """The peak of the worst rank, and its doubt."""
-        shares = self.states.shares(strategy)
-        if len(shares) == 1:
-            return self._peak_of(strategy, shares[0])
-        peaks = [self._peak_of(strategy, share) for share in shares]
+        tokens = self.tokens(strategy)
+        peaks = [
+            self.peak_of(self.states.of(strategy, share), self.held(strategy, share), tokens)
+            for share in self.states.shares(strategy)
+        ]
         return max(peaks, key=lambda peak: peak.expected_bytes)
+
+    def tokens(self, strategy: Strategy) -> int:
+        """Tokens of one micro-batch on one rank."""
+        return tokens_of_rank(strategy, self._workload.seq_len)
 
     def host_bytes(self, strategy: Strategy) -> int:
         """What is moved to the host's memory of the activations, of all ranks together."""
+        shares = self.states.shares(strategy)
+        of_token = self.host_token_bytes(strategy, shares)
+        return self.all_ranks_bytes(of_token, self.tokens(strategy), len(shares))
+
+    def host_token_bytes(self, strategy: Strategy, shares: tuple[RankShare, ...]) -> int:
+        """Of one token, what is moved to the host on one rank of each stage."""
         if self._is_cpu or strategy.offload_checkpoints is Offload.NONE:
             return 0
-        shares = self.states.shares(strategy)
-        token, tokens = self._token(strategy), tokens_of_rank(strategy, self._workload.seq_len)
-        of_stages = sum(
+        token = self._token(strategy)
+        return sum(
             share.num_in_flight
-            * tokens
             * (
                 _num_inputs(strategy, share) * token.layer_input
                 + share.num_layers * token.host_layer
             )
             for share in shares
         )
-        return of_stages * self._num_ranks // len(shares)
 
-    def _peak_of(self, strategy: Strategy, share: RankShare) -> PeakMemory:
-        states = self.states.of(strategy, share)
-        moments = self._moments(strategy, share, states)
+    def all_ranks_bytes(self, of_token: int, tokens: int, num_stages: int) -> int:
+        """Of all ranks together, from those of a token on one rank of each stage."""
+        return of_token * tokens * self._num_ranks // num_stages
+
+    def peak_of(self, states: States, held: HeldBytes, tokens: int) -> PeakMemory:
+        """The peak of one rank, or of each row's where the records hold arrays."""
+        moments = self._moments(states, held, tokens)
         totals = {name: sum(parts.values()) for name, parts in moments.items()}
-        moment = max(totals, key=totals.__getitem__)
-        allocated = totals[moment]
+        allocated = greatest(*totals.values())
         # At worst the optimizer step can use nothing again of what backward has freed.
-        apart = states.step_buffers + max(totals["loss"], totals["backward"])
-        least = max(
-            sum(_LEAST_SHARES[part] * size for part, size in parts.items())
-            for parts in moments.values()
+        apart = states.step_buffers + greatest(totals["loss"], totals["backward"])
+        lower = greatest(
+            *(
+                sum(_LEAST_SHARES[part] * size for part, size in parts.items())
+                for parts in moments.values()
+            )
         )
         if self._is_cpu:
-            expected, lower = allocated + _PROCESS_BYTES, _LEAST_SHARE_CPU * least
+            expected, lower = allocated + _PROCESS_BYTES, _LEAST_SHARE_CPU * lower
             upper = 1.5 * apart + _PROCESS_UPPER_BYTES
-            rest = "process"
         else:
-            fragmented = _FRAGMENTED_SHARE_FUSED if strategy.fused_kernels else _FRAGMENTED_SHARE
-            expected = allocated + int(fragmented * max(0, apart - allocated)) + _ALLOCATOR_BYTES
-            lower = least
-            upper = 1.05 * max(apart, allocated) + 2 * _ALLOCATOR_BYTES
-            rest = "allocator"
-        breakdown = {part: size for part, size in moments[moment].items() if size}
+            fragmented = whole(held.fragmented_share * greatest(0, apart - allocated))
+            expected = allocated + fragmented + _ALLOCATOR_BYTES
+            upper = 1.05 * greatest(apart, allocated) + 2 * _ALLOCATOR_BYTES
         return PeakMemory(
             expected_bytes=expected,
             allocated_bytes=allocated,
-            lower_bytes=int(lower),
-            upper_bytes=max(int(upper), expected),
-            moment=moment,
-            breakdown_bytes=breakdown | {rest: expected - allocated},
+            lower_bytes=whole(lower),
+            upper_bytes=greatest(whole(upper), expected),
+            moments=moments,
+            slack="process" if self._is_cpu else "allocator",
         )
 
-    def _moments(
-        self, strategy: Strategy, share: RankShare, states: States
-    ) -> dict[str, dict[str, int]]:
+    def _moments(self, states: States, held: HeldBytes, tokens: int) -> dict[str, dict[str, int]]:
         """What each moment holds.
 
         For a whole model, bf16, an fp32 master and AdamW on one rank, the optimizer step comes to
@@ -156,10 +194,55 @@ class MemoryModel:
             "weights": states.weights,
             "second copy of weights": states.second_weights,
             "master weights": states.master_weights,
-            _name_of_states(strategy): states.optimizer_states,
+            "optimizer states": states.optimizer_states - states.paged_states,
+            "paged optimizer states": states.paged_states,
             "offload buffers": states.offload_buffers,
         }
-        token, tokens = self._token(strategy), tokens_of_rank(strategy, self._workload.seq_len)
+        accumulated = states.accumulated_gradients
+        loss = stays | {
+            "gradients": accumulated + held.has_early_gradient * states.first_gradient,
+            "gradient buckets": states.buckets_in_forward,
+            "activations": tokens * held.loss,
+            "logits": tokens * held.logits,
+            "gathered weights": states.gathered_weights,
+        }
+        return {
+            "initialisation": {
+                "weights": states.init_weights,
+                "flattened weights": states.init_buffers,
+            },
+            "loss": loss,
+            "backward": stays
+            | {
+                "gradients": accumulated + states.first_gradient,
+                "gradient buckets": states.buckets,
+                "activations": tokens * held.backward,
+                "gathered weights": states.gathered_weights,
+            },
+            "end of backward": stays
+            | {
+                "gradients": states.final_gradients,
+                "gradient buckets": states.buckets,
+                "activations": tokens * held.end_of_backward,
+                "gathered weights": states.gathered_weights,
+            },
+            "optimizer step": stays
+            | {"gradients": states.step_buffers, "gradient buckets": states.buckets_in_step},
+            # Where it does not differ it holds less than the loss, and so is never the peak.
+            "first loss": loss
+            | {
+                name: states.has_early_states * stays[name]
+                for name in ("optimizer states", "paged optimizer states")
+            }
+            | {"activations": tokens * held.first_loss},
+        }
+
+    def held(self, strategy: Strategy, share: RankShare) -> HeldBytes:
+        """What one token holds on a rank of one stage.
+
+        `techniques/checkpointing.py` keeps every layer's input in the very first forward.
+        """
+        token = self._token(strategy)
         num_layers, num_inputs = share.num_layers, _num_inputs(strategy, share)
         is_moved = strategy.offload_checkpoints is Offload.CPU and not self._is_cpu
         # Of inputs on the host, one is back at a time.
@@ -170,69 +253,28 @@ class MemoryModel:
         flying = (share.num_in_flight - 1) * kept + (
             0 if share.is_whole else 2
         ) * token.layer_input
-        head = flying + (token.head if share.has_head else 0)
-        # Loss in tiles: the output projection has a gradient after the first of them.
-        first = states.first_gradient if strategy.loss_tiles > 1 and share.has_head else 0
-        moments = {
-            "initialisation": {
-                "weights": states.init_weights,
-                "flattened weights": states.init_buffers,
-            },
-            "loss": stays
-            | {
-                "gradients": states.accumulated_gradients + first,
-                "gradient buckets": states.buckets_in_forward,
-                "activations": tokens * (kept + head),
-                "logits": tokens * token.loss if share.has_head else 0,
-                "gathered weights": states.gathered_weights,
-            },
-            "backward": stays
-            | {
-                "gradients": states.accumulated_gradients + states.first_gradient,
-                "gradient buckets": states.buckets,
-                "activations": tokens
-                * (
-                    (inputs if num_inputs else 0)
-                    + at_once * token.layer
-                    + token.recomputed
-                    + head
-                    + token.layer_backward
-                ),
-                "gathered weights": states.gathered_weights,
-            },
-            "end of backward": stays
-            | {
-                "gradients": states.final_gradients,
-                "gradient buckets": states.buckets,
-                "activations": tokens
-                * ((at_once if num_inputs else 1) * token.layer + token.recomputed + flying),
-                "gathered weights": states.gathered_weights,
-            },
-            "optimizer step": stays
-            | {
-                "gradients": states.step_buffers,
-                "gradient buckets": states.buckets_in_forward if strategy.zero_stage == 3 else 0,
-            },
-        }
+        own_head = token.head if share.has_head else 0
+        first = 0
         if num_inputs and strategy.checkpoint_interval > 1 and not is_moved:
-            every_input = share.num_in_flight * num_layers * token.layer_input
-            own_head = token.head if share.has_head else 0
-            moments["first loss"] = self._first_loss(
-                strategy, moments["loss"], tokens * (every_input + own_head)
-            )
-        return moments
-
-    def _first_loss(
-        self, strategy: Strategy, loss: Mapping[str, int], activations: int
-    ) -> dict[str, int]:
-        """The loss of the very first step.
-
-        `techniques/checkpointing.py` keeps every layer's input in the first forward; stages 1 and
-        2 have no optimizer states yet.
-        """
-        is_lazy = strategy.zero_stage in (1, 2)
-        name = _name_of_states(strategy)
-        return {**loss, name: 0 if is_lazy else loss[name], "activations": activations}
+            first = share.num_in_flight * num_layers * token.layer_input + own_head
+        is_fused = strategy.fused_kernels
+        return HeldBytes(
+            loss=kept + flying + own_head,
+            logits=token.loss if share.has_head else 0,
+            backward=(inputs if num_inputs else 0)
+            + at_once * token.layer
+            + token.recomputed
+            + flying
+            + own_head
+            + token.layer_backward,
+            end_of_backward=(at_once if num_inputs else 1) * token.layer
+            + token.recomputed
+            + flying,
+            first_loss=first,
+            # In tiles the output projection has a gradient after the first of them.
+            has_early_gradient=strategy.loss_tiles > 1 and share.has_head,
+            fragmented_share=_FRAGMENTED_SHARE_FUSED if is_fused else _FRAGMENTED_SHARE,
+        )
 
     def _token(self, strategy: Strategy) -> TokenBytes:
         key = (
@@ -266,8 +308,3 @@ def _num_inputs(strategy: Strategy, share: RankShare) -> int:
     if not interval or strategy.checkpoint_scope is not CheckpointScope.LAYER:
         return 0
     return -(-share.num_layers // interval)
-
-
-def _name_of_states(strategy: Strategy) -> str:
-    is_paged = strategy.optimizer is Optimizer.PAGED_ADAMW_8BIT
-    return "paged optimizer states" if is_paged else "optimizer states"

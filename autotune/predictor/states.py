@@ -8,6 +8,7 @@ Read from DeepSpeed 0.19 (`runtime/zero/stage_1_and_2.py`, `runtime/zero/stage3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from autotune.deepspeed_config import sub_group_elements
 from autotune.hardware import DeviceType, Hardware
@@ -50,6 +51,10 @@ class States:
     """ZeRO++'s second copy, divided over fewer ranks."""
     master_weights: int
     optimizer_states: int
+    paged_states: int
+    """The part of them that moves to the host where the device has no room for it."""
+    has_early_states: bool
+    """Whether they are there before the first step: stages 1 and 2 make them in it."""
     offload_buffers: int
     """Staging for what moves between device and host."""
     accumulated_gradients: int
@@ -66,6 +71,8 @@ class States:
     """ZeRO-3's full weights of the layers at work, at most."""
     step_buffers: int
     """Copies of gradients made for the optimizer step, the gradients included."""
+    buckets_in_step: int
+    """The part of the buckets that is there in the optimizer step."""
     init_weights: int
     """Weights while the engine is built."""
     init_buffers: int
@@ -128,11 +135,15 @@ class StatesModel:
         return self._shares.of(strategy, self.accumulation(strategy))
 
     def of(self, strategy: Strategy, share: RankShare | None = None) -> States:
-        """What one strategy holds on the ranks of one stage, by default the first.
+        """What one strategy holds on the ranks of one stage, by default the first."""
+        share = share or self.shares(strategy)[0]
+        return self.of_share(strategy, share, self.accumulation(strategy) > 1)
+
+    def of_share(self, strategy: Strategy, share: RankShare, is_accumulating: bool) -> States:
+        """The same, for who knows already whether several micro-steps make a step.
 
         On the CPU offloading moves nothing: the host's memory is the device's.
         """
-        share = share or self.shares(strategy)[0]
         sizes = group_bytes(strategy)
         trained = self._trained(strategy, share, sizes)
         weights = self._weights(strategy, share, trained, sizes)
@@ -145,17 +156,20 @@ class StatesModel:
             init_weights = sizes.residual * share.parameters.largest
         hpz = strategy.zero_hpz_partition_size
         states = optimizer_state_bytes(strategy, self._workload.model, share, trained.num)
-        common = {
+        held_states = int(states * trained.owned * trained.device_share)
+        is_paged = strategy.optimizer is Optimizer.PAGED_ADAMW_8BIT
+        common: dict[str, Any] = {
             "weights": int(resident),
             "second_weights": int(weights / hpz) if hpz > 1 else 0,
             "master_weights": int(trained.master * trained.owned * trained.device_share),
-            "optimizer_states": int(states * trained.owned * trained.device_share),
+            "optimizer_states": held_states,
+            "paged_states": held_states if is_paged else 0,
+            "has_early_states": stage not in (1, 2),
             "first_gradient": self._first_gradient(strategy, share, sizes),
             "init_weights": int(init_weights),
         }
         if has_bf16_optimizer(strategy):
             return States(**common, **_bf16_pipeline(strategy, trained))
-        is_accumulating = self.accumulation(strategy) > 1
         bucket = self._bucket(strategy, trained, sizes)
         has_two = stage == 3 or (overlaps(strategy) and self._num_ranks > 1)
         buckets = bucket * (2 if has_two else 1)
@@ -175,6 +189,7 @@ class StatesModel:
             final_gradients=int(final * e),
             gathered_weights=self._gathered(strategy, share, sizes) if stage == 3 else 0,
             step_buffers=int(self._step_buffers(strategy, share, trained) * trained.device_share),
+            buckets_in_step=buckets_in_forward if stage == 3 else 0,
             init_buffers=int(
                 self._init_buffers(strategy, trained, weights, states)
                 * (trained.device_share if trained.is_offloaded else 1)
@@ -319,7 +334,7 @@ class StatesModel:
         return (2 * max(master, e) + states) * trained.owned
 
 
-def _bf16_pipeline(strategy: Strategy, trained: _Trained) -> dict[str, int]:
+def _bf16_pipeline(strategy: Strategy, trained: _Trained) -> dict[str, Any]:
     """A pipeline in bf16 without ZeRO is trained by `BF16_Optimizer`.
 
     Its buffer of all gradients is there from the start, and there are no buckets; the optimizer
@@ -332,6 +347,7 @@ def _bf16_pipeline(strategy: Strategy, trained: _Trained) -> dict[str, int]:
         "accumulated_gradients": accumulated,
         "buckets": 0,
         "buckets_in_forward": 0,
+        "buckets_in_step": 0,
         "final_gradients": accumulated,
         "gathered_weights": 0,
         "step_buffers": accumulated + int(trained.master * trained.owned),

@@ -10,17 +10,18 @@ from dataclasses import dataclass, replace
 
 from autotune.hardware import Hardware
 from autotune.knobs import Offload
+from autotune.predictor.arithmetic import chosen, greatest
 from autotune.predictor.host import HostModel
 from autotune.predictor.links import LinkModel
 from autotune.predictor.memory import MemoryModel
 from autotune.predictor.precision import group_bytes
-from autotune.predictor.shares import RankShare, tokens_of_rank
+from autotune.predictor.shares import RankShare
 from autotune.predictor.update import PCIE_BYTES_PER_S, UpdateModel
 from autotune.predictor.work import Repeats, Work, micro_step_work
 from autotune.strategy import Strategy
 from autotune.workload import Workload
 
-__all__ = ["StepParts", "TimeModel"]
+__all__ = ["StageCosts", "StepParts", "TimeModel"]
 
 _MATMUL_FRACTION = 0.70
 _ATTENTION_FRACTION = 0.30
@@ -38,6 +39,25 @@ Of a fused loss nothing is ever repeated: its bytes are taken to be backward's."
 
 _ROUNDING_S = 1e-12
 """Differences below this are none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageCosts:
+    """What one stage of a pipeline does, for `TimeModel.parts_of`."""
+
+    work: Work
+    launch_s: float
+    """The host's time to launch a micro-step."""
+    linked_s: float
+    """What travels between ranks in a micro-step."""
+    weights_s: float
+    """What travels of offloaded weights in a micro-step."""
+    update_s: float
+    """The optimizer, wherever it is."""
+    gradients_s: float
+    """Of a step: gradients that accumulate on the host."""
+    linked_once_s: float
+    """What travels between ranks once a step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +84,13 @@ class StepParts:
     @property
     def micro_step_s(self) -> float:
         """Seconds of a micro-step: the device works while the host launches."""
-        return max(self.compute_s + self.traffic_s, self.host_s) + self.moved_s
+        launched_s: float = greatest(self.compute_s + self.traffic_s, self.host_s)
+        return launched_s + self.moved_s
+
+    @property
+    def once_s(self) -> float:
+        """Seconds of what happens once a step."""
+        return self.update_s + self.moved_once_s
 
     @property
     def total_s(self) -> float:
@@ -80,9 +106,9 @@ class TimeModel:
         self._hardware = hardware
         self._memory = memory
         self._states = memory.states
-        self._host = HostModel(workload, hardware)
-        self._links = LinkModel(workload, hardware, self._states)
-        self._update = UpdateModel(
+        self.host = HostModel(workload, hardware)
+        self.links = LinkModel(workload, hardware, self._states)
+        self.update = UpdateModel(
             workload,
             hardware,
             self._states,
@@ -99,11 +125,22 @@ class TimeModel:
         """
         shares = self._states.shares(strategy)
         accumulation = self._states.accumulation(strategy)
-        parts = [self._parts_of(strategy, share, accumulation, len(shares)) for share in shares]
+        tokens, host_bytes = self._memory.tokens(strategy), self._memory.host_bytes(strategy)
+        parts = [
+            self.parts_of(
+                self._costs(strategy, share, accumulation),
+                tokens=tokens,
+                host_bytes=host_bytes,
+                num_micro_steps=accumulation + len(shares) - 1,
+                has_hooks=strategy.zero_stage == 3,
+                is_away=strategy.offload_optimizer is not Offload.NONE,
+            )
+            for share in shares
+        ]
         if len(parts) == 1:
             return parts[0]
         slowest = max(parts, key=lambda part: part.micro_step_s)
-        last = max(parts, key=lambda part: part.update_s + part.moved_once_s)
+        last = max(parts, key=lambda part: part.once_s)
         return replace(slowest, update_s=last.update_s, moved_once_s=last.moved_once_s)
 
     def activities_s(self, strategy: Strategy, parts: StepParts) -> dict[str, float]:
@@ -115,15 +152,16 @@ class TimeModel:
         shares = self._states.shares(strategy)
         accumulation = self._states.accumulation(strategy)
         share = max(shares, key=lambda share: sum(self._device_s(strategy, share)))
+        tokens = self._memory.tokens(strategy)
         own, plain, again = (
-            sum(self._seconds(strategy, self._work(strategy, share, times)))
+            sum(self._seconds(tokens, self.work(strategy, share, times)))
             for times in (None, _NOTHING, _ALL)
         )
-        once = max(shares, key=lambda share: self._update.step_s(strategy, share))
-        link_s = self._links.micro_step_s(strategy, share)
-        link_once_s = self._links.step_s(strategy, once)
-        away_s = self._update.moved_s(strategy, once)
-        optimizer_s = self._update.step_s(strategy, once) - away_s
+        once = max(shares, key=lambda share: self.update.step_s(strategy, share))
+        link_s = self.links.micro_step_s(strategy, share)
+        link_once_s = self.links.step_s(strategy, once)
+        away_s = self.update.moved_s(strategy, once)
+        optimizer_s = self.update.step_s(strategy, once) - away_s
         launched = parts.micro_step_s - parts.moved_s
         seconds = {
             "forward": accumulation * launched * (again - plain) / own,
@@ -139,49 +177,65 @@ class TimeModel:
         scale = parts.total_s / sum(seconds.values())
         return {name: scale * length for name, length in seconds.items() if length > _ROUNDING_S}
 
-    def _parts_of(
-        self, strategy: Strategy, share: RankShare, accumulation: int, num_stages: int
+    def parts_of(
+        self,
+        costs: StageCosts,
+        *,
+        tokens: int,
+        host_bytes: int,
+        num_micro_steps: int,
+        has_hooks: bool,
+        is_away: bool,
     ) -> StepParts:
-        compute_s, traffic_s = self._device_s(strategy, share)
-        update_s = self._update.step_s(strategy, share)
-        is_away = strategy.offload_optimizer is not Offload.NONE
-        moved_once_s = self._update.gradients_s(strategy, share, accumulation)
-        moved_once_s += self._links.step_s(strategy, share)
+        """The step of one stage, or of each row's where all of these hold arrays.
+
+        Args:
+            costs: of the stage.
+            tokens: of a micro-batch on one rank.
+            host_bytes: activations that are moved to the host, of all ranks together.
+            num_micro_steps: times in which micro-steps follow each other.
+            has_hooks: whether ZeRO-3's hooks are part of launching.
+            is_away: whether the optimizer is on the host.
+        """
+        compute_s, traffic_s = self._seconds(tokens, costs.work)
+        # Down and up again, on the stream that computes.
+        offloaded_s = 2 * (host_bytes / self._hardware.num_devices) / PCIE_BYTES_PER_S
+        once_s = costs.gradients_s + costs.linked_once_s
         return StepParts(
-            num_micro_steps=accumulation + num_stages - 1,
+            num_micro_steps=num_micro_steps,
             compute_s=compute_s,
             traffic_s=traffic_s,
-            host_s=self._host.micro_step_s(strategy, share.num_layers, accumulation),
-            has_hooks=strategy.zero_stage == 3,
-            moved_s=self._moved_s(strategy, share),
-            update_s=0.0 if is_away else update_s,
-            moved_once_s=moved_once_s + (update_s if is_away else 0.0),
+            host_s=costs.launch_s,
+            has_hooks=has_hooks,
+            moved_s=costs.linked_s + costs.weights_s + offloaded_s,
+            update_s=chosen(is_away, 0.0, costs.update_s),
+            moved_once_s=once_s + chosen(is_away, costs.update_s, 0.0),
         )
 
-    def _moved_s(self, strategy: Strategy, share: RankShare) -> float:
-        """Between ranks, and between host and device, in one micro-step."""
-        seconds = self._links.micro_step_s(strategy, share)
-        if strategy.offload_param is not Offload.NONE:
-            seconds += self._update.micro_step_s(strategy, share)
-        if strategy.offload_checkpoints is not Offload.NONE:
-            # Down and up again, on the stream that computes.
-            moved = self._memory.host_bytes(strategy) / self._hardware.num_devices
-            seconds += 2 * moved / PCIE_BYTES_PER_S
-        return seconds
+    def _costs(self, strategy: Strategy, share: RankShare, accumulation: int) -> StageCosts:
+        return StageCosts(
+            work=self.work(strategy, share),
+            launch_s=self.host.micro_step_s(strategy, share.num_layers, accumulation),
+            linked_s=self.links.micro_step_s(strategy, share),
+            weights_s=self.update.micro_step_s(strategy, share),
+            update_s=self.update.step_s(strategy, share),
+            gradients_s=self.update.gradients_s(strategy, share, accumulation),
+            linked_once_s=self.links.step_s(strategy, share),
+        )
 
     def _device_s(self, strategy: Strategy, share: RankShare) -> tuple[float, float]:
         """Forward and backward of one micro-batch on the device: products, and the rest."""
-        return self._seconds(strategy, self._work(strategy, share))
+        return self._seconds(self._memory.tokens(strategy), self.work(strategy, share))
 
-    def _seconds(self, strategy: Strategy, work: Work) -> tuple[float, float]:
-        tokens = tokens_of_rank(strategy, self._workload.seq_len)
+    def _seconds(self, tokens: int, work: Work) -> tuple[float, float]:
         rate, bandwidth = self._hardware.flops_per_s, self._hardware.memory_bytes_per_s
         flops_s = work.matmul_flops / _MATMUL_FRACTION + work.attention_flops / _ATTENTION_FRACTION
         traffic = tokens * work.traffic_bytes + work.fixed_bytes
         stream_s = tokens * work.stream_bytes / (bandwidth * _STREAM_FRACTION)
         return tokens * flops_s / rate, traffic / (bandwidth * _BANDWIDTH_FRACTION) + stream_s
 
-    def _work(self, strategy: Strategy, share: RankShare, times: Repeats | None = None) -> Work:
+    def work(self, strategy: Strategy, share: RankShare, times: Repeats | None = None) -> Work:
+        """What a rank of one stage computes in a micro-step; kept, since many share it."""
         key = (
             share,
             times,
