@@ -31,8 +31,15 @@ Measured: 26 trials on one H100 with expandable segments. Pooled, 0.36 without L
 at large batches, about 1 where the optimizer step is the peak) and 0.06 with it.
 """
 
-_ALLOCATOR_BYTES = 256 * _MIB
-"""Rounding of blocks and workspaces of libraries (cuBLAS 32 MiB a stream)."""
+_WORKSPACE_BYTES = 64 * _MIB
+"""Of cuBLAS, for the threads of forward and of backward, from PyTorch's allocator.
+
+Hopper's default (`ATen/cuda/CublasHandlePool.cpp`), seen in allocation histories of an H100; of
+older GPUs 8 MiB each.
+"""
+
+_ALLOCATOR_BYTES = 192 * _MIB
+"""Rounding of blocks, and the pool of small ones."""
 
 _PROCESS_BYTES = 100 * _MIB
 _PROCESS_UPPER_BYTES = 800 * _MIB
@@ -46,8 +53,8 @@ _LEAST_SHARES: Mapping[str, float] = {
     "second copy of weights": 0.9,
     "master weights": 0.98,
     "optimizer states": 0.98,
-    "paged optimizer states": 0.0,
     "offload buffers": 0.5,
+    "workspace": 0.25,
     "gradients": 0.9,
     "gradient buckets": 0.5,
     "activations": 0.85,
@@ -55,9 +62,7 @@ _LEAST_SHARES: Mapping[str, float] = {
     "gathered weights": 0.0,
     "flattened weights": 0.0,
 }
-"""The part of each that is sure to be there: arithmetic is sure, a layer's unusual code is not.
-
-Pages of optimizer states move to the host where the device has no room for them."""
+"""The part of each that is sure to be there: arithmetic is sure, a layer's unusual code is not."""
 
 _LEAST_SHARE_CPU = 0.6
 """The CPU counts pages that were touched, and its kernels keep other things for backward."""
@@ -89,6 +94,8 @@ class PeakMemory:
     """Of live tensors: what is expected without the allocator's slack."""
     lower_bytes: int
     upper_bytes: int
+    managed_bytes: int
+    """Of managed memory, which the device holds and the allocator does not know of."""
     moments: Mapping[str, Mapping[str, int]]
     """What each moment of a step holds, by part."""
     slack: str
@@ -180,6 +187,7 @@ class MemoryModel:
             allocated_bytes=allocated,
             lower_bytes=whole(lower),
             upper_bytes=greatest(whole(upper), expected),
+            managed_bytes=states.paged_states,
             moments=moments,
             slack="process" if self._is_cpu else "allocator",
         )
@@ -195,8 +203,8 @@ class MemoryModel:
             "second copy of weights": states.second_weights,
             "master weights": states.master_weights,
             "optimizer states": states.optimizer_states - states.paged_states,
-            "paged optimizer states": states.paged_states,
             "offload buffers": states.offload_buffers,
+            "workspace": 0 if self._is_cpu else _WORKSPACE_BYTES,
         }
         accumulated = states.accumulated_gradients
         loss = stays | {
@@ -231,10 +239,9 @@ class MemoryModel:
             # Where it does not differ it holds less than the loss, and so is never the peak.
             "first loss": loss
             | {
-                name: states.has_early_states * stays[name]
-                for name in ("optimizer states", "paged optimizer states")
-            }
-            | {"activations": tokens * held.first_loss},
+                "optimizer states": states.has_early_states * stays["optimizer states"],
+                "activations": tokens * held.first_loss,
+            },
         }
 
     def held(self, strategy: Strategy, share: RankShare) -> HeldBytes:

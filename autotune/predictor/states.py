@@ -52,7 +52,7 @@ class States:
     master_weights: int
     optimizer_states: int
     paged_states: int
-    """The part of them that moves to the host where the device has no room for it."""
+    """The part of them in managed memory, which moves to the host where the device has no room."""
     has_early_states: bool
     """Whether they are there before the first step: stages 1 and 2 make them in it."""
     offload_buffers: int
@@ -179,7 +179,7 @@ class StatesModel:
             buckets_in_forward = buckets
         e, held = trained.gradient, self._held_gradients(strategy, trained, is_accumulating)
         final = self._final_gradients(strategy, trained, ranks, held, is_accumulating)
-        has_staging = trained.is_offloaded and not strategy.lora_rank
+        has_staging = trained.is_offloaded and stage < 3 and not strategy.lora_rank
         return States(
             **common,
             offload_buffers=sizes.lm_head * share.parameters.largest if has_staging else 0,
@@ -249,8 +249,13 @@ class StatesModel:
         return e * min(strategy.reduce_bucket_size, trained.num)
 
     def _gathered(self, strategy: Strategy, share: RankShare, sizes: GroupBytes) -> int:
-        """Whole weights at once; from NVMe nothing is read ahead or kept for its next use."""
+        """Whole weights at once; from NVMe nothing is read ahead or kept for its next use.
+
+        Measured: one rank's part on the device is the whole weight, and nothing is copied.
+        """
         parameters = share.parameters
+        if zero_size(strategy, self._num_ranks) == 1 and strategy.offload_param is Offload.NONE:
+            return 0
         if strategy.offload_param is Offload.NVME:
             return sizes.residual * min(2 * parameters.largest, parameters.total)
         return sizes.residual * min(parameters.total, _LIVE_ELEMENTS)
@@ -264,8 +269,11 @@ class StatesModel:
         rank's part; stage 3 has a buffer for its part from the start.
         """
         stage = strategy.zero_stage
+        if stage == 3 and trained.is_offloaded:
+            # Of sub-groups that stay on the device, in the master's precision.
+            return trained.owned * trained.device_share * trained.master / trained.gradient
         if stage == 3:
-            return 0.0 if trained.is_offloaded else trained.owned
+            return trained.owned
         if not is_accumulating or (stage == 2 and trained.is_offloaded):
             return 0.0
         return trained.owned if stage == 2 else float(trained.num)
