@@ -26,7 +26,7 @@ from autotune.workload import Method, Workload, load_model_shape
 
 GIB = 2**30
 _LONGEST_TRIAL_S = 60
-_SEQ_LEN_ON_CPU = 64
+SEQ_LEN_ON_CPU = 64
 
 Knobs = dict[str, Any]
 
@@ -116,7 +116,7 @@ def _workload(case: Case, hardware: Hardware) -> Workload:
     return Workload(
         # A folder's path is of no use elsewhere.
         model=replace(model, name=Path(model.name).name),
-        seq_len=case.seq_len if is_cuda else _SEQ_LEN_ON_CPU,
+        seq_len=case.seq_len if is_cuda else SEQ_LEN_ON_CPU,
         global_batch_size=case.global_batch_size * hardware.num_devices,
         method=case.method,
     )
