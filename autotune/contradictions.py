@@ -192,15 +192,22 @@ def _precision(s: Strategy) -> str | None:
             return f"master_weights bf16 needs precision bf16, got {s.precision}"
         if s.zero_stage == 0:
             return "master_weights bf16 needs zero_stage 1, 2 or 3, got 0"
-    if s.zero_stage == 0 and Precision.FP16 in s.parameter_precisions:
-        # Measured with DeepSpeed 0.19.8: its gradients are smaller by the loss scale.
-        return (
-            "precision fp16, of all modules or of a group of them, needs zero_stage 1, 2 or 3, "
-            "got 0: without ZeRO DeepSpeed divides by a loss scale that it did not multiply by"
-        )
     if s.tf32 and all(s.precision_of(group) is not GroupPrecision.FP32 for group in ModuleGroup):
         return "tf32 needs precision fp32, of all modules or of a group of them"
-    return _fp8(s) or _group_precisions(s)
+    return _own_loss_scale(s) or _fp8(s) or _group_precisions(s)
+
+
+def _own_loss_scale(s: Strategy) -> str | None:
+    """fp16 without ZeRO, where DeepSpeed scales no loss."""
+    if not s.scales_own_loss:
+        return None
+    what = "precision fp16, of all modules or of a group of them, with zero_stage 0 needs"
+    for degree in PARALLEL_DEGREES:
+        if getattr(s, degree) > 1:
+            return f"{what} {degree} 1, got {getattr(s, degree)}: each rank must see all gradients"
+    if s.optimizer is Optimizer.MUON:
+        return f"{what} another optimizer than {s.optimizer}, whose masters DeepSpeed makes"
+    return None
 
 
 def _fp8(s: Strategy) -> str | None:
@@ -243,10 +250,10 @@ def _group_precisions(s: Strategy) -> str | None:
             f"lm_head_precision {own[ModuleGroup.LM_HEAD]} needs fused_kernels false: Liger's "
             f"loss takes hidden states of precision {s.precision} past the head"
         )
-    if s.lora_rank and Precision.FP16 in s.parameter_precisions:
+    if s.lora_rank and Precision.FP16 in s.parameter_precisions and not s.scales_own_loss:
         return (
-            "fp16 beside other precisions needs lora_rank 0: where no adapter is fp16, "
-            "DeepSpeed scales no loss"
+            "fp16 beside other precisions needs zero_stage 0 or lora_rank 0: under ZeRO, where no "
+            "adapter is fp16, DeepSpeed scales no loss"
         )
     return None
 

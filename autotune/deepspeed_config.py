@@ -17,7 +17,10 @@ from autotune.workload import Workload
 
 __all__ = [
     "BUFFER_MARGIN",
+    "GRADIENT_CLIPPING",
+    "INITIAL_SCALE_POWER",
     "LEARNING_RATE",
+    "clips_gradients",
     "deepspeed_config",
     "flattens_parameters",
     "is_client_optimizer",
@@ -26,6 +29,12 @@ __all__ = [
 
 LEARNING_RATE = 1e-5
 """The learning rate written into configurations; a user's own belongs in its place."""
+
+GRADIENT_CLIPPING = 1.0
+"""The norm that all gradients together are clipped to."""
+
+INITIAL_SCALE_POWER = 12
+"""Of two, fp16's first loss scale. DeepSpeed's own start, 16, overflows for several steps."""
 
 BUFFER_MARGIN = 1024
 """Elements for the padding of a part, in each buffer that weights are read into from disk."""
@@ -39,7 +48,19 @@ _NVME_SUB_GROUP_ELEMENTS = 100_000_000
 
 def is_client_optimizer(strategy: Strategy) -> bool:
     """Whether the optimizer is built outside DeepSpeed and passed to `deepspeed.initialize`."""
-    return not strategy.optimizer.is_of_torch or strategy.has_several_dtypes
+    return (
+        not strategy.optimizer.is_of_torch
+        or strategy.has_several_dtypes
+        or strategy.scales_own_loss
+    )
+
+
+def clips_gradients(strategy: Strategy) -> bool:
+    """Whether DeepSpeed clips gradients, as its JSON then says."""
+    # Under ZeRO DeepSpeed would clip Muon's update, not its gradient: by a factor that grows with
+    # the number of matrices. The update's size does not depend on the gradient's. And gradients
+    # that DeepSpeed does not know to be scaled are clipped where the scale is taken from them.
+    return strategy.optimizer is not Optimizer.MUON and not strategy.scales_own_loss
 
 
 def flattens_parameters(strategy: Strategy) -> bool:
@@ -74,7 +95,7 @@ def deepspeed_config(
         **_batch(workload, strategy),
         "train_micro_batch_size_per_gpu": strategy.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": _gradient_clipping(strategy),
+        "gradient_clipping": GRADIENT_CLIPPING if clips_gradients(strategy) else 0.0,
         # DeepSpeed's own progress lines would synchronise the device.
         "steps_per_print": 2**31 - 1,
         **_precision(strategy),
@@ -104,8 +125,11 @@ def _batch(workload: Workload, strategy: Strategy) -> dict[str, Any]:
 
 
 def _precision(strategy: Strategy) -> dict[str, Any]:
-    # Loss scale 0 stands for dynamic. 2**16, DeepSpeed's start, overflows for several steps.
-    fp16 = {"loss_scale": 0, "initial_scale_power": 12}
+    if strategy.scales_own_loss:
+        # Nor are weights cast: they have their precisions already.
+        return {}
+    # Loss scale 0 stands for dynamic.
+    fp16 = {"loss_scale": 0, "initial_scale_power": INITIAL_SCALE_POWER}
     if strategy.has_several_dtypes:
         # DeepSpeed casts all parameters to bf16 or fp16 where that is enabled. Where neither is,
         # it takes them as they are, reduces gradients in fp32, and scales the loss all the same
@@ -205,12 +229,6 @@ def _zeropp(strategy: Strategy) -> dict[str, Any]:
     if strategy.zero_hpz_partition_size > 1:
         zero["zero_hpz_partition_size"] = strategy.zero_hpz_partition_size
     return zero
-
-
-def _gradient_clipping(strategy: Strategy) -> float:
-    # Under ZeRO DeepSpeed would clip Muon's update, not its gradient: by a factor that grows with
-    # the number of matrices. The update's size does not depend on the gradient's.
-    return 0.0 if strategy.optimizer is Optimizer.MUON else 1.0
 
 
 def _optimizer(

@@ -6,7 +6,9 @@ Does not know how the folder is written.
 from __future__ import annotations
 
 from autotune.deepspeed_config import (
+    GRADIENT_CLIPPING,
     LEARNING_RATE,
+    clips_gradients,
     flattens_parameters,
     is_client_optimizer,
 )
@@ -52,6 +54,14 @@ samples = (((batch, batch), ()) for batch in batches)
 for _ in range(num_steps):
     loss = engine.train_batch(samples)
 """
+
+
+_SCALE_NOTE = f"""
+
+The optimizer scales gradients for fp16, which DeepSpeed does under ZeRO only, and clips them to a
+norm of {GRADIENT_CLIPPING:g}: `optimizer.loss_scale.max_norm` is yours to set. In the JSON \
+`gradient_clipping` is 0: it
+would clip them while they are scaled."""
 
 
 def launch_line(hardware: Hardware, num_nodes: int = 1) -> str:
@@ -181,7 +191,11 @@ Create the arguments before the model, and put the strategy on the model:
 
 
 def _optimizer_note(strategy: Strategy) -> str:
-    """What a user of this optimizer should know, as a paragraph of its own."""
+    """What a user of this optimizer should know, as paragraphs of their own."""
+    return _algorithm_note(strategy) + (_SCALE_NOTE if strategy.scales_own_loss else "")
+
+
+def _algorithm_note(strategy: Strategy) -> str:
     match strategy.optimizer:
         case Optimizer.ADAMW_8BIT | Optimizer.PAGED_ADAMW_8BIT | Optimizer.LION_8BIT:
             if flattens_parameters(strategy):
@@ -277,11 +291,11 @@ def _trainer_example(workload: Workload, hardware: Hardware, strategy: Strategy)
         workload.global_batch_size, hardware.num_devices
     )
     flags = {Precision.BF16: "\n    bf16=True,", Precision.FP16: "\n    fp16=True,"}
-    if strategy.has_several_dtypes:
+    if strategy.has_several_dtypes or strategy.scales_own_loss:
         # Either would be written into the JSON, and DeepSpeed cast all weights to it.
         flags = {}
     # The Trainer refuses a JSON that clips otherwise than its own arguments say.
-    clipping = "\n    max_grad_norm=0.0," if strategy.optimizer is Optimizer.MUON else ""
+    clipping = "" if clips_gradients(strategy) else "\n    max_grad_norm=0.0,"
     cpu = "\n    use_cpu=True," if hardware.device_type is DeviceType.CPU else ""
     optimizers = ", optimizers=(optimizer, None)" if is_client_optimizer(strategy) else ""
     create = (

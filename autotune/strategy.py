@@ -167,6 +167,14 @@ class Strategy:
         return len(self.parameter_precisions) > 1
 
     @property
+    def scales_own_loss(self) -> bool:
+        """Whether the loss is scaled for fp16, and not by DeepSpeed: without ZeRO.
+
+        There DeepSpeed 0.19.8 divides gradients by a loss scale that it did not multiply by.
+        """
+        return self.zero_stage == 0 and Precision.FP16 in self.parameter_precisions
+
+    @property
     def is_bf16_pipeline(self) -> bool:
         """Whether a pipeline trains in bf16: without ZeRO, DeepSpeed's BF16_Optimizer does it."""
         return self.pipeline_parallel_size > 1 and self.precision is Precision.BF16

@@ -25,8 +25,9 @@ def conflict(
 def _device(strategy: Strategy, hardware: Hardware) -> str | None:
     if Precision.BF16 in strategy.parameter_precisions and not hardware.supports_bf16:
         return f"{hardware.device_kind} has no bf16"
-    # Beside other precisions fp16 does without DeepSpeed's own, which asks for the device's.
-    if strategy.parameter_precisions == {Precision.FP16} and not hardware.supports_fp16:
+    # Without ZeRO, or beside other precisions, fp16 does without DeepSpeed's, which asks for it.
+    needs_fp16 = strategy.parameter_precisions == {Precision.FP16} and not strategy.scales_own_loss
+    if needs_fp16 and not hardware.supports_fp16:
         return "DeepSpeed computes fp16 on CPUs with AVX512-FP16 only, and this one has none"
     if strategy.tf32 and not hardware.supports_tf32:
         return (

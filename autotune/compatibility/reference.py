@@ -13,13 +13,10 @@ __all__ = ["reference_strategy"]
 
 def reference_strategy(workload: Workload, hardware: Hardware) -> Strategy:
     """What a careful person would train with: loss-changing knobs are compared with its."""
-    precision = Precision.BF16 if hardware.supports_bf16 else Precision.FP16
     return Strategy(
-        # Without ZeRO DeepSpeed cannot train in fp16; the stage itself changes no loss.
-        zero_stage=1 if precision is Precision.FP16 else 0,
         optimizer=Optimizer.ADAMW,
         master_weights=MasterWeights.FP32,
-        precision=precision,
+        precision=Precision.BF16 if hardware.supports_bf16 else Precision.FP16,
         attention=plain_attention(workload.model.model_type),
         lora_rank=0 if workload.method is Method.FULL else workload.lora_rank,
     )

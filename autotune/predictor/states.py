@@ -305,11 +305,14 @@ class StatesModel:
         `stage_1_and_2.py`, `step`: all three are alive when the last is made: with bf16 and an
         fp32 master 2 + 2 + 4 bytes a parameter. `stage3.py`, `_prepare_fp32_grad_for_sub_group`:
         the same, by sub-groups, beside the gradient buffer. `unfused_optimizer.py`, `step`:
-        gradients, and their fp32 copy.
+        gradients, and their fp32 copy. `techniques/master_weights.py`, `ScaledMasterWeights`: that
+        copy, whose originals go as it is made.
         """
         e, master, owned = trained.gradient, trained.master, trained.owned
         converted = master if trained.is_converted else 0
-        if strategy.zero_stage == 0:
+        if strategy.scales_own_loss:
+            needed = FP32_BYTES * owned
+        elif strategy.zero_stage == 0:
             needed = (e + converted) * owned
         elif strategy.zero_stage == 3:
             sub_group = sub_group_elements(self._workload, strategy, self._num_ranks)

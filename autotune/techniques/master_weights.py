@@ -1,7 +1,7 @@
-"""An optimizer that updates fp32 copies of 16-bit parameters.
+"""Optimizers that update fp32 copies of 16-bit parameters.
 
 DeepSpeed keeps such copies itself under ZeRO. Without ZeRO it does so only where all parameters
-have one 16-bit dtype. Does not know what the optimizer's algorithm is.
+have one 16-bit dtype, and fp16 fails. Does not know what the optimizer's algorithm is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["MasterWeights"]
+from autotune.techniques.loss_scale import LossScale
+
+__all__ = ["MasterWeights", "ScaledMasterWeights"]
 
 
 class MasterWeights(torch.optim.Optimizer):
@@ -42,9 +44,7 @@ class MasterWeights(torch.optim.Optimizer):
             gradient = parameter.grad
             master.grad = None if gradient is None else gradient.to(master.dtype)
         result = self.optimizer.step(closure)
-        for parameter, master in self.copies:
-            master.grad = None
-            parameter.copy_(master)
+        self._give_weights()
         return result
 
     def state_dict(self) -> dict[str, Any]:
@@ -62,6 +62,11 @@ class MasterWeights(torch.optim.Optimizer):
         self.optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "masters"})
         self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
 
+    def _give_weights(self) -> None:
+        for parameter, master in self.copies:
+            master.grad = None
+            parameter.copy_(master)
+
     def _make_copies(self) -> None:
         for group in self.param_groups:
             group["params"] = [self._master(parameter) for parameter in group["params"]]
@@ -72,3 +77,58 @@ class MasterWeights(torch.optim.Optimizer):
         master = parameter.detach().float().requires_grad_()
         self.copies.append((parameter, master))
         return master
+
+
+class ScaledMasterWeights(MasterWeights):
+    """Those of a model whose gradients are scaled: without the scale, or not updated at all.
+
+    Args:
+        optimizer: has taken no step yet.
+        loss_scale: that of the model.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, loss_scale: LossScale) -> None:
+        super().__init__(optimizer)
+        self.loss_scale = loss_scale
+        self.overflow = False
+        """Whether the last step was skipped. DeepSpeed's engine counts by it, and then keeps the
+        learning rate as it is."""
+
+    @torch.no_grad()
+    def get_grads_for_reduction(self) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        """What DeepSpeed's engine averages over the ranks, in place; of experts nothing.
+
+        In fp32. 16-bit means the engine would round, and on CPUs without AVX512-FP16 it takes no
+        fp16 at all.
+        """
+        return self._gradients(), {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Unscale and clip what was averaged, then update; change no weight on overflow."""
+        self.overflow = not self.loss_scale.unscale(self._gradients())
+        result = None if self.overflow else self.optimizer.step(closure)
+        self._give_weights()
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of the masters, with the loss scale."""
+        return super().state_dict() | {"loss_scale": self.loss_scale.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the scale too."""
+        self.loss_scale.load_state_dict(state_dict["loss_scale"])
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "loss_scale"})
+
+    def _gradients(self) -> list[torch.Tensor]:
+        """Of all masters; where this rank has none zeros, since others may have one."""
+        if not self.copies:
+            self._make_copies()
+        for parameter, master in self.copies:
+            if parameter.grad is not None:
+                master.grad, parameter.grad = parameter.grad.to(master.dtype), None
+        masters = [master for group in self.param_groups for master in group["params"]]
+        for master in masters:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        return [master.grad for master in masters]

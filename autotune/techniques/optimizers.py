@@ -13,7 +13,8 @@ from torch import nn
 from autotune.deepspeed_config import flattens_parameters, is_client_optimizer
 from autotune.knobs import Optimizer
 from autotune.strategy import Strategy
-from autotune.techniques.master_weights import MasterWeights
+from autotune.techniques.loss_scale import LossScale
+from autotune.techniques.master_weights import MasterWeights, ScaledMasterWeights
 from autotune.techniques.precision import parameter_groups
 
 __all__ = ["build_optimizer"]
@@ -27,6 +28,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer | None:
     """The optimizer of what trains in a model; None where DeepSpeed builds it from its JSON.
 
+    For fp16 without ZeRO the model is changed too: its gradients are scaled from here on.
+
     Args:
         model: a causal language model of transformers, with the strategy put on it.
         strategy: its optimizer, and the ZeRO stage that says what the optimizer will see.
@@ -38,6 +41,8 @@ def build_optimizer(
         return _muon(model, learning_rate)
     build = _of_torch if strategy.optimizer.is_of_torch else _of_bitsandbytes
     optimizer = build(model, strategy, learning_rate)
+    if strategy.scales_own_loss:
+        return ScaledMasterWeights(optimizer, LossScale(model))
     if strategy.has_several_dtypes and not flattens_parameters(strategy):
         return MasterWeights(optimizer)
     return optimizer

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from two_ranks import NUM_RANKS, Facts, look_into, train_step
 
@@ -17,6 +20,7 @@ from autotune.hardware import DeviceType
 from autotune.knobs import ModuleGroup
 from autotune.strategy import Strategy
 from autotune.strategy_file import StrategyFile
+from autotune.techniques.loss_scale import LossScale
 from autotune.techniques.precision import module_groups
 from autotune.trial import TrialSpec
 from autotune.worker.engine import build_engine
@@ -28,7 +32,8 @@ LEARNING_RATE = 0.1
 """For SGD, whose steps show a gradient of the wrong size."""
 
 Cases = dict[str, dict[str, Any]]
-"""Knobs, and what else a case asks for: `as_exported`, `loss_scale`, `learning_rate`."""
+"""Knobs, and what else a case asks for: `as_exported`, `learning_rate`, a `loss_scale` to start
+from, a step whose gradients overflow on the last rank alone (`overflowing_step`)."""
 
 
 def engine_facts(folder: Path, workload: Workload, cases: Cases) -> Facts:
@@ -57,18 +62,21 @@ def _facts(folder: Path, cases: Cases, name: str, spec: TrialSpec, rank: int) ->
     groups = module_groups(engine.module)
     raw, outputs = _watch(groups, prepend=True), _watch(groups, prepend=False)
     if "loss_scale" in case:
-        engine.optimizer.loss_scaler.cur_scale = case["loss_scale"]
-    before = _sums(engine.module)
+        _scaler(engine.optimizer).cur_scale = case["loss_scale"]
+    weights = [_sums(engine.module)]
     losses, skipped = [], []
     for step in range(NUM_STEPS):
-        losses.append(train_step(engine, spec, rank, step))
+        is_overflowing = step == case.get("overflowing_step") and rank == NUM_RANKS - 1
+        with _overflow(engine.module) if is_overflowing else nullcontext():
+            losses.append(train_step(engine, spec, rank, step))
         skipped.append(engine.skipped_steps)
+        weights.append(_sums(engine.module))
     return {
         "losses": losses,
         "skipped": skipped,
-        "weights_before": before,
-        "weights": _sums(engine.module),
-        "scale": getattr(engine.optimizer, "loss_scale", 1.0),
+        "weights": weights,
+        "agrees": _is_same_on_all_ranks(weights),
+        "scale": getattr(_scaler(engine.optimizer), "cur_scale", 1.0),
         "optimizer": type(engine.optimizer).__name__,
         "masters": [
             str(parameter.dtype)
@@ -84,9 +92,35 @@ def _facts(folder: Path, cases: Cases, name: str, spec: TrialSpec, rank: int) ->
     }
 
 
+def _scaler(optimizer: Any) -> Any:
+    """DeepSpeed's scaler of the loss: ZeRO's, or our own optimizer's; None where there is none."""
+    own = getattr(optimizer, "loss_scale", None)
+    return own.scaler if isinstance(own, LossScale) else getattr(optimizer, "loss_scaler", None)
+
+
 def _sums(model: nn.Module) -> list[float]:
     """One number for each parameter, which a step changes."""
     return [float(parameter.detach().double().sum()) for parameter in model.parameters()]
+
+
+def _is_same_on_all_ranks(numbers: list[list[float]]) -> bool:
+    """Of numbers that this rank has: whether the others have the same."""
+    least, most = (
+        torch.tensor(numbers, dtype=torch.double),
+        torch.tensor(numbers, dtype=torch.double),
+    )
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return torch.equal(least, most)
+
+
+@contextmanager
+def _overflow(model: nn.Module) -> Iterator[None]:
+    """Give one weight in fp16 a gradient that is infinite."""
+    weight = next(p for p in model.parameters() if p.dtype is torch.float16)
+    handle = weight.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    yield
+    handle.remove()
 
 
 def _watch(groups: dict[ModuleGroup, list[nn.Module]], *, prepend: bool) -> dict[str, list[str]]:

@@ -41,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "wide, ZeRO-0": {"knobs": WIDE},
     "wide, ZeRO-1": {"knobs": WIDE | {"zero_stage": 1}},
     "wide, ZeRO-2": {"knobs": WIDE | {"zero_stage": 2}},
+    "survey, ZeRO-0": {"knobs": SURVEY},
     "survey, ZeRO-1": {"knobs": SURVEY | {"zero_stage": 1}},
     "survey, ZeRO-2": {"knobs": SURVEY | {"zero_stage": 2}},
     "fp16 stream": {
@@ -51,6 +52,10 @@ CASES: dict[str, dict[str, Any]] = {
             "zero_stage": 1,
         }
     },
+    "fp16 stream, ZeRO-0": {
+        "knobs": {"precision": "fp16", "norm_precision": "fp32", "attention_precision": "bf16"}
+    },
+    "fp16 alone, ZeRO-0": {"knobs": {"precision": "fp16"}},
     "fp32 stream": {
         "knobs": {"precision": "fp32", "attention_precision": "bf16", "mlp_precision": "fp16"}
         | {"zero_stage": 2}
@@ -59,8 +64,12 @@ CASES: dict[str, dict[str, Any]] = {
         "knobs": WIDE | {"checkpoint_interval": 2, "mlp_tiles": 2, "loss_tiles": 2},
     },
     "exported, ZeRO-0": {"knobs": WIDE, "as_exported": True},
+    "exported fp16, ZeRO-0": {"knobs": SURVEY, "as_exported": True},
     "exported, ZeRO-2": {"knobs": SURVEY | {"zero_stage": 2}, "as_exported": True},
+    "overflow, ZeRO-0": {"knobs": SURVEY, "loss_scale": 2.0**40},
     "overflow, ZeRO-1": {"knobs": SURVEY | {"zero_stage": 1}, "loss_scale": 2.0**40},
+    "one overflow, ZeRO-0": {"knobs": SURVEY, "overflowing_step": 2},
+    "one overflow, ZeRO-1": {"knobs": SURVEY | {"zero_stage": 1}, "overflowing_step": 2},
     "overflow, ZeRO-2": {"knobs": SURVEY | {"zero_stage": 2}, "loss_scale": 2.0**40},
 }
 
@@ -72,11 +81,12 @@ def facts(tiny: Workload, tmp_path_factory: pytest.TempPathFactory) -> Facts:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["ZeRO-1", "ZeRO-2"])
+@pytest.mark.parametrize("stage", ["ZeRO-0", "ZeRO-1", "ZeRO-2"])
 def test_weights_and_outputs_of_each_group_have_its_precision(facts: Facts, stage: str) -> None:
     own = {"embedding": FP32, "attention": BF16, "mlp": FP16, "norm": FP32, "lm_head": BF16}
     run = facts[f"survey, {stage}"]
-    assert run["optimizer"] == "DeepSpeedZeroOptimizer"
+    wrapper = "ScaledMasterWeights" if stage == "ZeRO-0" else "DeepSpeedZeroOptimizer"
+    assert run["optimizer"] == wrapper
     assert run["parameters"] == {group: [dtype] for group, dtype in own.items()}
     assert run["raw"] == {group: [dtype] for group, dtype in own.items()}
     # Beyond its border each group's output is the residual stream's.
@@ -112,25 +122,50 @@ def test_the_learning_rate_shows_gradients_of_a_wrong_size(facts: Facts) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["survey, ZeRO-1", "survey, ZeRO-2", "fp16 stream"])
+@pytest.mark.parametrize("case", [n for n in CASES if "survey" in n or n.startswith("fp16")])
 def test_the_loss_is_scaled_wherever_a_group_is_fp16(facts: Facts, case: str) -> None:
     assert facts[case]["scale"] == 2**12
     assert facts["wide, ZeRO-2"]["scale"] == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["ZeRO-1", "ZeRO-2"])
+@pytest.mark.parametrize("stage", ["ZeRO-0", "ZeRO-1", "ZeRO-2"])
 def test_an_overflow_skips_the_step_and_lowers_the_scale(facts: Facts, stage: str) -> None:
     run = facts[f"overflow, {stage}"]
     assert run["skipped"] == [1, 2, 3, 4, 5]
-    assert run["weights"] == run["weights_before"]
-    assert run["scale"] < 2.0**40
+    assert run["weights"] == [run["weights"][0]] * 6
+    # By half each time, but for the first: DeepSpeed's hysteresis is 2.
+    assert run["scale"] == 2.0**36
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["ZeRO-0", "ZeRO-1"])
+def test_an_overflow_on_one_rank_skips_that_step_on_all(facts: Facts, stage: str) -> None:
+    run, plain = facts[f"one overflow, {stage}"], facts[f"survey, {stage}"]
+    assert run["skipped"] == [0, 0, 1, 1, 1]
+    weights = run["weights"]
+    assert weights[:3] == plain["weights"][:3]
+    assert weights[3] == weights[2]
+    assert weights[4] != weights[3]
+    assert run["agrees"]
+    # The next steps start from where the third did.
+    assert run["losses"][:3] == plain["losses"][:3]
+
+
+@pytest.mark.slow
+def test_fp16_without_zero_learns_as_with_it(facts: Facts) -> None:
+    losses = facts["survey, ZeRO-0"]["losses"]
+    assert losses == pytest.approx(facts["survey, ZeRO-1"]["losses"], rel=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("exported", "trial"),
-    [("exported, ZeRO-0", "wide, ZeRO-0"), ("exported, ZeRO-2", "survey, ZeRO-2")],
+    [
+        ("exported, ZeRO-0", "wide, ZeRO-0"),
+        ("exported fp16, ZeRO-0", "survey, ZeRO-0"),
+        ("exported, ZeRO-2", "survey, ZeRO-2"),
+    ],
 )
 def test_an_export_trains_as_the_trial_did(facts: Facts, exported: str, trial: str) -> None:
     for fact in ("losses", "weights", "parameters", "raw", "outputs", "scale", "optimizer"):
@@ -144,11 +179,12 @@ def test_recomputation_repeats_the_casts(facts: Facts) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [0, 2])
 def test_an_overflowing_step_is_recorded_and_not_timed(
-    run_trial: RunTrial, tiny: Workload, tmp_path: Path
+    run_trial: RunTrial, tiny: Workload, tmp_path: Path, zero_stage: int
 ) -> None:
     workload = planted_workload(tmp_path / "model", "overflow_in_one_step", tiny)
-    outcome = run_trial(workload=workload, folder=tmp_path, zero_stage=2, **SURVEY)
+    outcome = run_trial(workload=workload, folder=tmp_path, zero_stage=zero_stage, **SURVEY)
     assert outcome.measurement is not None, outcome.failure
     assert outcome.measurement.skipped_steps == 1
     # Two steps warm up, the third overflows, the next two are timed.
@@ -170,6 +206,9 @@ def test_an_overflowing_step_is_recorded_and_not_timed(
             "reduce_bucket_size": 10_000,
         },
         {"optimizer": "lion_8bit", "zero_stage": 1},
+        {"optimizer": "adamw", "zero_stage": 0, "mlp_precision": "fp16"},
+        {"optimizer": "adafactor", "zero_stage": 0, "precision": "fp16"},
+        {"optimizer": "adamw_8bit", "zero_stage": 0, "mlp_precision": "fp16"},
     ],
     ids=str,
 )
@@ -186,6 +225,25 @@ def test_adapters_train_beside_norms_and_embeddings_in_fp32(
     run_trial: RunTrial, tiny: Workload, method: Method
 ) -> None:
     outcome = run_trial(workload=replace(tiny, method=method), lora_rank=8, zero_stage=2, **WIDE)
+    assert outcome.measurement is not None, outcome.failure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [Method.LORA, Method.QLORA])
+def test_without_zero_adapters_train_in_fp16(
+    run_trial: RunTrial, tiny: Workload, method: Method
+) -> None:
+    outcome = run_trial(workload=replace(tiny, method=method), lora_rank=8, precision="fp16")
+    assert outcome.measurement is not None, outcome.failure
+    assert outcome.measurement.skipped_steps == 0
+
+
+@pytest.mark.slow
+def test_without_zero_adapters_train_beside_a_frozen_mlp_in_fp16(
+    run_trial: RunTrial, tiny: Workload
+) -> None:
+    knobs = {"lora_rank": 8, "lora_targets": "attention", "mlp_precision": "fp16"}
+    outcome = run_trial(workload=replace(tiny, method=Method.LORA), **knobs)
     assert outcome.measurement is not None, outcome.failure
 
 
@@ -207,7 +265,7 @@ def test_every_architecture_computes_in_several_precisions(model_type: str) -> N
     is_tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     head = {"lm_head_precision": "fp32"} if is_tied else {}
     knobs = {"embedding_precision": "fp32", "mlp_precision": "fp16", "norm_precision": "fp32"}
-    set_precisions(model, Strategy.from_dict(knobs | head | {"zero_stage": 1}))
+    set_precisions(model, Strategy.from_dict(knobs | head))
     tokens = torch.randint(0, 64, (2, 8), generator=torch.Generator().manual_seed(0))
     loss = model(input_ids=tokens, labels=tokens).loss
     loss.backward()
