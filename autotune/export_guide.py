@@ -58,10 +58,9 @@ for _ in range(num_steps):
 
 _SCALE_NOTE = f"""
 
-The optimizer scales gradients for fp16, which DeepSpeed does under ZeRO only, and clips them to a
-norm of {GRADIENT_CLIPPING:g}: `optimizer.loss_scale.max_norm` is yours to set. In the JSON \
-`gradient_clipping` is 0: it
-would clip them while they are scaled."""
+The optimizer scales gradients for fp16, which DeepSpeed does under ZeRO only. It also clips them,
+to a norm of {GRADIENT_CLIPPING:g} (`optimizer.loss_scale.max_norm`): `gradient_clipping`, 0 in the
+JSON, would clip them while they are scaled."""
 
 
 def launch_line(hardware: Hardware, num_nodes: int = 1) -> str:

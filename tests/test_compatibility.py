@@ -58,7 +58,11 @@ def _is_possible_on_a_cpu(strategy: Strategy, method: Method) -> bool:
         and not (method is Method.QLORA and strategy.precision == "fp32")
         and not (strategy.master_weights == "bf16" and strategy.precision != "bf16")
         and not (strategy.master_weights == "bf16" and strategy.zero_stage == 0)
-        and not (strategy.precision == "fp16" and strategy.zero_stage == 0)
+        and not (
+            strategy.precision == "fp16"
+            and strategy.zero_stage == 0
+            and (strategy.model_parallel_size > 1 or strategy.optimizer == "muon")
+        )
     )
 
 
@@ -103,10 +107,10 @@ def test_fp16_is_refused_on_a_cpu_that_cannot_compute_it(
     unable = replace(cpu_hardware, supports_fp16=False)
     assert conflict(fp16, tiny, cpu_hardware, SOFTWARE) is None
     assert "AVX512-FP16" in (conflict(fp16, tiny, unable, SOFTWARE) or "")
-    assert {s.precision for s in _space(Method.FULL, tiny, unable).strategies()} == {
-        Precision.BF16,
-        Precision.FP32,
-    }
+    proposed = list(_space(Method.FULL, tiny, unable).strategies())
+    assert {s.precision for s in proposed} == set(Precision)
+    # There DeepSpeed's own fp16 stays off.
+    assert {s.zero_stage for s in proposed if s.precision is Precision.FP16} == {0}
 
 
 def test_a_group_in_fp16_asks_nothing_of_the_cpu(tiny: Workload, cpu_hardware: Hardware) -> None:
@@ -116,11 +120,13 @@ def test_a_group_in_fp16_asks_nothing_of_the_cpu(tiny: Workload, cpu_hardware: H
     assert conflict(strategy, tiny, unable, SOFTWARE) is None
 
 
-def test_the_reference_of_a_gpu_without_bf16_is_fp16_as_deepspeed_can_train_it(
+def test_the_reference_of_a_gpu_without_bf16_is_fp16(
     tiny: Workload, cpu_hardware: Hardware
 ) -> None:
-    reference = reference_strategy(tiny, replace(cpu_hardware, supports_bf16=False))
-    assert (reference.precision, reference.zero_stage) == (Precision.FP16, 1)
+    old = replace(cpu_hardware, supports_bf16=False)
+    reference = reference_strategy(tiny, old)
+    assert reference.precision is Precision.FP16
+    assert conflict(reference, tiny, old, SOFTWARE) is None
 
 
 FP8 = {"attention_precision": "fp8", "mlp_precision": "fp8"}
@@ -129,8 +135,9 @@ FP8 = {"attention_precision": "fp8", "mlp_precision": "fp8"}
 @pytest.mark.parametrize(
     ("knobs", "reason"),
     [
-        ({"precision": "fp16"}, "without ZeRO DeepSpeed divides by a loss scale"),
-        ({"mlp_precision": "fp16"}, "without ZeRO DeepSpeed divides by a loss scale"),
+        ({"precision": "fp16", "sequence_parallel_size": 2}, "sequence_parallel_size 1, got 2"),
+        ({"precision": "fp16", "pipeline_parallel_size": 2}, "pipeline_parallel_size 1, got 2"),
+        ({"precision": "fp16", "optimizer": "muon"}, "zero_stage 0 needs another optimizer"),
         ({"embedding_precision": "fp8"}, "embedding_precision takes no fp8"),
         ({"norm_precision": "fp8"}, "norm_precision takes no fp8"),
         ({"mlp_precision": "fp8", "precision": "fp32"}, "fp8 needs precision bf16, got fp32"),
@@ -149,7 +156,7 @@ FP8 = {"attention_precision": "fp8", "mlp_precision": "fp8"}
             {"norm_precision": "fp32", "zero_stage": 1, "offload_optimizer": "cpu"},
             "offload_optimizer none",
         ),
-        ({"mlp_precision": "fp16", "zero_stage": 1, "lora_rank": 8}, "needs lora_rank 0"),
+        ({"mlp_precision": "fp16", "zero_stage": 1, "lora_rank": 8}, "needs zero_stage 0 or lora"),
         (
             {f"{group}_precision": "fp32" for group in ModuleGroup},
             "precision bf16 is that of no group",
@@ -213,6 +220,8 @@ def test_a_precision_that_the_model_cannot_have_is_refused(
         FP8 | {"master_weights": "bf16", "zero_stage": 1, "offload_optimizer": "cpu"},
         {"precision": "fp32", "attention_precision": "bf16", "tf32": True},
         {"embedding_precision": "fp32", "mlp_precision": "fp16", "zero_stage": 1},
+        {"embedding_precision": "fp32", "mlp_precision": "fp16"},
+        {"precision": "fp16"},
     ],
     ids=str,
 )

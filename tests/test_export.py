@@ -127,6 +127,23 @@ def test_an_export_of_muon_clips_no_gradients(tmp_path: Path) -> None:
     assert "max_grad_norm=0.0" in (folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize("knobs", [{"precision": "fp16"}, {"mlp_precision": "fp16"}], ids=str)
+def test_an_export_of_fp16_without_zero_scales_its_gradients_itself(
+    tmp_path: Path, knobs: dict[str, str]
+) -> None:
+    trial = complete(0, 1, 1, strategy=Strategy.from_dict(knobs))
+    folder = export_trial(summary(trial), trial, tmp_path / "best")
+    config = json.loads((folder / "ds_config.json").read_text())
+    assert config["gradient_clipping"] == 0
+    assert not {"optimizer", "fp16", "bf16"} & set(config)
+    guide = (folder / "README.md").read_text()
+    assert "`optimizer.loss_scale.max_norm`" in guide
+    # Trainer and Accelerate would turn DeepSpeed's fp16 on.
+    assert "fp16=True" not in guide
+    assert "max_grad_norm=0.0" in guide
+    assert "optimizers=(optimizer, None)" in guide
+
+
 def test_the_same_export_again_changes_nothing(tmp_path: Path) -> None:
     folder = export_trial(STUDY, TRIAL, tmp_path / "best")
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}

@@ -213,6 +213,14 @@ def test_without_zero_only_16_bit_weights_have_masters_beside_fp32_ones() -> Non
     assert held == pytest.approx(4 * (shape.num_parameters - shape.embedding_parameters))
 
 
+def test_without_zero_gradients_of_fp16_are_in_fp32_when_they_are_unscaled() -> None:
+    num = load_model_shape("7B").num_parameters
+    for knobs in ({"precision": "fp16"}, {"mlp_precision": "fp16", "norm_precision": "fp32"}):
+        held = states(**knobs)
+        assert held.step_buffers == pytest.approx(4 * num)
+        assert held.final_gradients == pytest.approx(2 * num, rel=1e-3)
+
+
 def test_fp8_keeps_weights_as_they_are() -> None:
     assert states(zero_stage=1, mlp_precision="fp8") == states(zero_stage=1)
 

@@ -1,4 +1,4 @@
-"""An export's own guide trains by tensor and sequence parallelism in plain DeepSpeed."""
+"""An export's own guide trains in plain DeepSpeed: ranks that share samples, fp16 without ZeRO."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from autotune.workload import Workload, load_model_shape
 pytestmark = pytest.mark.slow
 
 _BATCHES = """
-batches = torch.randint(0, 512, (6, 2, 32), generator=torch.Generator().manual_seed(0))
+two = torch.randint(0, 512, (2, 2, 32), generator=torch.Generator().manual_seed(0))
+batches = two.repeat(3, 1, 1)
 """
 
 _PRINT = """
@@ -83,3 +84,16 @@ def test_the_guide_trains_with_the_losses_of_one_rank(tmp_path: Path, model_fold
     sequence = _losses(tmp_path / "s", model_folder, 2, sequence_parallel_size=2, zero_stage=3)
     # Each rank of a sequence group has its share, which ZeRO-3 has to be given twice as large.
     assert [total / 2 for total in sequence] == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.timeout(400)
+def test_the_guide_trains_in_fp16_without_zero(tmp_path: Path, model_folder: Path) -> None:
+    plain = _losses(tmp_path / "plain", model_folder, 2)
+    # The second of two batches, for the third time.
+    assert plain[-1] < 0.98 * plain[1]
+    knobs = {"attention_precision": "fp16", "mlp_precision": "fp16"}
+    groups = _losses(tmp_path / "groups", model_folder, 2, **knobs)
+    alone = _losses(tmp_path / "alone", model_folder, 2, precision="fp16")
+    assert groups == pytest.approx(plain, rel=1e-3)
+    assert alone == pytest.approx(plain, rel=1e-3)
+    assert plain not in (groups, alone)
