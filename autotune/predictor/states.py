@@ -157,13 +157,12 @@ class StatesModel:
         hpz = strategy.zero_hpz_partition_size
         states = optimizer_state_bytes(strategy, self._workload.model, share, trained.num)
         held_states = int(states * trained.owned * trained.device_share)
-        is_paged = strategy.optimizer is Optimizer.PAGED_ADAMW_8BIT
         common: dict[str, Any] = {
             "weights": int(resident),
             "second_weights": int(weights / hpz) if hpz > 1 else 0,
             "master_weights": int(trained.master * trained.owned * trained.device_share),
             "optimizer_states": held_states,
-            "paged_states": held_states if is_paged else 0,
+            "paged_states": held_states if strategy.optimizer is Optimizer.PAGED_ADAMW_8BIT else 0,
             "has_early_states": stage not in (1, 2),
             "first_gradient": self._first_gradient(strategy, share, sizes),
             "init_weights": int(init_weights),
@@ -305,15 +304,12 @@ class StatesModel:
         `stage_1_and_2.py`, `step`: all three are alive when the last is made: with bf16 and an
         fp32 master 2 + 2 + 4 bytes a parameter. `stage3.py`, `_prepare_fp32_grad_for_sub_group`:
         the same, by sub-groups, beside the gradient buffer. `unfused_optimizer.py`, `step`:
-        gradients, and their fp32 copy. `techniques/master_weights.py`, `ScaledMasterWeights`: that
-        copy, whose originals go as it is made.
+        gradients, and their fp32 copy; `techniques/master_weights.py`: of fp16 the copy alone.
         """
         e, master, owned = trained.gradient, trained.master, trained.owned
         converted = master if trained.is_converted else 0
-        if strategy.scales_own_loss:
-            needed = FP32_BYTES * owned
-        elif strategy.zero_stage == 0:
-            needed = (e + converted) * owned
+        if strategy.zero_stage == 0:
+            needed = (FP32_BYTES if strategy.scales_own_loss else e + converted) * owned
         elif strategy.zero_stage == 3:
             sub_group = sub_group_elements(self._workload, strategy, self._num_ranks)
             at_once = min(owned, sub_group or _SUB_GROUP_ELEMENTS)
