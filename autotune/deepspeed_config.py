@@ -110,6 +110,9 @@ def deepspeed_config(
         }
         if strategy.optimizer is not Optimizer.ADAMW:
             config["zero_allow_untested_optimizer"] = True
+    else:
+        # DeepSpeed's default. Accelerate, and so HF Trainer, refuses a JSON that does not say it.
+        config["zero_optimization"] = {"stage": 0}
     optimizer = _optimizer(strategy, device_type, learning_rate)
     if optimizer:
         config["optimizer"] = optimizer

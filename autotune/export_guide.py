@@ -56,6 +56,14 @@ for _ in range(num_steps):
 """
 
 
+_TRAINER = """
+class StrategyTrainer(Trainer):
+    def create_optimizer(self, model=None):  # under DeepSpeed a Trainer drops its `optimizers`
+        self.optimizer = autotune.create_optimizer(self.model, "strategy.yaml")
+        return self.optimizer
+
+"""
+
 _SCALE_NOTE = f"""
 
 The optimizer scales gradients for fp16, which DeepSpeed does under ZeRO only. It also clips them,
@@ -296,10 +304,8 @@ def _trainer_example(workload: Workload, hardware: Hardware, strategy: Strategy)
     # The Trainer refuses a JSON that clips otherwise than its own arguments say.
     clipping = "" if clips_gradients(strategy) else "\n    max_grad_norm=0.0,"
     cpu = "\n    use_cpu=True," if hardware.device_type is DeviceType.CPU else ""
-    optimizers = ", optimizers=(optimizer, None)" if is_client_optimizer(strategy) else ""
-    create = (
-        'optimizer = autotune.create_optimizer(model, "strategy.yaml")\n' if optimizers else ""
-    )
+    is_client = is_client_optimizer(strategy)
+    trainer = "StrategyTrainer" if is_client else "Trainer"
     return f"""\
 arguments = TrainingArguments(
     output_dir="output",
@@ -309,5 +315,6 @@ arguments = TrainingArguments(
     learning_rate={LEARNING_RATE!r},{flags.get(strategy.precision, "")}{clipping}{cpu}
 )
 model = autotune.apply(AutoModelForCausalLM.from_pretrained(...), "strategy.yaml")
-{create}trainer = Trainer(model=model, args=arguments, train_dataset=...{optimizers})
+{_TRAINER if is_client else ""}\
+trainer = {trainer}(model=model, args=arguments, train_dataset=...)
 """

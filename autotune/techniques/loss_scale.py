@@ -16,7 +16,6 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from autotune.deepspeed_config import GRADIENT_CLIPPING, INITIAL_SCALE_POWER
-from autotune.errors import ConfigError
 
 __all__ = ["LossScale"]
 
@@ -27,26 +26,23 @@ class LossScale:
     Lowered and raised by DeepSpeed's own scaler, with the settings that it has under ZeRO.
 
     Args:
-        model: every tensor that it returns passes scaled gradients on; changed in place.
-
-    Raises:
-        ConfigError: its gradients are scaled already.
+        model: every tensor that it returns passes scaled gradients on; changed in place. A scale
+            that it had is no longer its own.
     """
 
     def __init__(self, model: nn.Module) -> None:
         from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
         from deepspeed.runtime.precision_config import DeepSpeedFP16Config
 
-        if hasattr(model, "_loss_scale"):
-            raise ConfigError("fp16: call autotune.create_optimizer once for a model")
         settings = DeepSpeedFP16Config(initial_scale_power=INITIAL_SCALE_POWER)
         self.scaler: Any = CreateLossScaler(
             torch.float16, 0, True, settings.dynamic_loss_scale_args()
         )
         self.max_norm = GRADIENT_CLIPPING
         """The norm that all gradients together are clipped to."""
-        model._loss_scale = self  # type: ignore[assignment]
-        model.register_forward_hook(self._scale_outputs)
+        if hasattr(model, "_loss_scale"):
+            model._loss_scale.remove()  # type: ignore[operator,union-attr]
+        model._loss_scale = model.register_forward_hook(self._scale_outputs)  # type: ignore[assignment]
 
     def unscale(self, gradients: Sequence[torch.Tensor]) -> bool:
         """Unscale and clip gradients in place, and adapt the scale.
@@ -96,7 +92,9 @@ class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, scaler: Any) -> torch.Tensor:
         ctx.scaler = scaler
-        return tensor.view_as(tensor)
+        # Losses are changed in place, by HF Trainer too, which torch forbids for a view from here.
+        # Logits are too large to be copied.
+        return tensor.view_as(tensor) if tensor.dim() else tensor.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:

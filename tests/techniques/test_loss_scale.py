@@ -11,7 +11,6 @@ import torch
 from small_models import build
 from torch import nn
 
-from autotune.errors import ConfigError
 from autotune.techniques.loss_scale import LossScale
 from autotune.techniques.master_weights import ScaledMasterWeights
 
@@ -44,6 +43,20 @@ def test_gradients_of_any_loss_are_scaled_once_and_the_loss_is_not(kind: str) ->
     assert all(torch.equal(s, SCALE * p) for s, p in zip(scaled, plain, strict=True))
 
 
+def test_a_scaled_loss_may_be_changed_in_place() -> None:
+    # As HF Trainer does.
+    model: Any = build("llama")
+    LossScale(model)
+    tokens = torch.arange(8)[None]
+    loss = model(input_ids=tokens, labels=tokens).loss
+    loss *= 2
+    loss.backward()
+    doubled = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    assert torch.equal(doubled, 2 * model.lm_head.weight.grad)
+
+
 def test_unscaled_gradients_are_those_of_fp32_to_the_accuracy_of_fp16() -> None:
     model = build("llama")
     narrow = copy.deepcopy(model).half()
@@ -70,11 +83,15 @@ def test_gradients_are_unscaled_and_then_clipped_as_torch_clips_them(size: float
         torch.testing.assert_close(gradient, parameter.grad)
 
 
-def test_a_model_is_scaled_once() -> None:
-    model = nn.Linear(1, 1)
-    LossScale(model)
-    with pytest.raises(ConfigError, match="create_optimizer once"):
-        LossScale(model)
+def test_another_scale_of_a_model_replaces_the_first() -> None:
+    # As by a second optimizer for it.
+    gradients = []
+    for num_scales in (1, 2):
+        model = build("llama")
+        for _ in range(num_scales):
+            LossScale(model)
+        gradients.append(_train(model, "the model's")[1])
+    assert all(map(torch.equal, *gradients))
 
 
 def _optimizer(parameters: list[nn.Parameter]) -> ScaledMasterWeights:
