@@ -19,12 +19,14 @@ from rich.text import Text
 
 from autotune.pareto import Pick
 from autotune.study_summary import StudySummary
-from autotune.trial import Failure
+from autotune.trial import Failure, Prediction
 from autotune.workload import Workload
 
 __all__ = [
     "format_duration",
     "format_gib",
+    "format_gib_range",
+    "format_speed",
     "pareto_table",
     "plain_table",
     "render_report",
@@ -213,6 +215,17 @@ def format_gib(num_bytes: float) -> str:
     """Bytes in GiB, three figures or more."""
     gib = num_bytes / 2**30
     return f"{gib:.1f}" if gib >= 10 else f"{gib:.2f}"
+
+
+def format_gib_range(lower_bytes: float, upper_bytes: float) -> str:
+    """Between what sizes, in GiB."""
+    return f"{format_gib(lower_bytes)}-{format_gib(upper_bytes)}"
+
+
+def format_speed(prediction: Prediction) -> str:
+    """Predicted tokens/s, and below it between what bounds, where they are known."""
+    speed, bounds = f"{prediction.tokens_per_second:,.0f}", prediction.tokens_per_second_bounds
+    return speed if bounds is None else f"{speed}\n{bounds[0]:,.0f}-{bounds[1]:,.0f}"
 
 
 def format_duration(seconds: float) -> str:

@@ -35,7 +35,19 @@ A file for --hardware names a device kind, or gives the figures of another:
   tflops: 400                 dense, 16 bit
   bandwidth_gb_per_s: 2000
   host_memory_gib: 1024
+  nvme_gib: 4000              free disk, for what is offloaded to NVMe
+  nvme_path: /local_nvme
   fp8: true
+  rates:                      what was measured there, all optional
+    matmul_tflops: 310
+    memory_gb_per_s: 1700
+    kernel_launch_us: 6
+    host_to_device_gb_per_s: 25
+    device_to_host_gb_per_s: 25
+    host_memory_gb_per_s: 200
+    nvme_gb_per_s: 6
+    link_gb_per_s: 180
+    collective_us: 25
 
 Exit status: 0 something fits, 1 nothing fits, 2 wrong use."""
 """Shown below the options."""
@@ -74,6 +86,14 @@ def plan(
         typer.Option(
             help="GiB of memory of each host.",
             show_default="three times that of its GPUs, 256 GiB a GPU at most",
+        ),
+    ] = None,
+    nvme: Annotated[
+        float | None,
+        typer.Option(
+            help="GiB of free NVMe disk of each host, for strategies that offload to it (--space "
+            "full has some).",
+            show_default="none: nothing is offloaded to NVMe",
         ),
     ] = None,
     seq_len: SeqLen = None,
@@ -132,15 +152,16 @@ def plan(
     from autotune.hardware_spec import read_hardware
     from autotune.pareto import Pick
     from autotune.plan import ASSUMED_SOFTWARE, make_plan
+    from autotune.plan_explanation import explanation_json, render_explanation
     from autotune.plan_export import export_plan
-    from autotune.plan_report import explanation_json, plan_json, render_explanation, render_plan
+    from autotune.plan_report import plan_json, render_plan
     from autotune.question import Question
     from autotune.space_file import load_search_space
     from autotune.workload import load_model_shape
 
     check_headroom(headroom)
     which = member(Pick, pick, "--pick")
-    spec = read_hardware(hardware, num_nodes=nodes, host_memory_gib=host_memory)
+    spec = read_hardware(hardware, num_nodes=nodes, host_memory_gib=host_memory, nvme_gib=nvme)
     ranks = spec.all_ranks
     workload = read_workload(
         load_model_shape(model),

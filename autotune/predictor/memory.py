@@ -236,6 +236,8 @@ class MemoryModel:
             },
             "optimizer step": stays
             | {"gradients": states.step_buffers, "gradient buckets": states.buckets_in_step},
+            "checkpoint save": stays
+            | {"gradients": accumulated, "gathered weights": states.gathered_to_save},
             # Where it does not differ it holds less than the loss, and so is never the peak.
             "first loss": loss
             | {
