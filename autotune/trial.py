@@ -318,6 +318,8 @@ class Trial:
     """Wall time of its run; 0 where it was never launched."""
     memory_limit_bytes: int = 0
     """Device memory it may use: the device's, less the headroom."""
+    is_forced: bool = False
+    """Whether it was launched although it had been pruned by its prediction."""
 
     @property
     def energy_j_per_token(self) -> float | None:
@@ -350,4 +352,5 @@ class Trial:
             "reason": self.reason,
             "duration_s": self.duration_s,
             "fits": self.fits,
+            "is_forced": self.is_forced,
         }

@@ -101,6 +101,14 @@ def search(
             show_default="as many as the budget allows",
         ),
     ] = None,
+    force_pruned: Annotated[
+        int,
+        typer.Option(
+            help="Launch so many strategies all the same that their prediction had pruned, the "
+            "nearest to the memory limit first: to check the predictor. They are marked as "
+            "forced, and may run out of memory.",
+        ),
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -166,6 +174,8 @@ def search(
     check_headroom(headroom)
     if trials is not None and trials < 1:
         raise ConfigError(f"--trials must be at least 1, got {trials}")
+    if force_pruned < 0:
+        raise ConfigError(f"--force-pruned must be at least 0, got {force_pruned}")
     if not 0 <= seed < _NUM_SEEDS:
         raise ConfigError(f"--seed must be at least 0 and less than {_NUM_SEEDS}, got {seed}")
     kind = member(SamplerKind, sampler, "--sampler")
@@ -209,7 +219,12 @@ def search(
     )
     with session:
         session.search(
-            limit, sampler=kind, max_trials=trials, trial_timeout_s=timeout_s, console=console
+            limit,
+            sampler=kind,
+            max_trials=trials,
+            num_forced=force_pruned,
+            trial_timeout_s=timeout_s,
+            console=console,
         )
         found = session.answer(as_json=as_json, console=console)
     raise typer.Exit(0 if found else 1)
