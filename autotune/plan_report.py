@@ -108,7 +108,7 @@ def _front_table(plan: Plan) -> Table:
     is_optimistic = plan.spec.num_nodes > 1
     table = plain_table("Predicted Pareto front")
     table.add_column("strategy", overflow="fold", min_width=16)
-    table.add_column("tokens/s" + "\nat most" * is_optimistic, justify="right", no_wrap=True)
+    table.add_column("tokens/s" + "\nat most" * is_optimistic, justify="right", min_width=8)
     table.add_column("MFU", justify="right", no_wrap=True)
     table.add_column("predic-\nted GiB", justify="right", no_wrap=True)
     table.add_column("between", justify="right", no_wrap=True)

@@ -66,16 +66,17 @@ def pareto_table(summary: StudySummary) -> Table:
     has_mfu = any(summary.mfu(trial) is not None for trial in front)
     has_energy = any(trial.energy_j_per_token is not None for trial in front)
     table = plain_table("Pareto front")
+    table.padding = 0  # All columns fit into 80 characters.
     table.add_column("trial", justify="right", no_wrap=True)
-    table.add_column("strategy", overflow="fold", min_width=16)
+    table.add_column("strategy", overflow="fold", min_width=14)
     table.add_column("tokens/s", justify="right", no_wrap=True)
-    table.add_column("predic-\nted", justify="right", no_wrap=True)
+    table.add_column("predic-\nted", justify="right", min_width=8)
     if has_mfu:
         table.add_column("MFU", justify="right", no_wrap=True)
     if has_energy:
         table.add_column("mJ per\ntoken", justify="right", no_wrap=True)
     table.add_column("peak\nGiB", justify="right", no_wrap=True)
-    table.add_column("predic-\nted GiB", justify="right", no_wrap=True)
+    table.add_column("predic-\nted GiB", justify="right", min_width=7)
     table.add_column("free", justify="right", no_wrap=True)
     table.add_column("loss", no_wrap=True)
     for trial in front:
@@ -235,7 +236,7 @@ def format_gib(num_bytes: float) -> str:
 def _format_peak(prediction: Prediction) -> str:
     """Predicted GiB, and below it between what bounds."""
     bounds = (prediction.peak_memory_lower_bytes, prediction.peak_memory_upper_bytes)
-    return f"{format_gib(prediction.peak_memory_bytes)}\n{format_gib_range(*bounds)}"
+    return f"{format_gib(prediction.peak_memory_bytes)}\n{' to '.join(map(format_gib, bounds))}"
 
 
 def format_gib_range(lower_bytes: float, upper_bytes: float) -> str:
@@ -246,7 +247,7 @@ def format_gib_range(lower_bytes: float, upper_bytes: float) -> str:
 def format_speed(prediction: Prediction) -> str:
     """Predicted tokens/s, and below it between what bounds, where they are known."""
     speed, bounds = f"{prediction.tokens_per_second:,.0f}", prediction.tokens_per_second_bounds
-    return speed if bounds is None else f"{speed}\n{bounds[0]:,.0f}-{bounds[1]:,.0f}"
+    return speed if bounds is None else f"{speed}\n{bounds[0]:,.0f} to {bounds[1]:,.0f}"
 
 
 def format_duration(seconds: float) -> str:

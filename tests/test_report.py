@@ -20,7 +20,7 @@ from sample_study import (
 
 from autotune.hardware import GIB
 from autotune.knobs import Optimizer
-from autotune.report import render_report, report_json
+from autotune.report import pareto_table, render_report, report_json
 from autotune.shortfall import nothing_fits, related_questions
 from autotune.strategy import Strategy
 from autotune.study_summary import StudySummary
@@ -244,3 +244,23 @@ def test_related_questions_on_the_cpu_ask_for_no_gpu() -> None:
     for _, workload, hardware in related_questions(WORKLOAD, LAPTOP):
         assert workload.method is not Method.QLORA
         assert hardware.num_devices == LAPTOP.num_devices
+
+
+def test_a_front_with_every_column_fits_a_terminal_of_80() -> None:
+    trial = complete(0, 76_233.0, 57.2, strategy=STRATEGY)
+    assert trial.prediction is not None
+    assert trial.measurement is not None
+    trial = replace(
+        trial,
+        prediction=replace(
+            trial.prediction,
+            tokens_per_second=75_967.0,
+            step_time_lower_s=0.95,
+            step_time_upper_s=1.06,
+        ),
+        measurement=replace(trial.measurement, energy_j_per_token=0.0153),
+    )
+    front = printed(pareto_table(summary(trial)), width=80)
+    assert max(map(len, front.splitlines())) <= 80
+    for words in ("75,967", "71,667", "79,965", "57.2", "15.3", "neutral"):
+        assert words in front
