@@ -152,7 +152,7 @@ class Hardware:
     """Folder for what is offloaded to NVMe, if one was named."""
     nvme_free_bytes: int = 0
     """Room on its disk, of each host, when the search began."""
-    num_hosts: int = 1
+    num_nodes: int = 1
     """Hosts that the devices are spread over evenly."""
     rates: Rates | None = None
     """What this very machine was measured to attain, if it was."""
@@ -160,12 +160,12 @@ class Hardware:
     @property
     def devices_per_host(self) -> int:
         """Ranks that share a host, its memory and its disk."""
-        return self.num_devices // self.num_hosts
+        return self.num_devices // self.num_nodes
 
     def __str__(self) -> str:
         """The way a person names it: `1 x H100-80GB`, `2 x cpu`, `2 nodes of 8 x H100-80GB`."""
         of_one = f"{self.devices_per_host} x {self.device_kind}"
-        return of_one if self.num_hosts == 1 else f"{self.num_hosts} nodes of {of_one}"
+        return of_one if self.num_nodes == 1 else f"{self.num_nodes} nodes of {of_one}"
 
 
 def host_memory_bytes() -> int:

@@ -46,7 +46,7 @@ class HardwareSpec:
         return replace(
             self.host,
             num_devices=self.num_nodes * self.host.num_devices,
-            num_hosts=self.num_nodes,
+            num_nodes=self.num_nodes,
         )
 
     def __str__(self) -> str:

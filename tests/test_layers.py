@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "adapter_targets",
         "workload",
         "hardware",
+        "rates_file",
         "hardware_spec",
         "software",
         "stages",
@@ -41,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "search_space",
     ),
     ("protocols", "space_file", "budget"),
-    ("predictor", "techniques", "worker", "server_process", "rank_process", "launcher"),
+    ("predictor", "techniques", "worker", "server_process", "rank_process", "launcher", "measure"),
     ("samplers", "pruners", "record", "study_folder", "drivers"),
     (
         "study",

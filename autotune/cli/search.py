@@ -164,6 +164,7 @@ def search(
     from autotune.errors import ConfigError
     from autotune.hardware import detect_hardware, with_nvme
     from autotune.question import Question
+    from autotune.rates_file import with_measured_rates
     from autotune.samplers import SamplerKind
     from autotune.software import detect_software
     from autotune.space_file import load_search_space
@@ -188,7 +189,7 @@ def search(
         lora_rank=lora_rank,
         lora_targets=lora_targets,
     )
-    hardware = detect_hardware(devices)
+    hardware = with_measured_rates(detect_hardware(devices))
     if nvme_path is not None:
         hardware = with_nvme(hardware, nvme_path)
     if global_batch % hardware.num_devices:

@@ -39,7 +39,7 @@ class AnalyticPredictor:
         self._workload = workload
         self._is_cpu = hardware.device_type is DeviceType.CPU
         self._num_ranks = hardware.num_devices
-        self._num_hosts = hardware.num_hosts
+        self._num_nodes = hardware.num_nodes
         self._memory = MemoryModel(workload, hardware)
         self._time = TimeModel(workload, hardware, self._memory)
         self._device_overhead_bytes = _DEVICE_OVERHEAD_BYTES[hardware.device_type]
@@ -60,8 +60,8 @@ class AnalyticPredictor:
             peak_memory_upper_bytes=peak.upper_bytes,
             device_overhead_bytes=self._device_overhead_bytes + peak.managed_bytes,
             # Ranks, and what they offload, are alike on every host.
-            host_memory_bytes=-(-self._host_bytes(strategy) // self._num_hosts),
-            disk_bytes=-(-self._disk_bytes(strategy) // self._num_hosts),
+            host_memory_bytes=-(-self._host_bytes(strategy) // self._num_nodes),
+            disk_bytes=-(-self._disk_bytes(strategy) // self._num_nodes),
             step_time_s=step_time_s,
             step_parts_s=self._time.activities_s(strategy, parts),
             tokens_per_second=self._workload.tokens_per_step / step_time_s,
