@@ -111,7 +111,7 @@ def _follow(
     if is_late:
         on_failure(f"not all was measured within {deadline_s:.0f} s")
     elif any(statuses):
-        on_failure(f"the links could not be measured: {_last_words(folder)}")
+        on_failure(f"a rank failed before its end: {_last_words(folder)}")
     return found
 
 
