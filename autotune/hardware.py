@@ -158,13 +158,13 @@ class Hardware:
     """What this very machine was measured to attain, if it was."""
 
     @property
-    def devices_per_host(self) -> int:
+    def devices_per_node(self) -> int:
         """Ranks that share a host, its memory and its disk."""
         return self.num_devices // self.num_nodes
 
     def __str__(self) -> str:
         """The way a person names it: `1 x H100-80GB`, `2 x cpu`, `2 nodes of 8 x H100-80GB`."""
-        of_one = f"{self.devices_per_host} x {self.device_kind}"
+        of_one = f"{self.devices_per_node} x {self.device_kind}"
         return of_one if self.num_nodes == 1 else f"{self.num_nodes} nodes of {of_one}"
 
 

@@ -14,6 +14,7 @@ from autotune.hardware import Hardware
 from autotune.hardware_spec import HardwareSpec
 from autotune.knobs import LossClass
 from autotune.pareto import Objectives, Pick, front_of, pick_of
+from autotune.plan_calibration import Lesson
 from autotune.predictor import AnalyticPredictor
 from autotune.pruners import PredictedMemoryPruner
 from autotune.question import Question
@@ -57,6 +58,8 @@ class Plan:
     reference: Strategy
     """The strategy whose loss-changing knobs all others are compared with."""
     candidates: tuple[Candidate, ...]
+    lesson: Lesson | None = None
+    """What predictions were corrected by, if by anything."""
 
     @property
     def workload(self) -> Workload:
@@ -135,15 +138,18 @@ class Plan:
         return list(itertools.islice(refused, num))
 
 
-def make_plan(question: Question, spec: HardwareSpec, space: SearchSpace) -> Plan:
+def make_plan(
+    question: Question, spec: HardwareSpec, space: SearchSpace, lesson: Lesson | None = None
+) -> Plan:
     """Predict every strategy of the space.
 
     Args:
         question: on `spec.all_ranks`.
         spec: the hosts.
         space: of the same question; a space too large to list is drawn from.
+        lesson: of the same question; predictions are the uncorrected ones if left out.
     """
-    predictor = AnalyticPredictor(question.workload, question.hardware)
+    predictor = lesson or AnalyticPredictor(question.workload, question.hardware)
     return Plan(
         question=question,
         spec=spec,
@@ -152,6 +158,7 @@ def make_plan(question: Question, spec: HardwareSpec, space: SearchSpace) -> Pla
             Candidate(strategy=strategy, prediction=predictor.predict(strategy))
             for strategy in space.strategies()
         ),
+        lesson=lesson,
     )
 
 

@@ -78,6 +78,7 @@ def _provenance(plan: Plan, candidate: Candidate, date: str) -> dict[str, Any]:
         "loss_class": str(plan.loss_class(candidate)),
         "prediction": asdict(candidate.prediction),
         "assumptions": list(plan_assumptions(plan)),
+        "calibrated_from": plan.lesson.to_dict() if plan.lesson is not None else None,
         "reference": plan.reference.to_dict(),
         "workload": plan.workload.to_dict(),
         "hardware": asdict(plan.spec.host),

@@ -38,6 +38,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         - `measured`: false, always.
         - `workload`, `hardware` (of one host), `num_nodes`, `space`, `headroom`: what was asked.
         - `assumptions`: sentences.
+        - `calibrated_from`: null, or the `study`, its `hardware`, `num_trials`, and whether
+          `step_time` was learned from it besides memory.
         - `limit_bytes` of each device, `host_memory_bytes` of each host.
         - `num_strategies`: how many were predicted.
         - `reference`: the strategy that loss classes refer to.
@@ -54,6 +56,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "space": plan.question.space_name,
         "headroom": plan.question.headroom,
         "assumptions": list(plan_assumptions(plan)),
+        "calibrated_from": plan.lesson.to_dict() if plan.lesson is not None else None,
         "limit_bytes": plan.question.memory_limit_bytes,
         "host_memory_bytes": plan.spec.host.host_memory_bytes,
         "num_strategies": len(plan.candidates),
@@ -96,7 +99,14 @@ def plan_assumptions(plan: Plan) -> Iterator[str]:
         yield f"A host has {gib} GiB of memory."
     yield "Everything is assumed to be installed there: Liger, FlashAttention 2, a compiler, CUDA."
     source = "data sheet" if host.device_kind in DEVICE_KINDS else "given peak"
-    yield f"Rates come from the {source}, times the shares of it that one H100 attained."
+    measured = "; those given as measured go before it" if host.rates is not None else ""
+    yield f"Rates come from the {source}, times the shares of it that one H100 attained{measured}."
+    if host.nvme_path is not None:
+        yield (
+            f"A host has {format_gib(host.nvme_free_bytes)} GiB of NVMe disk, at {host.nvme_path}."
+        )
+    if plan.lesson is not None:
+        yield from plan.lesson.sentences([each.strategy for each in plan.candidates])
     if spec.num_nodes > 1:
         yield (
             "Memory holds for any number of hosts, but links between hosts are not modelled: "

@@ -78,7 +78,7 @@ def test_nodes_multiply_ranks_and_host_memory() -> None:
     assert str(spec) == "4 nodes of 8 x H100-80GB"
     assert spec.all_ranks.num_devices == 32
     assert spec.all_ranks.num_nodes == 4
-    assert spec.all_ranks.devices_per_host == 8
+    assert spec.all_ranks.devices_per_node == 8
     assert spec.all_ranks.host_memory_bytes == 1024 * GIB
     assert spec.all_ranks.device_memory_bytes == spec.host.device_memory_bytes
 

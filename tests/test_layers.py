@@ -54,7 +54,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "export_guide",
         "export",
     ),
-    ("plan", "plan_report", "plan_explanation", "plan_export"),
+    ("plan_calibration", "plan", "plan_report", "plan_explanation", "plan_export"),
     ("stored_study", "progress", "doctor"),
     ("cli",),
 )

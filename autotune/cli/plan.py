@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from autotune.cli.options import (
     read_workload,
 )
 
+if TYPE_CHECKING:
+    from autotune.study_summary import StudySummary
+
 __all__ = ["EXAMPLES", "plan"]
 
 EXAMPLES = """\
@@ -27,6 +30,7 @@ Examples:
   autotune plan --model 7B --method lora --hardware 1xRTX4090
   autotune plan --model 13B --hardware my-host.yaml --space memory
   autotune plan --model 13B --hardware 4xA100-40GB --out my-training
+  autotune plan --model 7B --hardware 8xH100 --calibrate-from results/my-study
 
 A file for --hardware names a device kind, or gives the figures of another:
   device: MyGPU
@@ -115,6 +119,15 @@ def plan(
         ),
     ] = "default",
     headroom: Headroom = 0.05,
+    calibrate_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="A study's folder, such as results/my-study, of any model: what its trials show "
+            "to be off is corrected here too. Of other GPUs memory alone is learned; of CPU "
+            "ranks, nothing.",
+            show_default="none: predicted from arithmetic and data sheets",
+        ),
+    ] = None,
     explain: Annotated[
         bool,
         typer.Option(
@@ -152,6 +165,7 @@ def plan(
     from autotune.hardware_spec import read_hardware
     from autotune.pareto import Pick
     from autotune.plan import ASSUMED_SOFTWARE, make_plan
+    from autotune.plan_calibration import learn_from
     from autotune.plan_explanation import explanation_json, render_explanation
     from autotune.plan_export import export_plan
     from autotune.plan_report import plan_json, render_plan
@@ -181,7 +195,10 @@ def plan(
         space_text=search_space.text,
         headroom=headroom,
     )
-    made = make_plan(question, spec, search_space)
+    lesson = None
+    if calibrate_from is not None:
+        lesson = learn_from(_measured_study(calibrate_from), question)
+    made = make_plan(question, spec, search_space, lesson)
     refuse_empty_space(search_space, made.candidates)
     if not made.front:
         predicted = [(each.strategy, each.prediction) for each in made.candidates]
@@ -206,3 +223,18 @@ def plan(
             markup=False,
             soft_wrap=True,
         )
+
+
+def _measured_study(folder: Path) -> StudySummary:
+    """The study in a folder.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    from autotune.cli.stored import read_study
+    from autotune.errors import ConfigError, StorageError
+
+    try:
+        return read_study(folder, None)
+    except StorageError as error:
+        raise ConfigError(f"--calibrate-from {folder}: {error}") from error
