@@ -102,7 +102,7 @@ class _Document(Section):
     nvme_path: str = Field(default=_NVME_PATH, min_length=1)
     bf16: bool | None = None
     fp8: bool | None = None
-    rates: _Rates | None = None
+    rates: _Rates = Field(default_factory=_Rates)
 
 
 def assumed_host_bytes(device_memory_bytes: int, num_devices: int) -> int:
@@ -248,6 +248,6 @@ def _with_own_figures(host: Hardware, document: _Document) -> Hardware:
     if document.nvme_gib is not None:
         free = int(document.nvme_gib * GIB)
         host = replace(host, nvme_path=document.nvme_path, nvme_free_bytes=free)
-    if document.rates is not None:
+    if document.rates != _Rates():
         host = replace(host, rates=document.rates.to_rates())
     return host
