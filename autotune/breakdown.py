@@ -12,8 +12,12 @@ __all__ = ["allocated_bytes", "breakdown_rows"]
 
 _WORKSPACE = "workspace and allocator"
 _CONTEXT = "GPU context"
+"""What the driver counts beside the allocator's pool; paged optimizer states are part of it."""
 
 _ENGINE = "buckets and engine buffers"
+
+_SLACK = ("allocator", "process")
+"""Parts that are no live tensors."""
 
 _ROW_OF_PART = {
     "weights": "parameters",
@@ -28,6 +32,7 @@ _ROW_OF_PART = {
     "offload buffers": _ENGINE,
     "gathered weights": _ENGINE,
     "flattened weights": _ENGINE,
+    "workspace": _WORKSPACE,
     "allocator": _WORKSPACE,
     "process": _WORKSPACE,
 }
@@ -52,4 +57,5 @@ def allocated_bytes(prediction: Prediction) -> int:
     """The expected peak of live tensors; of older records, from what they say it is made of."""
     if prediction.peak_allocated_bytes:
         return prediction.peak_allocated_bytes
-    return prediction.peak_memory_bytes - breakdown_rows(prediction)[_WORKSPACE]
+    slack = sum(prediction.breakdown_bytes.get(part, 0) for part in _SLACK)
+    return prediction.peak_memory_bytes - slack

@@ -263,9 +263,7 @@ class StatesModel:
             return sizes.residual * min(2 * parameters.largest, parameters.total)
         return sizes.residual * min(parameters.total, _LIVE_ELEMENTS)
 
-    def _gathered_to_save(
-        self, strategy: Strategy, share: RankShare, sizes: GroupBytes
-    ) -> int:
+    def _gathered_to_save(self, strategy: Strategy, share: RankShare, sizes: GroupBytes) -> int:
         """The largest weight whole, before it is copied to the host.
 
         `engine.py`, `_zero3_consolidated_16bit_state_dict` module by module, and with tensor
