@@ -73,8 +73,6 @@ class States:
     """Copies of gradients made for the optimizer step, the gradients included."""
     buckets_in_step: int
     """The part of the buckets that is there in the optimizer step."""
-    gathered_to_save: int
-    """A whole weight at a time, while a checkpoint is saved."""
     init_weights: int
     """Weights while the engine is built."""
     init_buffers: int
@@ -169,7 +167,6 @@ class StatesModel:
             "has_early_states": stage not in (1, 2),
             "first_gradient": self._first_gradient(strategy, share, sizes),
             "init_weights": int(init_weights),
-            "gathered_to_save": self._gathered_to_save(strategy, share, sizes),
         }
         if has_bf16_optimizer(strategy):
             return States(**common, **_bf16_pipeline(strategy, trained))
@@ -262,20 +259,6 @@ class StatesModel:
         if strategy.offload_param is Offload.NVME:
             return sizes.residual * min(2 * parameters.largest, parameters.total)
         return sizes.residual * min(parameters.total, _LIVE_ELEMENTS)
-
-    def _gathered_to_save(self, strategy: Strategy, share: RankShare, sizes: GroupBytes) -> int:
-        """The largest weight whole, before it is copied to the host.
-
-        `engine.py`, `_zero3_consolidated_16bit_state_dict` module by module, and with tensor
-        parallelism `_replace_module_consolidated_state_dict`. All else is written from where it
-        lies: the `state_dict` of `stage_1_and_2.py`, `stage3.py` and `bf16_optimizer.py` clones
-        nothing.
-        """
-        degree = strategy.tensor_parallel_size
-        is_divided = strategy.zero_stage == 3 and zero_size(strategy, self._num_ranks) > 1
-        if degree == 1 and not is_divided:
-            return 0
-        return sizes.residual * share.parameters.largest * degree
 
     def _held_gradients(
         self, strategy: Strategy, trained: _Trained, is_accumulating: bool
