@@ -11,7 +11,7 @@ from autotune.trial import Prediction
 __all__ = ["allocated_bytes", "breakdown_rows"]
 
 _WORKSPACE = "workspace and allocator"
-_CONTEXT = "GPU context"
+_CONTEXT = "context"
 """What the driver counts beside the allocator's pool; paged optimizer states are part of it."""
 
 _ENGINE = "buckets and engine buffers"

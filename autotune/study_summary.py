@@ -87,10 +87,11 @@ class StudySummary:
     def prediction_errors(self) -> dict[str, PredictionError]:
         """How far what was predicted before each launch was off, by quantity."""
         errors = prediction_errors(self.trials)
-        if self.hardware.device_type is DeviceType.CPU:
-            # Measured is the resident set: nobody can tell live tensors in it.
-            errors.pop("allocated", None)
-        return errors
+        return {name: error for name, error in errors.items() if self._is_comparable(name)}
+
+    def _is_comparable(self, quantity: str) -> bool:
+        """On the CPU the resident set is measured: nobody can tell live tensors in it."""
+        return quantity != "allocated" or self.hardware.device_type is not DeviceType.CPU
 
     @property
     def forced(self) -> list[Trial]:
@@ -140,7 +141,10 @@ class StudySummary:
                 "peak_memory_bytes": trial.measurement.peak_memory_bytes,
             }
             if trial.prediction is not None:
-                record["prediction_errors"] = errors_of(trial.prediction, trial.measurement)
+                errors = errors_of(trial.prediction, trial.measurement)
+                record["prediction_errors"] = {
+                    name: error for name, error in errors.items() if self._is_comparable(name)
+                }
         finite: dict[str, Any] = _finite(record)
         return finite
 

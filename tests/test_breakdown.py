@@ -22,7 +22,7 @@ ROWS = [
     "logits and loss",
     "buckets and engine buffers",
     "workspace and allocator",
-    "GPU context",
+    "context",
 ]
 
 STRATEGIES = [
@@ -44,7 +44,7 @@ def test_every_part_of_a_prediction_has_its_row_and_the_device_is_their_sum(
     rows = breakdown_rows(predicted)
     assert list(rows) == ROWS
     assert sum(rows.values()) == predicted.peak_device_bytes
-    assert rows["GPU context"] == predicted.device_overhead_bytes
+    assert rows["context"] == predicted.device_overhead_bytes
     assert rows["parameters"] > 0
 
 

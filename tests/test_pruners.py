@@ -139,7 +139,7 @@ class TestDoubt:
         return pruner.reason_to_skip(strategy(), predicted, trials)
 
     def test_is_skipped_where_a_trial_is_as_fast_in_no_more_memory(self) -> None:
-        reason = self.reason(complete(7, 1000.0, 60.0))
+        reason = self.reason(complete(7, 1101.0, 60.0))
 
         assert reason == (
             "predicted to need 70.0 GiB, perhaps up to 84.0 GiB, the limit is 76.0 GiB; trial 7 "
@@ -149,7 +149,7 @@ class TestDoubt:
 
     @pytest.mark.parametrize(
         "trial",
-        [complete(7, 999.0, 20.0), complete(7, 5000.0, 60.5), complete(7, 5000.0, 77.0)],
+        [complete(7, 1099.0, 20.0), complete(7, 5000.0, 60.5), complete(7, 5000.0, 77.0)],
         ids=["slower", "larger than its least", "not fitting"],
     )
     def test_is_launched_while_it_may_reach_the_front(self, trial: Trial) -> None:
