@@ -41,7 +41,7 @@ def render_explanation(plan: Plan, which: Pick) -> RenderableType:
         _memory_table(plan, prediction),
         Text(_host_words(plan, candidate)),
         "",
-        *_step_words(prediction),
+        *_step_words(plan, candidate),
     ]
     faster = plan.faster_but_too_large(candidate, _NUM_FASTER)
     if not faster:
@@ -125,8 +125,9 @@ def _memory_table(plan: Plan, prediction: Prediction) -> Table:
     return table
 
 
-def _step_words(prediction: Prediction) -> list[RenderableType]:
+def _step_words(plan: Plan, candidate: Candidate) -> list[RenderableType]:
     """Where the time of a step goes; nothing where the predictor does not say."""
+    prediction = candidate.prediction
     parts = prediction.step_parts_s
     if not parts:
         return []
@@ -147,7 +148,10 @@ def _step_words(prediction: Prediction) -> list[RenderableType]:
         table.add_row(words, f"{seconds:.3g}", f"{share:.0%}", _bar(share))
     speed = f"{prediction.tokens_per_second:,.0f} tokens/s"
     return [
-        Text(f"A step takes {_seconds(prediction.step_time_s)}{bounds}: {speed}."),
+        Text(
+            f"A step takes {_seconds(prediction.step_time_s)}{bounds}: {speed}, "
+            f"MFU {plan.mfu(candidate):.1%}."
+        ),
         "",
         table,
         "",

@@ -164,6 +164,18 @@ def test_an_export_is_marked_as_not_measured(plan: Plan, tmp_path: Path) -> None
     assert provenance["note"].startswith("NOT MEASURED")
     config = json.loads((folder / "ds_config.json").read_text())
     assert config["train_micro_batch_size_per_gpu"] == chosen.strategy.micro_batch_size
+    assert config["_note"].startswith("NOT MEASURED")
+
+
+def test_deepspeed_takes_an_export_with_its_note(plan: Plan, tmp_path: Path) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    folder = export_plan(plan, Pick.THROUGHPUT, tmp_path / "out")
+    config = json.loads((folder / "ds_config.json").read_text())
+    # Over a single rank, since there is no group of four here.
+    alone = config | {"train_batch_size": config["train_batch_size"] // 4}
+    read = DeepSpeedConfig(alone)
+    assert read.train_micro_batch_size_per_gpu == config["train_micro_batch_size_per_gpu"]
 
 
 def test_an_export_writes_over_nothing_else(plan: Plan, tmp_path: Path) -> None:
