@@ -146,7 +146,6 @@ def _provenance(summary: StudySummary, trial: Trial, date: str) -> dict[str, Any
         "study": summary.name,
         "question": {flag: str(value) for flag, value in summary.question.items()},
         "trial": summary.record(trial),
-        "prediction_errors": {k: asdict(e) for k, e in summary.prediction_errors.items()},
         "reference": summary.reference.to_dict(),
         "workload": summary.workload.to_dict(),
         "hardware": asdict(summary.hardware),
