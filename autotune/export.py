@@ -25,6 +25,7 @@ from autotune.workload import Workload
 __all__ = ["export_files", "export_trial", "write_export"]
 
 _PROVENANCE = "provenance.json"
+_NOTE = "_note"
 
 
 def export_trial(summary: StudySummary, trial: Trial, folder: Path) -> Path:
@@ -99,6 +100,7 @@ def export_files(
     launch: str,
     readme: str,
     provenance: Mapping[str, Any],
+    note: str | None = None,
 ) -> dict[str, bytes]:
     """The content of each file of an export.
 
@@ -109,6 +111,7 @@ def export_files(
         launch: `launch.sh`.
         readme: `README.md`.
         provenance: where the strategy comes from; `exported_at` is its date.
+        note: stands in `ds_config.json` under a name that DeepSpeed does not read.
     """
     config = deepspeed_config(
         workload,
@@ -127,7 +130,7 @@ def export_files(
         strategy=strategy,
     )
     texts = {
-        "ds_config.json": _to_json(config),
+        "ds_config.json": _to_json(config if note is None else {_NOTE: note} | config),
         "strategy.yaml": exported.to_yaml(),
         "launch.sh": launch,
         "README.md": readme,

@@ -17,7 +17,7 @@ from autotune.knobs import LossClass, Optimizer, Precision
 from autotune.presets import PRESETS
 from autotune.strategy import Strategy
 from autotune.study_summary import StudySummary
-from autotune.trial import Trial
+from autotune.trial import Prediction, Trial
 from autotune.workload import Method, Workload
 
 __all__ = ["guide", "guide_text", "launch_line", "launch_script", "loss_words"]
@@ -106,13 +106,31 @@ def guide(summary: StudySummary, trial: Trial) -> str:
     assert trial.measurement is not None
     workload, measured = summary.workload, trial.measurement
     gib = measured.peak_memory_bytes / 2**30
+    predicted = _predicted(trial.prediction) if trial.prediction else ""
     origin = f"""\
 Trial {trial.number} of the autotune study {summary.name}: {workload.model.name},
 {workload.seq_len} tokens a sample, {workload.global_batch_size} samples a step, on \
 {summary.hardware}.
 Measured {measured.tokens_per_second:,.0f} tokens/s and a peak of {gib:.2f} GiB on one device.
+{predicted}\
 The strategy {loss_words(summary.loss_class(trial), summary.reference)}."""
     return guide_text(origin, workload, summary.hardware, trial.strategy)
+
+
+def _predicted(prediction: Prediction) -> str:
+    """What had been expected, as a line of its own."""
+    lower, peak, upper = (
+        size / 2**30
+        for size in (
+            prediction.peak_memory_lower_bytes,
+            prediction.peak_memory_bytes,
+            prediction.peak_memory_upper_bytes,
+        )
+    )
+    return (
+        f"Predicted before: {prediction.tokens_per_second:,.0f} tokens/s and {peak:.2f} GiB, "
+        f"between {lower:.2f} and {upper:.2f} GiB.\n"
+    )
 
 
 def loss_words(loss_class: LossClass, reference: Strategy) -> str:

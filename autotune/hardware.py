@@ -124,18 +124,18 @@ DEVICE_KINDS: dict[str, DeviceKind] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hardware:
-    """The devices of one host that a trial may use."""
+    """The devices that a trial may use: of one host, or in a plan of several that are alike."""
 
     device_type: DeviceType
     """Where tensors live."""
     device_kind: str
     """A name of `DEVICE_KINDS`, NVML's name of an unknown GPU, or `cpu`."""
     num_devices: int
-    """Ranks of a trial: one for each device."""
+    """Ranks of a trial, on all hosts together: one for each device."""
     device_memory_bytes: int
     """Memory one rank may use: the GPU's, or on the CPU its share of the host's."""
     host_memory_bytes: int
-    """Memory of the host, or of the container that limits it."""
+    """Memory of one host, or of the container that limits it."""
     flops_per_s: float
     """Peak rate of one device's matrix products at 16 bit."""
     memory_bytes_per_s: float
@@ -151,13 +151,21 @@ class Hardware:
     nvme_path: str | None = None
     """Folder for what is offloaded to NVMe, if one was named."""
     nvme_free_bytes: int = 0
-    """Room on its disk when the search began."""
+    """Room on its disk, of each host, when the search began."""
+    num_nodes: int = 1
+    """Hosts that the devices are spread over evenly."""
     rates: Rates | None = None
     """What this very machine was measured to attain, if it was."""
 
+    @property
+    def devices_per_node(self) -> int:
+        """Ranks that share a host, its memory and its disk."""
+        return self.num_devices // self.num_nodes
+
     def __str__(self) -> str:
-        """The way a person names it: `1 x H100-80GB`, `2 x cpu`."""
-        return f"{self.num_devices} x {self.device_kind}"
+        """The way a person names it: `1 x H100-80GB`, `2 x cpu`, `2 nodes of 8 x H100-80GB`."""
+        of_one = f"{self.devices_per_node} x {self.device_kind}"
+        return of_one if self.num_nodes == 1 else f"{self.num_nodes} nodes of {of_one}"
 
 
 def host_memory_bytes() -> int:

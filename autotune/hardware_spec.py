@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from autotune.errors import ConfigError
 from autotune.hardware import DEVICE_KINDS, GB, GIB, DeviceKind, DeviceType, Hardware
+from autotune.rates import Rates
 from autotune.yaml_file import Section, nearest, parse_yaml, read_text
 
 __all__ = ["HardwareSpec", "assumed_host_bytes", "read_hardware"]
@@ -23,6 +25,9 @@ _HOST_SHARE = 3
 _MOST_HOST_BYTES = 256 * GIB
 """Host memory of a GPU where none is given: three times the GPU's own, 256 GiB at most. Public
 data sheets: DGX-2 (V100-32GB) 96 GB a GPU, DGX A100 128 and 256 GB, DGX H100 256 GB."""
+
+_NVME_PATH = "/local_nvme"
+"""Where a disk is taken to be mounted of which only the size is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,16 +42,51 @@ class HardwareSpec:
 
     @property
     def all_ranks(self) -> Hardware:
-        """All hosts as if they were one: ranks and host memory of all together."""
+        """The devices of all hosts; memory and disk stay those of each."""
         return replace(
             self.host,
             num_devices=self.num_nodes * self.host.num_devices,
-            host_memory_bytes=self.num_nodes * self.host.host_memory_bytes,
+            num_nodes=self.num_nodes,
         )
 
     def __str__(self) -> str:
         """The way a person names it: `8 x H100-80GB`, `2 nodes of 8 x H100-80GB`."""
-        return str(self.host) if self.num_nodes == 1 else f"{self.num_nodes} nodes of {self.host}"
+        return str(self.all_ranks)
+
+
+def _positive() -> Any:
+    return Field(default=None, gt=0, allow_inf_nan=False)
+
+
+class _Rates(Section):
+    """What the host was measured to attain, as `autotune doctor --measure` shows it."""
+
+    matmul_tflops: float | None = _positive()
+    memory_gb_per_s: float | None = _positive()
+    kernel_launch_us: float | None = _positive()
+    host_to_device_gb_per_s: float | None = _positive()
+    device_to_host_gb_per_s: float | None = _positive()
+    host_memory_gb_per_s: float | None = _positive()
+    nvme_gb_per_s: float | None = _positive()
+    link_gb_per_s: float | None = _positive()
+    collective_us: float | None = _positive()
+
+    def to_rates(self) -> Rates:
+        """In the units of `Rates`."""
+        in_units: dict[str, float] = {}
+        for key, value in self.model_dump(exclude_none=True).items():
+            for ending, (name, unit) in _UNITS.items():
+                if key.endswith(ending):
+                    in_units[key.removesuffix(ending) + name] = value * unit
+        return Rates(**in_units)
+
+
+_UNITS = {
+    "_tflops": ("_flops_per_s", 1e12),
+    "_gb_per_s": ("_bytes_per_s", GB),
+    "_us": ("_s", 1e-6),
+}
+"""How a file's keys end, and what stands in their place in `Rates`, by which factor."""
 
 
 class _Document(Section):
@@ -54,12 +94,15 @@ class _Document(Section):
 
     device: str
     count: int = Field(default=1, ge=1)
-    memory_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    tflops: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    bandwidth_gb_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    host_memory_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    memory_gib: float | None = _positive()
+    tflops: float | None = _positive()
+    bandwidth_gb_per_s: float | None = _positive()
+    host_memory_gib: float | None = _positive()
+    nvme_gib: float | None = _positive()
+    nvme_path: str = Field(default=_NVME_PATH, min_length=1)
     bf16: bool | None = None
     fp8: bool | None = None
+    rates: _Rates = Field(default_factory=_Rates)
 
 
 def assumed_host_bytes(device_memory_bytes: int, num_devices: int) -> int:
@@ -68,7 +111,11 @@ def assumed_host_bytes(device_memory_bytes: int, num_devices: int) -> int:
 
 
 def read_hardware(
-    text: str, *, num_nodes: int = 1, host_memory_gib: float | None = None
+    text: str,
+    *,
+    num_nodes: int = 1,
+    host_memory_gib: float | None = None,
+    nvme_gib: float | None = None,
 ) -> HardwareSpec:
     """Read what the user gave to --hardware.
 
@@ -76,14 +123,16 @@ def read_hardware(
         text: `8xH100-80GB`, a device kind alone for one of it, or the path of a YAML file.
         num_nodes: hosts of this kind.
         host_memory_gib: memory of one host; goes before what a file says.
+        nvme_gib: free disk of one host for what is offloaded to NVMe; goes before a file too.
 
     Raises:
         ConfigError: no such device kind or file, or a mistake in it; the message names the flag.
     """
     if num_nodes < 1:
         raise ConfigError(f"--nodes must be at least 1, got {num_nodes}")
-    if host_memory_gib is not None and not 0 < host_memory_gib < float("inf"):
-        raise ConfigError(f"--host-memory must be more than 0 GiB, got {host_memory_gib}")
+    for flag, gib in (("--host-memory", host_memory_gib), ("--nvme", nvme_gib)):
+        if gib is not None and not 0 < gib < float("inf"):
+            raise ConfigError(f"{flag} must be more than 0 GiB, got {gib}")
     path = Path(text)
     if path.suffix.lower() in (".yaml", ".yml") or (text and path.is_file()):
         host, has_host = _read_file(path)
@@ -91,6 +140,9 @@ def read_hardware(
         host, has_host = _read_words(text), False
     if host_memory_gib is not None:
         host, has_host = replace(host, host_memory_bytes=int(host_memory_gib * GIB)), True
+    if nvme_gib is not None:
+        mount = host.nvme_path or _NVME_PATH
+        host = replace(host, nvme_path=mount, nvme_free_bytes=int(nvme_gib * GIB))
     return HardwareSpec(host=host, num_nodes=num_nodes, has_assumed_host=not has_host)
 
 
@@ -193,4 +245,9 @@ def _with_own_figures(host: Hardware, document: _Document) -> Hardware:
         host = replace(host, supports_bf16=document.bf16, supports_tf32=document.bf16)
     if document.fp8 is not None:
         host = replace(host, supports_fp8=document.fp8)
+    if document.nvme_gib is not None:
+        free = int(document.nvme_gib * GIB)
+        host = replace(host, nvme_path=document.nvme_path, nvme_free_bytes=free)
+    if document.rates != _Rates():
+        host = replace(host, rates=document.rates.to_rates())
     return host

@@ -27,7 +27,7 @@ from autotune.rank_process import RankProcess, failure_of, measurement_of
 from autotune.server_process import ServerProcess
 from autotune.trial import Failure, FailureKind, Outcome, TrialSpec
 
-__all__ = ["Launcher"]
+__all__ = ["Launcher", "rank_environment"]
 
 _POLL_S = 0.02
 _MEMORY_POLL_S = 0.1
@@ -55,7 +55,9 @@ class Launcher:
         self._num_low_polls = 0
         self._swap_folder: Path | None = None
         self._server = ServerProcess(
-            model_type=model_type, environment=_environment(hardware), log=folder / "server.log"
+            model_type=model_type,
+            environment=rank_environment(hardware),
+            log=folder / "server.log",
         )
 
     def __enter__(self) -> Launcher:
@@ -247,7 +249,7 @@ class Launcher:
                 pass
 
 
-def _environment(hardware: Hardware) -> dict[str, str]:
+def rank_environment(hardware: Hardware) -> dict[str, str]:
     """The environment of the server, and so of every rank."""
     environment = dict(os.environ)
     cores = os.cpu_count() or 1

@@ -6,13 +6,15 @@ Nothing is measured. Does not know how the answer is shown, nor torch.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 from autotune.hardware import Hardware
 from autotune.hardware_spec import HardwareSpec
 from autotune.knobs import LossClass
 from autotune.pareto import Objectives, Pick, front_of, pick_of
+from autotune.plan_calibration import Lesson
 from autotune.predictor import AnalyticPredictor
 from autotune.pruners import PredictedMemoryPruner
 from autotune.question import Question
@@ -51,12 +53,13 @@ class Plan:
     """What is predicted of one question, for every strategy that its space has."""
 
     question: Question
-    """On all hosts as if they were one, which is exact for memory. For time it is not: links
-    between hosts are not modelled, and everything is timed as if it went over those inside one."""
+    """On the ranks of all hosts."""
     spec: HardwareSpec
     reference: Strategy
     """The strategy whose loss-changing knobs all others are compared with."""
     candidates: tuple[Candidate, ...]
+    lesson: Lesson | None = None
+    """What predictions were corrected by, if by anything."""
 
     @property
     def workload(self) -> Workload:
@@ -65,12 +68,17 @@ class Plan:
 
     @property
     def hardware(self) -> Hardware:
-        """All ranks, as if they were on one host."""
+        """The devices of all hosts."""
         return self.question.hardware
 
     def fits(self, candidate: Candidate) -> bool:
         """Whether it is expected to fit device and host, by the rule that a search launches by."""
         return not candidate.prediction.missing_bytes(**self.question.limits)
+
+    def surely_fits(self, candidate: Candidate) -> bool:
+        """Whether it fits even if it needs as much as it may."""
+        prediction, limit = candidate.prediction, self.question.memory_limit_bytes
+        return self.fits(candidate) and prediction.peak_device_upper_bytes <= limit
 
     @cached_property
     def front(self) -> tuple[Candidate, ...]:
@@ -96,9 +104,17 @@ class Plan:
         """Whether the strategy can change what is learned."""
         return candidate.strategy.loss_class(self.reference)
 
-    def host_bytes(self, candidate: Candidate) -> int:
-        """Least host memory of one host: ranks, and what they offload, are alike on each."""
-        return candidate.prediction.host_memory_bytes // self.spec.num_nodes
+    def record(self, candidate: Candidate) -> dict[str, Any]:
+        """All that is said of a candidate, as JSON values."""
+        return {
+            "strategy": candidate.strategy.to_dict(),
+            "strategy_in_words": str(candidate.strategy),
+            "loss_class": str(self.loss_class(candidate)),
+            "prediction": asdict(candidate.prediction),
+            "surely_fits": self.surely_fits(candidate),
+            "mfu": self.mfu(candidate),
+            "headroom": self.headroom(candidate),
+        }
 
     def faster_but_too_large(self, candidate: Candidate, num: int) -> list[tuple[Candidate, str]]:
         """The next faster strategies that do not fit, slowest first, each with the reason.
@@ -122,15 +138,18 @@ class Plan:
         return list(itertools.islice(refused, num))
 
 
-def make_plan(question: Question, spec: HardwareSpec, space: SearchSpace) -> Plan:
+def make_plan(
+    question: Question, spec: HardwareSpec, space: SearchSpace, lesson: Lesson | None = None
+) -> Plan:
     """Predict every strategy of the space.
 
     Args:
         question: on `spec.all_ranks`.
         spec: the hosts.
         space: of the same question; a space too large to list is drawn from.
+        lesson: of the same question; predictions are the uncorrected ones if left out.
     """
-    predictor = AnalyticPredictor(question.workload, question.hardware)
+    predictor = lesson or AnalyticPredictor(question.workload, question.hardware)
     return Plan(
         question=question,
         spec=spec,
@@ -139,6 +158,7 @@ def make_plan(question: Question, spec: HardwareSpec, space: SearchSpace) -> Pla
             Candidate(strategy=strategy, prediction=predictor.predict(strategy))
             for strategy in space.strategies()
         ),
+        lesson=lesson,
     )
 
 

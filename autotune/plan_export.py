@@ -43,6 +43,7 @@ def _files(plan: Plan, candidate: Candidate, date: str) -> Mapping[str, bytes]:
         plan.workload,
         plan.hardware,
         candidate.strategy,
+        note=f"{_MARK}: planned by prediction alone",
         launch=launch_script(spec.host, spec.num_nodes),
         readme=guide_text(
             _origin(plan, candidate),
@@ -58,14 +59,22 @@ def _files(plan: Plan, candidate: Candidate, date: str) -> Mapping[str, bytes]:
 def _origin(plan: Plan, candidate: Candidate) -> str:
     prediction, workload = candidate.prediction, plan.workload
     lower, upper = prediction.peak_memory_lower_bytes, prediction.peak_memory_upper_bytes
+    bounds, between = prediction.tokens_per_second_bounds, ""
+    if bounds is not None:
+        between = f" ({bounds[0]:,.0f} to {bounds[1]:,.0f})"
+    disk = ""
+    if candidate.strategy.uses_nvme:
+        disk = f"""
+`nvme_path` in `ds_config.json`, {plan.hardware.nvme_path}, is where the disk was taken to be \
+mounted: set yours."""
     at_most = "at most " if plan.spec.num_nodes > 1 else ""
     return f"""\
 **{_MARK}**: from `autotune plan`, which runs nothing. {workload.model.name},
 {workload.seq_len} tokens a sample, {workload.global_batch_size} samples a step, on {plan.spec}.
-Predicted {at_most}{prediction.tokens_per_second:,.0f} tokens/s and a peak of \
+Predicted {at_most}{prediction.tokens_per_second:,.0f} tokens/s{between} and a peak of \
 {format_gib(prediction.peak_memory_bytes)} GiB on one device, between {format_gib(lower)}
 and {format_gib(upper)} GiB. `autotune search` on the machine itself measures.
-The strategy {loss_words(plan.loss_class(candidate), plan.reference)}."""
+The strategy {loss_words(plan.loss_class(candidate), plan.reference)}.{disk}"""
 
 
 def _provenance(plan: Plan, candidate: Candidate, date: str) -> dict[str, Any]:
@@ -78,6 +87,7 @@ def _provenance(plan: Plan, candidate: Candidate, date: str) -> dict[str, Any]:
         "loss_class": str(plan.loss_class(candidate)),
         "prediction": asdict(candidate.prediction),
         "assumptions": list(plan_assumptions(plan)),
+        "calibrated_from": plan.lesson.to_dict() if plan.lesson is not None else None,
         "reference": plan.reference.to_dict(),
         "workload": plan.workload.to_dict(),
         "hardware": asdict(plan.spec.host),

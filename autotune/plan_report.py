@@ -14,63 +14,21 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.hardware import DEVICE_KINDS
-from autotune.pareto import Pick
-from autotune.plan import Candidate, Plan
-from autotune.report import format_gib, plain_table, training_words
+from autotune.plan import Plan
+from autotune.report import format_gib, format_gib_range, format_speed, plain_table, training_words
 
-__all__ = [
-    "explanation_json",
-    "plan_assumptions",
-    "plan_json",
-    "render_explanation",
-    "render_plan",
-]
-
-_NUM_FASTER = 3
-"""Faster strategies that do not fit which an explanation names."""
-
-_BAR_WIDTH = 30
-"""Characters that stand for the whole memory of a device."""
+__all__ = ["plan_assumptions", "plan_json", "render_plan"]
 
 _LEGEND = (
     "predicted GiB: what the allocator is expected to reserve on the worst rank, and between what "
-    "bounds. free: device memory left at that time. loss: neutral trains as the reference does; "
-    "changing can change what is learned."
+    "bounds; with ? the upper one does not fit. free: device memory left at that time. loss: "
+    "neutral trains as the reference does; changing can change what is learned."
 )
 
 
 def render_plan(plan: Plan) -> RenderableType:
     """The predicted front, and what it rests on."""
     return Group(*_header(plan), "", _front_table(plan))
-
-
-def render_explanation(plan: Plan, which: Pick) -> RenderableType:
-    """What the memory of one pick goes to, and why nothing faster fits."""
-    candidate = plan.picks[which]
-    prediction = candidate.prediction
-    parts: list[RenderableType] = [
-        Text.assemble((f"Pick {which}: ", "bold green"), str(candidate.strategy)),
-        Text(
-            f"Its peak comes at: {prediction.moment}. The worst device holds then, of "
-            f"{format_gib(plan.hardware.device_memory_bytes)} GiB:"
-        ),
-        "",
-        _parts_table(plan, candidate),
-        Text(_host_words(plan, candidate)),
-        "",
-    ]
-    faster = plan.faster_but_too_large(candidate, _NUM_FASTER)
-    if not faster:
-        parts.append(Text("No strategy of the space is predicted to be faster and not to fit."))
-        return Group(*parts)
-    table = plain_table("The next faster strategies do not fit")
-    table.add_column("strategy", overflow="fold", min_width=20)
-    table.add_column("tokens/s", justify="right", no_wrap=True)
-    table.add_column("why not", overflow="fold", min_width=20)
-    for other, reason in faster:
-        speed = f"{other.prediction.tokens_per_second:,.0f}"
-        table.add_row(Text(str(other.strategy)), speed, Text(reason))
-    return Group(*parts, table)
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -80,12 +38,14 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         - `measured`: false, always.
         - `workload`, `hardware` (of one host), `num_nodes`, `space`, `headroom`: what was asked.
         - `assumptions`: sentences.
+        - `calibrated_from`: null, or the `study`, its `hardware`, `num_trials`, and whether
+          `step_time` was learned from it besides memory.
         - `limit_bytes` of each device, `host_memory_bytes` of each host.
         - `num_strategies`: how many were predicted.
         - `reference`: the strategy that loss classes refer to.
         - `front`: fastest first, each with `strategy`, `strategy_in_words`, `loss_class`,
-          `prediction` (its fields are those of `Prediction`, host and disk of all hosts together),
-          and the shares `mfu` and `headroom`.
+          `prediction` (its fields are those of `Prediction`), `surely_fits` (whether its upper
+          bounds fit too) and the shares `mfu` and `headroom`.
         - `picks`: place in the front, from 0, by `throughput`, `memory` and `balanced`.
     """
     return {
@@ -96,44 +56,13 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "space": plan.question.space_name,
         "headroom": plan.question.headroom,
         "assumptions": list(plan_assumptions(plan)),
+        "calibrated_from": plan.lesson.to_dict() if plan.lesson is not None else None,
         "limit_bytes": plan.question.memory_limit_bytes,
         "host_memory_bytes": plan.spec.host.host_memory_bytes,
         "num_strategies": len(plan.candidates),
         "reference": plan.reference.to_dict(),
-        "front": [_record(plan, candidate) for candidate in plan.front],
+        "front": [plan.record(candidate) for candidate in plan.front],
         "picks": {str(which): plan.front.index(c) for which, c in plan.picks.items()},
-    }
-
-
-def explanation_json(plan: Plan, which: Pick) -> dict[str, Any]:
-    """The same as `render_explanation` says, for `--json`.
-
-    Returns:
-        `pick`, `moment`, `breakdown_bytes` of a device (context included), `host_memory_bytes` of
-        one host, `disk_bytes`, and `faster_but_too_large`: strategies with `reason`.
-    """
-    candidate = plan.picks[which]
-    return {
-        "pick": str(which),
-        "moment": candidate.prediction.moment,
-        "breakdown_bytes": dict(_parts(candidate)),
-        "host_memory_bytes": plan.host_bytes(candidate),
-        "disk_bytes": candidate.prediction.disk_bytes,
-        "faster_but_too_large": [
-            _record(plan, other) | {"reason": reason}
-            for other, reason in plan.faster_but_too_large(candidate, _NUM_FASTER)
-        ],
-    }
-
-
-def _record(plan: Plan, candidate: Candidate) -> dict[str, Any]:
-    return {
-        "strategy": candidate.strategy.to_dict(),
-        "strategy_in_words": str(candidate.strategy),
-        "loss_class": str(plan.loss_class(candidate)),
-        "prediction": asdict(candidate.prediction),
-        "mfu": plan.mfu(candidate),
-        "headroom": plan.headroom(candidate),
     }
 
 
@@ -170,7 +99,14 @@ def plan_assumptions(plan: Plan) -> Iterator[str]:
         yield f"A host has {gib} GiB of memory."
     yield "Everything is assumed to be installed there: Liger, FlashAttention 2, a compiler, CUDA."
     source = "data sheet" if host.device_kind in DEVICE_KINDS else "given peak"
-    yield f"Rates come from the {source}, times the shares of it that one H100 attained."
+    measured = "; those given as measured go before it" if host.rates is not None else ""
+    yield f"Rates come from the {source}, times the shares of it that one H100 attained{measured}."
+    if host.nvme_path is not None:
+        yield (
+            f"A host has {format_gib(host.nvme_free_bytes)} GiB of NVMe disk, at {host.nvme_path}."
+        )
+    if plan.lesson is not None:
+        yield from plan.lesson.sentences([each.strategy for each in plan.candidates])
     if spec.num_nodes > 1:
         yield (
             "Memory holds for any number of hosts, but links between hosts are not modelled: "
@@ -182,7 +118,7 @@ def _front_table(plan: Plan) -> Table:
     is_optimistic = plan.spec.num_nodes > 1
     table = plain_table("Predicted Pareto front")
     table.add_column("strategy", overflow="fold", min_width=16)
-    table.add_column("tokens/s" + "\nat most" * is_optimistic, justify="right", no_wrap=True)
+    table.add_column("tokens/s" + "\nat most" * is_optimistic, justify="right", min_width=8)
     table.add_column("MFU", justify="right", no_wrap=True)
     table.add_column("predic-\nted GiB", justify="right", no_wrap=True)
     table.add_column("between", justify="right", no_wrap=True)
@@ -197,14 +133,15 @@ def _front_table(plan: Plan) -> Table:
         if names:
             strategy.append(f"\npick: {', '.join(names)}", style="bold green")
         bounds = (prediction.peak_memory_lower_bytes, prediction.peak_memory_upper_bytes)
+        in_doubt = "" if plan.surely_fits(candidate) else "?"
         table.add_row(
             strategy,
-            f"{prediction.tokens_per_second:,.0f}",
+            format_speed(prediction),
             f"{plan.mfu(candidate):.0%}",
             format_gib(prediction.peak_memory_bytes),
-            "-".join(map(format_gib, bounds)),
+            format_gib_range(*bounds) + in_doubt,
             f"{plan.headroom(candidate):.0%}",
-            *([_or_dash(plan.host_bytes(candidate))] if has_host else []),
+            *([_or_dash(candidate.prediction.host_memory_bytes)] if has_host else []),
             str(plan.loss_class(candidate)),
         )
     table.caption = _LEGEND
@@ -213,42 +150,3 @@ def _front_table(plan: Plan) -> Table:
 
 def _or_dash(num_bytes: int) -> str:
     return format_gib(num_bytes) if num_bytes else "-"
-
-
-def _parts(candidate: Candidate) -> list[tuple[str, int]]:
-    """What a whole device holds at the peak, largest first."""
-    prediction = candidate.prediction
-    parts = dict(prediction.breakdown_bytes) | {"context": prediction.device_overhead_bytes}
-    return sorted(((k, v) for k, v in parts.items() if v), key=lambda part: -part[1])
-
-
-def _parts_table(plan: Plan, candidate: Candidate) -> Table:
-    ranks, memory = plan.hardware.num_devices, plan.hardware.device_memory_bytes
-    parts = _parts(candidate)
-    total = sum(size for _, size in parts)
-    table = plain_table("")
-    table.add_column("part")
-    table.add_column("GiB", justify="right", no_wrap=True)
-    table.add_column(f"x {ranks}\nranks", justify="right", no_wrap=True)
-    table.add_column("share", justify="right", no_wrap=True)
-    table.add_column("of the device's memory", no_wrap=True)
-    for name, size in parts:
-        bar = "█" * max(1, round(_BAR_WIDTH * size / memory))
-        row = (name, format_gib(size), format_gib(size * ranks), f"{size / total:.0%}")
-        table.add_row(*row, Text(bar, style="cyan"))
-    table.add_section()
-    filled = min(_BAR_WIDTH, round(_BAR_WIDTH * total / memory))
-    whole = Text("█" * filled, style="cyan").append("·" * (_BAR_WIDTH - filled))
-    table.add_row("all", format_gib(total), format_gib(total * ranks), "100%", whole)
-    return table
-
-
-def _host_words(plan: Plan, candidate: Candidate) -> str:
-    host, disk = plan.host_bytes(candidate), candidate.prediction.disk_bytes
-    words = "It needs no host memory to offload to"
-    if host:
-        words = (
-            f"It needs at least {format_gib(host)} GiB of memory on each host, of "
-            f"{format_gib(plan.spec.host.host_memory_bytes)} GiB"
-        )
-    return words + (f", and {format_gib(disk)} GiB of disk." if disk else ", and no disk.")

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from autotune.budget import Budget
 from autotune.report import format_gib
-from autotune.trial import Trial, TrialState
+from autotune.trial import Prediction, Trial, TrialState
 
 __all__ = ["LiveProgress", "PlainProgress", "describe_end"]
 
@@ -27,12 +27,16 @@ _NUM_RECENT = 6
 
 def describe_end(trial: Trial) -> str:
     """How a trial ended, in one line."""
+    return f"forced: {_end(trial)}" if trial.is_forced else _end(trial)
+
+
+def _end(trial: Trial) -> str:
     if trial.measurement is not None:
         measured = trial.measurement
         peak = format_gib(measured.peak_memory_bytes)
         words = f"{measured.tokens_per_second:,.0f} tokens/s in {peak} GiB"
         if trial.prediction is not None:
-            words += f" (predicted {format_gib(trial.prediction.peak_memory_bytes)} GiB)"
+            words += f" (predicted {_expected(trial.prediction)})"
         if measured.num_alloc_retries:
             return words + ", but its allocator thrashes"
         return words if trial.fits else words + ", over the memory limit"
@@ -40,6 +44,11 @@ def describe_end(trial: Trial) -> str:
         phase = f" in {trial.failure.phase}" if trial.failure.phase else ""
         return f"{trial.failure.kind.replace('_', ' ')}{phase}: {trial.failure.message}"
     return f"pruned: {trial.reason}"
+
+
+def _expected(prediction: Prediction) -> str:
+    peak = format_gib(prediction.peak_memory_bytes)
+    return f"{prediction.tokens_per_second:,.0f} tokens/s in {peak} GiB"
 
 
 class PlainProgress:
@@ -174,7 +183,7 @@ class LiveProgress:
             predicted = self._current.prediction
             memory = ""
             if predicted is not None:
-                memory = f", {format_gib(predicted.peak_memory_bytes)} GiB predicted"
+                memory = f", predicted {_expected(predicted)}"
             seconds = time.monotonic() - self._current_started
             lines.append(
                 Text(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autotune.breakdown import breakdown_rows
 from autotune.memory_order import holds_as_much, needs_as_much
 from autotune.strategy import Strategy
 from autotune.trial import Failure, FailureKind, Phase, Prediction, Trial
@@ -15,9 +16,16 @@ __all__ = ["DominancePruner", "PredictedMemoryPruner"]
 
 _GIB = 2**30
 
+_FASTEST = 1.1
+"""Over the expected throughput, where the step time has no bounds: its usual error."""
+
 
 class PredictedMemoryPruner:
-    """Skips what is predicted not to fit.
+    """Skips what is predicted not to fit, and what may not fit where it promises nothing.
+
+    A strategy whose expected peak fits and whose upper bound does not is in doubt. It is skipped
+    once a trial is known that is as fast as it may be, in no more memory than it must have:
+    whatever can still reach the front is launched.
 
     Args:
         memory_limit_bytes: device memory that one rank may use.
@@ -58,14 +66,29 @@ class PredictedMemoryPruner:
             need, words = prediction.peak_device_lower_bytes, "predicted to need at least"
         else:
             need, words = prediction.peak_device_bytes, "predicted to need"
+        limit = f"the limit is {self._limit_bytes / _GIB:.1f} GiB"
         if need <= self._limit_bytes:
-            return None
-        reason = f"{words} {need / _GIB:.1f} GiB, the limit is {self._limit_bytes / _GIB:.1f} GiB"
-        parts = prediction.breakdown_bytes
-        if not parts:
+            return None if self._is_patient else self._doubt(prediction, trials, limit)
+        reason = f"{words} {need / _GIB:.1f} GiB, {limit}"
+        if not prediction.breakdown_bytes:
             return reason
-        largest = max(parts, key=parts.__getitem__)
-        return f"{reason}; the largest part is {largest} with {parts[largest] / _GIB:.1f} GiB"
+        rows = breakdown_rows(prediction)
+        largest = max(rows, key=rows.__getitem__)
+        return f"{reason}; the largest part is {largest} with {rows[largest] / _GIB:.1f} GiB"
+
+    def _doubt(self, prediction: Prediction, trials: Sequence[Trial], limit: str) -> str | None:
+        """Why not to launch what is expected to fit, but may not; None where it is worth it."""
+        upper = prediction.peak_device_upper_bytes
+        if upper <= self._limit_bytes:
+            return None
+        better = next((trial for trial in trials if _cannot_be_beaten(trial, prediction)), None)
+        if better is None:
+            return None
+        return (
+            f"predicted to need {prediction.peak_device_bytes / _GIB:.1f} GiB, perhaps up to "
+            f"{upper / _GIB:.1f} GiB, {limit}; trial {better.number} is as fast in no more "
+            "memory, so it is not worth the risk (--force-pruned runs it all the same)"
+        )
 
 
 class DominancePruner:
@@ -94,6 +117,18 @@ class DominancePruner:
                     f"{trial.strategy.micro_batch_size}; this needs at least as much"
                 )
         return None
+
+
+def _cannot_be_beaten(trial: Trial, prediction: Prediction) -> bool:
+    """Whether a trial that fits is better than the prediction at its best."""
+    bounds, measured = prediction.tokens_per_second_bounds, trial.measurement
+    fastest = _FASTEST * prediction.tokens_per_second if bounds is None else bounds[1]
+    return (
+        measured is not None
+        and trial.fits
+        and measured.tokens_per_second >= fastest
+        and measured.peak_memory_bytes <= prediction.peak_memory_lower_bytes
+    )
 
 
 def _lesson(trial: Trial, failure: Failure) -> str:

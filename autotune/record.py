@@ -127,9 +127,12 @@ class TrialRecord:
             waiting = optuna.trial.TrialState.WAITING
             return [self._read(trial) for trial in frozen if trial.state is not waiting]
 
-    def start(self, strategy: Strategy, prediction: Prediction) -> Trial:
+    def start(
+        self, strategy: Strategy, prediction: Prediction, *, is_forced: bool = False
+    ) -> Trial:
         """Write down a trial that is about to run."""
-        return self._add(TrialState.RUNNING, strategy, self._attributes(strategy, prediction))
+        attributes = self._attributes(strategy, prediction) | {"is_forced": is_forced}
+        return self._add(TrialState.RUNNING, strategy, attributes)
 
     def finish(self, trial: Trial, outcome: Outcome) -> Trial:
         """Write down how a running trial ended."""
@@ -226,6 +229,7 @@ class TrialRecord:
                 reason=attributes.get("reason"),
                 duration_s=attributes.get("duration_s", 0.0),
                 memory_limit_bytes=self._memory_limit_bytes,
+                is_forced=attributes.get("is_forced", False),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(

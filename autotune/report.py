@@ -19,12 +19,14 @@ from rich.text import Text
 
 from autotune.pareto import Pick
 from autotune.study_summary import StudySummary
-from autotune.trial import Failure
+from autotune.trial import Failure, Prediction
 from autotune.workload import Workload
 
 __all__ = [
     "format_duration",
     "format_gib",
+    "format_gib_range",
+    "format_speed",
     "pareto_table",
     "plain_table",
     "render_report",
@@ -36,7 +38,8 @@ _NUM_REASONS = 5
 """Reasons for pruning that a report names."""
 
 _LEGEND = (
-    "peak: what the allocator reserved on the worst rank. free: device memory left at that time. "
+    "peak: what the allocator reserved on the worst rank. predicted: before the launch, with the "
+    "bounds where they are known. free: device memory left at that time. "
     "loss: neutral trains as the reference does; changing can change what is learned."
 )
 
@@ -63,15 +66,17 @@ def pareto_table(summary: StudySummary) -> Table:
     has_mfu = any(summary.mfu(trial) is not None for trial in front)
     has_energy = any(trial.energy_j_per_token is not None for trial in front)
     table = plain_table("Pareto front")
+    table.padding = 0  # All columns fit into 80 characters.
     table.add_column("trial", justify="right", no_wrap=True)
-    table.add_column("strategy", overflow="fold", min_width=16)
+    table.add_column("strategy", overflow="fold", min_width=14)
     table.add_column("tokens/s", justify="right", no_wrap=True)
+    table.add_column("predic-\nted", justify="right", min_width=8)
     if has_mfu:
         table.add_column("MFU", justify="right", no_wrap=True)
     if has_energy:
         table.add_column("mJ per\ntoken", justify="right", no_wrap=True)
     table.add_column("peak\nGiB", justify="right", no_wrap=True)
-    table.add_column("predic-\nted GiB", justify="right", no_wrap=True)
+    table.add_column("predic-\nted GiB", justify="right", min_width=7)
     table.add_column("free", justify="right", no_wrap=True)
     table.add_column("loss", no_wrap=True)
     for trial in front:
@@ -85,10 +90,11 @@ def pareto_table(summary: StudySummary) -> Table:
             str(trial.number),
             strategy,
             f"{trial.measurement.tokens_per_second:,.0f}",
+            format_speed(prediction) if prediction else "-",
             *([_percent(summary.mfu(trial))] if has_mfu else []),
             *([_millijoules(trial.energy_j_per_token)] if has_energy else []),
             format_gib(trial.measurement.peak_memory_bytes),
-            format_gib(prediction.peak_memory_bytes) if prediction else "-",
+            _format_peak(prediction) if prediction else "-",
             _percent(summary.headroom(trial)),
             str(summary.loss_class(trial)),
         )
@@ -122,10 +128,22 @@ def _counts(summary: StudySummary) -> Iterator[RenderableType]:
             line += f" ({summary.trials_per_minute:.1f} a minute)"
         line += f", {summary.num_out_of_memory} of them out of memory ({share})."
     yield Text(line)
-    error = summary.memory_prediction_error
-    if error is not None:
+    errors = summary.prediction_errors
+    if errors:
+        num = max(error.num_trials for error in errors.values())
+        words = "; ".join(
+            f"{name} {_percent(error.median)}, {_percent(error.p95)}"
+            for name, error in errors.items()
+        )
         yield Text(
-            f"Predicted peak memory was off by {_percent(error)} (median over complete trials)."
+            f"Predictions were off by (median, 95th percentile of {num} complete trials): {words}."
+        )
+    if summary.forced:
+        numbers = ", ".join(str(trial.number) for trial in summary.forced)
+        fitting = sum(trial.fits for trial in summary.forced)
+        yield Text(
+            f"Forced although their prediction had pruned them: trials {numbers}; "
+            f"{fitting} of {len(summary.forced)} fit."
         )
     if summary.num_unfit:
         yield Text(
@@ -215,6 +233,23 @@ def format_gib(num_bytes: float) -> str:
     return f"{gib:.1f}" if gib >= 10 else f"{gib:.2f}"
 
 
+def _format_peak(prediction: Prediction) -> str:
+    """Predicted GiB, and below it between what bounds."""
+    bounds = (prediction.peak_memory_lower_bytes, prediction.peak_memory_upper_bytes)
+    return f"{format_gib(prediction.peak_memory_bytes)}\n{' to '.join(map(format_gib, bounds))}"
+
+
+def format_gib_range(lower_bytes: float, upper_bytes: float) -> str:
+    """Between what sizes, in GiB."""
+    return f"{format_gib(lower_bytes)}-{format_gib(upper_bytes)}"
+
+
+def format_speed(prediction: Prediction) -> str:
+    """Predicted tokens/s, and below it between what bounds, where they are known."""
+    speed, bounds = f"{prediction.tokens_per_second:,.0f}", prediction.tokens_per_second_bounds
+    return speed if bounds is None else f"{speed}\n{bounds[0]:,.0f} to {bounds[1]:,.0f}"
+
+
 def format_duration(seconds: float) -> str:
     """A wall time in the two largest units."""
     minutes, rest = divmod(round(seconds), 60)
@@ -244,13 +279,17 @@ def report_json(summary: StudySummary) -> dict[str, Any]:
         - `study`, `question`, `workload`, `hardware`, `versions`: what was asked, of what.
         - `reference`: the strategy that loss classes refer to.
         - `elapsed_s`, `counts` (trials by state), `num_launched`, `num_out_of_memory`,
-          `out_of_memory_share`, `trials_per_minute`, `memory_prediction_error` (a share): figures
-          of the whole study, null where nothing was launched or measured.
+          `out_of_memory_share`, `trials_per_minute`: figures of the whole study, null where
+          nothing was launched.
+        - `prediction_errors`: of `allocated` and `reserved` memory and of `step time`: `median`
+          and `p95` of |predicted / measured - 1|, and `num_trials`; empty where nothing was
+          measured.
         - `front`: numbers of the trials on the Pareto front, fastest first.
         - `picks`: trial number by `throughput`, `memory` and `balanced`; empty where nothing fits.
         - `trials`: each with `number`, `state`, `strategy`, `strategy_in_words`, `loss_class`,
-          `prediction`, `measurement`, `failure`, `reason`, `duration_s`, `fits`, and the shares
-          `mfu` and `headroom`. Their fields are those of the classes in `trial.py`.
+          `prediction`, `measurement`, `failure`, `reason`, `duration_s`, `fits`, `is_forced`, the
+          shares `mfu` and `headroom`, and where it is complete `prediction_errors`, predicted over
+          measured less 1. Their fields are those of the classes in `trial.py`.
     """
     return {
         "study": summary.name,
@@ -265,7 +304,7 @@ def report_json(summary: StudySummary) -> dict[str, Any]:
         "num_out_of_memory": summary.num_out_of_memory,
         "out_of_memory_share": summary.out_of_memory_share,
         "trials_per_minute": summary.trials_per_minute,
-        "memory_prediction_error": summary.memory_prediction_error,
+        "prediction_errors": {k: asdict(e) for k, e in summary.prediction_errors.items()},
         "front": [trial.number for trial in summary.front],
         "picks": {str(which): trial.number for which, trial in summary.picks.items()},
         "trials": [summary.record(trial) for trial in summary.trials],

@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from autotune.breakdown import breakdown_rows
 from autotune.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.presets import PRESETS
 from autotune.report import format_gib
@@ -156,10 +157,8 @@ def _closest_table(
 
 def _breakdown(prediction: Prediction) -> Text:
     """What the closest strategy's peak is made of, largest first."""
-    ordered = sorted(prediction.breakdown_bytes.items(), key=lambda item: -item[1])
-    words = ", ".join(
-        f"{name.replace('_', ' ')} {format_gib(size)} GiB" for name, size in ordered if size
-    )
+    ordered = sorted(breakdown_rows(prediction).items(), key=lambda item: -item[1])
+    words = ", ".join(f"{name} {format_gib(size)} GiB" for name, size in ordered if size)
     moment = f" (at its peak: {prediction.moment})" if prediction.moment else ""
     return Text(f"The closest needs{moment}: {words}.")
 

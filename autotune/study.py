@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from autotune.budget import expected_duration_s
 from autotune.protocols import Predictor, Pruner, Sampler
@@ -34,6 +35,7 @@ class _Proposal:
     strategy: Strategy
     prediction: Prediction
     duration_s: float
+    is_forced: bool = False
 
     def as_trial(self) -> Trial:
         """Stands for it while it is put off, so that the sampler proposes another."""
@@ -51,6 +53,7 @@ class Study:
         learn: gives the predictor that has learned from these trials; `predictor` stays in use if
             left out.
         max_trials: launch at most so many, those of earlier sessions included.
+        num_forced: launch so many of those that their prediction had pruned, to check it.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Study:
         pruners: Sequence[Pruner],
         learn: Callable[[Sequence[Trial]], Predictor] | None = None,
         max_trials: int | None = None,
+        num_forced: int = 0,
     ) -> None:
         self._record = record
         self._sampler = sampler
@@ -69,6 +73,7 @@ class Study:
         self._learn = learn
         self._pruners = tuple(pruners)
         self._max_trials = max_trials
+        self._num_to_force = num_forced
         self._trials = record.trials()
         self._predictor = learn(self._trials) if learn else predictor
         self.end_reason: str | None = None
@@ -96,14 +101,20 @@ class Study:
         if remaining_s <= 0:
             self.end_reason = "the budget is spent"
             return None
-        shortest = self._shortest_proposal(remaining_s)
+        shortest = (
+            self._forced(remaining_s)
+            or self._shortest_proposal(remaining_s)
+            or self._forced(remaining_s)
+        )
         if shortest is None:
             self.end_reason = "every strategy of the space was tried or ruled out"
             return None
         if shortest.duration_s > remaining_s:
             self.end_reason = "the rest of the budget is too short for another trial"
             return None
-        trial = self._record.start(shortest.strategy, shortest.prediction)
+        trial = self._record.start(
+            shortest.strategy, shortest.prediction, is_forced=shortest.is_forced
+        )
         self._trials.append(trial)
         return trial
 
@@ -125,13 +136,7 @@ class Study:
             if reason is not None:
                 self._trials.append(self._record.add_pruned(strategy, prediction, reason))
                 continue
-            proposal = _Proposal(
-                strategy=strategy,
-                prediction=prediction,
-                duration_s=expected_duration_s(
-                    prediction, self._trials, predictor=self._predictor
-                ),
-            )
+            proposal = self._proposal(strategy, prediction)
             if proposal.duration_s <= _SMALL_SHARE * remaining_s:
                 return proposal
             put_off.append(proposal)
@@ -150,13 +155,7 @@ class Study:
         return ended
 
     def _num_launched(self) -> int:
-        return sum(
-            trial.state is not TrialState.PRUNED
-            and not (
-                trial.failure is not None and trial.failure.kind.says_nothing_about_the_strategy
-            )
-            for trial in self._trials
-        )
+        return sum(map(_tells_of_its_strategy, self._trials))
 
     def _retry(self, *, but: set[Strategy]) -> Strategy | None:
         """A strategy whose trials all failed for reasons that are not its own."""
@@ -171,6 +170,36 @@ class Study:
             if is_open and len(tried) <= _MAX_RETRIES and strategy not in but:
                 return strategy
         return None
+
+    def _forced(self, remaining_s: float) -> _Proposal | None:
+        """What its prediction had pruned, the nearest to the memory limit first.
+
+        None where as many as were asked for have run, or none is left that fits into the time.
+        """
+        launched = [trial for trial in self._trials if _tells_of_its_strategy(trial)]
+        if sum(trial.is_forced for trial in launched) >= self._num_to_force:
+            return None
+        known = {trial.strategy for trial in launched}
+        pruned = [
+            (trial.prediction.peak_device_bytes - trial.memory_limit_bytes, trial.strategy)
+            for trial in self._trials
+            if trial.state is TrialState.PRUNED
+            and trial.strategy not in known
+            and trial.prediction is not None
+            and trial.prediction.peak_device_upper_bytes > trial.memory_limit_bytes
+        ]
+        for _, strategy in sorted(pruned, key=itemgetter(0)):
+            proposal = self._proposal(strategy, self._predictor.predict(strategy))
+            if proposal.duration_s <= remaining_s:
+                return replace(proposal, is_forced=True)
+        return None
+
+    def _proposal(self, strategy: Strategy, prediction: Prediction) -> _Proposal:
+        return _Proposal(
+            strategy=strategy,
+            prediction=prediction,
+            duration_s=expected_duration_s(prediction, self._trials, predictor=self._predictor),
+        )
 
     def _reason_to_skip(self, strategy: Strategy, prediction: Prediction) -> str | None:
         """What a pruner objects, on every prediction there is.
@@ -197,3 +226,10 @@ class Study:
             if reason := pruner.reason_to_skip(strategy, prediction, trials):
                 return reason
         return None
+
+
+def _tells_of_its_strategy(trial: Trial) -> bool:
+    """Whether it was launched, and not broken by the machinery or from outside."""
+    failure = trial.failure
+    is_broken = failure is not None and failure.kind.says_nothing_about_the_strategy
+    return trial.state is not TrialState.PRUNED and not is_broken

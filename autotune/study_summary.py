@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from autotune.hardware import DEVICE_KINDS, Hardware
+from autotune.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.knobs import LossClass
 from autotune.pareto import Pick, pareto_front, pick
+from autotune.prediction_error import PredictionError, errors_of, prediction_errors
 from autotune.strategy import Strategy
 from autotune.trial import FailureKind, Trial, TrialState
 from autotune.workload import Workload
@@ -84,14 +84,19 @@ class StudySummary:
         return self.counts[TrialState.COMPLETE] - sum(trial.fits for trial in self.trials)
 
     @property
-    def memory_prediction_error(self) -> float | None:
-        """Median of |predicted - measured| / measured peak memory over complete trials."""
-        errors = [
-            abs(trial.prediction.peak_memory_bytes / trial.measurement.peak_memory_bytes - 1)
-            for trial in self.trials
-            if trial.prediction and trial.measurement and trial.measurement.peak_memory_bytes
-        ]
-        return median(errors) if errors else None
+    def prediction_errors(self) -> dict[str, PredictionError]:
+        """How far what was predicted before each launch was off, by quantity."""
+        errors = prediction_errors(self.trials)
+        return {name: error for name, error in errors.items() if self._is_comparable(name)}
+
+    def _is_comparable(self, quantity: str) -> bool:
+        """On the CPU the resident set is measured: nobody can tell live tensors in it."""
+        return quantity != "allocated" or self.hardware.device_type is not DeviceType.CPU
+
+    @property
+    def forced(self) -> list[Trial]:
+        """Trials that ran although their prediction had pruned them."""
+        return [trial for trial in self.trials if trial.is_forced]
 
     @property
     def front(self) -> list[Trial]:
@@ -135,6 +140,11 @@ class StudySummary:
                 "step_time_s": trial.measurement.step_time_s,
                 "peak_memory_bytes": trial.measurement.peak_memory_bytes,
             }
+            if trial.prediction is not None:
+                errors = errors_of(trial.prediction, trial.measurement)
+                record["prediction_errors"] = {
+                    name: error for name, error in errors.items() if self._is_comparable(name)
+                }
         finite: dict[str, Any] = _finite(record)
         return finite
 

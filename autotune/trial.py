@@ -128,13 +128,22 @@ class Prediction:
     device_overhead_bytes: int = 0
     """What the device holds beside the allocator's pool: the GPU context and its libraries."""
     host_memory_bytes: int = 0
-    """Least host memory that offloaded states need, of all ranks of a host together."""
+    """Least host memory that offloaded states need, of all ranks of one host together."""
     disk_bytes: int = 0
-    """Files of what is offloaded to NVMe, of all ranks of a host together."""
+    """Files of what is offloaded to NVMe, of all ranks of one host together."""
     moment: str = ""
-    """What is going on when memory peaks: loss, recomputation, optimizer step."""
+    """What is going on when memory peaks: initialisation, loss, recomputation of a layer,
+    backward, optimizer step, checkpoint save."""
     breakdown_bytes: Mapping[str, int] = field(default_factory=dict)
     """What the peak is made of."""
+
+    @property
+    def tokens_per_second_bounds(self) -> tuple[float, float] | None:
+        """Between what throughputs it is expected; None where the step time has no bounds."""
+        if self.step_time_lower_s is None or self.step_time_upper_s is None:
+            return None
+        tokens = self.tokens_per_second * self.step_time_s
+        return tokens / self.step_time_upper_s, tokens / self.step_time_lower_s
 
     @property
     def peak_device_bytes(self) -> int:
@@ -145,6 +154,11 @@ class Prediction:
     def peak_device_lower_bytes(self) -> int:
         """The whole device is not expected to need less than this."""
         return self.peak_memory_lower_bytes + self.device_overhead_bytes
+
+    @property
+    def peak_device_upper_bytes(self) -> int:
+        """The whole device is not expected to need more than this."""
+        return self.peak_memory_upper_bytes + self.device_overhead_bytes
 
     def missing_bytes(self, *, device_bytes: int, host_bytes: int, disk_bytes: int = 0) -> int:
         """What it is expected to need beyond these limits, of device, host and disk together."""
@@ -304,6 +318,8 @@ class Trial:
     """Wall time of its run; 0 where it was never launched."""
     memory_limit_bytes: int = 0
     """Device memory it may use: the device's, less the headroom."""
+    is_forced: bool = False
+    """Whether it was launched although it had been pruned by its prediction."""
 
     @property
     def energy_j_per_token(self) -> float | None:
@@ -336,4 +352,5 @@ class Trial:
             "reason": self.reason,
             "duration_s": self.duration_s,
             "fits": self.fits,
+            "is_forced": self.is_forced,
         }

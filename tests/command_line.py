@@ -10,8 +10,10 @@ from pathlib import Path
 __all__ = ["autotune", "autotune_process"]
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONUNBUFFERED": "1"}
+def _environment(folder: Path) -> dict[str, str]:
+    """Of a user who has configured nothing yet."""
+    own = {"DS_ACCELERATOR": "cpu", "PYTHONUNBUFFERED": "1"}
+    return os.environ | own | {"XDG_CONFIG_HOME": str(folder / ".config")}
 
 
 def autotune(
@@ -27,7 +29,7 @@ def autotune(
     return subprocess.run(
         [sys.executable, "-m", "autotune", *arguments],
         cwd=folder,
-        env=_environment(),
+        env=_environment(folder),
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -40,7 +42,7 @@ def autotune_process(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "autotune", *arguments],
         cwd=folder,
-        env=_environment(),
+        env=_environment(folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -36,7 +36,7 @@ def prediction(gib: float) -> Prediction:
         step_time_s=1.0,
         tokens_per_second=1000.0,
         moment="optimizer step",
-        breakdown_bytes={"optimizer_states": peak // 2, "activations": peak // 4},
+        breakdown_bytes={"optimizer states": peak // 2, "activations": peak // 4},
     )
 
 

@@ -312,6 +312,7 @@ def test_json_carries_every_check_and_the_exit_status() -> None:
     assert document == {
         "exit_status": 0,
         "checks": [{"name": "a", "status": "warning", "detail": "b", "remedy": "type: c"}],
+        "measured": None,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from autotune.errors import ConfigError
 from autotune.hardware import DEVICE_KINDS, GIB
 from autotune.hardware_spec import assumed_host_bytes, read_hardware
+from autotune.rates import Rates
 
 OWN = """\
 device: MyGPU
@@ -77,7 +79,9 @@ def test_nodes_multiply_ranks_and_host_memory() -> None:
     spec = read_hardware("8xH100-80GB", num_nodes=4, host_memory_gib=1024)
     assert str(spec) == "4 nodes of 8 x H100-80GB"
     assert spec.all_ranks.num_devices == 32
-    assert spec.all_ranks.host_memory_bytes == 4 * 1024 * GIB
+    assert spec.all_ranks.num_nodes == 4
+    assert spec.all_ranks.devices_per_node == 8
+    assert spec.all_ranks.host_memory_bytes == 1024 * GIB
     assert spec.all_ranks.device_memory_bytes == spec.host.device_memory_bytes
 
 
@@ -117,9 +121,52 @@ def test_the_flag_goes_before_the_file(tmp_path: Path) -> None:
     assert read_hardware(str(path), host_memory_gib=64).host.host_memory_bytes == 64 * GIB
 
 
+def test_a_file_carries_rates_that_were_measured(tmp_path: Path) -> None:
+    path = tmp_path / "host.yaml"
+    path.write_text(
+        "device: L40S\nrates:\n  matmul_tflops: 300\n  memory_gb_per_s: 700\n"
+        "  kernel_launch_us: 4\n  nvme_gb_per_s: 6.5\n  collective_us: 16\n"
+    )
+    assert read_hardware(str(path)).host.rates == Rates(
+        matmul_flops_per_s=300e12,
+        memory_bytes_per_s=700e9,
+        kernel_launch_s=4e-6,
+        nvme_bytes_per_s=6.5e9,
+        collective_s=16e-6,
+    )
+    assert read_hardware("L40S").host.rates is None
+
+
+def test_every_rate_has_a_key_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "host.yaml"
+    keys = (
+        *("matmul_tflops", "memory_gb_per_s", "kernel_launch_us", "host_to_device_gb_per_s"),
+        *("device_to_host_gb_per_s", "host_memory_gb_per_s", "nvme_gb_per_s", "link_gb_per_s"),
+        "collective_us",
+    )
+    path.write_text("device: L4\nrates:\n" + "".join(f"  {key}: 1\n" for key in keys))
+    rates = read_hardware(str(path)).host.rates
+    assert rates is not None
+    assert all(getattr(rates, field.name) for field in fields(Rates))
+
+
+def test_a_disk_is_named_by_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "host.yaml"
+    path.write_text("device: L4\nnvme_gib: 500\nnvme_path: /scratch\n")
+    host = read_hardware(str(path)).host
+    assert (host.nvme_path, host.nvme_free_bytes) == ("/scratch", 500 * GIB)
+    assert read_hardware(str(path), nvme_gib=20).host.nvme_free_bytes == 20 * GIB
+    given = read_hardware("L4", nvme_gib=20).host
+    assert (given.nvme_path, given.nvme_free_bytes) == ("/local_nvme", 20 * GIB)
+    assert read_hardware("L4").host.nvme_path is None
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("device: L4\nrates:\n  matmul_tflops: -1\n", "3: rates"),
+        ("device: L4\nrates:\n  matmul: 1\n", "matmul"),
+        ("device: L4\nnvme_gib: 0\n", "2: nvme_gib:"),
         ("devic: L4\n", "1: unknown key 'devic'; did you mean device?"),
         ("device: L4\ncount: 0\n", "2: count:"),
         ("device: L4\nmemory_gib: .inf\n", "2: memory_gib:"),

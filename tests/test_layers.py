@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "adapter_targets",
         "workload",
         "hardware",
+        "rates_file",
         "hardware_spec",
         "software",
         "stages",
@@ -31,12 +32,29 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "strategy",
         "memory_order",
     ),
-    ("trial", "question", "compatibility", "deepspeed_config", "strategy_file", "search_space"),
+    (
+        "trial",
+        "breakdown",
+        "question",
+        "compatibility",
+        "deepspeed_config",
+        "strategy_file",
+        "search_space",
+    ),
     ("protocols", "space_file", "budget"),
-    ("predictor", "techniques", "worker", "server_process", "rank_process", "launcher"),
+    ("predictor", "techniques", "worker", "server_process", "rank_process", "launcher", "measure"),
     ("samplers", "pruners", "record", "study_folder", "drivers"),
-    ("study", "pareto", "study_summary", "report", "shortfall", "export_guide", "export"),
-    ("plan", "plan_report", "plan_export"),
+    (
+        "study",
+        "pareto",
+        "prediction_error",
+        "study_summary",
+        "report",
+        "shortfall",
+        "export_guide",
+        "export",
+    ),
+    ("plan_calibration", "plan", "plan_report", "plan_explanation", "plan_export"),
     ("stored_study", "progress", "doctor"),
     ("cli",),
 )
@@ -90,7 +108,7 @@ def test_a_file_stays_readable(path: Path) -> None:
 def test_help_and_planning_load_no_gpu_library() -> None:
     code = (
         "import sys, autotune.cli, autotune.space_file, autotune.predictor, autotune.export;"
-        "import autotune.plan_report, autotune.plan_export;"
+        "import autotune.plan_explanation, autotune.plan_export;"
         "heavy = {'torch', 'deepspeed', 'ray', 'optuna', 'transformers'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -15,8 +15,9 @@ from autotune.hardware import GIB
 from autotune.knobs import Offload
 from autotune.pareto import Pick
 from autotune.plan import Plan
+from autotune.plan_explanation import explanation_json, render_explanation
 from autotune.plan_export import export_plan
-from autotune.plan_report import explanation_json, plan_json, render_explanation, render_plan
+from autotune.plan_report import plan_json, render_plan
 from autotune.strategy import Strategy
 from autotune.strategy_file import read_strategy_file
 
@@ -70,13 +71,16 @@ def test_nodes_divide_memory_as_more_ranks_do() -> None:
     """Two hosts of four are predicted as one of eight."""
     two, one = planned("13B", "4xA100-80GB", num_nodes=2), planned("13B", "8xA100-80GB")
     assert [each.strategy for each in two.candidates] == [c.strategy for c in one.candidates]
-    assert [each.prediction for each in two.front] == [c.prediction for c in one.front]
+    peaks = [each.prediction.peak_memory_bytes for each in two.candidates]
+    assert peaks == [each.prediction.peak_memory_bytes for each in one.candidates]
 
 
 def test_each_host_holds_its_part_of_what_is_offloaded() -> None:
-    plan = planned("13B", "4xA100-80GB", num_nodes=2)
-    offloaded = candidate(plan, Strategy(zero_stage=1, offload_optimizer=Offload.CPU))
-    assert plan.host_bytes(offloaded) == offloaded.prediction.host_memory_bytes // 2
+    offloaded = Strategy(zero_stage=1, offload_optimizer=Offload.CPU)
+    two, one = planned("13B", "4xA100-80GB", num_nodes=2), planned("13B", "8xA100-80GB")
+    whole = candidate(one, offloaded).prediction.host_memory_bytes
+    assert candidate(two, offloaded).prediction.host_memory_bytes == whole // 2
+    assert two.hardware.host_memory_bytes == one.hardware.host_memory_bytes // 2
 
 
 def test_parallel_degrees_are_planned_over_all_ranks() -> None:
@@ -126,7 +130,7 @@ def test_the_parts_of_an_explanation_sum_up_to_the_device(plan: Plan, which: Pic
     assert sum(told["breakdown_bytes"].values()) == prediction.peak_device_bytes
     text = text_of(render_explanation(plan, which))
     assert f"Its peak comes at: {prediction.moment}" in text
-    assert all(name in text for name in told["breakdown_bytes"])
+    assert all(name in text for name, size in told["breakdown_bytes"].items() if size)
     assert "█" in text
 
 
@@ -160,6 +164,18 @@ def test_an_export_is_marked_as_not_measured(plan: Plan, tmp_path: Path) -> None
     assert provenance["note"].startswith("NOT MEASURED")
     config = json.loads((folder / "ds_config.json").read_text())
     assert config["train_micro_batch_size_per_gpu"] == chosen.strategy.micro_batch_size
+    assert config["_note"].startswith("NOT MEASURED")
+
+
+def test_deepspeed_takes_an_export_with_its_note(plan: Plan, tmp_path: Path) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    folder = export_plan(plan, Pick.THROUGHPUT, tmp_path / "out")
+    config = json.loads((folder / "ds_config.json").read_text())
+    # Over a single rank, since there is no group of four here.
+    alone = config | {"train_batch_size": config["train_batch_size"] // 4}
+    read = DeepSpeedConfig(alone)
+    assert read.train_micro_batch_size_per_gpu == config["train_micro_batch_size_per_gpu"]
 
 
 def test_an_export_writes_over_nothing_else(plan: Plan, tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from command_line import autotune
+
+RESULTS = Path(__file__).parent.parent / "results"
 
 LORA = ("plan", "--model", "7B", "--method", "lora", "--hardware", "1xRTX4090")
 
@@ -85,6 +88,8 @@ def test_the_export_goes_where_it_is_asked_to_and_over_nothing(tmp_path: Path) -
         (("--hardware", "8xA1000"), "--hardware 8xA1000: there is no device kind"),
         (("--hardware", "L4", "--nodes", "0"), "--nodes must be at least 1"),
         (("--hardware", "L4", "--host-memory", "0"), "--host-memory must be"),
+        (("--hardware", "L4", "--nvme", "-1"), "--nvme must be more than 0 GiB, got -1"),
+        (("--hardware", "L4", "--calibrate-from", "nowhere"), "nowhere is no study folder"),
         (("--hardware", "L4", "--headroom", "1"), "--headroom must be"),
         (("--hardware", "L4", "--pick", "best"), "--pick 'best': choose from throughput"),
         (("--hardware", "L4", "--method", "qat"), "--method 'qat': choose from full"),
@@ -100,6 +105,36 @@ def test_wrong_use_gets_one_line_and_exit_status_2(
     assert (ran.returncode, ran.stdout) == (2, "")
     assert words in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
+
+
+def test_a_recorded_study_corrects_a_plan_for_another_model(tmp_path: Path) -> None:
+    shutil.copytree(RESULTS / "h100-1.1B-full-8m", tmp_path / "mine")
+    ran = autotune(
+        *("plan", "--model", "3B", "--hardware", "2xH100-80GB", "--json"),
+        *("--calibrate-from", "mine"),
+        folder=tmp_path,
+    )
+    assert ran.returncode == 0, ran.stderr
+    document = json.loads(ran.stdout)
+    assert document["calibrated_from"] == {
+        "study": "mine",
+        "measured_on": "1.1B, full, 1 x H100-80GB",
+        "device_kind": "H100-80GB",
+        "num_trials": 30,
+        "step_time": True,
+    }
+    assert any(s.startswith("Corrected by 30 complete trials") for s in document["assumptions"])
+
+
+def test_a_disk_that_is_named_lets_strategies_offload_to_it(tmp_path: Path) -> None:
+    question = ("plan", "--model", "13B", "--hardware", "1xL4", "--space", "full")
+    assert autotune(*question, "--host-memory", "64", folder=tmp_path).returncode == 1
+    ran = autotune(*question, "--host-memory", "64", "--nvme", "1000", "--json", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    document = json.loads(ran.stdout)
+    assert document["front"][0]["strategy"]["offload_optimizer"] == "nvme"
+    assert 0 < document["front"][0]["prediction"]["disk_bytes"] < 1000 * 2**30
+    assert any("1000.0 GiB of NVMe disk, at /local_nvme" in s for s in document["assumptions"])
 
 
 def test_help_has_an_example_and_the_form_of_a_file(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sample_study import complete
 
 from autotune.protocols import Pruner
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
@@ -126,6 +127,49 @@ class TestPredictedMemoryPruner:
 
         assert patient.reason_to_skip(strategy(), prediction(90.0, lower_gib=76.0), []) is None
         assert patient.reason_to_skip(strategy(), prediction(100.0, lower_gib=95.1), [])
+
+
+class TestDoubt:
+    """Expected to fit, but its upper bound does not: 70 GiB, at worst 84, of 76."""
+
+    IN_DOUBT = replace(prediction(70.0, lower_gib=60.0), tokens_per_second=1000.0)
+
+    def reason(self, *trials: Trial, predicted: Prediction = IN_DOUBT) -> str | None:
+        pruner = PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST)
+        return pruner.reason_to_skip(strategy(), predicted, trials)
+
+    def test_is_skipped_where_a_trial_is_as_fast_in_no_more_memory(self) -> None:
+        reason = self.reason(complete(7, 1101.0, 60.0))
+
+        assert reason == (
+            "predicted to need 70.0 GiB, perhaps up to 84.0 GiB, the limit is 76.0 GiB; trial 7 "
+            "is as fast in no more memory, so it is not worth the risk (--force-pruned runs it "
+            "all the same)"
+        )
+
+    @pytest.mark.parametrize(
+        "trial",
+        [complete(7, 1099.0, 20.0), complete(7, 5000.0, 60.5), complete(7, 5000.0, 77.0)],
+        ids=["slower", "larger than its least", "not fitting"],
+    )
+    def test_is_launched_while_it_may_reach_the_front(self, trial: Trial) -> None:
+        assert self.reason(trial) is None
+
+    def test_the_upper_bound_of_speed_counts_where_it_is_known(self) -> None:
+        bounded = replace(self.IN_DOUBT, step_time_lower_s=0.8, step_time_upper_s=1.2)
+
+        assert self.reason(complete(7, 1200.0, 20.0), predicted=bounded) is None
+        assert self.reason(complete(7, 1250.0, 20.0), predicted=bounded)
+
+    def test_what_surely_fits_is_launched_whatever_is_known(self) -> None:
+        sure = replace(prediction(63.0), tokens_per_second=1.0)
+
+        assert self.reason(complete(7, 5000.0, 1.0), predicted=sure) is None
+
+    def test_a_patient_one_has_no_doubt(self) -> None:
+        patient = PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST, is_patient=True)
+
+        assert patient.reason_to_skip(strategy(), self.IN_DOUBT, [complete(7, 2e3, 1.0)]) is None
 
 
 class TestDominancePruner:

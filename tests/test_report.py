@@ -20,7 +20,7 @@ from sample_study import (
 
 from autotune.hardware import GIB
 from autotune.knobs import Optimizer
-from autotune.report import render_report, report_json
+from autotune.report import pareto_table, render_report, report_json
 from autotune.shortfall import nothing_fits, related_questions
 from autotune.strategy import Strategy
 from autotune.study_summary import StudySummary
@@ -68,15 +68,40 @@ def test_trials_per_minute_counts_launched_trials(study: StudySummary) -> None:
     assert study.trials_per_minute == pytest.approx(2.5)
 
 
-def test_memory_prediction_error_is_the_median_relative_error() -> None:
+def test_prediction_errors_are_medians_and_95th_percentiles_of_complete_trials() -> None:
     trials = [complete(n, 100, 10, predicted_gib=10 + n) for n in range(3)]
-    assert summary(*trials).memory_prediction_error == pytest.approx(0.1)
+    errors = summary(*trials, failed(3, FailureKind.CRASH)).prediction_errors
+    assert list(errors) == ["allocated", "reserved", "step time"]
+    assert errors["reserved"].median == pytest.approx(0.1)
+    assert errors["reserved"].p95 == pytest.approx(0.19)
+    assert errors["reserved"].num_trials == 3
+    # 1 s predicted, 1.1 s measured.
+    assert errors["step time"].median == pytest.approx(0.1 / 1.1)
+
+
+def test_the_report_states_the_error_and_its_json_that_of_each_trial() -> None:
+    study = summary(complete(0, 100, 10, predicted_gib=11))
+    text = printed(render_report(study), width=200)
+    assert "95th percentile of 1 complete trials): allocated 10%, 10%; reserved 10%, 10%" in text
+    document = report_json(study)
+    assert document["prediction_errors"]["reserved"]["median"] == pytest.approx(0.1)
+    assert document["trials"][0]["prediction_errors"]["reserved"] == pytest.approx(0.1)
+
+
+def test_live_tensors_on_the_cpu_are_not_compared() -> None:
+    assert "allocated" not in summary(complete(0, 100, 10), hardware=LAPTOP).prediction_errors
+
+
+def test_the_report_names_trials_that_were_forced() -> None:
+    forced = replace(complete(4, 100, 10), is_forced=True)
+    text = printed(render_report(summary(forced, complete(5, 90, 9))), width=200)
+    assert "pruned them: trials 4; 1 of 1 fit." in text
 
 
 def test_a_study_without_trials_has_no_shares() -> None:
     empty = summary()
     assert empty.out_of_memory_share is None
-    assert empty.memory_prediction_error is None
+    assert empty.prediction_errors == {}
     assert empty.picks == {}
 
 
@@ -219,3 +244,23 @@ def test_related_questions_on_the_cpu_ask_for_no_gpu() -> None:
     for _, workload, hardware in related_questions(WORKLOAD, LAPTOP):
         assert workload.method is not Method.QLORA
         assert hardware.num_devices == LAPTOP.num_devices
+
+
+def test_a_front_with_every_column_fits_a_terminal_of_80() -> None:
+    trial = complete(0, 76_233.0, 57.2, strategy=STRATEGY)
+    assert trial.prediction is not None
+    assert trial.measurement is not None
+    trial = replace(
+        trial,
+        prediction=replace(
+            trial.prediction,
+            tokens_per_second=75_967.0,
+            step_time_lower_s=0.95,
+            step_time_upper_s=1.06,
+        ),
+        measurement=replace(trial.measurement, energy_j_per_token=0.0153),
+    )
+    front = printed(pareto_table(summary(trial)), width=80)
+    assert max(map(len, front.splitlines())) <= 80
+    for words in ("75,967", "71,667", "79,965", "57.2", "15.3", "neutral"):
+        assert words in front

@@ -69,6 +69,7 @@ def make_study(
     max_trials: int | None = None,
     num: int = 8,
     step_times_s: dict[int, float] | None = None,
+    num_forced: int = 0,
 ) -> Study:
     return Study(
         record,
@@ -76,6 +77,7 @@ def make_study(
         predictor=TenGibASample(step_times_s),
         pruners=pruners,
         max_trials=max_trials,
+        num_forced=num_forced,
     )
 
 
@@ -267,3 +269,60 @@ def test_a_prediction_on_record_is_the_one_made_before_the_trial_ran(record: Tri
         study.tell(trial, success(size))
     peaks = [t.prediction.peak_memory_bytes / GIB for t in record.trials() if t.prediction]
     assert peaks == pytest.approx([10.0, 14.0])
+
+
+LIMITED = PredictedMemoryPruner(76 * GIB, host_memory_bytes=GIB)
+"""Of `TenGibASample`, micro-batches from 8 up are too large."""
+
+
+def run_all(study: Study) -> list[Trial]:
+    while (trial := study.ask(1000.0)) is not None:
+        study.tell(trial, success(trial.strategy.micro_batch_size))
+    return list(study.trials)
+
+
+def test_what_prediction_pruned_is_never_launched_unasked(record: TrialRecord) -> None:
+    trials = run_all(make_study(record, pruners=(LIMITED,), num=11))
+    assert [t.state is TrialState.PRUNED for t in trials] == [False] * 7 + [True] * 4
+    assert not any(trial.is_forced for trial in trials)
+
+
+def test_forced_trials_are_the_nearest_to_the_limit_and_marked_on_record(
+    record: TrialRecord,
+) -> None:
+    run_all(make_study(record, pruners=(LIMITED,), num=11))
+    run_all(make_study(record, pruners=(LIMITED,), num=11, num_forced=2))
+    forced = [trial for trial in record.trials() if trial.is_forced]
+    assert sizes(forced) == [8, 9]
+    assert all(trial.state is TrialState.COMPLETE and not trial.fits for trial in forced)
+
+
+def test_forced_trials_of_earlier_sessions_count(record: TrialRecord) -> None:
+    for _ in range(2):
+        run_all(make_study(record, pruners=(LIMITED,), num=9, num_forced=1))
+    assert sizes([trial for trial in record.trials() if trial.is_forced]) == [8]
+
+
+def test_what_the_last_proposal_pruned_can_be_forced_too(record: TrialRecord) -> None:
+    trials = run_all(make_study(record, pruners=(LIMITED,), num=8, num_forced=3))
+    assert sizes([trial for trial in trials if trial.is_forced]) == [8]
+
+
+def test_a_forced_trial_that_was_interrupted_is_forced_again(record: TrialRecord) -> None:
+    study = make_study(record, pruners=(LIMITED,), num=8, num_forced=1)
+    while (trial := study.ask(1000.0)) is not None and not trial.is_forced:
+        study.tell(trial, success(trial.strategy.micro_batch_size))
+    assert trial is not None
+    study.tell(trial, failure(FailureKind.INTERRUPTED))
+    again = study.ask(1000.0)
+    assert again is not None
+    assert again.is_forced
+    assert again.strategy == trial.strategy
+
+
+def test_a_forced_trial_that_takes_too_long_does_not_end_the_search(record: TrialRecord) -> None:
+    run_all(make_study(record, pruners=(LIMITED,), num=8))
+    study = make_study(record, num=9, num_forced=1, step_times_s={8: 1e6})
+    trial = study.ask(1000.0)
+    assert trial is not None
+    assert trial.strategy.micro_batch_size == 9

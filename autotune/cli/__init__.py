@@ -11,6 +11,7 @@ import sys
 
 import typer
 
+from autotune.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
 from autotune.cli.doctor import doctor
 from autotune.cli.export import EXAMPLES as EXPORT_EXAMPLES
 from autotune.cli.export import export
@@ -44,7 +45,7 @@ app.command(epilog=SEARCH_EXAMPLES)(search)
 app.command(epilog=EXPORT_EXAMPLES)(export)
 app.command(epilog=PLAN_EXAMPLES)(plan)
 app.command(epilog=REPORT_EXAMPLES)(report)
-app.command()(doctor)
+app.command(epilog=DOCTOR_EXAMPLES)(doctor)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from autotune.cli.options import (
     read_workload,
 )
 
+if TYPE_CHECKING:
+    from autotune.study_summary import StudySummary
+
 __all__ = ["EXAMPLES", "plan"]
 
 EXAMPLES = """\
@@ -27,6 +30,7 @@ Examples:
   autotune plan --model 7B --method lora --hardware 1xRTX4090
   autotune plan --model 13B --hardware my-host.yaml --space memory
   autotune plan --model 13B --hardware 4xA100-40GB --out my-training
+  autotune plan --model 7B --hardware 8xH100 --calibrate-from results/my-study
 
 A file for --hardware names a device kind, or gives the figures of another:
   device: MyGPU
@@ -35,7 +39,19 @@ A file for --hardware names a device kind, or gives the figures of another:
   tflops: 400                 dense, 16 bit
   bandwidth_gb_per_s: 2000
   host_memory_gib: 1024
+  nvme_gib: 4000              free disk, for what is offloaded to NVMe
+  nvme_path: /local_nvme
   fp8: true
+  rates:                      what was measured there, all optional
+    matmul_tflops: 310
+    memory_gb_per_s: 1700
+    kernel_launch_us: 6
+    host_to_device_gb_per_s: 25
+    device_to_host_gb_per_s: 25
+    host_memory_gb_per_s: 200
+    nvme_gb_per_s: 6
+    link_gb_per_s: 180
+    collective_us: 25
 
 Exit status: 0 something fits, 1 nothing fits, 2 wrong use."""
 """Shown below the options."""
@@ -76,6 +92,14 @@ def plan(
             show_default="three times that of its GPUs, 256 GiB a GPU at most",
         ),
     ] = None,
+    nvme: Annotated[
+        float | None,
+        typer.Option(
+            help="GiB of free NVMe disk of each host, for strategies that offload to it (--space "
+            "full has some).",
+            show_default="none: nothing is offloaded to NVMe",
+        ),
+    ] = None,
     seq_len: SeqLen = None,
     global_batch: Annotated[
         int | None,
@@ -95,6 +119,15 @@ def plan(
         ),
     ] = "default",
     headroom: Headroom = 0.05,
+    calibrate_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="A study's folder, such as results/my-study, of any model: what its trials show "
+            "to be off is corrected here too. Of other GPUs memory alone is learned; of CPU "
+            "ranks, nothing.",
+            show_default="none: predicted from arithmetic and data sheets",
+        ),
+    ] = None,
     explain: Annotated[
         bool,
         typer.Option(
@@ -132,15 +165,17 @@ def plan(
     from autotune.hardware_spec import read_hardware
     from autotune.pareto import Pick
     from autotune.plan import ASSUMED_SOFTWARE, make_plan
+    from autotune.plan_calibration import learn_from
+    from autotune.plan_explanation import explanation_json, render_explanation
     from autotune.plan_export import export_plan
-    from autotune.plan_report import explanation_json, plan_json, render_explanation, render_plan
+    from autotune.plan_report import plan_json, render_plan
     from autotune.question import Question
     from autotune.space_file import load_search_space
     from autotune.workload import load_model_shape
 
     check_headroom(headroom)
     which = member(Pick, pick, "--pick")
-    spec = read_hardware(hardware, num_nodes=nodes, host_memory_gib=host_memory)
+    spec = read_hardware(hardware, num_nodes=nodes, host_memory_gib=host_memory, nvme_gib=nvme)
     ranks = spec.all_ranks
     workload = read_workload(
         load_model_shape(model),
@@ -160,7 +195,10 @@ def plan(
         space_text=search_space.text,
         headroom=headroom,
     )
-    made = make_plan(question, spec, search_space)
+    lesson = None
+    if calibrate_from is not None:
+        lesson = learn_from(_measured_study(calibrate_from), question)
+    made = make_plan(question, spec, search_space, lesson)
     refuse_empty_space(search_space, made.candidates)
     if not made.front:
         predicted = [(each.strategy, each.prediction) for each in made.candidates]
@@ -185,3 +223,18 @@ def plan(
             markup=False,
             soft_wrap=True,
         )
+
+
+def _measured_study(folder: Path) -> StudySummary:
+    """The study in a folder.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    from autotune.cli.stored import read_study
+    from autotune.errors import ConfigError, StorageError
+
+    try:
+        return read_study(folder, None)
+    except StorageError as error:
+        raise ConfigError(f"--calibrate-from {folder}: {error}") from error

@@ -101,6 +101,14 @@ def search(
             show_default="as many as the budget allows",
         ),
     ] = None,
+    force_pruned: Annotated[
+        int,
+        typer.Option(
+            help="Launch so many strategies all the same that their prediction had pruned, the "
+            "nearest to the memory limit first: to check the predictor. They are marked as "
+            "forced, and may run out of memory.",
+        ),
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -156,6 +164,7 @@ def search(
     from autotune.errors import ConfigError
     from autotune.hardware import detect_hardware, with_nvme
     from autotune.question import Question
+    from autotune.rates_file import with_measured_rates
     from autotune.samplers import SamplerKind
     from autotune.software import detect_software
     from autotune.space_file import load_search_space
@@ -166,6 +175,8 @@ def search(
     check_headroom(headroom)
     if trials is not None and trials < 1:
         raise ConfigError(f"--trials must be at least 1, got {trials}")
+    if force_pruned < 0:
+        raise ConfigError(f"--force-pruned must be at least 0, got {force_pruned}")
     if not 0 <= seed < _NUM_SEEDS:
         raise ConfigError(f"--seed must be at least 0 and less than {_NUM_SEEDS}, got {seed}")
     kind = member(SamplerKind, sampler, "--sampler")
@@ -178,7 +189,7 @@ def search(
         lora_rank=lora_rank,
         lora_targets=lora_targets,
     )
-    hardware = detect_hardware(devices)
+    hardware = with_measured_rates(detect_hardware(devices))
     if nvme_path is not None:
         hardware = with_nvme(hardware, nvme_path)
     if global_batch % hardware.num_devices:
@@ -209,7 +220,12 @@ def search(
     )
     with session:
         session.search(
-            limit, sampler=kind, max_trials=trials, trial_timeout_s=timeout_s, console=console
+            limit,
+            sampler=kind,
+            max_trials=trials,
+            num_forced=force_pruned,
+            trial_timeout_s=timeout_s,
+            console=console,
         )
         found = session.answer(as_json=as_json, console=console)
     raise typer.Exit(0 if found else 1)

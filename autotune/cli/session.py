@@ -93,6 +93,7 @@ class Session:
         *,
         sampler: SamplerKind,
         max_trials: int | None,
+        num_forced: int,
         trial_timeout_s: float,
         console: Console,
     ) -> None:
@@ -130,6 +131,7 @@ class Session:
                 DominancePruner(),
             ),
             max_trials=max_trials,
+            num_forced=num_forced,
         )
         elapsed_before_s = float(self._folder.read_environment().get("elapsed_s", 0.0))
         view = LiveProgress if console.is_terminal else PlainProgress

@@ -4,6 +4,17 @@ Looks without compiling, without a CUDA context and, unless asked, without impor
 """
 
 from autotune.doctor.check import Check, CheckStatus
-from autotune.doctor.diagnosis import examine, exit_status, render, to_json
+from autotune.doctor.diagnosis import examine, exit_status, render, render_rates, to_json
+from autotune.doctor.rates import RATE_LINES, examine_rates
 
-__all__ = ["Check", "CheckStatus", "examine", "exit_status", "render", "to_json"]
+__all__ = [
+    "RATE_LINES",
+    "Check",
+    "CheckStatus",
+    "examine",
+    "examine_rates",
+    "exit_status",
+    "render",
+    "render_rates",
+    "to_json",
+]

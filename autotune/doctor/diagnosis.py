@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.doctor.check import Check, CheckStatus
 from autotune.doctor.machine import cpu_precisions, detect_or_none, examine_machine, has_gpu
 from autotune.doctor.packages import examine_packages
+from autotune.doctor.rates import examine_rates, rates_table
 from autotune.doctor.toolchain import examine_toolchain
+from autotune.hardware import Hardware
+from autotune.rates_file import StoredRates
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["examine", "exit_status", "render", "to_json"]
+__all__ = ["examine", "exit_status", "render", "render_rates", "to_json"]
 
 
 def examine(
@@ -27,9 +31,11 @@ def examine(
         with_torch: also import torch, to ask which precisions the CPU computes in.
     """
     hardware = detect_or_none()
+    rates = [examine_rates(hardware)[0]] if hardware is not None else []
     return (
         *examine_packages(has_gpu=has_gpu(hardware)),
         *examine_machine(hardware, results_folder),
+        *rates,
         *examine_toolchain(),
         *([cpu_precisions()] if with_torch else []),
     )
@@ -40,8 +46,8 @@ def exit_status(checks: Sequence[Check]) -> int:
     return int(any(check.status is CheckStatus.MISSING for check in checks))
 
 
-def to_json(checks: Sequence[Check]) -> dict[str, Any]:
-    """One JSON document."""
+def to_json(checks: Sequence[Check], stored: StoredRates | None = None) -> dict[str, Any]:
+    """One JSON document: `exit_status`, `checks`, and what was measured as `measured`, or null."""
     return {
         "exit_status": exit_status(checks),
         "checks": [
@@ -53,6 +59,7 @@ def to_json(checks: Sequence[Check]) -> dict[str, Any]:
             }
             for check in checks
         ],
+        "measured": asdict(stored) if stored is not None else None,
     }
 
 
@@ -75,6 +82,21 @@ def render(checks: Sequence[Check]) -> RenderableType:
         style = styles[check.status]
         table.add_row(Text(check.name), Text(str(check.status), style=style), found)
     return Group(table, Text(_verdict(checks), style="bold"))
+
+
+def render_rates(stored: StoredRates, hardware: Hardware) -> RenderableType:
+    """What was measured, beside the data sheet."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column(f"{stored.num_devices} x {stored.device_kind}")
+    table.add_column("measured", justify="right", no_wrap=True)
+    table.add_column("data sheet", justify="right", no_wrap=True)
+    table.add_column("attained", justify="right", no_wrap=True)
+    for row in rates_table(stored.rates, hardware):
+        table.add_row(*row)
+    return table
 
 
 def _verdict(checks: Sequence[Check]) -> str:

@@ -39,6 +39,7 @@ class AnalyticPredictor:
         self._workload = workload
         self._is_cpu = hardware.device_type is DeviceType.CPU
         self._num_ranks = hardware.num_devices
+        self._num_nodes = hardware.num_nodes
         self._memory = MemoryModel(workload, hardware)
         self._time = TimeModel(workload, hardware, self._memory)
         self._device_overhead_bytes = _DEVICE_OVERHEAD_BYTES[hardware.device_type]
@@ -58,17 +59,20 @@ class AnalyticPredictor:
             peak_memory_lower_bytes=peak.lower_bytes,
             peak_memory_upper_bytes=peak.upper_bytes,
             device_overhead_bytes=self._device_overhead_bytes + peak.managed_bytes,
-            host_memory_bytes=int(
-                self._offloaded_bytes(strategy) + self._memory.host_bytes(strategy)
-            ),
-            disk_bytes=self._disk_bytes(strategy),
+            # Ranks, and what they offload, are alike on every host.
+            host_memory_bytes=-(-self._host_bytes(strategy) // self._num_nodes),
+            disk_bytes=-(-self._disk_bytes(strategy) // self._num_nodes),
             step_time_s=step_time_s,
             step_parts_s=self._time.activities_s(strategy, parts),
             tokens_per_second=self._workload.tokens_per_step / step_time_s,
-            moment=peak.moment,
+            moment=_moment_in_words(peak.moment, strategy),
             breakdown_bytes=peak.breakdown_bytes,
         )
         return prediction, parts
+
+    def _host_bytes(self, strategy: Strategy) -> int:
+        """Least host memory, of all ranks together."""
+        return int(self._offloaded_bytes(strategy) + self._memory.host_bytes(strategy))
 
     def _offloaded_bytes(self, strategy: Strategy) -> float:
         """Host memory that states and weights take, of all ranks together.
@@ -112,3 +116,9 @@ class AnalyticPredictor:
         if strategy.offload_param is Offload.NVME:
             total += element_bytes(strategy) * workload.model.num_parameters
         return total
+
+
+def _moment_in_words(moment: str, strategy: Strategy) -> str:
+    """Where layers are computed again, backward is at its peak while it does so."""
+    is_repeated = moment == "backward" and strategy.checkpoint_interval > 0
+    return "recomputation of a layer" if is_repeated else moment

@@ -82,21 +82,35 @@ class CalibratedPredictor:
 
     Args:
         prior: the prediction from first principles.
-        trials: of the same question, in any order.
+        trials: in any order, of the same question or of `source`'s.
+        source: the prior of another question that the trials are of. Then the coefficients alone
+            are taken over, since what is left belongs to strategies of that question; and so is
+            the prior's own interval, since nothing of this question was held out.
     """
 
-    def __init__(self, prior: AnalyticPredictor, trials: Iterable[Trial] = ()) -> None:
+    def __init__(
+        self,
+        prior: AnalyticPredictor,
+        trials: Iterable[Trial] = (),
+        *,
+        source: AnalyticPredictor | None = None,
+    ) -> None:
         self._prior = prior
-        times, memories = _samples(prior, trials)
-        self._num_trials = len(times)
+        times, memories = _samples(source or prior, trials)
+        self._num_trials = 0 if source else len(times)
         self._time = _learn(
-            times, TIME_COEFFICIENTS, scatter=_TIME_SCATTER, largest=_LARGEST_TIME_RESIDUAL
+            times,
+            TIME_COEFFICIENTS,
+            scatter=_TIME_SCATTER,
+            largest=_LARGEST_TIME_RESIDUAL,
+            is_own=source is None,
         )
         self._memory = _learn(
             memories,
             MEMORY_COEFFICIENTS,
             scatter=_MEMORY_SCATTER,
             largest=_LARGEST_MEMORY_CORRECTION,
+            is_own=source is None,
         )
 
     def learn(self, trials: Iterable[Trial]) -> CalibratedPredictor:
@@ -147,6 +161,7 @@ def _with_memory(
     return replace(
         prediction,
         peak_memory_bytes=expected,
+        peak_allocated_bytes=int(prediction.peak_allocated_bytes * factor),
         peak_memory_lower_bytes=min(expected, int(expected * math.exp(-below))),
         peak_memory_upper_bytes=max(expected, int(expected * math.exp(above))),
         breakdown_bytes={p: int(n * factor) for p, n in prediction.breakdown_bytes.items()},
@@ -193,8 +208,16 @@ def _learn(
     *,
     scatter: float,
     largest: float,
+    is_own: bool,
 ) -> _Correction | None:
     """The simplest correction that none does better than where it has not looked.
+
+    Args:
+        samples: what to learn from.
+        coefficients: what may be wrong.
+        scatter: of a measurement.
+        largest: residual that is taken over from neighbours.
+        is_own: whether they are of the question that is predicted.
 
     Returns:
         None for the prior.
@@ -215,7 +238,7 @@ def _learn(
 
     chosen: Callable[[Sequence[_Sample]], _Correction] | None = None
     errors = [abs(s.log_measured - s.curve.log_value(zero)) for s in samples]
-    for candidate in (coefficients_alone, with_neighbours):
+    for candidate in (coefficients_alone, with_neighbours)[: 1 + is_own]:
         of_candidate = _errors_held_out(samples, candidate)
         if _is_better(of_candidate, errors, scatter=scatter):
             chosen, errors = candidate, of_candidate

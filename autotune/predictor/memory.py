@@ -13,8 +13,8 @@ from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import CheckpointScope, Offload
 from autotune.predictor.activations import TokenBytes, token_bytes
 from autotune.predictor.arithmetic import greatest, whole
-from autotune.predictor.precision import group_bytes
-from autotune.predictor.shares import RankShare, tokens_of_rank
+from autotune.predictor.precision import element_bytes, group_bytes
+from autotune.predictor.shares import RankShare, tokens_of_rank, zero_size
 from autotune.predictor.states import States, StatesModel
 from autotune.strategy import Strategy
 from autotune.workload import Workload
@@ -83,6 +83,8 @@ class HeldBytes:
     """Whether the output projection has a gradient at the loss already."""
     fragmented_share: float
     """Part of what other moments need apart that the allocator cannot use again."""
+    gathered_to_save: int
+    """Not of a token: a whole weight at a time, while a checkpoint is saved."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,6 +238,8 @@ class MemoryModel:
             },
             "optimizer step": stays
             | {"gradients": states.step_buffers, "gradient buckets": states.buckets_in_step},
+            "checkpoint save": stays
+            | {"gradients": accumulated, "gathered weights": held.gathered_to_save},
             # Where it does not differ it holds less than the loss, and so is never the peak.
             "first loss": loss
             | {
@@ -281,7 +285,22 @@ class MemoryModel:
             # In tiles the output projection has a gradient after the first of them.
             has_early_gradient=strategy.loss_tiles > 1 and share.has_head,
             fragmented_share=_FRAGMENTED_SHARE_FUSED if is_fused else _FRAGMENTED_SHARE,
+            gathered_to_save=self._gathered_to_save(strategy, share),
         )
+
+    def _gathered_to_save(self, strategy: Strategy, share: RankShare) -> int:
+        """The largest weight whole, before it is copied to the host.
+
+        `engine.py`, `_zero3_consolidated_16bit_state_dict` module by module, and with tensor
+        parallelism `_replace_module_consolidated_state_dict`. All else is written from where it
+        lies: the `state_dict` of `stage_1_and_2.py`, `stage3.py` and `bf16_optimizer.py` clones
+        nothing.
+        """
+        degree = strategy.tensor_parallel_size
+        is_divided = strategy.zero_stage == 3 and zero_size(strategy, self._num_ranks) > 1
+        if degree == 1 and not is_divided:
+            return 0
+        return element_bytes(strategy) * share.parameters.largest * degree
 
     def _token(self, strategy: Strategy) -> TokenBytes:
         key = (

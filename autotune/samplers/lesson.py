@@ -14,7 +14,7 @@ from autotune.trial import OBJECTIVES, Measurement, Trial, TrialState
 __all__ = ["Lesson", "impossible", "lesson_of"]
 
 _LEAST_VIOLATION = 0.01
-"""For what ran out of memory although its prediction fits."""
+"""For what ran out of memory, or was ruled out, although its expected peak fits."""
 
 _GREATEST_VIOLATION = 1.0
 """Twice the limit or more is all the same, lest single trials outweigh the rest."""

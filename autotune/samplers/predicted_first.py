@@ -47,8 +47,10 @@ def most_promising(
 ) -> list[Strategy]:
     """The strategies with the highest predicted throughput that are predicted to fit.
 
-    Neighbours differ little, so the best of each micro-batch size comes first: the largest are
-    fast, the small ones spread along the front. When all have come, the next best follow.
+    Neighbours differ little, so the best of each micro-batch size is chosen: the largest are
+    fast, the small ones spread along the front. When all have come, the next best follow. Of the
+    chosen, those whose upper bound fits too come first: what they show says whether the others are
+    worth their risk.
 
     Args:
         strategies: all that may be tried.
@@ -77,4 +79,9 @@ def most_promising(
             seen.add(strategy.micro_batch_size)
             chosen.append(strategy)
     chosen += [strategy for strategy in ordered if strategy not in chosen]
-    return chosen[:num]
+    in_doubt = {
+        strategy
+        for strategy, prediction in fitting
+        if prediction.peak_device_upper_bytes > memory_limit_bytes
+    }
+    return sorted(chosen[:num], key=in_doubt.__contains__)

@@ -189,3 +189,36 @@ def test_bounds_enclose_and_parts_add_up_with_every_knob(
     assert prediction.peak_memory_bytes <= prediction.peak_memory_upper_bytes
     assert sum(prediction.breakdown_bytes.values()) == prediction.peak_memory_bytes
     assert prediction.step_time_s > 0
+
+
+def test_backward_is_called_by_what_it_does_where_layers_are_computed_again() -> None:
+    whole, again = (
+        predict(zero_stage=1, micro_batch_size=1, batch=8, loss_tiles=16, **knobs)
+        for knobs in ({"offload_optimizer": "cpu"}, {"offload_optimizer": "cpu"} | AGAIN)
+    )
+    assert whole.moment == "backward"
+    assert again.moment == "recomputation of a layer"
+
+
+AGAIN = {"checkpoint_interval": 8}
+
+
+def saved(num_devices: int = 4, **knobs: Any) -> dict[str, int]:
+    """What is held while a checkpoint is saved."""
+    workload = Workload(model=load_model_shape("7B"), seq_len=2048, global_batch_size=64)
+    strategy = Strategy.from_dict({"micro_batch_size": 8} | knobs)
+    return dict(MemoryModel(workload, h100(num_devices)).peak(strategy).moments["checkpoint save"])
+
+
+def test_a_checkpoint_gathers_one_weight_at_a_time_and_only_what_is_divided() -> None:
+    largest = 2 * load_model_shape("7B").largest_weight
+    assert saved(zero_stage=3)["gathered weights"] == largest
+    assert saved(zero_stage=1, tensor_parallel_size=2)["gathered weights"] == largest
+    assert saved(zero_stage=2)["gathered weights"] == 0
+    assert saved(num_devices=1, zero_stage=3)["gathered weights"] == 0
+
+
+def test_saving_a_checkpoint_is_never_the_peak_of_a_step_that_has_a_batch() -> None:
+    for zero_stage in (0, 1, 2, 3):
+        moments = saved(zero_stage=zero_stage)
+        assert sum(moments.values()) < predict(zero_stage=zero_stage).peak_allocated_bytes
