@@ -42,9 +42,7 @@ _TARGETS = {
 _ALLOCATED = ("max_memory_allocated", "MaxMemAllocated", "torch peak (GiB)", "torch peak active")
 _OVERHEAD_BYTES = DEVICE_OVERHEAD_BYTES[DeviceType.CUDA]
 _LASTING = ("weights", "master weights", "optimizer states")
-_MEGATRON = (
-    "Megatron-DeepSpeed of 2021: DeepSpeed's version, and which device is meant, are not said"
-)
+_MEGATRON = "Megatron-DeepSpeed of 2021: version of its engine and stage measured are not said"
 
 PROVENANCE = """\
 fms: closed forms of these states were once fitted to 28 of these rows, and PowerLM's vocabulary
@@ -52,7 +50,7 @@ was inferred from such a peak: no independent evidence. Of all others no number 
 were read from the code of each stack, with its rows in sight: independent, but not blind. Only
 DeepSpeed's rows test the predictor as `autotune` uses it. Device memory and reserved memory are
 live tensors, and the share above of those that come and go: measured on fms rows, which are
-scored by live tensors alone."""
+scored by live tensors alone. Megatron-DeepSpeed's rows are rounded to whole GB besides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,6 +240,10 @@ def _summary(name: str, outcomes: Sequence[Outcome]) -> str:
     )
 
 
+def _print_rows(title: str, outcomes: Sequence[Outcome]) -> None:
+    print(f"\n{title}", *outcomes, sep="\n")
+
+
 def main(path: Path) -> None:
     """Print the errors, what was left out, and the worst rows."""
     rows = read_rows(path)
@@ -274,15 +276,14 @@ def _report(
     for source in sorted({outcome.source for outcome in outcomes} - {"deepspeed"}):
         print(_summary(f"    {source}", [o for o in outcomes if o.source == source]))
     print(_summary("Megatron-DeepSpeed, predicted but left out", unsure))
-    print(_summary("(a) and Megatron-DeepSpeed", outcomes + unsure))
-    for title, group in (("used", outcomes), ("of Megatron-DeepSpeed", unsure)):
-        print(f"\nthe worst rows {title}, predicted/measured in GiB")
-        for outcome in sorted(group, key=lambda one: -abs(one.error))[:12]:
-            print(outcome)
-    print("\nall rows of DeepSpeed")
-    for outcome in outcomes:
-        if outcome.source == "deepspeed":
-            print(outcome)
+    no_pipeline = [o for o in unsure if o.row["pp"] == "1"]
+    print(_summary("(a) and those of it that have one stage", outcomes + no_pipeline))
+    print(_summary("(a) and all of it", outcomes + unsure))
+    by_error = sorted(outcomes, key=lambda one: -abs(one.error))
+    _print_rows("the worst rows used, predicted/measured in GiB", by_error[:12])
+    own = [outcome for outcome in outcomes if outcome.source == "deepspeed"]
+    _print_rows("all rows of DeepSpeed", own)
+    _print_rows("all rows of Megatron-DeepSpeed, left out", unsure)
     print(f"\n{PROVENANCE}")
 
 

@@ -34,7 +34,7 @@ _DEVICES = {
 """A100 alone, or 40 GB, does not say which, and a kind that `hardware.py` lacks stands under its
 neighbour: of a device, peak memory depends on its size alone, which rows state themselves."""
 
-_TIED = ("megatron", "powerlm", "llama-3.2", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "opt")
+_TIED = ("gpt", "powerlm", "llama-3.2", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "opt")
 
 
 class NotUsableError(ValueError):
@@ -74,7 +74,8 @@ def shape_of(row: Mapping[str, str]) -> ModelShape:
         head_dim=hidden // heads,
         vocab_size=int(row["vocab"]),
         max_position_embeddings=int(row["seq_len"]),
-        tie_word_embeddings=any(part in name for part in _TIED),
+        # DeepSpeed's example of a GPT has an output projection of its own.
+        tie_word_embeddings=any(part in name for part in _TIED) and "custom" not in name,
         embedding_size=hidden,
         num_experts=8 if is_mixture else 1,
         config={"activation_function": "gelu"} if plain else {},
