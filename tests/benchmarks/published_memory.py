@@ -42,7 +42,7 @@ _TARGETS = {
 _ALLOCATED = ("max_memory_allocated", "MaxMemAllocated", "torch peak (GiB)", "torch peak active")
 _OVERHEAD_BYTES = DEVICE_OVERHEAD_BYTES[DeviceType.CUDA]
 _LASTING = ("weights", "master weights", "optimizer states")
-_MEGATRON = "Megatron-DeepSpeed of 2021: version of its engine and stage measured are not said"
+_STAGES = "a pipeline: which stage's device is meant is not said"
 
 PROVENANCE = """\
 fms: closed forms of these states were once fitted to 28 of these rows, and PowerLM's vocabulary
@@ -50,7 +50,8 @@ was inferred from such a peak: no independent evidence. Of all others no number 
 were read from the code of each stack, with its rows in sight: independent, but not blind. Only
 DeepSpeed's rows test the predictor as `autotune` uses it. Device memory and reserved memory are
 live tensors, and the share above of those that come and go: measured on fms rows, which are
-scored by live tensors alone. Megatron-DeepSpeed's rows are rounded to whole GB besides."""
+scored by live tensors alone. Megatron-DeepSpeed's rows of 2021 are in whole GB, or GiB, of a
+device: the predictor's engine is DeepSpeed 0.19, and their own version is not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +71,7 @@ class Outcome:
     def source(self) -> str:
         """In a word."""
         if self.row["shard_impl"] == "deepspeed":
-            return "deepspeed"
+            return "Megatron-DeepSpeed" if "Megatron" in self.row["model"] else "deepspeed"
         return self.row["id"].rsplit("-", 1)[0]
 
     def __str__(self) -> str:
@@ -258,8 +259,8 @@ def main(path: Path) -> None:
             excluded[str(reason)] += 1
             continue
         outcome = Outcome(row=row, predicted=predicted, measured=_measured(row))
-        (unsure if "Megatron" in row["model"] else outcomes).append(outcome)
-    _report(outcomes, unsure, excluded + Counter({_MEGATRON: len(unsure)}), share)
+        (unsure if int(row["pp"] or 1) > 1 else outcomes).append(outcome)
+    _report(outcomes, unsure, excluded + Counter({_STAGES: len(unsure)}), share)
 
 
 def _report(
@@ -270,20 +271,20 @@ def _report(
         print(f"left out {number}: {why}")
     print(f"\nthe allocator's share of what comes and goes: {share:.3f}\n")
     print(f"{'memory (goals: median 4 %, p95 12 %)':44} rows  median     p95 largest  signed")
+    own = [outcome for outcome in outcomes if outcome.source.lower().endswith("deepspeed")]
     print(_summary("(a) all used", outcomes))
     print(_summary("(b) of them independent", [o for o in outcomes if o.source != "fms"]))
-    print(_summary("(c) of them DeepSpeed's", [o for o in outcomes if o.source == "deepspeed"]))
-    for source in sorted({outcome.source for outcome in outcomes} - {"deepspeed"}):
+    print(_summary("(c) of them DeepSpeed's", own))
+    for source in sorted({outcome.source for outcome in outcomes}):
         print(_summary(f"    {source}", [o for o in outcomes if o.source == source]))
-    print(_summary("Megatron-DeepSpeed, predicted but left out", unsure))
-    no_pipeline = [o for o in unsure if o.row["pp"] == "1"]
-    print(_summary("(a) and those of it that have one stage", outcomes + no_pipeline))
-    print(_summary("(a) and all of it", outcomes + unsure))
+    rest = [outcome for outcome in outcomes if outcome.source != "Megatron-DeepSpeed"]
+    print(_summary("(a) without Megatron-DeepSpeed", rest))
+    print(_summary("pipelines, predicted but left out", unsure))
+    print(_summary("(a) with pipelines", outcomes + unsure))
     by_error = sorted(outcomes, key=lambda one: -abs(one.error))
     _print_rows("the worst rows used, predicted/measured in GiB", by_error[:12])
-    own = [outcome for outcome in outcomes if outcome.source == "deepspeed"]
     _print_rows("all rows of DeepSpeed", own)
-    _print_rows("all rows of Megatron-DeepSpeed, left out", unsure)
+    _print_rows("pipelines, left out", unsure)
     print(f"\n{PROVENANCE}")
 
 
