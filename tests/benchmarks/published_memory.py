@@ -42,7 +42,10 @@ _TARGETS = {
 _ALLOCATED = ("max_memory_allocated", "MaxMemAllocated", "torch peak (GiB)", "torch peak active")
 _OVERHEAD_BYTES = DEVICE_OVERHEAD_BYTES[DeviceType.CUDA]
 _LASTING = ("weights", "master weights", "optimizer states")
-_STAGES = "a pipeline: which stage's device is meant is not said"
+_MEGATRON = (
+    "device memory of Megatron-DeepSpeed of 2021 on two hosts: neither the engine's version nor "
+    "what NCCL holds is said, nor of pipelines which stage is meant"
+)
 
 PROVENANCE = """\
 fms: closed forms of these states were once fitted to 28 of these rows, and PowerLM's vocabulary
@@ -50,8 +53,7 @@ was inferred from such a peak: no independent evidence. Of all others no number 
 were read from the code of each stack, with its rows in sight: independent, but not blind. Only
 DeepSpeed's rows test the predictor as `autotune` uses it. Device memory and reserved memory are
 live tensors, and the share above of those that come and go: measured on fms rows, which are
-scored by live tensors alone. Megatron-DeepSpeed's rows of 2021 are in whole GB, or GiB, of a
-device: the predictor's engine is DeepSpeed 0.19, and their own version is not known."""
+scored by live tensors alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +132,8 @@ def read_row(row: Mapping[str, str]) -> tuple[Workload, Hardware, Strategy]:
             precision=Precision.FP16 if row["precision"] == "fp16" else Precision.BF16,
             master_weights=MasterWeights.BF16 if is_bf16 else MasterWeights.FP32,
             attention=Attention.EAGER if is_eager else Attention.SDPA,
+            # DeepSpeed's default, which no row's configuration changes.
+            overlap_comm=is_foreign or pipeline > 1 or row["zero_or_fsdp_stage"] == "3",
             reduce_bucket_size=50_000_000
             if "reduce_bucket_size 5e7" in row["notes"]
             else 5 * 10**8,
@@ -259,8 +263,8 @@ def main(path: Path) -> None:
             excluded[str(reason)] += 1
             continue
         outcome = Outcome(row=row, predicted=predicted, measured=_measured(row))
-        (unsure if int(row["pp"] or 1) > 1 else outcomes).append(outcome)
-    _report(outcomes, unsure, excluded + Counter({_STAGES: len(unsure)}), share)
+        (unsure if outcome.source == "Megatron-DeepSpeed" else outcomes).append(outcome)
+    _report(outcomes, unsure, excluded + Counter({_MEGATRON: len(unsure)}), share)
 
 
 def _report(
@@ -271,20 +275,20 @@ def _report(
         print(f"left out {number}: {why}")
     print(f"\nthe allocator's share of what comes and goes: {share:.3f}\n")
     print(f"{'memory (goals: median 4 %, p95 12 %)':44} rows  median     p95 largest  signed")
-    own = [outcome for outcome in outcomes if outcome.source.lower().endswith("deepspeed")]
+    own = [outcome for outcome in outcomes if outcome.source == "deepspeed"]
+    one_stage = [outcome for outcome in unsure if outcome.row["pp"] == "1"]
     print(_summary("(a) all used", outcomes))
     print(_summary("(b) of them independent", [o for o in outcomes if o.source != "fms"]))
     print(_summary("(c) of them DeepSpeed's", own))
-    for source in sorted({outcome.source for outcome in outcomes}):
+    for source in sorted({outcome.source for outcome in outcomes} - {"deepspeed"}):
         print(_summary(f"    {source}", [o for o in outcomes if o.source == source]))
-    rest = [outcome for outcome in outcomes if outcome.source != "Megatron-DeepSpeed"]
-    print(_summary("(a) without Megatron-DeepSpeed", rest))
-    print(_summary("pipelines, predicted but left out", unsure))
-    print(_summary("(a) with pipelines", outcomes + unsure))
+    print(_summary("Megatron-DeepSpeed, predicted but left out", unsure))
+    print(_summary("(a) and those of it that have one stage", outcomes + one_stage))
+    print(_summary("(a) and all of it", outcomes + unsure))
     by_error = sorted(outcomes, key=lambda one: -abs(one.error))
     _print_rows("the worst rows used, predicted/measured in GiB", by_error[:12])
     _print_rows("all rows of DeepSpeed", own)
-    _print_rows("pipelines, left out", unsure)
+    _print_rows("Megatron-DeepSpeed, left out", unsure)
     print(f"\n{PROVENANCE}")
 
 
