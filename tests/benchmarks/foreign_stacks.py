@@ -108,7 +108,8 @@ def stack_of(row: Mapping[str, str]) -> Stack:
         has_dropout=row["method"] != "full" and (is_fms or "fsdp_qlora" in source),
         logits_kept=logits_kept,
         stream=Precision.FP32 if is_prepared else Precision.BF16,
-        # The trainer of fms autocasts. The loop of can-i-finetune did not: 16 bytes a logit.
+        # The trainer of fms autocasts. The loop of can-i-finetune did not: after forward its
+        # records hold eight bytes a logit, four of them the logits themselves.
         attention=GroupPrecision.BF16 if is_prepared and is_fms else GroupPrecision.SAME,
         outer_bytes=4 if is_prepared and is_own_loop else 2,
         moment_bytes=_moment_bytes(row["optimizer"], trained_bytes),

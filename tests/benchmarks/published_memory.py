@@ -50,10 +50,12 @@ _MEGATRON = (
 PROVENANCE = """\
 fms: closed forms of these states were once fitted to 28 of these rows, and PowerLM's vocabulary
 was inferred from such a peak: no independent evidence. Of all others no number was fitted. Rules
-were read from the code of each stack, with its rows in sight: independent, but not blind. Only
-DeepSpeed's rows test the predictor as `autotune` uses it. Device memory and reserved memory are
-live tensors, and the share above of those that come and go: measured on fms rows, which are
-scored by live tensors alone."""
+were read from the code of each stack, with its rows in sight: independent, but not blind. Two were
+corrected after a first comparison, by code (what torchtune's compiled loss stores, which units its
+70B is divided into), and that can-i-finetune ran without autocast was seen from what its records
+hold after forward. Only DeepSpeed's rows test the predictor as `autotune` uses it. Device memory
+and reserved memory are live tensors, and the share above of those that come and go: measured on
+fms rows, which are scored by live tensors alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +134,7 @@ def read_row(row: Mapping[str, str]) -> tuple[Workload, Hardware, Strategy]:
             precision=Precision.FP16 if row["precision"] == "fp16" else Precision.BF16,
             master_weights=MasterWeights.BF16 if is_bf16 else MasterWeights.FP32,
             attention=Attention.EAGER if is_eager else Attention.SDPA,
-            # DeepSpeed's default, which no row's configuration changes.
+            # DeepSpeed's default: no configuration that was read names it.
             overlap_comm=is_foreign or pipeline > 1 or row["zero_or_fsdp_stage"] == "3",
             reduce_bucket_size=50_000_000
             if "reduce_bucket_size 5e7" in row["notes"]
@@ -192,8 +194,8 @@ def deepspeed_peak(
 def default_allocator_share(rows: Sequence[Mapping[str, str]]) -> float:
     """What PyTorch's allocator keeps beside live tensors, as a part of those that come and go.
 
-    Without expandable segments, which none of these runs had: the median of the fms rows, which
-    give device memory beside live tensors at the peak and after the first step.
+    Without expandable segments, for which none of the sources asks: the median of the fms rows,
+    which give device memory beside live tensors at the peak and after the first step.
     """
     pattern = re.compile(r"avg peak ([\d.]+) MiB; torch alloc after init/step ([\d.]+) GiB")
     shares = []
