@@ -15,9 +15,9 @@ from autotune.strategy import Strategy
 from autotune.trial import Prediction
 from autotune.workload import Workload
 
-__all__ = ["AnalyticPredictor"]
+__all__ = ["DEVICE_OVERHEAD_BYTES", "AnalyticPredictor"]
 
-_DEVICE_OVERHEAD_BYTES = {DeviceType.CUDA: 1_806_000_000, DeviceType.CPU: 350_000_000}
+DEVICE_OVERHEAD_BYTES = {DeviceType.CUDA: 1_806_000_000, DeviceType.CPU: 350_000_000}
 """CUDA: 1.68 GiB, what NVML showed beyond torch's reserved memory in 108 trials on an H100
 (context, kernels, NCCL); 1.66 to 1.73 in all without managed memory. CPU: the resident set of a
 rank just forked."""
@@ -42,7 +42,7 @@ class AnalyticPredictor:
         self._num_nodes = hardware.num_nodes
         self._memory = MemoryModel(workload, hardware)
         self._time = TimeModel(workload, hardware, self._memory)
-        self._device_overhead_bytes = _DEVICE_OVERHEAD_BYTES[hardware.device_type]
+        self._device_overhead_bytes = DEVICE_OVERHEAD_BYTES[hardware.device_type]
 
     def predict(self, strategy: Strategy) -> Prediction:
         """Peak memory and step time of one strategy, with their doubt."""

@@ -28,8 +28,11 @@ _DEVICES = {
     "RTX 3090 (280W, no NVLink)": "RTX3090",
     "RTX 4090 (PCIe4 x16)": "RTX4090",
     "RTX 4090": "RTX4090",
+    "NVIDIA GeForce RTX 4080": "RTX4090",
+    "40GB": "A100-40GB",
 }
-"""A100 alone does not say which: memory and step time hardly depend on it."""
+"""A100 alone, or 40 GB, does not say which, and a kind that `hardware.py` lacks stands under its
+neighbour: of a device, peak memory depends on its size alone, which rows state themselves."""
 
 _TIED = ("gpt", "powerlm", "llama-3.2", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "opt")
 
@@ -51,8 +54,6 @@ def shape_of(row: Mapping[str, str]) -> ModelShape:
         NotUsableError: a mixture of experts, or a dimension is not given.
     """
     name = row["model"].lower()
-    if "mixtral" in name:
-        raise NotUsableError("mixture of experts: routing of that version is not modelled")
     missing = [key for key in ("hidden", "layers", "heads", "vocab") if not row[key]]
     if missing:
         raise NotUsableError("dimensions of the model are not given")
@@ -61,9 +62,10 @@ def shape_of(row: Mapping[str, str]) -> ModelShape:
     model_type = "gpt2" if plain else "opt" if "opt-" in name else "llama"
     if "qwen2" in name:
         model_type = "qwen2"
+    is_mixture = "mixtral" in name
     return ModelShape(
         name=row["model"],
-        model_type=model_type,
+        model_type="mixtral" if is_mixture else model_type,
         hidden_size=hidden,
         intermediate_size=int(row["ffn"] or 4 * hidden),
         num_hidden_layers=int(row["layers"]),
@@ -72,8 +74,10 @@ def shape_of(row: Mapping[str, str]) -> ModelShape:
         head_dim=hidden // heads,
         vocab_size=int(row["vocab"]),
         max_position_embeddings=int(row["seq_len"]),
-        tie_word_embeddings=any(part in name for part in _TIED),
+        # DeepSpeed's example of a GPT has an output projection of its own.
+        tie_word_embeddings=any(part in name for part in _TIED) and "custom" not in name,
         embedding_size=hidden,
+        num_experts=8 if is_mixture else 1,
         config={"activation_function": "gelu"} if plain else {},
     )
 
@@ -87,11 +91,12 @@ def hardware_of(row: Mapping[str, str]) -> Hardware:
     kind = DEVICE_KINDS.get(_DEVICES.get(row["gpu"], ""))
     if kind is None:
         raise NotUsableError(f"unknown device ({row['gpu'] or 'not named'})")
+    own_bytes = int(float(row["gpu_mem_gb"] or 0) * GIB)
     return Hardware(
         device_type=DeviceType.CUDA,
         device_kind=kind.name,
         num_devices=int(row["num_gpus"]),
-        device_memory_bytes=kind.memory_bytes,
+        device_memory_bytes=own_bytes or kind.memory_bytes,
         host_memory_bytes=2**42,
         flops_per_s=kind.flops_per_s,
         memory_bytes_per_s=kind.memory_bytes_per_s,
