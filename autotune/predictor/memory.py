@@ -204,7 +204,9 @@ class MemoryModel:
             "weights": states.weights,
             "second copy of weights": states.second_weights,
             "master weights": states.master_weights,
-            "optimizer states": states.optimizer_states - states.paged_states,
+            "optimizer states": states.optimizer_states
+            + states.staged_states
+            - states.paged_states,
             "offload buffers": states.offload_buffers,
             "workspace": 0 if self._is_cpu else _WORKSPACE_BYTES,
         }

@@ -48,14 +48,11 @@ def optimizer_state_bytes(
 def _muon(strategy: Strategy, share: RankShare, num_trained: int, moment: int) -> float:
     """One momentum of matrices, which ZeRO keeps in the precision of gradients.
 
-    Stages 1 and 2 write a step's into a second copy, which stays: `stage_1_and_2.py`,
-    `_muon_momentum_buffer` and `_muon_staging_momentum`; `stage3.py`, `_create_momentum_buffer`;
-    `zero/muon/original_muon.py`.
+    `zero/muon/original_muon.py`; `stage_1_and_2.py`, `_muon_momentum_buffer`; `stage3.py`,
+    `_create_momentum_buffer`.
     """
     num_matrices = num_trained if strategy.lora_rank else share.parameters.linears
     momentum = element_bytes(strategy) if strategy.zero_stage else moment
-    if strategy.zero_stage in (1, 2):
-        momentum *= 2
     return (momentum * num_matrices + 2 * moment * (num_trained - num_matrices)) / max(
         num_trained, 1
     )

@@ -13,6 +13,13 @@ from typing import Any
 from autotune.deepspeed_config import sub_group_elements
 from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import MasterWeights, Offload, Optimizer, Precision
+from autotune.predictor.gradients import (
+    Trained,
+    bucket,
+    final_gradients,
+    held_gradients,
+    of_bf16_pipeline,
+)
 from autotune.predictor.optimizer_states import optimizer_state_bytes
 from autotune.predictor.precision import FP32_BYTES, GroupBytes, group_bytes
 from autotune.predictor.shares import RankShare, ShareModel, zero_size
@@ -53,6 +60,8 @@ class States:
     optimizer_states: int
     paged_states: int
     """The part of them in managed memory, which moves to the host where the device has no room."""
+    staged_states: int
+    """Muon's next momentum, beside the one that the optimizer has."""
     has_early_states: bool
     """Whether they are there before the first step: stages 1 and 2 make them in it."""
     offload_buffers: int
@@ -77,24 +86,6 @@ class States:
     """Weights while the engine is built."""
     init_buffers: int
     """Copies made while the engine is built, on top of them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Trained:
-    """What the optimizer sees of one rank's share, and in how many bytes."""
-
-    num: int
-    owned: float
-    """After ZeRO has divided it."""
-    gradient: float
-    """Bytes of a gradient, as of the weight; of several precisions their mean."""
-    master: float
-    """Bytes of a master weight; of several precisions the mean, 0 where none has any."""
-    is_converted: bool
-    """Whether gradients are converted to the master's precision."""
-    is_offloaded: bool
-    device_share: float
-    """The part of states and master weights that is on the device."""
 
 
 class StatesModel:
@@ -162,22 +153,25 @@ class StatesModel:
             "second_weights": int(weights / hpz) if hpz > 1 else 0,
             "master_weights": int(trained.master * trained.owned * trained.device_share),
             "optimizer_states": held_states,
+            "staged_states": self._staged_states(strategy, share, trained),
             "paged_states": held_states if strategy.optimizer is Optimizer.PAGED_ADAMW_8BIT else 0,
             "has_early_states": stage not in (1, 2),
             "first_gradient": self._first_gradient(strategy, share, sizes),
             "init_weights": int(init_weights),
         }
         if has_bf16_optimizer(strategy):
-            return States(**common, **_bf16_pipeline(strategy, trained))
-        bucket = self._bucket(strategy, trained, sizes)
+            return States(**common, **of_bf16_pipeline(trained))
+        one = bucket(strategy, trained, sizes)
         has_two = stage == 3 or (overlaps(strategy) and self._num_ranks > 1)
-        buckets = bucket * (2 if has_two else 1)
+        buckets = one * (2 if has_two else 1)
         # ZeRO-3 makes its bucket once; ZeRO-1 keeps it until the last micro-step.
-        buckets_in_forward = bucket if stage == 3 else 0
+        buckets_in_forward = one if stage == 3 else 0
         if stage == 1 and is_accumulating:
             buckets_in_forward = buckets
-        e, held = trained.gradient, self._held_gradients(strategy, trained, is_accumulating)
-        final = self._final_gradients(strategy, trained, ranks, held, is_accumulating)
+        e, held = trained.gradient, held_gradients(strategy, trained, is_accumulating)
+        final = final_gradients(
+            strategy, trained, held, num_ranks=self._num_ranks, is_accumulating=is_accumulating
+        )
         has_staging = trained.is_offloaded and stage < 3 and not strategy.lora_rank
         return States(
             **common,
@@ -195,7 +189,7 @@ class StatesModel:
             ),
         )
 
-    def _trained(self, strategy: Strategy, share: RankShare, sizes: GroupBytes) -> _Trained:
+    def _trained(self, strategy: Strategy, share: RankShare, sizes: GroupBytes) -> Trained:
         num = self.trained_of(strategy, share)
         ranks = zero_size(strategy, self._num_ranks)
         is_divided = strategy.zero_stage > 0 or has_bf16_optimizer(strategy)
@@ -208,7 +202,7 @@ class StatesModel:
             master = FP32_BYTES * _share_of_16_bit(share, sizes)
         is_offloaded = strategy.offload_optimizer is not Offload.NONE and not self._is_cpu
         offloaded = strategy.offload_ratio if is_offloaded else 0.0
-        return _Trained(
+        return Trained(
             num=num,
             owned=num / ranks if is_divided else num,
             gradient=gradient,
@@ -219,7 +213,7 @@ class StatesModel:
         )
 
     def _weights(
-        self, strategy: Strategy, share: RankShare, trained: _Trained, sizes: GroupBytes
+        self, strategy: Strategy, share: RankShare, trained: Trained, sizes: GroupBytes
     ) -> float:
         """All weights of a share, adapters among them."""
         held: float = _bytes_of(share, sizes)
@@ -231,21 +225,19 @@ class StatesModel:
             held += _NF4_BYTES * (attention + mlp)
         return held
 
+    def _staged_states(self, strategy: Strategy, share: RankShare, trained: Trained) -> int:
+        """Stages 1 and 2 write it into a copy, which stays (`_muon_staging_momentum`)."""
+        if strategy.optimizer is not Optimizer.MUON or strategy.zero_stage not in (1, 2):
+            return 0
+        num = trained.num if strategy.lora_rank else share.parameters.linears
+        return int(trained.gradient * num * trained.owned / trained.num)
+
     def _first_gradient(self, strategy: Strategy, share: RankShare, sizes: GroupBytes) -> int:
         if strategy.lora_rank:
             return 0
         if share.has_head:
             return sizes.lm_head * share.parameters.head
         return sizes.residual * share.parameters.largest
-
-    def _bucket(self, strategy: Strategy, trained: _Trained, sizes: GroupBytes) -> int:
-        """One reduction bucket; of several precisions that of the optimizer's first group."""
-        if not strategy.zero_stage:
-            return 0
-        e = sizes.residual
-        if not sizes.is_uniform:
-            e = 2 if Precision.FP16 in strategy.parameter_precisions else FP32_BYTES
-        return e * min(strategy.reduce_bucket_size, trained.num)
 
     def _gathered(self, strategy: Strategy, share: RankShare, sizes: GroupBytes) -> int:
         """Whole weights at once; from NVMe nothing is read ahead or kept for its next use.
@@ -259,46 +251,7 @@ class StatesModel:
             return sizes.residual * min(2 * parameters.largest, parameters.total)
         return sizes.residual * min(parameters.total, _LIVE_ELEMENTS)
 
-    def _held_gradients(
-        self, strategy: Strategy, trained: _Trained, is_accumulating: bool
-    ) -> float:
-        """Elements of gradients on the device between two micro-steps.
-
-        Stages 0 and 1 accumulate all of them and reduce at the last micro-step; stage 2 keeps this
-        rank's part; stage 3 has a buffer for its part from the start.
-        """
-        stage = strategy.zero_stage
-        if stage == 3 and trained.is_offloaded:
-            # Of sub-groups that stay on the device, in the master's precision.
-            return trained.owned * trained.device_share * trained.master / trained.gradient
-        if stage == 3:
-            return trained.owned
-        if not is_accumulating or (stage == 2 and trained.is_offloaded):
-            return 0.0
-        return trained.owned if stage == 2 else float(trained.num)
-
-    def _final_gradients(
-        self,
-        strategy: Strategy,
-        trained: _Trained,
-        ranks: int,
-        held: float,
-        is_accumulating: bool,
-    ) -> float:
-        """Elements of gradients on the device when backward ends."""
-        match strategy.zero_stage:
-            case 0:
-                return float(trained.num)
-            case 1:
-                # One rank reduces only after backward. With more, gradients lie in the buckets as
-                # soon as they are made, except where micro-steps have accumulated them before.
-                keeps_all = self._num_ranks == 1 or is_accumulating
-                return trained.num if keeps_all else trained.num / ranks
-            case 2 if not trained.is_offloaded:
-                return held + trained.num / ranks
-        return held
-
-    def _step_buffers(self, strategy: Strategy, share: RankShare, trained: _Trained) -> float:
+    def _step_buffers(self, strategy: Strategy, share: RankShare, trained: Trained) -> float:
         """Averaged gradients, their flat copy, and that copy in the master's precision.
 
         `stage_1_and_2.py`, `step`: all three are alive when the last is made: with bf16 and an
@@ -326,7 +279,7 @@ class StatesModel:
         return needed
 
     def _init_buffers(
-        self, strategy: Strategy, trained: _Trained, weights: float, states: float
+        self, strategy: Strategy, trained: Trained, weights: float, states: float
     ) -> float:
         """What building the engine needs beside the weights.
 
@@ -339,27 +292,6 @@ class StatesModel:
             has_room = weights + e * trained.num < self._device_bytes
             return max(e * trained.num if has_room else 0, (e + master) * trained.owned)
         return (2 * max(master, e) + states) * trained.owned
-
-
-def _bf16_pipeline(strategy: Strategy, trained: _Trained) -> dict[str, Any]:
-    """A pipeline in bf16 without ZeRO is trained by `BF16_Optimizer`.
-
-    Its buffer of all gradients is there from the start, and there are no buckets; the optimizer
-    reads a copy of this rank's part in the master's precision. States and masters are divided as
-    by ZeRO-1 (`engine.py`, `_do_optimizer_sanity_check`; `bf16_optimizer.py`, `step`).
-    """
-    accumulated = int(trained.gradient * trained.num)
-    return {
-        "offload_buffers": 0,
-        "accumulated_gradients": accumulated,
-        "buckets": 0,
-        "buckets_in_forward": 0,
-        "buckets_in_step": 0,
-        "final_gradients": accumulated,
-        "gathered_weights": 0,
-        "step_buffers": accumulated + int(trained.master * trained.owned),
-        "init_buffers": int(trained.gradient * trained.num + trained.master * trained.owned),
-    }
 
 
 def overlaps(strategy: Strategy) -> bool:
