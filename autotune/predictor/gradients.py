@@ -1,6 +1,6 @@
 """Gradients and their buckets on the device of one rank, as DeepSpeed 0.19 holds them.
 
-Read from `runtime/zero/stage_1_and_2.py`, `runtime/zero/stage3.py` and `runtime/bf16_optimizer.py`.
+Read from `runtime/zero/stage_1_and_2.py`, `stage3.py` beside it and `runtime/bf16_optimizer.py`.
 Does not know weights or optimizer states.
 """
 
