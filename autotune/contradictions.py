@@ -5,6 +5,7 @@ One function a family of knobs; each answers in words, with the rule, the value 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from autotune.knobs import (
@@ -23,24 +24,12 @@ from autotune.knobs import (
 if TYPE_CHECKING:
     from autotune.strategy import Strategy
 
-__all__ = ["contradiction"]
+__all__ = ["RULES", "contradiction"]
 
 
 def contradiction(strategy: Strategy) -> str | None:
     """The first rule that the strategy breaks, in words; None where it breaks none."""
-    rules = (
-        _parallel,
-        _offload,
-        _checkpoints,
-        _tiles,
-        _optimizer,
-        _precision,
-        _communication,
-        _zeropp,
-        _kernels,
-        _adapters,
-    )
-    return next((words for rule in rules if (words := rule(strategy))), None)
+    return next((words for rule in RULES if (words := rule(strategy))), None)
 
 
 def _parallel(s: Strategy) -> str | None:
@@ -308,3 +297,18 @@ def _adapters(s: Strategy) -> str | None:
         knob = "lora_alpha" if s.lora_alpha else "lora_targets"
         return f"{knob} needs a lora_rank above 0"
     return None
+
+
+RULES: tuple[Callable[[Strategy], str | None], ...] = (
+    _parallel,
+    _offload,
+    _checkpoints,
+    _tiles,
+    _optimizer,
+    _precision,
+    _communication,
+    _zeropp,
+    _kernels,
+    _adapters,
+)
+"""One for each family of knobs."""

@@ -6,26 +6,33 @@ Nothing is measured. Does not know how the answer is shown, nor torch.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autotune.hardware import Hardware
 from autotune.hardware_spec import HardwareSpec
 from autotune.knobs import LossClass
-from autotune.pareto import Objectives, Pick, front_of, pick_of
+from autotune.pareto import Objectives, Pick, front_rows, pick_of
 from autotune.plan_calibration import Lesson
+from autotune.prediction_table import PredictionTable
 from autotune.predictor import AnalyticPredictor
+from autotune.protocols import Predictor
 from autotune.pruners import PredictedMemoryPruner
 from autotune.question import Question
 from autotune.search_space import SearchSpace
 from autotune.software import Software
 from autotune.strategy import Strategy
+from autotune.strategy_table import StrategyTable
 from autotune.study_summary import model_flops_utilisation
 from autotune.trial import Prediction
 from autotune.workload import Workload
 
-__all__ = ["ASSUMED_SOFTWARE", "Candidate", "Plan", "make_plan"]
+__all__ = ["ASSUMED_SOFTWARE", "Candidate", "Candidates", "Plan", "make_plan"]
 
 ASSUMED_SOFTWARE = Software(
     versions={},
@@ -49,6 +56,35 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Candidates(Sequence[Candidate]):
+    """Strategies and what is predicted of them, in rows; one becomes a `Candidate` when asked for.
+
+    A million of them are ranked by their arrays, and only those that are shown are made.
+    """
+
+    table: StrategyTable
+    predicted: PredictionTable
+    """Of the table's rows."""
+    predictor: Predictor
+    """Says of one what the table leaves out."""
+
+    def __len__(self) -> int:
+        """Strategies."""
+        return len(self.table)
+
+    @overload
+    def __getitem__(self, row: int) -> Candidate: ...
+    @overload
+    def __getitem__(self, row: slice) -> tuple[Candidate, ...]: ...
+    def __getitem__(self, row: int | slice) -> Candidate | tuple[Candidate, ...]:
+        """One row, or some."""
+        if isinstance(row, slice):
+            return tuple(self[one] for one in range(len(self))[row])
+        strategy = self.table.strategy(range(len(self))[row])
+        return Candidate(strategy=strategy, prediction=self.predictor.predict(strategy))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is predicted of one question, for every strategy that its space has."""
 
@@ -57,7 +93,7 @@ class Plan:
     spec: HardwareSpec
     reference: Strategy
     """The strategy whose loss-changing knobs all others are compared with."""
-    candidates: tuple[Candidate, ...]
+    candidates: Candidates
     lesson: Lesson | None = None
     """What predictions were corrected by, if by anything."""
 
@@ -81,9 +117,16 @@ class Plan:
         return self.fits(candidate) and prediction.peak_device_upper_bytes <= limit
 
     @cached_property
+    def num_fitting(self) -> int:
+        """Candidates that are expected to fit."""
+        return int(np.count_nonzero(self._fits))
+
+    @cached_property
     def front(self) -> tuple[Candidate, ...]:
         """The predicted Pareto front, fastest first; empty where nothing is expected to fit."""
-        return tuple(front_of([c for c in self.candidates if self.fits(c)], _objectives))
+        predicted, rows = self.candidates.predicted, np.flatnonzero(self._fits)
+        speeds, memories = predicted.tokens_per_second[rows], predicted.peak_memory_bytes[rows]
+        return tuple(self.candidates[row] for row in rows[front_rows(speeds, memories)])
 
     @property
     def picks(self) -> dict[Pick, Candidate]:
@@ -128,14 +171,27 @@ class Plan:
             host_memory_bytes=self.hardware.host_memory_bytes,
             disk_bytes=self.hardware.nvme_free_bytes,
         )
-        speed = candidate.prediction.tokens_per_second
-        faster = [c for c in self.candidates if c.prediction.tokens_per_second > speed]
+        speeds = self.candidates.predicted.tokens_per_second
+        faster = np.flatnonzero(~self._fits & (speeds > candidate.prediction.tokens_per_second))
+        slowest_first = faster[np.argsort(speeds[faster], kind="stable")]
         refused = (
             (other, reason)
-            for other in sorted(faster, key=_speed)
+            for other in map(self.candidates.__getitem__, slowest_first.tolist())
             if (reason := pruner.reason_to_skip(other.strategy, other.prediction, ()))
         )
         return list(itertools.islice(refused, num))
+
+    def closest(self, num: int) -> list[Candidate]:
+        """The candidates that miss the least memory, least first."""
+        rows = self.candidates.predicted.closest(num, **self.question.limits)
+        return [self.candidates[row] for row in rows]
+
+    @cached_property
+    def _fits(self) -> NDArray[np.bool_]:
+        fits: NDArray[np.bool_] = (
+            self.candidates.predicted.missing_bytes(**self.question.limits) == 0
+        )
+        return fits
 
 
 def make_plan(
@@ -149,21 +205,18 @@ def make_plan(
         space: of the same question; a space too large to list is drawn from.
         lesson: of the same question; predictions are the uncorrected ones if left out.
     """
-    predictor = lesson or AnalyticPredictor(question.workload, question.hardware)
+    predictor: Predictor = lesson or AnalyticPredictor(question.workload, question.hardware)
     return Plan(
         question=question,
         spec=spec,
         reference=space.reference,
-        candidates=tuple(
-            Candidate(strategy=strategy, prediction=predictor.predict(strategy))
-            for strategy in space.strategies()
+        candidates=Candidates(
+            table=space.table,
+            predicted=predictor.predict_table(space.table),
+            predictor=predictor,
         ),
         lesson=lesson,
     )
-
-
-def _speed(candidate: Candidate) -> float:
-    return candidate.prediction.tokens_per_second
 
 
 def _objectives(candidate: Candidate) -> Objectives:

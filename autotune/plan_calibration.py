@@ -6,17 +6,21 @@ launches, the allocator's slack. Does not know which strategies a plan has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autotune.errors import ConfigError
 from autotune.hardware import DeviceType
+from autotune.prediction_table import PredictionTable
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.protocols import Predictor
 from autotune.question import Question
 from autotune.strategy import Strategy
+from autotune.strategy_table import StrategyTable
 from autotune.study_summary import StudySummary
 from autotune.trial import Prediction, Trial, TrialState
 
@@ -60,13 +64,23 @@ class Lesson:
             breakdown_bytes=learned.breakdown_bytes,
         )
 
-    def sentences(self, strategies: Sequence[Strategy]) -> Iterator[str]:
+    def predict_table(self, table: StrategyTable) -> PredictionTable:
+        """The same of every strategy of a table, in its order."""
+        learned = self.calibrated.predict_table(table)
+        if self.is_same_kind:
+            return learned
+        prior = self.prior.predict_table(table)
+        return replace(
+            learned, step_time_s=prior.step_time_s, tokens_per_second=prior.tokens_per_second
+        )
+
+    def sentences(self, table: StrategyTable) -> Iterator[str]:
         """From what was learned, and how far predictions of these strategies moved by it."""
-        pairs = [(self.prior.predict(each), self.predict(each)) for each in strategies]
-        memory = [new.peak_memory_bytes / old.peak_memory_bytes - 1 for old, new in pairs]
+        old, new = self.prior.predict_table(table), self.predict_table(table)
+        memory = new.peak_memory_bytes / old.peak_memory_bytes - 1
         words = f"reserved memory {_moved(memory)}"
         if self.is_same_kind:
-            times = [new.step_time_s / old.step_time_s - 1 for old, new in pairs]
+            times = new.step_time_s / old.step_time_s - 1
             words = f"step times {_moved(times)}, {words}"
         yield (
             f"Corrected by {self.num_trials} complete trials of {self.study} "
@@ -131,9 +145,9 @@ def _teaches(trial: Trial) -> bool:
     )
 
 
-def _moved(changes: Sequence[float]) -> str:
+def _moved(changes: NDArray[np.float64]) -> str:
     """How far, in words: the median, and between what extremes."""
-    if not changes or max(map(abs, changes)) < _UNMOVED:
+    if not len(changes) or np.abs(changes).max() < _UNMOVED:
         return "as before, since held-out trials gave no reason to move them"
-    least, most = min(changes), max(changes)
-    return f"by {median(changes):+.1%} at the median ({least:+.1%} to {most:+.1%})"
+    least, most = changes.min(), changes.max()
+    return f"by {np.median(changes):+.1%} at the median ({least:+.1%} to {most:+.1%})"

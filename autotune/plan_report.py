@@ -76,7 +76,7 @@ def _header(plan: Plan) -> Iterator[Text]:
     yield Text.assemble(
         ("Predicted, nothing was measured. ", "bold yellow"),
         f"{len(plan.candidates):,} strategies of the space {plan.question.space_name}, "
-        f"{sum(map(plan.fits, plan.candidates)):,} of them are expected to fit.",
+        f"{plan.num_fitting:,} of them are expected to fit.",
     )
     for sentence in plan_assumptions(plan):
         yield Text(f"- {sentence}")
@@ -106,7 +106,7 @@ def plan_assumptions(plan: Plan) -> Iterator[str]:
             f"A host has {format_gib(host.nvme_free_bytes)} GiB of NVMe disk, at {host.nvme_path}."
         )
     if plan.lesson is not None:
-        yield from plan.lesson.sentences([each.strategy for each in plan.candidates])
+        yield from plan.lesson.sentences(plan.candidates.table)
     if spec.num_nodes > 1:
         yield (
             "Memory holds for any number of hosts, but links between hosts are not modelled: "

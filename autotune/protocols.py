@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from autotune.prediction_table import PredictionTable
 from autotune.strategy import Strategy
+from autotune.strategy_table import StrategyTable
 from autotune.trial import Outcome, Prediction, Trial, TrialSpec
 
 __all__ = ["Driver", "Predictor", "Progress", "Pruner", "Runner", "Sampler", "TrialSource"]
@@ -21,6 +23,10 @@ class Predictor(Protocol):
 
     def predict(self, strategy: Strategy) -> Prediction:
         """Peak memory and step time of one strategy, with their doubt."""
+        ...
+
+    def predict_table(self, table: StrategyTable) -> PredictionTable:
+        """The same of every strategy of a table, in its order: a million in seconds."""
         ...
 
 

@@ -5,47 +5,44 @@ Does not know files or samplers: it lists strategies, and turns a choice of valu
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from autotune.compatibility import conflict, reference_strategy
+from autotune.compatibility import conflict, reference_strategy, rules
+from autotune.contradictions import RULES
 from autotune.errors import ConfigError
 from autotune.hardware import Hardware
 from autotune.knobs import PARALLEL_DEGREES
+from autotune.listing import Knob, Value, list_strategies
 from autotune.software import Software
 from autotune.strategy import KNOBS, Strategy, read_knob
+from autotune.strategy_table import StrategyTable
 from autotune.workload import Workload
 
-__all__ = ["FACTS", "MOST_CHOICES", "NUM_DRAWN", "Knob", "SearchSpace", "Value"]
-
-Value = int | float | bool | str
-"""A value of a knob, as a file and the storage hold it."""
+__all__ = [
+    "FACTS",
+    "MOST_COMBINATIONS",
+    "MOST_STRATEGIES",
+    "NUM_DRAWN",
+    "Knob",
+    "SearchSpace",
+    "Value",
+]
 
 FACTS = ("device", "method")
 """What a condition may ask besides other knobs: `device` is cpu or cuda, `method` the --method."""
 
+MOST_COMBINATIONS = 2_000_000
+"""Combinations of values that are still looked at one by one, as rows of a table."""
 
-MOST_CHOICES = 20_000
-"""Combinations of values that are still listed one by one."""
+MOST_STRATEGIES = 20_000
+"""Strategies that are still made one by one."""
 
 NUM_DRAWN = 1_000
 """Combinations that are drawn from a larger space."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Knob:
-    """One knob of a search space."""
-
-    name: str
-    values: tuple[Value, ...]
-    """All values that may be tried."""
-    when: Mapping[str, tuple[Value, ...]]
-    """It is only moved where each named knob or fact has one of these values; else it keeps its
-    reference value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,19 +109,31 @@ class SearchSpace:
         """Why the question does not allow this strategy, in words."""
         return conflict(strategy, self.workload, self.hardware, self.software)
 
-    def strategies(self) -> Iterator[Strategy]:
-        """The possible strategies, each once: all of them, or of a large space a fair part.
+    @cached_property
+    def table(self) -> StrategyTable:
+        """The possible strategies, each once: all of them, or of a huge space a fair part.
 
-        A space of more than `MOST_CHOICES` choices is too large to be listed. `NUM_DRAWN` of them
-        are drawn then, the same ones every time.
+        A space of more than `MOST_COMBINATIONS` is not listed. `NUM_DRAWN` combinations are drawn
+        then, the same ones every time.
         """
-        return iter(self._strategies)
+        question_rules = rules(self.workload, self.hardware, self.software)
+        listed = list_strategies(
+            self._fixed, self._bounded, (*RULES, *question_rules), most=MOST_COMBINATIONS
+        )
+        return StrategyTable.of(self._drawn) if listed is None else listed
+
+    def strategies(self) -> Iterator[Strategy]:
+        """The strategies of the table, or of more than `MOST_STRATEGIES` a fair part.
+
+        `NUM_DRAWN` combinations are drawn of so many, as of what is not listed.
+        """
+        if len(self.table) > MOST_STRATEGIES:
+            return iter(self._drawn)
+        return map(self.table.strategy, range(len(self.table)))
 
     @cached_property
-    def _strategies(self) -> tuple[Strategy, ...]:
-        listed = list(itertools.islice(self._all_choices(dict(self._fixed)), MOST_CHOICES + 1))
-        choices = listed if len(listed) <= MOST_CHOICES else self._drawn_choices()
-        possible = (self._possible(values) for values in choices)
+    def _drawn(self) -> tuple[Strategy, ...]:
+        possible = (self._possible(values) for values in self._drawn_choices())
         return tuple(dict.fromkeys(strategy for strategy in possible if strategy is not None))
 
     def _possible(self, values: Mapping[str, Any]) -> Strategy | None:
@@ -133,21 +142,6 @@ class SearchSpace:
         except ConfigError:
             return None
         return None if self.conflict(strategy) else strategy
-
-    def _all_choices(
-        self, values: dict[str, Any], knobs: tuple[Knob, ...] | None = None
-    ) -> Iterator[dict[str, Any]]:
-        """Every combination of values, knobs whose condition does not hold at the reference's."""
-        knobs = self._bounded if knobs is None else knobs
-        if not knobs:
-            yield values
-            return
-        first, *rest = knobs
-        if not self._moves(first, values):
-            yield from self._all_choices(values, tuple(rest))
-            return
-        for value in first.values:
-            yield from self._all_choices(values | {first.name: value}, tuple(rest))
 
     def _drawn_choices(self) -> Iterator[dict[str, Any]]:
         """Knob by knob a value at random, of those that are possible after the ones before it."""

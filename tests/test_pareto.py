@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 from sample_study import complete, failed, pruned
 
-from autotune.pareto import Pick, pareto_front, pick
+from autotune.pareto import Pick, front_of, front_rows, pareto_front, pick
 from autotune.trial import FailureKind, Trial
 
 
@@ -42,6 +45,17 @@ def test_only_trials_that_fit_are_on_the_front() -> None:
 def test_front_does_not_depend_on_the_order_of_trials() -> None:
     trials = [complete(n, 100 + 7 * n % 50, 10 + 5 * n % 30) for n in range(20)]
     assert pareto_front(trials) == pareto_front(trials[::-1])
+
+
+def test_rows_are_on_the_front_as_candidates_are() -> None:
+    draw = random.Random(0)
+    fast = [draw.randrange(60) for _ in range(500)]
+    values = [(float(speed), speed + draw.randrange(40)) for speed in fast]
+    speeds, sizes = (np.array(column) for column in zip(*values, strict=True))
+    expected = front_of(range(500), lambda row: values[row])
+    assert front_rows(speeds, sizes).tolist() == expected
+    assert len(expected) > 3
+    assert front_rows(speeds[:0], sizes[:0]).tolist() == []
 
 
 def test_picks_of_the_ends_are_the_fastest_and_the_leanest() -> None:

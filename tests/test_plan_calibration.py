@@ -15,6 +15,7 @@ from autotune.plan import Plan
 from autotune.plan_calibration import Lesson, learn_from
 from autotune.predictor import AnalyticPredictor
 from autotune.strategy import Strategy
+from autotune.strategy_table import StrategyTable
 from autotune.study_summary import StudySummary
 from autotune.trial import Trial
 
@@ -119,4 +120,4 @@ def test_a_single_trial_teaches_nothing(plan: Plan) -> None:
 
 
 def words(lesson: Lesson) -> list[str]:
-    return list(lesson.sentences(STRATEGIES))
+    return list(lesson.sentences(StrategyTable.of(STRATEGIES)))

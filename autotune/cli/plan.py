@@ -161,7 +161,7 @@ def plan(
 
     from autotune.cli.console import answer_console, error_console
     from autotune.cli.members import member
-    from autotune.cli.refusal import refuse_as_nothing_fits, refuse_empty_space
+    from autotune.cli.refusal import NUM_CLOSEST, refuse_as_nothing_fits, refuse_empty_space
     from autotune.hardware_spec import read_hardware
     from autotune.pareto import Pick
     from autotune.plan import ASSUMED_SOFTWARE, make_plan
@@ -201,9 +201,9 @@ def plan(
     made = make_plan(question, spec, search_space, lesson)
     refuse_empty_space(search_space, made.candidates)
     if not made.front:
-        predicted = [(each.strategy, each.prediction) for each in made.candidates]
+        closest = [(each.strategy, each.prediction) for each in made.closest(NUM_CLOSEST)]
         refuse_as_nothing_fits(
-            question, search_space, predicted, space, error_console(), as_json=as_json
+            question, search_space, closest, space, error_console(), as_json=as_json
         )
     console = answer_console()
     if as_json:

@@ -22,11 +22,15 @@ from autotune.trial import Prediction
 from autotune.workload import Workload
 
 __all__ = [
+    "NUM_CLOSEST",
     "refuse_as_nothing_fits",
     "refuse_empty_space",
     "refuse_if_nothing_fits",
     "refuse_large_model_on_cpu",
 ]
+
+NUM_CLOSEST = 3
+"""Strategies that are named where nothing fits."""
 
 _MAX_CPU_PARAMETERS = 1_000_000_000
 """Larger models take minutes a step on a CPU: no search of them ends."""
@@ -54,11 +58,12 @@ def refuse_if_nothing_fits(
 ) -> None:
     """Say at once what is missing where no strategy of the space can fit."""
     predictor = AnalyticPredictor(question.workload, question.hardware)
-    predicted = [(strategy, predictor.predict(strategy)) for strategy in space.strategies()]
-    refuse_empty_space(space, predicted)
-    limits = question.limits
-    if not any(prediction.might_fit(**limits) for _, prediction in predicted):
-        refuse_as_nothing_fits(question, space, predicted, space_file, console, as_json=as_json)
+    refuse_empty_space(space, space.table)
+    predicted = predictor.predict_table(space.table)
+    if not predicted.might_fit(**question.limits).any():
+        rows = predicted.closest(NUM_CLOSEST, **question.limits)
+        closest = [(s, predictor.predict(s)) for s in map(space.table.strategy, rows)]
+        refuse_as_nothing_fits(question, space, closest, space_file, console, as_json=as_json)
 
 
 def refuse_empty_space(space: SearchSpace, found: Sized) -> None:
@@ -77,7 +82,7 @@ def refuse_empty_space(space: SearchSpace, found: Sized) -> None:
 def refuse_as_nothing_fits(
     question: Question,
     space: SearchSpace,
-    predicted: Sequence[tuple[Strategy, Prediction]],
+    closest: Sequence[tuple[Strategy, Prediction]],
     space_file: str,
     console: Console,
     *,
@@ -88,13 +93,12 @@ def refuse_as_nothing_fits(
     Args:
         question: what nothing fits.
         space: its strategies.
-        predicted: what is predicted of each of them.
+        closest: the strategies that miss the least memory, with their predictions, least first.
         space_file: --space, as the user named it.
         console: where the words go.
         as_json: print a document on stdout besides.
     """
-    limit, limits = question.memory_limit_bytes, question.limits
-    closest = sorted(predicted, key=lambda pair: pair[1].missing_bytes(**limits))[:3]
+    limit = question.memory_limit_bytes
     alternatives = _alternatives(question, space, space_file)
     if as_json:
         answer_console().print_json(
@@ -132,15 +136,8 @@ def _alternatives(
             continue
         related = load_search_space(space_file, workload, hardware, space.software)
         other = AnalyticPredictor(workload, hardware)
-        predictions = [other.predict(strategy) for strategy in related.strategies()]
-        leanest = min(
-            predictions,
-            key=lambda prediction: (
-                prediction.missing_bytes(**limits),
-                prediction.peak_memory_bytes,
-            ),
-            default=None,
-        )
+        rows = other.predict_table(related.table).closest(1, **limits)
+        leanest = other.predict(related.table.strategy(rows[0])) if rows else None
         if leanest is not None and not leanest.missing_bytes(**limits):
             kinds_found.add(kind)
             alternatives[words] = leanest

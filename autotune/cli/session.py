@@ -105,13 +105,9 @@ class Session:
         """
         question, limit = self._question, self._question.memory_limit_bytes
         predictor = AnalyticPredictor(question.workload, question.hardware)
+        table = self._space.table
         first = most_promising(
-            self._space.strategies(),
-            predictor,
-            memory_limit_bytes=limit,
-            host_memory_bytes=question.hardware.host_memory_bytes,
-            num=_NUM_FIRST,
-            disk_bytes=question.hardware.nvme_free_bytes,
+            table, predictor.predict_table(table), limits=question.limits, num=_NUM_FIRST
         )
         proposals: Sampler = OptunaSampler(self._space, kind=sampler, seed=question.seed)
         if sampler.learns:

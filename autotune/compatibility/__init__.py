@@ -6,6 +6,10 @@ words, for the user.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from autotune.compatibility import (
     adapters,
     batch,
@@ -23,9 +27,9 @@ from autotune.software import Software
 from autotune.strategy import Strategy
 from autotune.workload import Workload
 
-__all__ = ["conflict", "reference_strategy"]
+__all__ = ["conflict", "reference_strategy", "rules"]
 
-_FAMILIES = (
+_FAMILIES: tuple[Callable[..., str | None], ...] = (
     parallel.conflict,
     batch.conflict,
     blocks.conflict,
@@ -38,12 +42,17 @@ _FAMILIES = (
 )
 
 
+def rules(
+    workload: Workload, hardware: Hardware, software: Software
+) -> tuple[Callable[[Strategy], str | None], ...]:
+    """One rule for each family of knobs: why a strategy cannot run for this question, if so."""
+    question: dict[str, Any] = {"workload": workload, "hardware": hardware, "software": software}
+    return tuple(partial(family, **question) for family in _FAMILIES)
+
+
 def conflict(
     strategy: Strategy, workload: Workload, hardware: Hardware, software: Software
 ) -> str | None:
     """Why this strategy cannot run for this question, or None where it can."""
-    for family in _FAMILIES:
-        words = family(strategy, workload, hardware, software)
-        if words:
-            return words
-    return None
+    broken = (rule(strategy) for rule in rules(workload, hardware, software))
+    return next((words for words in broken if words), None)

@@ -5,13 +5,20 @@ Does not know which strategies are tried, nor how far off it was.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from autotune.deepspeed_config import sub_group_elements
 from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import MasterWeights, Offload
-from autotune.predictor.memory import MemoryModel
+from autotune.prediction_table import PredictionTable
+from autotune.predictor.arithmetic import Ask, ask_about, whole
+from autotune.predictor.memory import MemoryModel, PeakMemory
 from autotune.predictor.precision import FP32_BYTES, element_bytes
+from autotune.predictor.table import Explanation, explain_table
 from autotune.predictor.time import StepParts, TimeModel
 from autotune.strategy import Strategy
+from autotune.strategy_table import StrategyTable
 from autotune.trial import Prediction
 from autotune.workload import Workload
 
@@ -50,29 +57,44 @@ class AnalyticPredictor:
 
     def explain(self, strategy: Strategy) -> tuple[Prediction, StepParts]:
         """The prediction of one strategy, and what its step time is made of."""
-        peak = self._memory.peak(strategy)
-        parts = self._time.parts(strategy)
-        step_time_s = parts.total_s
+        peak, parts = self._memory.peak(strategy), self._time.parts(strategy)
+        shares = self._memory.states.shares(strategy)
         prediction = Prediction(
-            peak_memory_bytes=peak.expected_bytes,
-            peak_allocated_bytes=peak.allocated_bytes,
-            peak_memory_lower_bytes=peak.lower_bytes,
-            peak_memory_upper_bytes=peak.upper_bytes,
-            device_overhead_bytes=self._device_overhead_bytes + peak.managed_bytes,
-            # Ranks, and what they offload, are alike on every host.
-            host_memory_bytes=-(-self._host_bytes(strategy) // self._num_nodes),
-            disk_bytes=-(-self._disk_bytes(strategy) // self._num_nodes),
-            step_time_s=step_time_s,
+            **self._figures(ask_about(strategy), shares, peak, parts),
             step_parts_s=self._time.activities_s(strategy, parts),
-            tokens_per_second=self._workload.tokens_per_step / step_time_s,
             moment=_moment_in_words(peak.moment, strategy),
             breakdown_bytes=peak.breakdown_bytes,
         )
         return prediction, parts
 
-    def _host_bytes(self, strategy: Strategy) -> int:
-        """Least host memory, of all ranks together."""
-        return int(self._offloaded_bytes(strategy) + self._memory.host_bytes(strategy))
+    def predict_table(self, table: StrategyTable) -> PredictionTable:
+        """The same of every strategy of a table, in its order."""
+        return PredictionTable.joined([predicted for predicted, _ in self.explain_table(table)])
+
+    def explain_table(self, table: StrategyTable) -> Iterator[tuple[PredictionTable, Explanation]]:
+        """Predictions of a table part by part, and what they are made of."""
+        for part in explain_table(table, self._memory, self._time):
+            shares = part.table.map(self._memory.states.shares)
+            yield PredictionTable(**self._figures(part.ask, shares, part.peak, part.parts)), part
+
+    def _figures(
+        self, ask: Ask, shares: Any, peak: PeakMemory, parts: StepParts
+    ) -> dict[str, Any]:
+        """What is predicted of one strategy and of a table alike."""
+        step_time_s = parts.total_s
+        offloaded = ask(self._offloaded_bytes) + self._memory.host_bytes(ask, shares)
+        return {
+            "peak_memory_bytes": peak.expected_bytes,
+            "peak_allocated_bytes": peak.allocated_bytes,
+            "peak_memory_lower_bytes": peak.lower_bytes,
+            "peak_memory_upper_bytes": peak.upper_bytes,
+            "device_overhead_bytes": self._device_overhead_bytes + peak.managed_bytes,
+            # Ranks, and what they offload, are alike on every host.
+            "host_memory_bytes": -(-whole(offloaded) // self._num_nodes),
+            "disk_bytes": -(-ask(self._disk_bytes) // self._num_nodes),
+            "step_time_s": step_time_s,
+            "tokens_per_second": self._workload.tokens_per_step / step_time_s,
+        }
 
     def _offloaded_bytes(self, strategy: Strategy) -> float:
         """Host memory that states and weights take, of all ranks together.

@@ -1,17 +1,73 @@
 """Arithmetic that is the same for one strategy and for a table of them.
 
-What numbers do not share with numpy's arrays: the greater of two, a choice, whole numbers. One
-function takes both, so that what is composed of them is written once. Records of numbers, such as
-`States`, may hold arrays in the same way: one element a row. Types name the case of one strategy.
+What is made of several models' answers is written once. `Ask` gets an answer for a strategy, or
+for each row of a table; an answer is a number or an array, or a record of numbers or of arrays,
+one element a row. The functions do what numbers do not share with numpy's arrays. Types name the
+case of one strategy.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["chosen", "greatest", "whole"]
+from autotune.strategy import Strategy
+
+__all__ = [
+    "Ask",
+    "Stages",
+    "StagesOfOne",
+    "ask_about",
+    "chosen",
+    "exponential",
+    "greatest",
+    "least",
+    "logarithm",
+    "whole",
+]
+
+
+Ask = Callable[..., Any]
+"""`ask(function, *others)` is what the function gives for a strategy and the others.
+
+The function does not know of tables: it is asked once for each strategy that differs in what it
+reads. Of a table the others are columns.
+"""
+
+
+def ask_about(strategy: Strategy) -> Ask:
+    """Asks about one strategy."""
+
+    def ask(function: Callable[..., Any], *others: Any) -> Any:
+        return function(strategy, *others)
+
+    return ask
+
+
+class Stages(Protocol):
+    """Records of all stages of a pipeline: of one strategy, or of each row of a table."""
+
+    def greatest(self, number: Callable[[Any], Any]) -> Any:
+        """The record with the greatest number, the first of equals."""
+        ...
+
+
+class StagesOfOne:
+    """Those of one strategy.
+
+    Args:
+        records: one a stage.
+    """
+
+    def __init__(self, records: Iterable[Any]) -> None:
+        self._records = tuple(records)
+
+    def greatest(self, number: Callable[[Any], Any]) -> Any:
+        """The record with the greatest number, the first of equals."""
+        return max(self._records, key=number)
 
 
 def greatest(first: Any, *others: Any) -> Any:
@@ -29,6 +85,21 @@ def chosen(condition: Any, first: Any, second: Any) -> Any:
     if isinstance(condition, np.ndarray):
         return np.where(condition, first, second)
     return first if condition else second
+
+
+def exponential(number: Any) -> Any:
+    """Euler's number to the power of another."""
+    return np.exp(number) if isinstance(number, np.ndarray) else math.exp(number)
+
+
+def logarithm(number: Any) -> Any:
+    """The natural one."""
+    return np.log(number) if isinstance(number, np.ndarray) else math.log(number)
+
+
+def least(first: Any, second: Any) -> Any:
+    """The smaller of two."""
+    return -greatest(-first, -second)
 
 
 def whole(number: Any) -> Any:

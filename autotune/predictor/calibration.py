@@ -11,9 +11,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
+from typing import Any
 
+from autotune.prediction_table import PredictionTable
 from autotune.predictor.analytic import AnalyticPredictor
+from autotune.predictor.arithmetic import exponential, greatest, least, logarithm, whole
 from autotune.predictor.corrections import (
+    ACTIVATIONS,
     MEMORY_COEFFICIENTS,
     TIME_COEFFICIENTS,
     MemoryCurve,
@@ -21,7 +25,9 @@ from autotune.predictor.corrections import (
 )
 from autotune.predictor.neighbours import Neighbours
 from autotune.predictor.shrinkage import Coefficient, Curve, fit
+from autotune.predictor.table import Explanation
 from autotune.strategy import Strategy
+from autotune.strategy_table import StrategyTable
 from autotune.trial import Prediction, Trial, TrialState
 
 __all__ = ["CalibratedPredictor"]
@@ -72,6 +78,11 @@ class _Correction:
     def log_value(self, strategy: Strategy, curve: Curve) -> float:
         value = curve.log_value(self.at)
         return value + self.neighbours.residual(strategy) if self.neighbours else value
+
+    def log_values(self, table: StrategyTable, curve: Curve) -> Any:
+        """The same for each row of a table, whose curve is of arrays."""
+        values = curve.log_value(self.at)
+        return values + self.neighbours.residuals(table) if self.neighbours else values
 
 
 class CalibratedPredictor:
@@ -126,13 +137,38 @@ class CalibratedPredictor:
             prediction = _with_memory(prediction, self._memory, strategy, self._num_trials)
         return prediction
 
+    def predict_table(self, table: StrategyTable) -> PredictionTable:
+        """The same of every strategy of a table, in its order."""
+        return PredictionTable.joined(
+            [self._corrected(*of_part) for of_part in self._prior.explain_table(table)]
+        )
+
+    def _corrected(self, predicted: PredictionTable, part: Explanation) -> PredictionTable:
+        if self._time is not None:
+            log_s = self._time.log_values(part.table, TimeCurve(part.parts))
+            factor = _time_factor(log_s, predicted.step_time_s)
+            predicted = replace(
+                predicted,
+                step_time_s=predicted.step_time_s * factor,
+                tokens_per_second=predicted.tokens_per_second / factor,
+            )
+        if self._memory is not None:
+            peak = part.peak
+            curve = MemoryCurve(
+                peak.expected_bytes,
+                activation_bytes=peak.at_peak(*ACTIVATIONS),
+                slack_bytes=peak.expected_bytes - peak.allocated_bytes,
+            )
+            log_bytes = self._memory.log_values(part.table, curve)
+            moved = _moved_peak(predicted, log_bytes, self._memory.scatter, self._num_trials)
+            predicted = replace(predicted, **moved)
+        return predicted
+
 
 def _with_step_time(
     prediction: Prediction, correction: _Correction, strategy: Strategy, curve: Curve
 ) -> Prediction:
-    limit = _LARGEST_TIME_CORRECTION
-    ratio = correction.log_value(strategy, curve) - math.log(prediction.step_time_s)
-    factor = math.exp(min(limit, max(-limit, ratio)))
+    factor = _time_factor(correction.log_value(strategy, curve), prediction.step_time_s)
     return replace(
         prediction,
         step_time_s=prediction.step_time_s * factor,
@@ -141,31 +177,40 @@ def _with_step_time(
     )
 
 
+def _time_factor(log_s: Any, step_time_s: Any) -> Any:
+    limit, ratio = _LARGEST_TIME_CORRECTION, log_s - logarithm(step_time_s)
+    return exponential(least(limit, greatest(-limit, ratio)))
+
+
 def _with_memory(
     prediction: Prediction, correction: _Correction, strategy: Strategy, num_trials: int
 ) -> Prediction:
-    """The expected peak moved within the prior's interval, and the interval with it.
+    """The expected peak moved, and what it is made of in its shares."""
+    log_bytes = correction.log_value(strategy, MemoryCurve.of(prediction))
+    moved = _moved_peak(prediction, log_bytes, correction.scatter, num_trials)
+    factor = moved["peak_memory_bytes"] / prediction.peak_memory_bytes
+    breakdown = {p: int(n * factor) for p, n in prediction.breakdown_bytes.items()}
+    return replace(prediction, **moved, breakdown_bytes=breakdown)
 
-    What a peak is made of keeps its shares.
-    """
+
+def _moved_peak(
+    prediction: Prediction | PredictionTable, log_bytes: Any, scatter: float, num_trials: int
+) -> dict[str, Any]:
+    """The expected peak moved within the prior's interval, and the interval with it."""
     limit, before = _LARGEST_MEMORY_CORRECTION, prediction.peak_memory_bytes
     lower, upper = prediction.peak_memory_lower_bytes, prediction.peak_memory_upper_bytes
-    ratio = correction.log_value(strategy, MemoryCurve(prediction)) - math.log(before)
-    moved = int(before * math.exp(min(limit, max(-limit, ratio))))
-    expected = min(max(moved, lower), upper)
+    ratio = least(limit, greatest(-limit, log_bytes - logarithm(before)))
+    expected = least(greatest(whole(before * exponential(ratio)), lower), upper)
     trust = num_trials / (num_trials + _PRIOR_TRIALS)
-    seen = trust * _INTERVAL_SCATTERS * correction.scatter
-    below = (1 - trust) * math.log(before / max(1, min(lower, before))) + seen
-    above = (1 - trust) * math.log(max(upper, before) / before) + seen
-    factor = expected / before
-    return replace(
-        prediction,
-        peak_memory_bytes=expected,
-        peak_allocated_bytes=int(prediction.peak_allocated_bytes * factor),
-        peak_memory_lower_bytes=min(expected, int(expected * math.exp(-below))),
-        peak_memory_upper_bytes=max(expected, int(expected * math.exp(above))),
-        breakdown_bytes={p: int(n * factor) for p, n in prediction.breakdown_bytes.items()},
-    )
+    seen = trust * _INTERVAL_SCATTERS * scatter
+    below = (1 - trust) * logarithm(before / greatest(1, least(lower, before))) + seen
+    above = (1 - trust) * logarithm(greatest(upper, before) / before) + seen
+    return {
+        "peak_memory_bytes": expected,
+        "peak_allocated_bytes": whole(prediction.peak_allocated_bytes * (expected / before)),
+        "peak_memory_lower_bytes": least(expected, whole(expected * exponential(-below))),
+        "peak_memory_upper_bytes": greatest(expected, whole(expected * exponential(above))),
+    }
 
 
 def _samples(
@@ -195,7 +240,7 @@ def _samples(
         memories.append(
             _Sample(
                 strategy=strategy,
-                curve=MemoryCurve(prediction),
+                curve=MemoryCurve.of(prediction),
                 log_measured=math.log(measured.peak_memory_bytes),
             )
         )

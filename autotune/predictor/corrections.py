@@ -1,6 +1,7 @@
 """What may be wrong with a prediction from first principles: a few physical coefficients.
 
-Each is the logarithm of a factor, 0 where the prior is right. Does not know how they are found.
+Each is the logarithm of a factor, 0 where the prior is right. A curve is of one strategy, or of a
+table of them where its records hold arrays. Does not know how coefficients are found.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from autotune.predictor.arithmetic import chosen, logarithm
 from autotune.predictor.shrinkage import Coefficient
 from autotune.predictor.time import StepParts
 from autotune.trial import Prediction
 
-__all__ = ["MEMORY_COEFFICIENTS", "TIME_COEFFICIENTS", "MemoryCurve", "TimeCurve"]
+__all__ = ["ACTIVATIONS", "MEMORY_COEFFICIENTS", "TIME_COEFFICIENTS", "MemoryCurve", "TimeCurve"]
 
 _OVERHEAD_S = 0.01
 """The unit of the fixed overhead of a step."""
@@ -27,7 +29,8 @@ TIME_COEFFICIENTS = (
 )
 
 _SLACK = ("allocator", "process")
-_ACTIVATIONS = ("activations", "logits")
+ACTIVATIONS = ("activations", "logits")
+"""Parts of a peak that the first coefficient of memory stands for."""
 
 MEMORY_COEFFICIENTS = (
     Coefficient(spread=0.05, lower=-0.3, upper=0.3),  # Activations and logits.
@@ -45,12 +48,13 @@ class TimeCurve:
 
     def log_value(self, at: Sequence[float]) -> float:
         """Logarithm of the seconds of a step."""
-        return math.log(math.fsum(self._terms(at)))
+        seconds: float = logarithm(sum(self._terms(at)))
+        return seconds
 
     def slopes(self, at: Sequence[float]) -> tuple[float, ...]:
         """By each coefficient: the part of the step that it stands for."""
         terms = self._terms(at)
-        total = math.fsum(terms)
+        total = sum(terms)
         overhead = _OVERHEAD_S / total
         return (*(term / total for term in terms[:-1]), overhead)
 
@@ -59,16 +63,14 @@ class TimeCurve:
         parts, num = self._parts, self._parts.num_micro_steps
         compute, traffic, plain, hooked, moved = (math.exp(value) for value in at[:5])
         compute_s, traffic_s = compute * parts.compute_s, traffic * parts.traffic_s
-        host_s = (hooked if parts.has_hooks else plain) * parts.host_s
-        if host_s > compute_s + traffic_s:
-            compute_s = traffic_s = 0.0
-        else:
-            host_s = 0.0
+        host_s = chosen(parts.has_hooks, hooked, plain) * parts.host_s
+        is_waiting = host_s > compute_s + traffic_s
+        launched_s = chosen(is_waiting, num * host_s, 0.0)
         return (
-            num * compute_s,
-            num * traffic_s + traffic * parts.update_s,
-            0.0 if parts.has_hooks else num * host_s,
-            num * host_s if parts.has_hooks else 0.0,
+            chosen(is_waiting, 0.0, num * compute_s),
+            chosen(is_waiting, 0.0, num * traffic_s) + traffic * parts.update_s,
+            chosen(parts.has_hooks, 0.0, launched_s),
+            chosen(parts.has_hooks, launched_s, 0.0),
             moved * (num * parts.moved_s + parts.moved_once_s),
             at[5] * _OVERHEAD_S,
         )
@@ -79,15 +81,26 @@ class MemoryCurve:
 
     __slots__ = ("_activations", "_rest", "_slack")
 
-    def __init__(self, prediction: Prediction) -> None:
+    def __init__(self, peak_bytes: int, *, activation_bytes: int, slack_bytes: int) -> None:
+        self._activations = activation_bytes
+        self._slack = slack_bytes
+        self._rest = peak_bytes - activation_bytes - slack_bytes
+
+    @classmethod
+    def of(cls, prediction: Prediction) -> MemoryCurve:
+        """The curve of a prediction from first principles."""
         parts = prediction.breakdown_bytes
-        self._activations = sum(parts.get(part, 0) for part in _ACTIVATIONS)
-        self._slack = sum(parts.get(part, 0) for part in _SLACK)
-        self._rest = prediction.peak_memory_bytes - self._activations - self._slack
+        return cls(
+            prediction.peak_memory_bytes,
+            activation_bytes=sum(parts.get(part, 0) for part in ACTIVATIONS),
+            slack_bytes=sum(parts.get(part, 0) for part in _SLACK),
+        )
 
     def log_value(self, at: Sequence[float]) -> float:
         """Logarithm of the bytes."""
-        return math.log(self._rest + self._scaled(at)[0] + self._scaled(at)[1])
+        activations, slack = self._scaled(at)
+        size: float = logarithm(self._rest + activations + slack)
+        return size
 
     def slopes(self, at: Sequence[float]) -> tuple[float, ...]:
         """By each coefficient: the part of the peak that it stands for."""

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import CheckpointScope, Offload
 from autotune.predictor.activations import TokenBytes, token_bytes
-from autotune.predictor.arithmetic import greatest, whole
+from autotune.predictor.arithmetic import (
+    Ask,
+    Stages,
+    StagesOfOne,
+    ask_about,
+    chosen,
+    greatest,
+    whole,
+)
 from autotune.predictor.precision import element_bytes, group_bytes
 from autotune.predictor.shares import RankShare, tokens_of_rank, zero_size
 from autotune.predictor.states import States, StatesModel
@@ -98,7 +107,7 @@ class PeakMemory:
     upper_bytes: int
     managed_bytes: int
     """Of managed memory, which the device holds and the allocator does not know of."""
-    moments: Mapping[str, Mapping[str, int]]
+    moments: dict[str, dict[str, int]]
     """What each moment of a step holds, by part."""
     slack: str
     """What is expected beside live tensors, in a word."""
@@ -108,6 +117,15 @@ class PeakMemory:
         """The moment at which the peak is."""
         totals = {name: sum(parts.values()) for name, parts in self.moments.items()}
         return max(totals, key=totals.__getitem__)
+
+    def at_peak(self, *parts: str) -> int:
+        """Bytes of some parts at the peak."""
+        found: int = 0
+        # Of moments that hold as much the first is the peak.
+        for moment in reversed(self.moments.values()):
+            is_peak = sum(moment.values()) == self.allocated_bytes
+            found = chosen(is_peak, sum(moment.get(part, 0) for part in parts), found)
+        return found
 
     @property
     def breakdown_bytes(self) -> dict[str, int]:
@@ -129,24 +147,33 @@ class MemoryModel:
 
     def peak(self, strategy: Strategy) -> PeakMemory:
         """The peak of the worst rank, and its doubt."""
-        tokens = self.tokens(strategy)
-        peaks = [
-            self.peak_of(self.states.of(strategy, share), self.held(strategy, share), tokens)
-            for share in self.states.shares(strategy)
-        ]
-        return max(peaks, key=lambda peak: peak.expected_bytes)
+        ask, is_accumulating = ask_about(strategy), self.states.accumulation(strategy) > 1
+        shares = self.states.shares(strategy)
+        peaks = (self.peak_of(ask, share, is_accumulating) for share in shares)
+        return self.of_all_stages(StagesOfOne(peaks))
+
+    @staticmethod
+    def of_all_stages(stages: Stages) -> PeakMemory:
+        """The worst of the peaks that `peak_of` gives."""
+        worst: PeakMemory = stages.greatest(lambda peak: peak.expected_bytes)
+        return worst
 
     def tokens(self, strategy: Strategy) -> int:
         """Tokens of one micro-batch on one rank."""
         return tokens_of_rank(strategy, self._workload.seq_len)
 
-    def host_bytes(self, strategy: Strategy) -> int:
-        """What is moved to the host's memory of the activations, of all ranks together."""
-        shares = self.states.shares(strategy)
-        of_token = self.host_token_bytes(strategy, shares)
-        return self.all_ranks_bytes(of_token, self.tokens(strategy), len(shares))
+    def host_bytes(self, ask: Ask, shares: Any) -> int:
+        """What is moved to the host's memory of the activations, of all ranks together.
 
-    def host_token_bytes(self, strategy: Strategy, shares: tuple[RankShare, ...]) -> int:
+        Args:
+            ask: about one strategy, or about a table of them.
+            shares: of all stages.
+        """
+        of_token, tokens = ask(self._host_token_bytes, shares), ask(self.tokens)
+        num_bytes: int = of_token * tokens * self._num_ranks // ask(_num_stages, shares)
+        return num_bytes
+
+    def _host_token_bytes(self, strategy: Strategy, shares: tuple[RankShare, ...]) -> int:
         """Of one token, what is moved to the host on one rank of each stage."""
         if self._is_cpu or strategy.offload_checkpoints is Offload.NONE:
             return 0
@@ -160,13 +187,17 @@ class MemoryModel:
             for share in shares
         )
 
-    def all_ranks_bytes(self, of_token: int, tokens: int, num_stages: int) -> int:
-        """Of all ranks together, from those of a token on one rank of each stage."""
-        return of_token * tokens * self._num_ranks // num_stages
+    def peak_of(self, ask: Ask, share: Any, is_accumulating: Any) -> PeakMemory:
+        """The peak on the ranks of one stage.
 
-    def peak_of(self, states: States, held: HeldBytes, tokens: int) -> PeakMemory:
-        """The peak of one rank, or of each row's where the records hold arrays."""
-        moments = self._moments(states, held, tokens)
+        Args:
+            ask: about one strategy, or about a table of them.
+            share: of the stage.
+            is_accumulating: whether several micro-steps make a step.
+        """
+        states: States = ask(self.states.of_share, share, is_accumulating)
+        held: HeldBytes = ask(self._held, share)
+        moments = self._moments(states, held, ask(self.tokens))
         totals = {name: sum(parts.values()) for name, parts in moments.items()}
         allocated = greatest(*totals.values())
         # At worst the optimizer step can use nothing again of what backward has freed.
@@ -250,7 +281,7 @@ class MemoryModel:
             },
         }
 
-    def held(self, strategy: Strategy, share: RankShare) -> HeldBytes:
+    def _held(self, strategy: Strategy, share: RankShare) -> HeldBytes:
         """What one token holds on a rank of one stage.
 
         `techniques/checkpointing.py` keeps every layer's input in the very first forward.
@@ -328,6 +359,10 @@ class MemoryModel:
                 is_cpu=self._is_cpu,
             )
         return token
+
+
+def _num_stages(strategy: Strategy, shares: tuple[RankShare, ...]) -> int:
+    return len(shares)
 
 
 def _num_inputs(strategy: Strategy, share: RankShare) -> int:

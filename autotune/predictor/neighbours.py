@@ -9,7 +9,11 @@ import math
 from collections.abc import Sequence
 from operator import attrgetter, mul, ne
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autotune.strategy import KNOBS, Strategy
+from autotune.strategy_table import StrategyTable
 
 __all__ = ["Neighbours"]
 
@@ -38,6 +42,7 @@ class Neighbours:
         self, strategies: Sequence[Strategy], left: Sequence[float], *, largest: float
     ) -> None:
         rows = [tuple(_read(strategy)) for strategy in strategies]
+        self._rows = rows
         self._moved = [i for i in range(len(_WORDS)) if len({row[i] for row in rows}) > 1]
         still = sorted(set(range(len(_WORDS))) - set(self._moved))
         self._still = [(i, rows[0][i]) for i in still]
@@ -54,6 +59,22 @@ class Neighbours:
         weights = list(map(mul, of_knobs, self._weights_by_size(strategy.micro_batch_size)))
         expected: float = sum(map(mul, weights, self._left)) / (sum(weights) + _PRIOR_WEIGHT)
         return max(-self._largest, min(self._largest, expected))
+
+    def residuals(self, table: StrategyTable) -> NDArray[np.float64]:
+        """The same for each row of a table."""
+        sizes = table.map(lambda strategy: math.log2(strategy.micro_batch_size)).spread()
+        by_distance = np.exp(-np.arange(len(_WORDS) + 1.0))
+        weights = np.full(len(table), _PRIOR_WEIGHT)
+        expected = np.zeros(len(table))
+        for row, size, left in zip(self._rows, self._sizes, self._left, strict=True):
+            distance = np.zeros(len(table), np.uint8)
+            for knob, value in zip(_WORDS, row, strict=True):
+                distance += ~table.has(knob, (value,))
+            weight = by_distance[distance] * np.exp(-np.abs(size - sizes) / 2)
+            weights += weight
+            expected += weight * left
+        bounded: NDArray[np.float64] = np.clip(expected / weights, -self._largest, self._largest)
+        return bounded
 
     def _weights_by_knobs(self, row: tuple[object, ...]) -> list[float]:
         found = self._by_knobs.get(row)

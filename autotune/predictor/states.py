@@ -320,8 +320,7 @@ def _bytes_of(share: RankShare, sizes: GroupBytes) -> int:
 
 def _share_of_16_bit(share: RankShare, sizes: GroupBytes) -> float:
     """The part of the weights that is in 16 bit, where precisions are mixed."""
-    mean = _bytes_of(share, sizes) / share.parameters.total
-    return (FP32_BYTES - mean) / 2
+    return (FP32_BYTES - _bytes_of(share, sizes) / share.parameters.total) / 2
 
 
 def _master_bytes(strategy: Strategy) -> int:

@@ -7,10 +7,11 @@ one kind run after those of another. Does not know memory capacity.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from autotune.hardware import Hardware
 from autotune.knobs import Offload
-from autotune.predictor.arithmetic import chosen, greatest
+from autotune.predictor.arithmetic import Ask, Stages, StagesOfOne, ask_about, chosen, greatest
 from autotune.predictor.host import HostModel
 from autotune.predictor.links import LinkModel
 from autotune.predictor.memory import MemoryModel
@@ -21,7 +22,7 @@ from autotune.predictor.work import Repeats, Work, micro_step_work
 from autotune.strategy import Strategy
 from autotune.workload import Workload
 
-__all__ = ["StageCosts", "StepParts", "TimeModel"]
+__all__ = ["StepParts", "TimeModel"]
 
 _MATMUL_FRACTION = 0.70
 _ATTENTION_FRACTION = 0.30
@@ -39,25 +40,6 @@ Of a fused loss nothing is ever repeated: its bytes are taken to be backward's."
 
 _ROUNDING_S = 1e-12
 """Differences below this are none."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageCosts:
-    """What one stage of a pipeline does, for `TimeModel.parts_of`."""
-
-    work: Work
-    launch_s: float
-    """The host's time to launch a micro-step."""
-    linked_s: float
-    """What travels between ranks in a micro-step."""
-    weights_s: float
-    """What travels of offloaded weights in a micro-step."""
-    update_s: float
-    """The optimizer, wherever it is."""
-    gradients_s: float
-    """Of a step: gradients that accumulate on the host."""
-    linked_once_s: float
-    """What travels between ranks once a step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,9 +88,9 @@ class TimeModel:
         self._hardware = hardware
         self._memory = memory
         self._states = memory.states
-        self.host = HostModel(workload, hardware)
-        self.links = LinkModel(workload, hardware, self._states)
-        self.update = UpdateModel(
+        self._host = HostModel(workload, hardware)
+        self._links = LinkModel(workload, hardware, self._states)
+        self._update = UpdateModel(
             workload,
             hardware,
             self._states,
@@ -118,29 +100,21 @@ class TimeModel:
         self._works: dict[tuple[object, ...], Work] = {}
 
     def parts(self, strategy: Strategy) -> StepParts:
-        """One optimizer step, all its micro-steps, the slowest rank.
-
-        The stages of a pipeline wait for the slowest of them; m micro-batches pass p stages in the
-        time of m + p - 1: Huang et al., GPipe (arXiv 1811.06965), section 2.3.
-        """
+        """One optimizer step, all its micro-steps, the slowest rank."""
         shares = self._states.shares(strategy)
-        accumulation = self._states.accumulation(strategy)
-        tokens, host_bytes = self._memory.tokens(strategy), self._memory.host_bytes(strategy)
-        parts = [
-            self.parts_of(
-                self._costs(strategy, share, accumulation),
-                tokens=tokens,
-                host_bytes=host_bytes,
-                num_micro_steps=accumulation + len(shares) - 1,
-                has_hooks=strategy.zero_stage == 3,
-                is_away=strategy.offload_optimizer is not Offload.NONE,
-            )
-            for share in shares
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        slowest = max(parts, key=lambda part: part.micro_step_s)
-        last = max(parts, key=lambda part: part.once_s)
+        ask, accumulation = ask_about(strategy), self._states.accumulation(strategy)
+        parts = (self.parts_of(ask, share, shares, accumulation) for share in shares)
+        return self.of_all_stages(StagesOfOne(parts))
+
+    @staticmethod
+    def of_all_stages(stages: Stages) -> StepParts:
+        """One optimizer step of a pipeline from those of its stages, as `parts_of` gives them.
+
+        The stages wait for the slowest of them; m micro-batches pass p stages in the time of
+        m + p - 1: Huang et al., GPipe (arXiv 1811.06965), section 2.3.
+        """
+        slowest: StepParts = stages.greatest(lambda parts: parts.micro_step_s)
+        last: StepParts = stages.greatest(lambda parts: parts.once_s)
         return replace(slowest, update_s=last.update_s, moved_once_s=last.moved_once_s)
 
     def activities_s(self, strategy: Strategy, parts: StepParts) -> dict[str, float]:
@@ -154,14 +128,14 @@ class TimeModel:
         share = max(shares, key=lambda share: sum(self._device_s(strategy, share)))
         tokens = self._memory.tokens(strategy)
         own, plain, again = (
-            sum(self._seconds(tokens, self.work(strategy, share, times)))
+            sum(self._seconds(tokens, self._work(strategy, share, times)))
             for times in (None, _NOTHING, _ALL)
         )
-        once = max(shares, key=lambda share: self.update.step_s(strategy, share))
-        link_s = self.links.micro_step_s(strategy, share)
-        link_once_s = self.links.step_s(strategy, once)
-        away_s = self.update.moved_s(strategy, once)
-        optimizer_s = self.update.step_s(strategy, once) - away_s
+        once = max(shares, key=lambda share: self._update.step_s(strategy, share))
+        link_s = self._links.micro_step_s(strategy, share)
+        link_once_s = self._links.step_s(strategy, once)
+        away_s = self._update.moved_s(strategy, once)
+        optimizer_s = self._update.step_s(strategy, once) - away_s
         launched = parts.micro_step_s - parts.moved_s
         seconds = {
             "forward": accumulation * launched * (again - plain) / own,
@@ -177,55 +151,40 @@ class TimeModel:
         scale = parts.total_s / sum(seconds.values())
         return {name: scale * length for name, length in seconds.items() if length > _ROUNDING_S}
 
-    def parts_of(
-        self,
-        costs: StageCosts,
-        *,
-        tokens: int,
-        host_bytes: int,
-        num_micro_steps: int,
-        has_hooks: bool,
-        is_away: bool,
-    ) -> StepParts:
-        """The step of one stage, or of each row's where all of these hold arrays.
+    def parts_of(self, ask: Ask, share: Any, shares: Any, accumulation: Any) -> StepParts:
+        """One optimizer step of one stage.
 
         Args:
-            costs: of the stage.
-            tokens: of a micro-batch on one rank.
-            host_bytes: activations that are moved to the host, of all ranks together.
-            num_micro_steps: times in which micro-steps follow each other.
-            has_hooks: whether ZeRO-3's hooks are part of launching.
-            is_away: whether the optimizer is on the host.
+            ask: about one strategy, or about a table of them.
+            share: of the stage.
+            shares: of all stages.
+            accumulation: micro-steps of one optimizer step.
         """
-        compute_s, traffic_s = self._seconds(tokens, costs.work)
+        compute_s, traffic_s = self._seconds(ask(self._memory.tokens), ask(self._work, share))
+        moved_s = ask(self._links.micro_step_s, share) + ask(self._update.micro_step_s, share)
         # Down and up again, on the stream that computes.
-        offloaded_s = 2 * (host_bytes / self._hardware.num_devices) / PCIE_BYTES_PER_S
-        once_s = costs.gradients_s + costs.linked_once_s
+        offloaded = self._memory.host_bytes(ask, shares) / self._hardware.num_devices
+        moved_s += 2 * offloaded / PCIE_BYTES_PER_S
+        update_s, is_away = ask(self._update.step_s, share), ask(_is_away)
+        moved_once_s = ask(self._update.gradients_s, share, accumulation)
+        moved_once_s += ask(self._links.step_s, share)
         return StepParts(
-            num_micro_steps=num_micro_steps,
+            num_micro_steps=ask(_num_micro_steps, shares, accumulation),
             compute_s=compute_s,
             traffic_s=traffic_s,
-            host_s=costs.launch_s,
-            has_hooks=has_hooks,
-            moved_s=costs.linked_s + costs.weights_s + offloaded_s,
-            update_s=chosen(is_away, 0.0, costs.update_s),
-            moved_once_s=once_s + chosen(is_away, costs.update_s, 0.0),
+            host_s=ask(self._launch_s, share, accumulation),
+            has_hooks=ask(_has_hooks),
+            moved_s=moved_s,
+            update_s=chosen(is_away, 0.0, update_s),
+            moved_once_s=moved_once_s + chosen(is_away, update_s, 0.0),
         )
 
-    def _costs(self, strategy: Strategy, share: RankShare, accumulation: int) -> StageCosts:
-        return StageCosts(
-            work=self.work(strategy, share),
-            launch_s=self.host.micro_step_s(strategy, share.num_layers, accumulation),
-            linked_s=self.links.micro_step_s(strategy, share),
-            weights_s=self.update.micro_step_s(strategy, share),
-            update_s=self.update.step_s(strategy, share),
-            gradients_s=self.update.gradients_s(strategy, share, accumulation),
-            linked_once_s=self.links.step_s(strategy, share),
-        )
+    def _launch_s(self, strategy: Strategy, share: RankShare, accumulation: int) -> float:
+        return self._host.micro_step_s(strategy, share.num_layers, accumulation)
 
     def _device_s(self, strategy: Strategy, share: RankShare) -> tuple[float, float]:
         """Forward and backward of one micro-batch on the device: products, and the rest."""
-        return self._seconds(self._memory.tokens(strategy), self.work(strategy, share))
+        return self._seconds(self._memory.tokens(strategy), self._work(strategy, share))
 
     def _seconds(self, tokens: int, work: Work) -> tuple[float, float]:
         rate, bandwidth = self._hardware.flops_per_s, self._hardware.memory_bytes_per_s
@@ -234,8 +193,7 @@ class TimeModel:
         stream_s = tokens * work.stream_bytes / (bandwidth * _STREAM_FRACTION)
         return tokens * flops_s / rate, traffic / (bandwidth * _BANDWIDTH_FRACTION) + stream_s
 
-    def work(self, strategy: Strategy, share: RankShare, times: Repeats | None = None) -> Work:
-        """What a rank of one stage computes in a micro-step; kept, since many share it."""
+    def _work(self, strategy: Strategy, share: RankShare, times: Repeats | None = None) -> Work:
         key = (
             share,
             times,
@@ -262,3 +220,15 @@ class TimeModel:
                 self._workload, self._hardware, strategy, share, adapters, times
             )
         return work
+
+
+def _num_micro_steps(strategy: Strategy, shares: tuple[RankShare, ...], accumulation: int) -> int:
+    return accumulation + len(shares) - 1
+
+
+def _has_hooks(strategy: Strategy) -> bool:
+    return strategy.zero_stage == 3
+
+
+def _is_away(strategy: Strategy) -> bool:
+    return strategy.offload_optimizer is not Offload.NONE

@@ -70,7 +70,7 @@ class OptunaSampler:
         self._kind = kind
         self._capacity_bytes = space.hardware.device_memory_bytes
         self._strategies = tuple(space.strategies())
-        self._parameters = Parameters(space, self._strategies)
+        self._parameters = Parameters(space)
         self._distributions = self._parameters.distributions
         self._random = random.Random(seed)
         self._asked: dict[Strategy, optuna.Trial] = {}

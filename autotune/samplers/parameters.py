@@ -26,15 +26,13 @@ class Parameters:
 
     Args:
         space: whose knobs they are.
-        strategies: every possible strategy of the space.
     """
 
-    def __init__(self, space: SearchSpace, strategies: Sequence[Strategy]) -> None:
+    def __init__(self, space: SearchSpace) -> None:
         self._space = space
-        records = [strategy.to_dict() for strategy in strategies]
         self._values: dict[str, tuple[Value, ...]] = {}
         for name, values in space.choices.items():
-            seen = {record[name] for record in records}
+            seen = space.table.values_of(name)
             possible = [value for value in values if value in seen] or [values[0]]
             self._values[name] = tuple(_in_order(name, possible))
 

@@ -6,11 +6,17 @@ the first trials go to it; the sampler that follows learns from them as from its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
-from autotune.protocols import Predictor, Sampler
+import numpy as np
+
+from autotune.prediction_table import PredictionTable
+from autotune.protocols import Sampler
 from autotune.strategy import Strategy
-from autotune.trial import Prediction, Trial
+from autotune.strategy_table import StrategyTable
+from autotune.trial import Trial
+
+_BATCH = "micro_batch_size"
 
 __all__ = ["PredictedFirstSampler", "most_promising"]
 
@@ -37,13 +43,7 @@ class PredictedFirstSampler:
 
 
 def most_promising(
-    strategies: Iterable[Strategy],
-    predictor: Predictor,
-    *,
-    memory_limit_bytes: int,
-    host_memory_bytes: int,
-    num: int,
-    disk_bytes: int = 0,
+    table: StrategyTable, predicted: PredictionTable, *, limits: Mapping[str, int], num: int
 ) -> list[Strategy]:
     """The strategies with the highest predicted throughput that are predicted to fit.
 
@@ -53,35 +53,18 @@ def most_promising(
     worth their risk.
 
     Args:
-        strategies: all that may be tried.
-        predictor: says what they need.
-        memory_limit_bytes: device memory that a strategy may use.
-        host_memory_bytes: memory of the host.
+        table: all that may be tried.
+        predicted: what they need.
+        limits: room on device, host and disk, as `PredictionTable.missing_bytes` takes it.
         num: how many to choose at most.
-        disk_bytes: free disk under --nvme-path.
     """
-    fitting: list[tuple[Strategy, Prediction]] = []
-    for strategy in strategies:
-        prediction = predictor.predict(strategy)
-        missing = prediction.missing_bytes(
-            device_bytes=memory_limit_bytes,
-            host_bytes=host_memory_bytes,
-            disk_bytes=disk_bytes,
-        )
-        if not missing:
-            fitting.append((strategy, prediction))
-    fitting.sort(key=lambda pair: -pair[1].tokens_per_second)
-    ordered = [strategy for strategy, _ in fitting]
-    seen: set[int] = set()
-    chosen: list[Strategy] = []
-    for strategy in ordered:
-        if strategy.micro_batch_size not in seen:
-            seen.add(strategy.micro_batch_size)
-            chosen.append(strategy)
-    chosen += [strategy for strategy in ordered if strategy not in chosen]
-    in_doubt = {
-        strategy
-        for strategy, prediction in fitting
-        if prediction.peak_device_upper_bytes > memory_limit_bytes
-    }
-    return sorted(chosen[:num], key=in_doubt.__contains__)
+    fitting = np.flatnonzero(predicted.missing_bytes(**limits) == 0)
+    fastest = fitting[np.argsort(-predicted.tokens_per_second[fitting], kind="stable")]
+    best: list[int] = []
+    for size in table.values_of(_BATCH):
+        is_of_size = table.has(_BATCH, (size,))[fastest]
+        best += np.flatnonzero(is_of_size)[:1].tolist()
+    others = [place for place in range(min(num, len(fastest))) if place not in best]
+    chosen = fastest[[*sorted(best), *others][:num]]
+    is_in_doubt = predicted.peak_device_upper_bytes[chosen] > limits["device_bytes"]
+    return [table.strategy(row) for row in chosen[np.argsort(is_in_doubt, kind="stable")]]

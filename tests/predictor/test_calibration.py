@@ -65,7 +65,7 @@ def machine(
     for number, strategy in enumerate(strategies):
         prediction, parts = PRIOR.explain(strategy)
         seconds = math.exp(TimeCurve(parts).log_value(at) + random.gauss(0, noise))
-        peak = math.exp(MemoryCurve(prediction).log_value(memory) + random.gauss(0, noise / 3))
+        peak = math.exp(MemoryCurve.of(prediction).log_value(memory) + random.gauss(0, noise / 3))
         trials.append(trial(number, strategy, seconds, int(peak)))
     return trials
 

@@ -1,0 +1,117 @@
+"""Memory and time of a whole table of strategies, block by block, as for a single one.
+
+What depends on few knobs is asked of the same models once for each combination of them; the rest
+is the models' own arithmetic, on arrays. Does not know formulas.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.predictor.memory import MemoryModel, PeakMemory
+from autotune.predictor.time import StepParts, TimeModel
+from autotune.strategy_table import Column, StrategyTable
+
+__all__ = ["Explanation", "explain_table"]
+
+_BLOCK_ROWS = 2**17
+"""Rows, each stage of a pipeline one, that are worked out at a time: it bounds what is held."""
+
+_Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Explanation:
+    """Of consecutive rows of a table; the records hold one element a row."""
+
+    table: StrategyTable
+    """These rows alone."""
+    peak: PeakMemory
+    parts: StepParts
+
+    def ask(self, function: Callable[..., Any], *others: Column) -> Any:
+        """What a function of a strategy gives for each row: an array, or a record of arrays."""
+        return self.table.map(function, *others).spread()
+
+
+def explain_table(
+    table: StrategyTable, memory: MemoryModel, time: TimeModel
+) -> Iterator[Explanation]:
+    """Peak memory and step time of each row, in order."""
+    if not len(table):
+        return
+    shares = table.map(memory.states.shares)
+    num_stages = np.array([len(stages) for stages in shares.values])[shares.codes]
+    block = (np.cumsum(num_stages) - 1) // _BLOCK_ROWS
+    borders = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(table)]
+    for start, end in itertools.pairwise(borders):
+        yield _explain(table.take(slice(start, end)), num_stages[start:end], memory, time)
+
+
+def _explain(
+    table: StrategyTable, num_stages: _Array, memory: MemoryModel, time: TimeModel
+) -> Explanation:
+    # Each stage of a pipeline has a row of its own until the worst of them is known.
+    rows = np.repeat(np.arange(len(table)), num_stages)
+    starts = np.cumsum(num_stages) - num_stages
+    stages = table.take(rows)
+    shares = stages.map(memory.states.shares)
+    stage = Column(
+        codes=np.arange(len(rows)) - starts[rows],
+        values=range(int(num_stages.max())),
+        knobs=frozenset(),
+    )
+    share = stages.map(lambda _, shares, stage: shares[stage], shares, stage)
+    accumulation = stages.map(memory.states.accumulation)
+    is_accumulating = stages.map(lambda _, number: number > 1, accumulation)
+
+    def ask(function: Callable[..., Any], *others: Column) -> Any:
+        return stages.map(function, *others).spread()
+
+    peaks = memory.peak_of(ask, share, is_accumulating)
+    parts = time.parts_of(ask, share, shares, accumulation)
+    return Explanation(
+        table=table,
+        peak=memory.of_all_stages(_StageRows(peaks, rows, starts)),
+        parts=time.of_all_stages(_StageRows(parts, rows, starts)),
+    )
+
+
+class _StageRows:
+    """Records of all stages, one after the other for each row of a table.
+
+    Args:
+        records: one, of arrays.
+        rows: the row that each stage is of.
+        starts: the place of each row's first stage.
+    """
+
+    def __init__(self, records: Any, rows: _Array, starts: _Array) -> None:
+        self._records = records
+        self._rows = rows
+        self._starts = starts
+
+    def greatest(self, number: Callable[[Any], Any]) -> Any:
+        """The record with the greatest number, the first of equals."""
+        numbers = number(self._records)
+        is_greatest = numbers == np.maximum.reduceat(numbers, self._starts)[self._rows]
+        found = np.flatnonzero(is_greatest)
+        return _take(self._records, found[np.searchsorted(found, self._starts)])
+
+
+def _take(record: Any, places: _Array) -> Any:
+    """Some elements of each array of a record, and of what it holds."""
+    if isinstance(record, np.ndarray):
+        return record[places]
+    if isinstance(record, dict):
+        return {name: _take(value, places) for name, value in record.items()}
+    if is_dataclass(record) and not isinstance(record, type):
+        taken = {f.name: _take(getattr(record, f.name), places) for f in fields(record)}
+        return replace(record, **taken)
+    return record
