@@ -19,7 +19,7 @@ from autotune.strategy import Strategy
 from autotune.techniques.blocks import attention_blocks, decoder_layers
 from autotune.techniques.fp8 import use_fp8
 
-__all__ = ["module_groups", "parameter_groups", "set_precisions", "torch_dtype"]
+__all__ = ["is_norm", "module_groups", "parameter_groups", "set_precisions", "torch_dtype"]
 
 _DTYPES = {
     Precision.BF16: torch.bfloat16,
@@ -81,10 +81,10 @@ def module_groups(model: nn.Module) -> dict[ModuleGroup, list[nn.Module]]:
             child
             for layer in layers
             for child in layer.children()
-            if id(child) not in others and not _is_norm(child) and _has_weights(child)
+            if id(child) not in others and not is_norm(child) and _has_weights(child)
         ],
         ModuleGroup.LM_HEAD: [model.get_output_embeddings()],  # type: ignore[operator]
-        ModuleGroup.NORM: [module for module in model.modules() if _is_norm(module)],
+        ModuleGroup.NORM: [module for module in model.modules() if is_norm(module)],
     }
 
 
@@ -105,7 +105,8 @@ def parameter_groups(
     return [{"params": by_dtype[dtype]} for dtype in order if dtype in by_dtype]
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm, by its class's name."""
     return "Norm" in type(module).__name__
 
 

@@ -17,14 +17,13 @@ import torch
 import torch._dynamo  # before deepspeed.zero.Init, which fails without it with torch 2.13
 from torch import nn
 
-from autotune.knobs import Attention
 from autotune.strategy import Strategy
 from autotune.techniques.blocks import decoder_layers
 from autotune.techniques.precision import torch_dtype
 from autotune.techniques.stage import cut_stage
 from autotune.workload import Method, ModelShape, Workload
 
-__all__ = ["build_model", "fill_adapters"]
+__all__ = ["build_empty", "build_model", "fill_adapters"]
 
 _INIT_STD = 0.02
 """Standard deviation of random weights: the `initializer_range` of nearly all configurations."""
@@ -57,7 +56,7 @@ def build_model(
             stack.enter_context(_linears_on_meta())
         if strategy.pipeline_parallel_size > 1:
             stack.enter_context(_parameters_on_meta())
-        model = _from_config(workload.model, dtype, strategy.attention)
+        model = _from_config(workload.model, dtype, str(strategy.attention))
     model.tie_weights()  # type: ignore[operator]
     if strategy.pipeline_parallel_size > 1:
         layers = decoder_layers(model, workload.model.num_hidden_layers)
@@ -70,7 +69,21 @@ def build_model(
     return model
 
 
-def _from_config(shape: ModelShape, dtype: torch.dtype, attention: Attention) -> nn.Module:
+def build_empty(shape: ModelShape, dtype: torch.dtype, attention: str) -> nn.Module:
+    """The model as trials build it, with whatever values its parameters' memory has.
+
+    Args:
+        shape: the architecture.
+        dtype: of its parameters.
+        attention: the name of an implementation that transformers knows.
+    """
+    with _no_weight_init():
+        model = _from_config(shape, dtype, attention)
+    model.tie_weights()  # type: ignore[operator]
+    return model
+
+
+def _from_config(shape: ModelShape, dtype: torch.dtype, attention: str) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if shape.source is not None:
@@ -81,7 +94,7 @@ def _from_config(shape: ModelShape, dtype: torch.dtype, attention: Attention) ->
     model: nn.Module = AutoModelForCausalLM.from_config(
         config,
         dtype=dtype,
-        attn_implementation=str(attention),
+        attn_implementation=attention,
         trust_remote_code=shape.source is not None,
     )
     return model

@@ -1,0 +1,228 @@
+"""What one forward and backward allocate, free, keep for backward and launch, in order.
+
+A dispatch mode sees every operation below autograd, so what is written down is what the model's
+real code does. Does not know what the modules of a model are for: its user says under which label
+forward goes on, and backward finds the label again by autograd's own numbers.
+"""
+
+from __future__ import annotations
+
+import weakref
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["Kept", "Kernel", "Moment", "Tape"]
+
+_NO_KERNEL = ("empty", "new_empty", "detach", "alias", "_unsafe_view", "lift", "device", "sym_")
+"""Beginnings of the names of operations that launch nothing on a GPU, beside views."""
+
+_ACCUMULATES = 2**63
+"""Autograd numbers the nodes that only accumulate a parameter's gradient from here on."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Kept:
+    """A storage that autograd keeps, and who reads it in backward."""
+
+    storage: int
+    label: Any
+    """Where forward was when it was kept."""
+    nodes: set[str] = field(default_factory=set)
+    """Names of the nodes that read it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kernel:
+    """One operation that launches something."""
+
+    name: str
+    label: Any
+    is_backward: bool
+    shapes: tuple[tuple[int, ...], ...]
+    """Of the tensors that it reads."""
+    reads: tuple[int, ...]
+    """Their storages."""
+    writes: tuple[int, ...]
+    """Storages of the tensors that it makes or changes, where that is known."""
+    moved_bytes: int
+    """All of them, once each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moment:
+    """Just after something was allocated or freed."""
+
+    live_bytes: int
+    label: Any
+    is_backward: bool
+
+
+class Tape(TorchDispatchMode):
+    """Records while it is entered; what is there before must be told of by `know`.
+
+    Args:
+        workspace_bytes: what a kernel of that name, given those tensors, takes and gives back.
+    """
+
+    def __init__(self, workspace_bytes: Callable[[str, Sequence[torch.Tensor]], int]) -> None:
+        super().__init__()
+        self._workspace_bytes = workspace_bytes
+        self.is_backward = False
+        self.kernels: list[Kernel] = []
+        self.kept: dict[tuple[int, Any], Kept] = {}
+        self.made_by: dict[int, Kernel] = {}
+        """The first kernel that wrote a storage."""
+        self.made_in: list[Any] = []
+        """The label under which a storage was first seen, by its number."""
+        self.size_bytes: list[int] = []
+        """Of each storage, by its number."""
+        self._label: Any = None
+        self._entered: list[tuple[int, Any]] = []
+        self._numbers: dict[int, int] = {}
+        self._known: set[int] = set()
+        self._events: list[tuple[int, int, Any, bool]] = []
+        self._hold: list[Any] = []
+
+    def know(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Leave these out of all that is counted: weights and buffers."""
+        for tensor in tensors:
+            self._known.add(self.number(tensor))
+            self._hold.append(tensor)
+
+    def is_known(self, number: int) -> bool:
+        """Whether a storage was there before."""
+        return number in self._known
+
+    def number(self, tensor: torch.Tensor) -> int:
+        """Of the tensor's storage; one that is freed does not give its number away."""
+        storage = tensor.untyped_storage()
+        place = storage._cdata
+        if place not in self._numbers:
+            self._numbers[place] = len(self.size_bytes)
+            self.size_bytes.append(storage.nbytes())
+            self.made_in.append(self.label)
+            self._write(self._numbers[place], storage.nbytes())
+            weakref.finalize(storage, self._free, place)
+        return self._numbers[place]
+
+    def enter(self, label: Any) -> None:
+        """Say where forward goes on."""
+        self._label = label
+        self._entered.append((torch.autograd._get_sequence_nr(), label))
+
+    @property
+    def label(self) -> Any:
+        """Where forward is; in backward, where the forward was that it belongs to."""
+        if self.is_backward:
+            node = torch._C._current_autograd_node()
+            number = _ACCUMULATES if node is None else node._sequence_nr()
+            if number < _ACCUMULATES:
+                place = bisect_right(self._entered, number, key=lambda entry: entry[0])
+                self._label = self._entered[max(place, 1) - 1][1]
+        return self._label
+
+    def pack(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Kept | None]:
+        """The first of autograd's hooks on what it keeps."""
+        number = self.number(tensor)
+        kept = None
+        if number not in self._known:
+            key = (number, self._label)
+            kept = self.kept.setdefault(key, Kept(storage=number, label=self._label))
+        # Another object over the same storage: a node that held its own output would never go.
+        return tensor.detach(), kept
+
+    def unpack(self, packed: tuple[torch.Tensor, Kept | None]) -> torch.Tensor:
+        """The second of autograd's hooks."""
+        tensor, kept = packed
+        node = torch._C._current_autograd_node()
+        if kept is not None and node is not None:
+            kept.nodes.add(node.name())
+        # New again: a gradient that somebody else held would be copied, not taken over.
+        return tensor.detach()
+
+    def moments(self, *, without: set[int]) -> list[Moment]:
+        """All moments, without the storages of that number."""
+        live, moments = 0, []
+        for number, change, label, is_backward in self._events:
+            if number not in without and number not in self._known:
+                live += change
+            moments.append(Moment(live_bytes=live, label=label, is_backward=is_backward))
+        return moments
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run one operation and write down what it did."""
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return _value(given[0].dtype)
+        if func is torch.ops.aten.equal.default:
+            return False
+        reads = tuple(self.number(tensor) for tensor in given)
+        result = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        writes = tuple(self.number(tensor) for tensor in made)
+        name = func.name().partition("::")[2].partition(".")[0]
+        is_free = func.is_view or not made or name.startswith(_NO_KERNEL)
+        if not is_free and (func._schema.is_mutable or not set(writes) <= set(reads)):
+            self._launch(name, given, reads, made, writes)
+        return result
+
+    def launch(self, name: str, tensors: Sequence[torch.Tensor]) -> None:
+        """Write down a kernel that PyTorch knows nothing of, which reads or writes each tensor."""
+        numbers = tuple(self.number(tensor) for tensor in tensors)
+        self._launch(name, tensors, numbers, (), ())
+
+    def _launch(
+        self,
+        name: str,
+        given: Sequence[torch.Tensor],
+        reads: tuple[int, ...],
+        made: Sequence[torch.Tensor],
+        writes: tuple[int, ...],
+    ) -> None:
+        kernel = Kernel(
+            name=name,
+            label=self.label,
+            is_backward=self.is_backward,
+            shapes=tuple(tuple(tensor.shape) for tensor in given),
+            reads=reads,
+            writes=writes,
+            moved_bytes=sum(map(_moved_bytes, given)) + sum(map(_moved_bytes, made)),
+        )
+        self.kernels.append(kernel)
+        for number in writes:
+            self.made_by.setdefault(number, kernel)
+        workspace = self._workspace_bytes(name, given)
+        if workspace:
+            self._write(-1, workspace)
+            self._write(-1, -workspace)
+
+    def _free(self, place: int) -> None:
+        number = self._numbers.pop(place)
+        self._write(number, -self.size_bytes[number])
+
+    def _write(self, number: int, change: int) -> None:
+        self._events.append((number, change, self.label, self.is_backward))
+
+
+def _value(dtype: torch.dtype) -> bool | int | float:
+    """What code is told that asks a tensor for its value.
+
+    Yes to checks of labels and positions, and one for counts that a loss is divided by: those are
+    what such code asks for.
+    """
+    if dtype is torch.bool:
+        return True
+    return 1.0 if dtype.is_floating_point else 1
+
+
+def _moved_bytes(tensor: torch.Tensor) -> int:
+    """Of one pass over a tensor; what is broadcast is read once."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

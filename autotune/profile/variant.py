@@ -1,0 +1,57 @@
+"""What a profile is of: one model, trained in one way, at one length.
+
+Only what changes the tensors of a layer: what is recomputed, tiled or divided over ranks is put
+together from the parts of a profile. Does not know how anything is traced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from autotune.knobs import Attention
+
+__all__ = ["Variant", "digest"]
+
+_FORMAT = 1
+"""Of what is stored; another number makes all stored profiles unread."""
+
+_PACKAGES = ("torch", "transformers", "peft", "liger-kernel")
+"""Whose code is followed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """One way to train."""
+
+    attention: Attention
+    element_bytes: int
+    """2 for bf16 and fp16, which keep the same; 4 for fp32."""
+    fused_kernels: bool = False
+    lora_rank: int = 0
+    """0 for full fine-tuning."""
+    lora_targets: tuple[str, ...] = ()
+
+
+def digest(config: Mapping[str, Any], seq_len: int, variant: Variant) -> str:
+    """Of everything that a profile depends on."""
+    told = {
+        "format": _FORMAT,
+        "config": config,
+        "seq_len": seq_len,
+        "variant": asdict(variant),
+        "versions": {name: _version(name) for name in _PACKAGES},
+    }
+    text = json.dumps(told, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
