@@ -45,7 +45,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "search_space",
     ),
     ("protocols", "space_file", "budget"),
-    ("predictor", "techniques", "worker", "server_process", "rank_process", "launcher", "measure"),
+    (
+        "techniques",
+        "worker",
+        "profile",
+        "predictor",
+        "server_process",
+        "rank_process",
+        "launcher",
+        "measure",
+    ),
     ("samplers", "pruners", "record", "study_folder", "drivers"),
     (
         "study",

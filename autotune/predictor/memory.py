@@ -12,7 +12,6 @@ from typing import Any
 
 from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import CheckpointScope, Offload
-from autotune.predictor.activations import TokenBytes, token_bytes
 from autotune.predictor.arithmetic import (
     Ask,
     Stages,
@@ -22,9 +21,10 @@ from autotune.predictor.arithmetic import (
     greatest,
     whole,
 )
-from autotune.predictor.precision import element_bytes, group_bytes
+from autotune.predictor.precision import element_bytes
 from autotune.predictor.shares import RankShare, tokens_of_rank, zero_size
 from autotune.predictor.states import States, StatesModel
+from autotune.predictor.token_model import TokenModel
 from autotune.strategy import Strategy
 from autotune.workload import Workload
 
@@ -143,7 +143,7 @@ class MemoryModel:
         self._is_cpu = hardware.device_type is DeviceType.CPU
         self.states = StatesModel(workload, hardware)
         """Shared with who else asks for them: they keep what they have counted."""
-        self._token_bytes: dict[tuple[object, ...], TokenBytes] = {}
+        self.token_model = TokenModel(workload, is_cpu=self._is_cpu)
 
     def peak(self, strategy: Strategy) -> PeakMemory:
         """The peak of the worst rank, and its doubt."""
@@ -177,7 +177,7 @@ class MemoryModel:
         """Of one token, what is moved to the host on one rank of each stage."""
         if self._is_cpu or strategy.offload_checkpoints is Offload.NONE:
             return 0
-        token = self._token(strategy)
+        token = self.token_model.of(strategy)
         return sum(
             share.num_in_flight
             * (
@@ -286,7 +286,7 @@ class MemoryModel:
 
         `techniques/checkpointing.py` keeps every layer's input in the very first forward.
         """
-        token = self._token(strategy)
+        token = self.token_model.of(strategy)
         num_layers, num_inputs = share.num_layers, _num_inputs(strategy, share)
         is_moved = strategy.offload_checkpoints is Offload.CPU and not self._is_cpu
         # Of inputs on the host, one is back at a time.
@@ -315,8 +315,8 @@ class MemoryModel:
             + token.recomputed
             + flying,
             first_loss=first,
-            # In tiles the output projection has a gradient after the first of them.
-            has_early_gradient=strategy.loss_tiles > 1 and share.has_head,
+            # In tiles, or Liger's chunks, the output projection has a gradient after the first.
+            has_early_gradient=(strategy.loss_tiles > 1 or is_fused) and share.has_head,
             fragmented_share=_FRAGMENTED_SHARE_FUSED if is_fused else _FRAGMENTED_SHARE,
             gathered_to_save=self._gathered_to_save(strategy, share),
         )
@@ -334,31 +334,6 @@ class MemoryModel:
         if degree == 1 and not is_divided:
             return 0
         return element_bytes(strategy) * share.parameters.largest * degree
-
-    def _token(self, strategy: Strategy) -> TokenBytes:
-        key = (
-            group_bytes(strategy),
-            strategy.fused_kernels,
-            strategy.torch_compile,
-            strategy.lora_rank,
-            strategy.lora_targets,
-            strategy.attention,
-            strategy.tensor_parallel_size,
-            strategy.checkpoint_scope,
-            strategy.offload_checkpoints,
-            strategy.mlp_tiles,
-            strategy.loss_tiles,
-        )
-        token = self._token_bytes.get(key)
-        if token is None:
-            token = self._token_bytes[key] = token_bytes(
-                self._workload.model,
-                strategy,
-                lora_targets=self._workload.adapter_targets(strategy.lora_targets),
-                seq_len=self._workload.seq_len,
-                is_cpu=self._is_cpu,
-            )
-        return token
 
 
 def _num_stages(strategy: Strategy, shares: tuple[RankShare, ...]) -> int:

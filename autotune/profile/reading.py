@@ -106,13 +106,19 @@ class Reading:
         )
 
     def _weight_gradients(self) -> set[int]:
-        """Of weights that are used twice, whose gradients are added up into others."""
-        return {
-            number
-            for kernel in self._tape.kernels
-            if kernel.is_backward and gives_weight_gradient(self._tape, kernel)
-            for number in kernel.writes
-        }
+        """Storages of gradients of weights that end up in others: of a weight that is used twice.
+
+        Liger computes that of the output projection in forward, and on the host by way of sums
+        in fp32 that a GPU does not make (`ops/fused_linear_cross_entropy.py`, `torch.addmm`).
+        """
+        found: set[int] = set()
+        for kernel in self._tape.kernels:
+            if not kernel.is_backward and kernel.label[0] != _OUTSIDE:
+                continue
+            is_sum = kernel.name in ("_to_copy", "add_") and found.intersection(kernel.reads)
+            if is_sum or gives_weight_gradient(self._tape, kernel):
+                found.update(kernel.writes)
+        return found
 
     def _owned(self, layer: int) -> set[int]:
         """What a layer keeps; its output is the next one's."""
@@ -157,12 +163,18 @@ class Reading:
         return lean
 
     def _sources(self, layer: int, number: int) -> set[int]:
-        kernel = self._tape.made_by.get(number)
-        is_given = kernel is None or kernel.label[0] != layer or number == self._inputs[layer]
-        if is_given or is_matmul(kernel) or kernel.name.startswith(_NOT_REPEATED):
-            return {number}
-        reads = set(kernel.reads) - {number}
-        return set().union(*(self._sources(layer, read) for read in reads)) if reads else set()
+        """The results of other than pointwise operations that a storage is computed from."""
+        sources, seen, waiting = set(), {number}, [number]
+        while waiting:
+            place = waiting.pop()
+            kernel = self._tape.made_by.get(place)
+            is_given = kernel is None or kernel.label[0] != layer or place == self._inputs[layer]
+            if is_given or is_matmul(kernel) or kernel.name.startswith(_NOT_REPEATED):
+                sources.add(place)
+                continue
+            waiting += set(kernel.reads) - seen
+            seen.update(kernel.reads)
+        return sources
 
     def _groups(self, layer: int, storages: Mapping[int, set[int]]) -> tuple[Saved, ...]:
         """Bytes of storages, by the parts that keep what each of them is for."""

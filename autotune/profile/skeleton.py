@@ -5,10 +5,12 @@ Built under a mode in which tensors have shapes and no values. Does not know wha
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -31,18 +33,32 @@ def build_skeleton(shape: ModelShape, variant: Variant) -> nn.Module:
     """The model of a variant; to be called where tensors have no memory."""
     is_flash = variant.attention is Attention.FLASH
     name = FLASH_ATTENTION if is_flash else str(variant.attention)
-    model = build_empty(shape, _DTYPES[variant.element_bytes], name)
+    dtype = _DTYPES[variant.element_bytes]
+    model = build_empty(shape, dtype, name)
     if variant.fused_kernels:
         patch_kernels(model)
     if variant.lora_rank:
-        model = wrap_lora(
-            model,
-            decoder_layers(model, shape.num_hidden_layers),
-            rank=variant.lora_rank,
-            alpha=0,
-            targets=variant.lora_targets,
-        )
+        with _made_as(dtype):
+            model = wrap_lora(
+                model,
+                decoder_layers(model, shape.num_hidden_layers),
+                rank=variant.lora_rank,
+                alpha=0,
+                targets=variant.lora_targets,
+            )
     return model.train()
+
+
+@contextlib.contextmanager
+def _made_as(dtype: torch.dtype) -> Iterator[None]:
+    """Have adapters made in their dtype, since weights without memory cannot be converted."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with mock.patch.object(nn.Module, "_apply", lambda self, *_, **__: self):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def layer_kinds(model: nn.Module, num_layers: int) -> list[Any]:
