@@ -1,4 +1,4 @@
-"""What is trained: the model's shape, the sequence length, the global batch, the method.
+"""What is trained: the model, the sequence length, the global batch, the method.
 
 Does not know what it runs on. A preset is read without transformers; a folder or a Hugging Face id
 is read by transformers' own `AutoConfig`, which knows each architecture's defaults.
@@ -10,19 +10,22 @@ import difflib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from autotune.adapter_targets import ADAPTER_GROUPS, ALL_LINEAR, has_adapter, read_targets
+from autotune.adapter_targets import ALL_LINEAR, read_targets
+from autotune.census import take_census
 from autotune.errors import ConfigError
-from autotune.knobs import ModuleGroup
+from autotune.model_shape import ModelShape
 from autotune.presets import PRESETS
 
 __all__ = ["Method", "ModelShape", "Workload", "load_model_shape"]
 
-_PLAIN_MLP = {"opt", "gpt2", "gpt_neox", "gptj", "gpt_neo", "bloom", "falcon", "phi"}
+_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
+_NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""Names of the MLP's width and of the number of experts, which differ between architectures."""
 
 
 class Method(StrEnum):
@@ -31,172 +34,6 @@ class Method(StrEnum):
     FULL = "full"
     LORA = "lora"
     QLORA = "qlora"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelShape:
-    """The numbers of an architecture that memory and time depend on.
-
-    Parameter counts follow the published layer definitions; biases and positions are counted where
-    the architecture has them. `tests/test_workload.py` holds them against built models.
-    """
-
-    name: str
-    """As the user typed it."""
-    model_type: str
-    """Hugging Face's `model_type`."""
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    max_position_embeddings: int
-    tie_word_embeddings: bool
-    embedding_size: int
-    """Width of the embedding table; differs from `hidden_size` in OPT-350M alone."""
-    num_experts: int = 1
-    """MLPs of a layer (Mixtral); 1 for dense models."""
-    config: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """The whole Hugging Face configuration, for building the model."""
-    source: str | None = None
-    """Folder or Hugging Face id whose own code builds the model; only with --trust-remote-code."""
-
-    @property
-    def has_gated_mlp(self) -> bool:
-        """Whether the MLP has a gate beside up and down (SwiGLU, GeGLU)."""
-        return self.model_type not in _PLAIN_MLP
-
-    @property
-    def attention_linears(self) -> dict[str, tuple[int, int]]:
-        """The linear layers of one attention block, by name: (inputs, outputs)."""
-        h, q = self.hidden_size, self.num_attention_heads * self.head_dim
-        kv = self.num_key_value_heads * self.head_dim
-        if self.model_type == "gpt2":
-            return {"c_attn": (h, q + 2 * kv), "c_proj": (q, h)}
-        if self.model_type in ("gpt_neox", "bloom", "falcon"):
-            return {"query_key_value": (h, q + 2 * kv), "dense": (q, h)}
-        if self.model_type == "phi3":
-            return {"qkv_proj": (h, q + 2 * kv), "o_proj": (q, h)}
-        outs = {"opt": "out_proj", "gpt_neo": "out_proj", "gptj": "out_proj", "phi": "dense"}
-        out = outs.get(self.model_type, "o_proj")
-        return {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), out: (q, h)}
-
-    @property
-    def mlp_linears(self) -> dict[str, tuple[int, int]]:
-        """The linear layers of one MLP, by name: (inputs, outputs)."""
-        h, f = self.hidden_size, self.intermediate_size
-        if self.model_type == "phi3":
-            return {"gate_up_proj": (h, 2 * f), "down_proj": (f, h)}
-        if self.has_gated_mlp:
-            return {"gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h)}
-        if self.model_type in ("gpt2", "gpt_neo"):
-            return {"c_fc": (h, f), "c_proj": (f, h)}
-        if self.model_type == "gptj":
-            return {"fc_in": (h, f), "fc_out": (f, h)}
-        if self.model_type in ("gpt_neox", "bloom", "falcon"):
-            return {"dense_h_to_4h": (h, f), "dense_4h_to_h": (f, h)}
-        return {"fc1": (h, f), "fc2": (f, h)}
-
-    @property
-    def linear_parameters_per_layer(self) -> int:
-        """Weights of the linear layers of one decoder block, without biases."""
-        attention = sum(i * o for i, o in self.attention_linears.values())
-        return attention + self.num_experts * sum(i * o for i, o in self.mlp_linears.values())
-
-    @property
-    def largest_weight(self) -> int:
-        """Elements of the largest single parameter; a mixture's experts are one parameter."""
-        linears = [*self.attention_linears.values(), *self.mlp_linears.values()]
-        mlp = sum(i * o for i, o in self.mlp_linears.values())
-        experts = mlp * self.num_experts if self.num_experts > 1 else 0
-        embedding = self.vocab_size * max(self.hidden_size, self.embedding_size)
-        return max(embedding, experts, *(i * o for i, o in linears))
-
-    @property
-    def linear_sides(self) -> int:
-        """Rows and columns of the weights of all linear layers of the decoder blocks, added up."""
-        attention = sum(i + o for i, o in self.attention_linears.values())
-        mlp = sum(i + o for i, o in self.mlp_linears.values())
-        return self.num_hidden_layers * (attention + self.num_experts * mlp)
-
-    @property
-    def parameters_per_layer(self) -> int:
-        """All parameters of one decoder block."""
-        linears = [*self.attention_linears.values(), *self.mlp_linears.values()]
-        if self.model_type == "qwen2":
-            biases = sum(o for name, (_, o) in self.attention_linears.items() if name != "o_proj")
-        else:
-            biases = 0 if self.has_gated_mlp else sum(o for _, o in linears)
-        norms = 2 * self.norm_parameters
-        router = self.hidden_size * self.num_experts if self.num_experts > 1 else 0
-        return self.linear_parameters_per_layer + biases + norms + router
-
-    @property
-    def norm_parameters(self) -> int:
-        """Of one norm: weights, and biases beside plain MLPs (LayerNorm)."""
-        return self.hidden_size * (1 if self.has_gated_mlp else 2)
-
-    @property
-    def embedding_parameters(self) -> int:
-        """The token embedding, with learned positions where the architecture has them."""
-        positions = {"opt": self.max_position_embeddings + 2, "gpt2": self.max_position_embeddings}
-        projections = 2 * self.embedding_size * self.hidden_size
-        return (
-            self.vocab_size * self.embedding_size
-            + positions.get(self.model_type, 0) * self.hidden_size
-            + (projections if self.embedding_size != self.hidden_size else 0)
-        )
-
-    @property
-    def lm_head_parameters(self) -> int:
-        """The output projection; 0 where it shares the embedding's weights."""
-        return 0 if self.tie_word_embeddings else self.vocab_size * self.hidden_size
-
-    @property
-    def num_parameters(self) -> int:
-        """All parameters, shared ones once."""
-        return (
-            self.embedding_parameters
-            + self.num_hidden_layers * self.parameters_per_layer
-            + self.norm_parameters
-            + self.lm_head_parameters
-        )
-
-    @property
-    def adapter_linears(self) -> dict[ModuleGroup, dict[str, tuple[int, int]]]:
-        """The linear layers of one decoder block that can have adapters, by group and name.
-
-        Not the experts of a mixture: transformers keeps their weights as one tensor, which is no
-        linear layer.
-        """
-        return {
-            ModuleGroup.ATTENTION: self.attention_linears,
-            ModuleGroup.MLP: self.mlp_linears if self.num_experts == 1 else {},
-        }
-
-    def unknown_target(self, targets: tuple[str, ...]) -> str | None:
-        """The first target of LoRA that this model has no layer for, in words."""
-        groups = [group for group in ADAPTER_GROUPS if self.adapter_linears[group]]
-        names = [name for group in groups for name in self.adapter_linears[group]]
-        known = dict.fromkeys((ALL_LINEAR, *map(str, groups), *names))
-        for target in targets:
-            if target not in known:
-                return (
-                    f"{self.name} has no linear layer {target!r}; choose from {', '.join(known)}"
-                )
-        return None
-
-    def num_lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
-        """Parameters of the adapters: rank x (inputs + outputs) for each target of each layer."""
-        per_layer = sum(
-            rank * (inputs + outputs)
-            for group, linears in self.adapter_linears.items()
-            for name, (inputs, outputs) in linears.items()
-            if has_adapter(name, group, targets)
-        )
-        return self.num_hidden_layers * per_layer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -305,8 +142,10 @@ def load_model_shape(name: str, *, trust_remote_code: bool = False) -> ModelShap
             "or a local folder with config.json, or a Hugging Face id such as org/name"
         )
     config = _read_config(name, trust_remote_code)
-    has_own_code = trust_remote_code and "auto_map" in config
-    return _shape_of(name, config, source=name if has_own_code else None)
+    if trust_remote_code and "auto_map" in config:
+        return _shape_of(name, config, source=name)
+    shape = _shape_of(name, config, source=None)
+    return replace(shape, census=take_census(config, shape.num_hidden_layers))
 
 
 def _read_config(name: str, trust_remote_code: bool) -> dict[str, Any]:
@@ -341,19 +180,19 @@ def _read_config(name: str, trust_remote_code: bool) -> dict[str, Any]:
     return record
 
 
+def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    """The first value that is given, and not zero, under these keys."""
+    return next((config[key] for key in keys if config.get(key)), None)
+
+
 def _shape_of(name: str, config: Mapping[str, Any], source: str | None) -> ModelShape:
     """Take the numbers out of a configuration."""
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         kv_heads = config.get("num_key_value_heads") or heads
-        width = next(
-            (
-                config[key]
-                for key in ("intermediate_size", "ffn_dim", "n_inner")
-                if config.get(key)
-            ),
-            4 * hidden,
-        )
+        is_mixture = _first(config, _NUM_EXPERTS)
+        widths = ("moe_intermediate_size", *_WIDTHS) if is_mixture else _WIDTHS
+        width = _first(config, widths) or 4 * hidden
         return ModelShape(
             name=name,
             model_type=str(config["model_type"]),
@@ -367,7 +206,7 @@ def _shape_of(name: str, config: Mapping[str, Any], source: str | None) -> Model
             max_position_embeddings=int(config.get("max_position_embeddings") or 2**31),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
             embedding_size=int(config.get("word_embed_proj_dim") or hidden),
-            num_experts=int(config.get("num_local_experts") or 1),
+            num_experts=int(_first(config, _NUM_EXPERTS) or 1),
             config=dict(config),
             source=source,
         )

@@ -22,6 +22,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "yaml_file",
         "extensions",
         "adapter_targets",
+        "census",
+        "model_shape",
         "workload",
         "hardware",
         "rates_file",

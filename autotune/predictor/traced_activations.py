@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autotune.knobs import CheckpointScope, Offload
-from autotune.predictor.precision import GroupBytes, group_bytes
 from autotune.predictor.activations import TokenBytes
+from autotune.predictor.precision import GroupBytes, group_bytes
 from autotune.profile import LayerProfile, ModelProfile, Saved
 from autotune.strategy import Strategy
 

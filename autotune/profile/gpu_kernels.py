@@ -40,7 +40,7 @@ def gpu_kernels() -> Iterator[None]:
         mock.patch.object(functional, "scaled_dot_product_attention", _attend),
         mock.patch.object(functional, "dropout", _dropout),
         # Asks positions for their values: whether several samples are packed into one.
-        mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda _: None),
+        mock.patch.object(masking_utils, "find_packed_sequence_indices", return_value=None),
     ):
         yield
 

@@ -64,8 +64,6 @@ class _Kernel:
 class _Triton(ModuleType):
     """A module of Triton."""
 
-    __path__: list[str] = []
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)

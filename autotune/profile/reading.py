@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from autotune.profile.model_profile import PARTS, LayerProfile, ModelProfile, PartWork, Saved
 from autotune.profile.part_work import gives_weight_gradient, is_matmul, part_work
-from autotune.profile.tape import Kept, Moment, Tape
+from autotune.profile.tape import Kept, Kernel, Moment, Tape
 
 __all__ = ["Reading"]
 
@@ -168,13 +168,17 @@ class Reading:
         while waiting:
             place = waiting.pop()
             kernel = self._tape.made_by.get(place)
-            is_given = kernel is None or kernel.label[0] != layer or place == self._inputs[layer]
-            if is_given or is_matmul(kernel) or kernel.name.startswith(_NOT_REPEATED):
+            if kernel is None or place == self._inputs[layer] or self._stays(kernel, layer):
                 sources.add(place)
                 continue
             waiting += set(kernel.reads) - seen
             seen.update(kernel.reads)
         return sources
+
+    def _stays(self, kernel: Kernel, layer: int) -> bool:
+        """Whether compiled code of a layer keeps what this gives, rather than do it again."""
+        is_outside = kernel.label[0] != layer
+        return is_outside or is_matmul(kernel) or kernel.name.startswith(_NOT_REPEATED)
 
     def _groups(self, layer: int, storages: Mapping[int, set[int]]) -> tuple[Saved, ...]:
         """Bytes of storages, by the parts that keep what each of them is for."""

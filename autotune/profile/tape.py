@@ -71,7 +71,7 @@ class Tape(TorchDispatchMode):
     """
 
     def __init__(self, workspace_bytes: Callable[[str, Sequence[torch.Tensor]], int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._workspace_bytes = workspace_bytes
         self.is_backward = False
         self.kernels: list[Kernel] = []
@@ -114,7 +114,7 @@ class Tape(TorchDispatchMode):
     def enter(self, label: Any) -> None:
         """Say where forward goes on."""
         self._label = label
-        self._entered.append((torch.autograd._get_sequence_nr(), label))
+        self._entered.append((torch._C._autograd._get_sequence_nr(), label))
 
     @property
     def label(self) -> Any:

@@ -9,12 +9,11 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from autotune.census import is_attention
 from autotune.errors import ConfigError
 from autotune.techniques.stage import own_layers
 
 __all__ = ["attention_blocks", "causal_model", "decoder_layers", "is_attention", "mlp_blocks"]
-
-_ATTENTION_WORDS = ("attn", "attention")
 
 
 def causal_model(model: nn.Module) -> nn.Module:
@@ -36,11 +35,6 @@ def decoder_layers(model: nn.Module, num_layers: int) -> nn.ModuleList:
         f"checkpoint_interval and mlp_tiles need a model with a list of {num_layers} decoder "
         f"layers; {type(model).__name__} has none"
     )
-
-
-def is_attention(name: str) -> bool:
-    """Whether a module of a decoder layer is its attention, by the module's own name."""
-    return any(word in name for word in _ATTENTION_WORDS)
 
 
 def attention_blocks(layers: Iterable[nn.Module]) -> list[nn.Module]:
