@@ -96,6 +96,8 @@ class Plan:
     candidates: Candidates
     lesson: Lesson | None = None
     """What predictions were corrected by, if by anything."""
+    doubt: str | None = None
+    """Why the activations of this model are a guess; None where they are not."""
 
     @property
     def workload(self) -> Workload:
@@ -205,7 +207,7 @@ def make_plan(
         space: of the same question; a space too large to list is drawn from.
         lesson: of the same question; predictions are the uncorrected ones if left out.
     """
-    predictor: Predictor = lesson or AnalyticPredictor(question.workload, question.hardware)
+    predictor = lesson or AnalyticPredictor(question.workload, question.hardware)
     return Plan(
         question=question,
         spec=spec,
@@ -216,6 +218,7 @@ def make_plan(
             predictor=predictor,
         ),
         lesson=lesson,
+        doubt=predictor.doubt,
     )
 
 

@@ -50,6 +50,11 @@ class Lesson:
     prior: AnalyticPredictor
     calibrated: Predictor
 
+    @property
+    def doubt(self) -> str | None:
+        """Why activations of the model are a guess; None where they are not."""
+        return self.prior.doubt
+
     def predict(self, strategy: Strategy) -> Prediction:
         """Peak memory, and on the same kind of device step time, as the study corrects them."""
         learned = self.calibrated.predict(strategy)

@@ -107,6 +107,11 @@ def plan_assumptions(plan: Plan) -> Iterator[str]:
         )
     if plan.lesson is not None:
         yield from plan.lesson.sentences(plan.candidates.table)
+    if plan.doubt is not None:
+        yield (
+            f"Activations of {plan.workload.model.name} are a guess, with wider bounds: its code "
+            f"could not be followed ({plan.doubt})."
+        )
     if spec.num_nodes > 1:
         yield (
             "Memory holds for any number of hosts, but links between hosts are not modelled: "

@@ -51,6 +51,11 @@ class AnalyticPredictor:
         self._time = TimeModel(workload, hardware, self._memory)
         self._device_overhead_bytes = DEVICE_OVERHEAD_BYTES[hardware.device_type]
 
+    @property
+    def doubt(self) -> str | None:
+        """Why activations of a model that was asked for are a guess; None where none are."""
+        return self._memory.token_model.doubt
+
     def predict(self, strategy: Strategy) -> Prediction:
         """Peak memory and step time of one strategy, with their doubt."""
         return self.explain(strategy)[0]

@@ -34,9 +34,11 @@ class TokenModel:
         shape = workload.model
         # Without a configuration there is nothing to build.
         self._is_traced = shape.name not in PRESETS and bool(shape.config)
+        self._reason = ""
         self._known: dict[tuple[object, ...], TokenBytes] = {}
         self.doubt: str | None = None
-        """Why a strategy that was asked for could not be traced; None where all could be."""
+        """Why a strategy that was asked for had to be counted as another model; None where none
+        had to be."""
 
     def of(self, strategy: Strategy) -> TokenBytes:
         """What one token holds on one rank."""
@@ -76,6 +78,7 @@ class TokenModel:
             # Liger may not be installed here: its layers keep what compiled ones do.
             profiles = self._profiles(strategy, has_liger=False)
         if profiles is None:
+            self.doubt = self._reason
             return None
         return traced_token_bytes(
             profiles,
@@ -100,7 +103,7 @@ class TokenModel:
             sized = replace(variant, element_bytes=size)
             found = profile_of(self._workload.model, sized, self._workload.seq_len)
             if isinstance(found, str):
-                self.doubt = found
+                self._reason = found
                 return None
             profiles[size] = found
         return profiles

@@ -1,8 +1,8 @@
-"""Traces one variant of a model: reads the question from stdin, writes the profile to a file.
+"""Traces variants of a model: reads the question from stdin, writes a file for each as it is done.
 
-    python -m autotune.profile OUT.json < QUESTION.json
+    python -m autotune.profile FOLDER < QUESTION.json
 
-For `process.py`, which starts it.
+For `process.py`, which starts it. A file holds a profile, or in words why there is none.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch  # noqa: F401  (before Triton's stand-in, which torch would take for the real one)
 
@@ -20,17 +21,32 @@ from autotune.profile.variant import Variant
 from autotune.workload import ModelShape
 
 
-def main(out: Path) -> None:
-    """Trace what stdin asks for."""
+def main(folder: Path) -> None:
+    """Trace what stdin asks for, one after the other."""
     question = json.load(sys.stdin)
-    told = question["variant"]
-    told["attention"] = Attention(told["attention"])
-    told["lora_targets"] = tuple(told["lora_targets"])
-    variant = Variant(**told)
-    if variant.fused_kernels:
-        stand_in_for_triton()
-    profile = trace(ModelShape(**question["shape"]), variant, question["seq_len"])
-    out.write_text(json.dumps(profile.to_dict()), encoding="utf-8")
+    shape, seq_len = ModelShape(**question["shape"]), question["seq_len"]
+    has_stand_in = False
+    for number, told in enumerate(question["variants"]):
+        variant = _variant(told)
+        if variant.fused_kernels and not has_stand_in:
+            stand_in_for_triton()
+            has_stand_in = True
+        path = folder / f"{number}.json"
+        path.write_text(json.dumps(_answer(shape, variant, seq_len)), encoding="utf-8")
+
+
+def _answer(shape: ModelShape, variant: Variant, seq_len: int) -> dict[str, Any] | str:
+    try:
+        return trace(shape, variant, seq_len).to_dict()
+    except Exception as error:
+        # Code of any architecture runs here; the next variant is not the worse for it.
+        lines = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _variant(told: dict[str, Any]) -> Variant:
+    attention, targets = Attention(told["attention"]), tuple(told["lora_targets"])
+    return Variant(**{**told, "attention": attention, "lora_targets": targets})
 
 
 if __name__ == "__main__":

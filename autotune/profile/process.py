@@ -11,10 +11,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from autotune.knobs import Attention
 from autotune.profile.model_profile import ModelProfile
 from autotune.profile.store import read_profile, write_profile
 from autotune.profile.variant import Variant, digest
@@ -23,7 +24,7 @@ from autotune.workload import ModelShape
 __all__ = ["profile_of"]
 
 _TIMEOUT_S = 180.0
-"""Importing transformers takes some seconds, a trace less than one: two orders of margin."""
+"""Importing transformers takes some seconds, a trace less than one: an order of margin."""
 
 _known: dict[str, ModelProfile | str] = {}
 """What this process has asked for already: the profile, or why there is none."""
@@ -38,35 +39,67 @@ def profile_of(shape: ModelShape, variant: Variant, seq_len: int) -> ModelProfil
         seq_len: tokens of a sample.
     """
     if shape.source is not None:
-        return "its own code is not run to plan"
+        return "its own code is not run to predict"
     name = digest(shape.config, seq_len, variant)
     if name not in _known:
-        _known[name] = read_profile(name) or _trace(shape, variant, seq_len)
-        found = _known[name]
-        if isinstance(found, ModelProfile):
-            write_profile(name, found)
+        stored = read_profile(name)
+        if stored is not None:
+            _known[name] = stored
+        else:
+            _trace_with_siblings(shape, variant, seq_len)
     return _known[name]
 
 
-def _trace(shape: ModelShape, variant: Variant, seq_len: int) -> ModelProfile | str:
-    request = {"shape": asdict(shape), "variant": asdict(variant), "seq_len": seq_len}
+def _trace_with_siblings(shape: ModelShape, variant: Variant, seq_len: int) -> None:
+    """Trace the other kernels as well, which most searches ask for next: imports take longest."""
+    others = [
+        replace(variant, attention=attention, fused_kernels=is_fused)
+        for attention in Attention
+        for is_fused in (False, True)
+    ]
+    # Liger's patches stay for a process's life, so what has them comes last.
+    variants = sorted(dict.fromkeys((variant, *others)), key=lambda one: one.fused_kernels)
+    for one, found in zip(variants, _trace(shape, variants, seq_len), strict=True):
+        name = digest(shape.config, seq_len, one)
+        _known[name] = found
+        if isinstance(found, ModelProfile):
+            write_profile(name, found)
+
+
+def _trace(
+    shape: ModelShape, variants: Sequence[Variant], seq_len: int
+) -> list[ModelProfile | str]:
+    question = {
+        "shape": asdict(shape),
+        "variants": [asdict(variant) for variant in variants],
+        "seq_len": seq_len,
+    }
     with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "profile.json"
         try:
             ran = subprocess.run(
-                [sys.executable, "-m", "autotune.profile", str(answer)],
-                input=json.dumps(request),
+                [sys.executable, "-m", "autotune.profile", folder],
+                input=json.dumps(question),
                 capture_output=True,
                 text=True,
                 timeout=_TIMEOUT_S,
                 env=_environment(os.environ),
                 check=False,
             )
-            return ModelProfile.from_dict(json.loads(answer.read_text(encoding="utf-8")))
+            reason = _last_line(ran.stderr.splitlines())
         except subprocess.TimeoutExpired:
-            return f"it took more than {_TIMEOUT_S:.0f} s"
-        except (OSError, ValueError, KeyError, TypeError):
-            return _last_line(ran.stderr.splitlines())
+            reason = f"it took more than {_TIMEOUT_S:.0f} s"
+        except OSError as error:
+            reason = str(error)
+        return [_read(Path(folder) / f"{n}.json", reason) for n in range(len(variants))]
+
+
+def _read(path: Path, reason: str) -> ModelProfile | str:
+    """What the process said of one variant; `reason` where it did not come so far."""
+    try:
+        answer = json.loads(path.read_text(encoding="utf-8"))
+        return str(answer) if isinstance(answer, str) else ModelProfile.from_dict(answer)
+    except (OSError, ValueError, KeyError, TypeError):
+        return reason
 
 
 def _environment(own: Mapping[str, str]) -> dict[str, Any]:
