@@ -33,7 +33,7 @@ class TokenBytes:
     recomputed: int
     """What backward computes again of a part of one layer, and holds while it is at that part."""
     layer_backward: int
-    """Gradients that are alive within one layer's backward at its widest."""
+    """Alive in one layer's backward at its widest, beyond what layers and head have kept."""
     head: int
     """Saved by the final norm and the output projection, and what all layers share."""
     loss: int
@@ -113,13 +113,17 @@ class _TokenCount:
             kept_mlp, recomputed = block_input, max(recomputed, mlp // strategy.mlp_tiles)
         if self._moves_inputs and strategy.checkpoint_scope is not CheckpointScope.LAYER:
             host = block_input
-        # LoRA freezes the output projection, which then needs no input for its backward.
-        head = norm + e.lm_head * h * (not strategy.lora_rank)
+        # LoRA freezes the output projection, which then needs no input for its backward; Liger's
+        # loss has done its backward already.
+        keeps_input = not strategy.lora_rank and not strategy.fused_kernels
+        head = norm + e.lm_head * h * keeps_input
+        widest = max(self._mlp_backward(), self._attention_backward())
         return TokenBytes(
             layer_input=e.residual * h,
             layer=2 * norm + kept_attention + kept_mlp - host,
             recomputed=recomputed,
-            layer_backward=max(self._mlp_backward(), self._attention_backward()),
+            # What the head kept is gone by then.
+            layer_backward=max(0, widest - head),
             head=head + self._mask(),
             loss=self._loss(),
             host_layer=host,
@@ -166,22 +170,29 @@ class _TokenCount:
         return outside + inside // self._tensor
 
     def _mlp_backward(self) -> int:
-        """Gradients within the MLP; in tiles, with the whole gradient that they are pieces of."""
+        """Gradients within the MLP, as its code is traced (`tests/profile/test_trace.py`).
+
+        In tiles with the whole gradient that they are pieces of.
+        """
         shape, e = self._shape, self._e
         divisor = self._tensor * self._strategy.mlp_tiles
         whole = e.residual * shape.hidden_size if self._strategy.mlp_tiles > 1 else 0
         if self._is_lean:
             inside = e.mlp * shape.intermediate_size // divisor
             return inside + 2 * e.residual * shape.hidden_size + whole
-        inside = 3 * e.mlp * shape.intermediate_size // divisor
-        return inside + 3 * FP32_BYTES * shape.hidden_size + whole
+        inside = 2 * e.mlp * shape.intermediate_size // divisor
+        return inside + e.residual * shape.hidden_size + whole
 
     def _attention_backward(self) -> int:
-        """Where there are scores: gradients of theirs, in fp32 and as computed."""
+        """Where there are scores: two gradients of theirs in fp32.
+
+        A copy of the scores in 16 bit is gone by then.
+        """
         if not self._has_scores:
             return 0
         row = self._shape.num_attention_heads * self._seq_len // self._tensor
-        return row * (2 * FP32_BYTES + self._e.attention)
+        converted = self._e.attention if self._e.attention != FP32_BYTES else 0
+        return row * (2 * FP32_BYTES - converted)
 
     def _mask(self) -> int:
         """The causal mask, which transformers makes for eager attention alone."""

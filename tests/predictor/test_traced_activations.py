@@ -68,6 +68,16 @@ def test_parts_add_up_to_what_is_counted(knobs: dict[str, Any]) -> None:
     assert found.host_layer == expected.host_layer
 
 
+@pytest.mark.parametrize("knobs", [{}, {"precision": "fp32"}, {"torch_compile": True}], ids=str)
+def test_backward_is_as_wide_as_is_counted(knobs: dict[str, Any]) -> None:
+    found, expected = (
+        token.layer + token.layer_backward + token.head
+        for token in (traced(**knobs), counted(**knobs))
+    )
+
+    assert found == pytest.approx(expected, rel=0.005)
+
+
 @pytest.mark.parametrize("tiles", [1, 2, 8])
 def test_tiles_divide_the_logits(tiles: int) -> None:
     assert traced(loss_tiles=tiles).loss == pytest.approx(

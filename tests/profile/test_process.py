@@ -24,6 +24,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_known", {})
 
 
+@pytest.mark.slow
 def test_a_profile_is_traced_once_and_then_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -36,6 +37,7 @@ def test_a_profile_is_traced_once_and_then_read(
         assert profile_of(shape, SDPA, 64) == first
 
 
+@pytest.mark.slow
 def test_why_a_model_cannot_be_traced_is_told_in_words(tmp_path: Path) -> None:
     shape = small_shape(tmp_path, "qwen2")
     config = {**shape.config, "model_type": "nothing-of-the-kind"}
@@ -51,6 +53,7 @@ def test_code_of_a_model_itself_is_not_run_for_a_profile() -> None:
     assert isinstance(profile_of(shape, SDPA, 64), str)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("liger_kernel") is None, reason="needs Liger")
 @pytest.mark.parametrize("preset", ["tiny", "1.1B", "7B"])
 def test_liger_keeps_the_inputs_of_norms_and_of_the_gate_alone(preset: str) -> None:
