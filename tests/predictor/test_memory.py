@@ -193,7 +193,7 @@ def test_bounds_enclose_and_parts_add_up_with_every_knob(
 
 def test_backward_is_called_by_what_it_does_where_layers_are_computed_again() -> None:
     whole, again = (
-        predict(zero_stage=1, micro_batch_size=1, batch=8, loss_tiles=16, **knobs)
+        predict(zero_stage=1, micro_batch_size=1, batch=8, fused_kernels=True, **knobs)
         for knobs in ({"offload_optimizer": "cpu"}, {"offload_optimizer": "cpu"} | AGAIN)
     )
     assert whole.moment == "backward"
