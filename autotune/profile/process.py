@@ -5,6 +5,7 @@ Asks memory first, then the disk, then traces. Does not know what a profile is u
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -40,6 +41,8 @@ def profile_of(shape: ModelShape, variant: Variant, seq_len: int) -> ModelProfil
     """
     if shape.source is not None:
         return "its own code is not run to predict"
+    if variant.fused_kernels and not _has_liger():
+        return "Liger is not installed here"
     name = digest(shape.config, seq_len, variant)
     if name not in _known:
         stored = read_profile(name)
@@ -55,7 +58,7 @@ def _trace_with_siblings(shape: ModelShape, variant: Variant, seq_len: int) -> N
     others = [
         replace(variant, attention=attention, fused_kernels=is_fused)
         for attention in Attention
-        for is_fused in (False, True)
+        for is_fused in (False, _has_liger())
     ]
     # Liger's patches stay for a process's life, so what has them comes last.
     variants = sorted(dict.fromkeys((variant, *others)), key=lambda one: one.fused_kernels)
@@ -100,6 +103,10 @@ def _read(path: Path, reason: str) -> ModelProfile | str:
         return str(answer) if isinstance(answer, str) else ModelProfile.from_dict(answer)
     except (OSError, ValueError, KeyError, TypeError):
         return reason
+
+
+def _has_liger() -> bool:
+    return importlib.util.find_spec("liger_kernel") is not None
 
 
 def _environment(own: Mapping[str, str]) -> dict[str, Any]:
