@@ -215,7 +215,8 @@ class MemoryModel:
                 for parts in moments.values()
             )
         )
-        doubted = held.doubted_share * tokens * greatest(held.loss + held.logits, held.backward)
+        widest = greatest(held.loss + held.logits, held.backward)
+        doubted = held.doubted_share * ask(self.tokens) * widest
         if self._is_cpu:
             expected, lower = allocated + _PROCESS_BYTES, _LEAST_SHARE_CPU * lower
             upper = 1.5 * apart + _PROCESS_UPPER_BYTES
