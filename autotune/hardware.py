@@ -61,6 +61,10 @@ class DeviceKind:
     """Peak bandwidth of the device memory."""
     compute_capability: tuple[int, int]
     """CUDA's number for what the device can do."""
+    nvlink_bytes_per_s: float
+    """Peak of all its NVLinks together, in one direction; 0 where there are none."""
+    pcie_bytes_per_s: float
+    """Peak of its PCIe connection, in one direction."""
 
     @property
     def supports_bf16(self) -> bool:
@@ -90,6 +94,9 @@ def _kind(
     tflops: float,
     gb_per_s: float,
     capability: tuple[int, int],
+    *,
+    nvlink_gb: float = 0.0,
+    pcie: int = 4,
 ) -> DeviceKind:
     return DeviceKind(
         name=name,
@@ -98,24 +105,30 @@ def _kind(
         flops_per_s=tflops * 1e12,
         memory_bytes_per_s=gb_per_s * GB,
         compute_capability=capability,
+        nvlink_bytes_per_s=nvlink_gb * GB,
+        pcie_bytes_per_s=_PCIE_GB_PER_S[pcie] * GB,
     )
 
+
+_PCIE_GB_PER_S = {3: 15.75, 4: 31.5, 5: 63.0}
+"""Sixteen lanes of each generation."""
 
 DEVICE_KINDS: dict[str, DeviceKind] = {
     kind.name: kind
     for kind in (
-        # Vendor data sheets, dense rates. The first match of `nvml_name` wins.
-        _kind("B200", "B200", 180, 2250, 8000, (10, 0)),
-        _kind("H200", "H200", 140, 989, 4800, (9, 0)),
-        _kind("H100-80GB", "H100", 80, 989, 3350, (9, 0)),
-        _kind("A100-80GB", "A100-SXM4-80GB", 80, 312, 2039, (8, 0)),
+        # Vendor data sheets, dense rates. The first match of `nvml_name` wins. NVLink bridges,
+        # which PCIe cards may have in pairs, are not counted.
+        _kind("B200", "B200", 180, 2250, 8000, (10, 0), nvlink_gb=900, pcie=5),
+        _kind("H200", "H200", 140, 989, 4800, (9, 0), nvlink_gb=450, pcie=5),
+        _kind("H100-80GB", "H100", 80, 989, 3350, (9, 0), nvlink_gb=450, pcie=5),
+        _kind("A100-80GB", "A100-SXM4-80GB", 80, 312, 2039, (8, 0), nvlink_gb=300),
         _kind("A100-80GB-PCIe", "A100 80GB", 80, 312, 1935, (8, 0)),
-        _kind("A100-40GB", "A100", 40, 312, 1555, (8, 0)),
+        _kind("A100-40GB", "A100", 40, 312, 1555, (8, 0), nvlink_gb=300),
         _kind("L40S", "L40S", 45, 362, 864, (8, 9)),
         _kind("L4", "L4", 22, 121, 300, (8, 9)),
-        _kind("V100-32GB", "V100-SXM2-32GB", 32, 125, 900, (7, 0)),
-        _kind("V100-16GB", "V100", 16, 125, 900, (7, 0)),
-        _kind("RTX5090", "RTX 5090", 32, 210, 1792, (12, 0)),
+        _kind("V100-32GB", "V100-SXM2-32GB", 32, 125, 900, (7, 0), nvlink_gb=150, pcie=3),
+        _kind("V100-16GB", "V100", 16, 125, 900, (7, 0), nvlink_gb=150, pcie=3),
+        _kind("RTX5090", "RTX 5090", 32, 210, 1792, (12, 0), pcie=5),
         _kind("RTX4090", "RTX 4090", 24, 165, 1008, (8, 9)),
         _kind("RTX3090", "RTX 3090", 24, 71, 936, (8, 6)),
     )

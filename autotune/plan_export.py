@@ -67,11 +67,10 @@ def _origin(plan: Plan, candidate: Candidate) -> str:
         disk = f"""
 `nvme_path` in `ds_config.json`, {plan.hardware.nvme_path}, is where the disk was taken to be \
 mounted: set yours."""
-    at_most = "at most " if plan.spec.num_nodes > 1 else ""
     return f"""\
 **{_MARK}**: from `autotune plan`, which runs nothing. {workload.model.name},
 {workload.seq_len} tokens a sample, {workload.global_batch_size} samples a step, on {plan.spec}.
-Predicted {at_most}{prediction.tokens_per_second:,.0f} tokens/s{between} and a peak of \
+Predicted {prediction.tokens_per_second:,.0f} tokens/s{between} and a peak of \
 {format_gib(prediction.peak_memory_bytes)} GiB on one device, between {format_gib(lower)}
 and {format_gib(upper)} GiB. `autotune search` on the machine itself measures.
 The strategy {loss_words(plan.loss_class(candidate), plan.reference)}.{disk}"""

@@ -5,7 +5,8 @@ Does not know which strategies are tried, nor how far off it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from autotune.deepspeed_config import sub_group_elements
@@ -13,8 +14,11 @@ from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import MasterWeights, Offload
 from autotune.prediction_table import PredictionTable
 from autotune.predictor.arithmetic import Ask, ask_about, whole
+from autotune.predictor.corrections import TIME_COEFFICIENTS, TimeCurve
+from autotune.predictor.doubt import log_bounds, techniques
 from autotune.predictor.memory import MemoryModel, PeakMemory
 from autotune.predictor.precision import FP32_BYTES, element_bytes
+from autotune.predictor.shrinkage import untaught
 from autotune.predictor.table import Explanation, explain_table
 from autotune.predictor.time import StepParts, TimeModel
 from autotune.strategy import Strategy
@@ -32,6 +36,9 @@ rank just forked."""
 _HOST_BYTES_PER_PARAMETER = {MasterWeights.FP32: 12, MasterWeights.BF16: 6}
 """DeepSpeed's CPU Adam keeps master weights and two moments on the host, in fp32 or all in bf16.
 Gradients pass through it as well; they are not counted, so this is the least."""
+
+_UNTAUGHT = untaught(TIME_COEFFICIENTS)
+"""What is known of the time's coefficients before any trial."""
 
 
 class AnalyticPredictor:
@@ -64,13 +71,21 @@ class AnalyticPredictor:
         """The prediction of one strategy, and what its step time is made of."""
         peak, parts = self._memory.peak(strategy), self._time.parts(strategy)
         shares = self._memory.states.shares(strategy)
+        unproven = tuple(self.techniques(strategy).values())
+        below, above = log_bounds(TimeCurve(parts), _UNTAUGHT, unproven)
         prediction = Prediction(
             **self._figures(ask_about(strategy), shares, peak, parts),
+            step_time_lower_s=parts.total_s * math.exp(-below),
+            step_time_upper_s=parts.total_s * math.exp(above),
             step_parts_s=self._time.activities_s(strategy, parts),
             moment=_moment_in_words(peak.moment, strategy),
             breakdown_bytes=peak.breakdown_bytes,
         )
         return prediction, parts
+
+    def techniques(self, strategy: Strategy) -> Mapping[str, float]:
+        """What a strategy does that is little proven, and by how much it may be off for it."""
+        return techniques(strategy, self._num_ranks)
 
     def predict_table(self, table: StrategyTable) -> PredictionTable:
         """The same of every strategy of a table, in its order."""

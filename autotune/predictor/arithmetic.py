@@ -26,6 +26,7 @@ __all__ = [
     "greatest",
     "least",
     "logarithm",
+    "next_power_of_2",
     "whole",
 ]
 
@@ -54,6 +55,10 @@ class Stages(Protocol):
         """The record with the greatest number, the first of equals."""
         ...
 
+    def total(self, number: Callable[[Any], Any]) -> Any:
+        """The sum of a number of each record."""
+        ...
+
 
 class StagesOfOne:
     """Those of one strategy.
@@ -68,6 +73,10 @@ class StagesOfOne:
     def greatest(self, number: Callable[[Any], Any]) -> Any:
         """The record with the greatest number, the first of equals."""
         return max(self._records, key=number)
+
+    def total(self, number: Callable[[Any], Any]) -> Any:
+        """The sum of a number of each record."""
+        return sum(map(number, self._records))
 
 
 def greatest(first: Any, *others: Any) -> Any:
@@ -100,6 +109,13 @@ def logarithm(number: Any) -> Any:
 def least(first: Any, second: Any) -> Any:
     """The smaller of two."""
     return -greatest(-first, -second)
+
+
+def next_power_of_2(number: Any) -> Any:
+    """The least power of two that is no less."""
+    if isinstance(number, np.ndarray):
+        return 2.0 ** np.ceil(np.log2(number))
+    return 2.0 ** math.ceil(math.log2(number))
 
 
 def whole(number: Any) -> Any:

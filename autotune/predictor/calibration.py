@@ -1,16 +1,16 @@
 """Predictions corrected by what finished trials of the same question showed.
 
-Few coefficients, each of something physical, and what is left is taken over from trials that share
-most knobs. Trials held out decide how much of it is used: nothing, the coefficients, or both.
-Does not know which strategies are tried, nor what a correction is used for.
+Few coefficients, each of something physical and held to what was known before, and what is left is
+taken over from trials that share most knobs. Does not know which strategies are tried, nor what a
+correction is used for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from statistics import median
 from typing import Any
 
 from autotune.prediction_table import PredictionTable
@@ -23,8 +23,9 @@ from autotune.predictor.corrections import (
     MemoryCurve,
     TimeCurve,
 )
+from autotune.predictor.doubt import MODEL_DEVIATION, log_bounds
 from autotune.predictor.neighbours import Neighbours
-from autotune.predictor.shrinkage import Coefficient, Curve, fit
+from autotune.predictor.shrinkage import Coefficient, Curve, Fit, fit
 from autotune.predictor.table import Explanation
 from autotune.strategy import Strategy
 from autotune.strategy_table import StrategyTable
@@ -38,22 +39,19 @@ _LARGEST_MEMORY_CORRECTION = math.log(1.15)
 _LARGEST_TIME_CORRECTION = math.log(4.0)
 _LARGEST_TIME_RESIDUAL = math.log(2.0)
 
-_TIME_SCATTER = 0.03
-"""Of the logarithm of a measured step time. Measured: twice the same work on one H100."""
+_TIME_SCATTER = 0.06
+"""Of the logarithm of a measured step time about a fitted machine: 3 % between two runs of the
+same work on one H100, and what coefficients cannot mend of one question."""
 
-_MEMORY_SCATTER = 0.01
-
-_NUM_FOLDS = 12
-"""So many parts at most are held out in turn; of fewer trials, each."""
+_MEMORY_SCATTER = 0.015
 
 _PRIOR_TRIALS = 10
 """The prior's interval weighs as much as so many trials."""
 
 _INTERVAL_SCATTERS = 2.5
 
-
-_STUDENT_T = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)
-"""One-sided 95 % quantiles, by degrees of freedom from 1."""
+_TO_DEVIATION = 1.48
+"""From the median of absolute errors to their standard deviation, where they are normal."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,25 +61,27 @@ class _Sample:
     strategy: Strategy
     curve: Curve
     log_measured: float
+    scatter: float
+    """Deviation of the measurement from what any coefficients can say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Correction:
     """What was learned of one quantity."""
 
-    at: tuple[float, ...]
-    """The coefficients; all zero for the prior."""
-    neighbours: Neighbours | None = None
-    scatter: float = 0.0
-    """Root mean square of the errors of trials held out, as logarithms."""
+    fit: Fit
+    neighbours: Neighbours | None
+    """None where the trials are of another question."""
+    scatter: float
+    """Root mean square of what is left of the trials, and of what was expected to be."""
 
     def log_value(self, strategy: Strategy, curve: Curve) -> float:
-        value = curve.log_value(self.at)
+        value = curve.log_value(self.fit.at)
         return value + self.neighbours.residual(strategy) if self.neighbours else value
 
     def log_values(self, table: StrategyTable, curve: Curve) -> Any:
         """The same for each row of a table, whose curve is of arrays."""
-        values = curve.log_value(self.at)
+        values = curve.log_value(self.fit.at)
         return values + self.neighbours.residuals(table) if self.neighbours else values
 
 
@@ -96,7 +96,7 @@ class CalibratedPredictor:
         trials: in any order, of the same question or of `source`'s.
         source: the prior of another question that the trials are of. Then the coefficients alone
             are taken over, since what is left belongs to strategies of that question; and so is
-            the prior's own interval, since nothing of this question was held out.
+            the prior's own interval of memory, since nothing of this question was held out.
     """
 
     def __init__(
@@ -109,10 +109,12 @@ class CalibratedPredictor:
         self._prior = prior
         times, memories = _samples(source or prior, trials)
         self._num_trials = 0 if source else len(times)
+        self._seen = frozenset[str]().union(*(prior.techniques(s.strategy) for s in times))
         self._time = _learn(
             times,
             TIME_COEFFICIENTS,
             scatter=_TIME_SCATTER,
+            before=MODEL_DEVIATION,
             largest=_LARGEST_TIME_RESIDUAL,
             is_own=source is None,
         )
@@ -120,6 +122,7 @@ class CalibratedPredictor:
             memories,
             MEMORY_COEFFICIENTS,
             scatter=_MEMORY_SCATTER,
+            before=_MEMORY_SCATTER,
             largest=_LARGEST_MEMORY_CORRECTION,
             is_own=source is None,
         )
@@ -132,7 +135,10 @@ class CalibratedPredictor:
         """Peak memory and step time of one strategy, with their doubt."""
         prediction, parts = self._prior.explain(strategy)
         if self._time is not None:
-            prediction = _with_step_time(prediction, self._time, strategy, TimeCurve(parts))
+            unproven = self._prior.techniques(strategy)
+            doubts = [unproven[name] for name in unproven if name not in self._seen]
+            curve = TimeCurve(parts)
+            prediction = _with_step_time(prediction, self._time, strategy, curve, doubts)
         if self._memory is not None:
             prediction = _with_memory(prediction, self._memory, strategy, self._num_trials)
         return prediction
@@ -166,12 +172,20 @@ class CalibratedPredictor:
 
 
 def _with_step_time(
-    prediction: Prediction, correction: _Correction, strategy: Strategy, curve: Curve
+    prediction: Prediction,
+    correction: _Correction,
+    strategy: Strategy,
+    curve: TimeCurve,
+    doubts: Sequence[float],
 ) -> Prediction:
     factor = _time_factor(correction.log_value(strategy, curve), prediction.step_time_s)
+    below, above = log_bounds(curve, correction.fit, doubts, rest=correction.scatter)
+    step_time_s = prediction.step_time_s * factor
     return replace(
         prediction,
-        step_time_s=prediction.step_time_s * factor,
+        step_time_s=step_time_s,
+        step_time_lower_s=step_time_s * math.exp(-below),
+        step_time_upper_s=step_time_s * math.exp(above),
         step_parts_s={part: s * factor for part, s in prediction.step_parts_s.items()},
         tokens_per_second=prediction.tokens_per_second / factor,
     )
@@ -227,6 +241,8 @@ def _samples(
         and trial.measurement.peak_memory_bytes > 0
     ]
     usable.sort(key=lambda t: (repr(t[0]), t[1].step_time_s, t[1].peak_memory_bytes))
+    doubts = [prior.techniques(strategy) for strategy, _ in usable]
+    shared = set(doubts[0]).intersection(*doubts) if doubts else set()
     times, memories = [], []
     for strategy, measured in usable:
         prediction, parts = prior.explain(strategy)
@@ -235,6 +251,11 @@ def _samples(
                 strategy=strategy,
                 curve=TimeCurve(parts),
                 log_measured=math.log(measured.step_time_s),
+                # What a technique of some trials is off by says nothing of the machine.
+                scatter=math.hypot(
+                    _TIME_SCATTER,
+                    *(d for name, d in prior.techniques(strategy).items() if name not in shared),
+                ),
             )
         )
         memories.append(
@@ -242,6 +263,7 @@ def _samples(
                 strategy=strategy,
                 curve=MemoryCurve.of(prediction),
                 log_measured=math.log(measured.peak_memory_bytes),
+                scatter=_MEMORY_SCATTER,
             )
         )
     return times, memories
@@ -252,76 +274,35 @@ def _learn(
     coefficients: Sequence[Coefficient],
     *,
     scatter: float,
+    before: float,
     largest: float,
     is_own: bool,
 ) -> _Correction | None:
-    """The simplest correction that none does better than where it has not looked.
+    """The coefficients, and what they leave.
 
     Args:
-        samples: what to learn from.
-        coefficients: what may be wrong.
-        scatter: of a measurement.
-        largest: residual that is taken over from neighbours.
-        is_own: whether they are of the question that is predicted.
+        samples: of one quantity.
+        coefficients: what is known of it.
+        scatter: of a measurement about the truth.
+        before: the scatter that is expected, which weighs as much as `_PRIOR_TRIALS` trials.
+        largest: that is taken over from neighbours.
+        is_own: whether the samples are of the question that is predicted.
 
     Returns:
         None for the prior.
     """
     if len(samples) < 2:
         return None
-    zero = tuple(0.0 for _ in coefficients)
-
-    def coefficients_alone(seen: Sequence[_Sample]) -> _Correction:
-        curves, observed = [s.curve for s in seen], [s.log_measured for s in seen]
-        return _Correction(at=fit(curves, observed, coefficients, scatter=scatter))
-
-    def with_neighbours(seen: Sequence[_Sample]) -> _Correction:
-        found = coefficients_alone(seen)
-        left = [s.log_measured - s.curve.log_value(found.at) for s in seen]
-        neighbours = Neighbours([s.strategy for s in seen], left, largest=largest)
-        return replace(found, neighbours=neighbours)
-
-    chosen: Callable[[Sequence[_Sample]], _Correction] | None = None
-    errors = [abs(s.log_measured - s.curve.log_value(zero)) for s in samples]
-    for candidate in (coefficients_alone, with_neighbours)[: 1 + is_own]:
-        of_candidate = _errors_held_out(samples, candidate)
-        if _is_better(of_candidate, errors, scatter=scatter):
-            chosen, errors = candidate, of_candidate
-    if chosen is None:
-        return None
-    root_mean_square = math.sqrt(fmean(error**2 for error in errors))
-    return replace(chosen(samples), scatter=root_mean_square)
-
-
-def _errors_held_out(
-    samples: Sequence[_Sample], candidate: Callable[[Sequence[_Sample]], _Correction]
-) -> list[float]:
-    """Absolute errors of the logarithms, each sample predicted from others only.
-
-    Trials of one strategy are held out together.
-    """
-    strategies = list(dict.fromkeys(sample.strategy for sample in samples))
-    folds = {s: place % _NUM_FOLDS for place, s in enumerate(strategies)}
-    errors = [0.0] * len(samples)
-    for fold in range(min(_NUM_FOLDS, len(strategies))):
-        correction = candidate([s for s in samples if folds[s.strategy] != fold])
-        for place, sample in enumerate(samples):
-            if folds[sample.strategy] == fold:
-                value = correction.log_value(sample.strategy, sample.curve)
-                errors[place] = abs(sample.log_measured - value)
-    return errors
-
-
-def _is_better(errors: Sequence[float], before: Sequence[float], *, scatter: float) -> bool:
-    """Whether errors fell, with a certainty of 95 % by Student's t.
-
-    A change counts for no more than the scatter of a measurement: that one exception is met does
-    not make up for many small losses. Errors within that scatter are left alone.
-    """
-    if fmean(before) <= scatter:
-        return False
-    gains = [
-        max(-scatter, min(scatter, old - new)) for old, new in zip(before, errors, strict=True)
-    ]
-    quantile = _STUDENT_T[min(len(gains) - 1, len(_STUDENT_T)) - 1]
-    return fmean(gains) > quantile * stdev(gains) / math.sqrt(len(gains))
+    curves, observed = [s.curve for s in samples], [s.log_measured for s in samples]
+    found = fit(curves, observed, coefficients, scatters=[s.scatter for s in samples])
+    left = [s.log_measured - s.curve.log_value(found.at) for s in samples]
+    # What is met by no other trial may be an exception.
+    usual = max(scatter, _TO_DEVIATION * median(map(abs, left)))
+    clipped = [max(-3 * usual, min(3 * usual, value)) for value in left]
+    neighbours = Neighbours([s.strategy for s in samples], clipped, largest=largest)
+    squares = sum(value**2 for value in clipped) + _PRIOR_TRIALS * before**2
+    return _Correction(
+        fit=found,
+        neighbours=neighbours if is_own else None,
+        scatter=math.sqrt(squares / (len(samples) + _PRIOR_TRIALS)),
+    )

@@ -1,43 +1,76 @@
-"""The least time that the host takes to launch a micro-step's work on a GPU.
+"""The least time that the host takes to launch a step's work on a GPU.
 
 Python, launches and DeepSpeed's hooks. Does not know how long the device works.
+
+The times of its parts were measured on one core of a CPU with tensors of no size, where there is
+nothing but the host's work: Llamas of 2 and of 10 layers under DeepSpeed 0.19.8 with PEFT 0.21 and
+bitsandbytes 0.50. On another host they last as much longer as its launch of a small kernel does.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from autotune.adapter_targets import ADAPTER_GROUPS, has_adapter
-from autotune.hardware import DeviceType, Hardware
-from autotune.predictor.work import repeats
+from autotune.hardware import Hardware
+from autotune.knobs import Offload, Optimizer
+from autotune.predictor.attained import REFERENCE_LAUNCH_S, attained
+from autotune.predictor.layer_kernels import layer_kernels
+from autotune.predictor.links import tensor_sums
+from autotune.predictor.work import Repeats, repeats
 from autotune.strategy import Strategy
 from autotune.workload import Method, Workload
 
 __all__ = ["HostModel"]
 
-_S_PER_LAYER = 0.006
-"""Forward, backward and the layer's part of an optimizer step.
 
-Measured: 1.1 billion parameters, 22 layers, micro-batch 2 to 4, one H100: 0.155 s a step.
-"""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _LayerTime:
+    """Seconds of a decoder layer of seven linear layers on the reference core."""
 
-_ZERO3_FACTOR = 3.5
-"""ZeRO-3 gathers and releases in hooks of every module.
+    forward_s: float
+    backward_s: float
 
-Measured: 17,500 tokens/s as above, taken to be at micro-batch 8 of 1,024 tokens.
-"""
 
-_LAYER_MS = 0.52 + 0.87 + 0.46
-_STEP_SHARE = 0.46 / _LAYER_MS
-_ADAPTER_SHARES = (0.47 / 7 / _LAYER_MS, 0.37 / 7 / _LAYER_MS)
-_ADAPTER_SHARES_ZERO3 = (4.71 / 7 / _LAYER_MS, 2.30 / 7 / _LAYER_MS)
-_4BIT_SHARES = (1.36 / 7 / _LAYER_MS, 0.83 / 7 / _LAYER_MS)
-"""What a linear layer adds in forward and backward by its adapter, and by being of 4 bit, as parts
-of what a layer takes in forward, backward and step.
+_PLAIN = _LayerTime(forward_s=0.52e-3, backward_s=0.87e-3)
+_ADAPTERS = _LayerTime(forward_s=0.47e-3, backward_s=0.37e-3)
+"""On top, where all seven have adapters."""
 
-Measured on a core of a CPU with tensors of no size, where there is nothing but the host's work:
-Llamas of 2 and of 10 layers under DeepSpeed 0.19.8 with PEFT 0.21 and bitsandbytes 0.50. A layer
-took 0.52, 0.87 and 0.46 ms; with adapters 0.99 and 1.24, on 4 bit 2.35 and 2.07. Under ZeRO-3 3.40
-and 2.96, with adapters, whose three modules have hooks of their own, 8.11 and 5.26.
-"""
+_4BIT = _LayerTime(forward_s=1.36e-3, backward_s=0.83e-3)
+"""On top, where all seven are of 4 bit."""
+
+_ZERO3 = _LayerTime(forward_s=3.40e-3, backward_s=2.96e-3)
+"""In the place of `_PLAIN`: hooks of every module gather and release its weights."""
+
+_ZERO3_ADAPTERS = _LayerTime(forward_s=4.71e-3, backward_s=2.30e-3)
+"""On top: each adapter has three modules with hooks of their own."""
+
+_NUM_LINEARS = 7
+
+_MLP_SHARE = 0.13
+"""Of a layer's launches: an MLP alone took 0.07 of 0.55 ms, and has a third of the hooks."""
+
+_CHECKPOINT_S = 0.49e-3
+"""A region under torch's checkpoint, beside what it runs again: states of random generators kept
+and restored. Measured on one H100: a layer at micro-batch 8 took 7.9 ms with, 4.4 without, and
+fits four MLP tiles a layer as well; scaled to the reference core."""
+
+_COLLECTIVE_LAUNCHES = 7
+"""Of one collective, from Python. Assumed."""
+
+_TENSOR_LAUNCHES = 20
+"""Of a ZeRO step for each weight tensor: copied, its norm taken, clipped, copied back. A layer of
+nine took 0.46 ms of the reference core."""
+
+_ADAFACTOR_LAUNCHES = 43
+"""More for each tensor: torch's Adafactor waits for the device. Measured: 0.07 s of 200."""
+
+_MUON_LAUNCHES = 60
+"""More for each matrix: five iterations of three products. Assumed, from its source."""
+
+_OFFLOAD_LAUNCHES = 25
+"""More for each tensor whose gradient goes to the host by itself. Measured on one H100: 0.12 s of
+560 adapters' tensors."""
 
 
 class HostModel:
@@ -45,30 +78,55 @@ class HostModel:
 
     def __init__(self, workload: Workload, hardware: Hardware) -> None:
         self._workload = workload
-        self._is_cpu = hardware.device_type is DeviceType.CPU
+        self._launch_s = attained(hardware).launch_s
+        self._slowdown = self._launch_s / REFERENCE_LAUNCH_S
         self._adapted: dict[str, int] = {}
         shape = workload.model
         self._num_linears = len(shape.attention_linears) + len(shape.mlp_linears)
+        self._ratio = layer_kernels(shape, 1, is_fused=False).host_ratio
 
-    def micro_step_s(self, strategy: Strategy, num_layers: int, accumulation: int) -> float:
+    def micro_step_s(self, strategy: Strategy, num_layers: int) -> float:
         """Seconds to launch one micro-step of so many layers; 0 on the CPU, which is the host."""
-        if self._is_cpu:
-            return 0.0
         times = repeats(strategy)
-        # Forward is a third of forward and backward.
-        again = (times.attention + times.mlp) / 2
-        factor = 1 + again / 3
-        if strategy.zero_stage == 3:
-            factor *= _ZERO3_FACTOR
+        forward, backward = self._layer_s(strategy)
+        # An MLP in tiles is launched tile by tile.
+        pieces = 1 + _MLP_SHARE * (strategy.mlp_tiles - 1)
+        again = _again(times)
+        seconds = (1 + again) * forward * pieces + backward * pieces
+        seconds += _CHECKPOINT_S * _num_regions(strategy)
+        launches = 0
+        if strategy.tensor_parallel_size > 1:
+            launches = _COLLECTIVE_LAUNCHES * tensor_sums(self._workload.model, strategy)
+        return num_layers * (self._slowdown * seconds + launches * self._launch_s)
+
+    def step_s(self, strategy: Strategy, num_layers: int) -> float:
+        """Seconds to launch an optimizer step; the device waits for it, and it for the device."""
+        adapted = self._num_adapted(strategy) if strategy.lora_rank else 0
+        num_tensors = 2 * adapted if strategy.lora_rank else self._num_linears + 2
+        launches = _TENSOR_LAUNCHES
+        if strategy.optimizer is Optimizer.ADAFACTOR:
+            launches += _ADAFACTOR_LAUNCHES
+        if strategy.optimizer is Optimizer.MUON:
+            launches += _MUON_LAUNCHES
+        if strategy.offload_optimizer is not Offload.NONE:
+            launches += _OFFLOAD_LAUNCHES
+        return num_layers * num_tensors * launches * self._launch_s
+
+    def _layer_s(self, strategy: Strategy) -> tuple[float, float]:
+        """Forward and backward of one layer on the reference core."""
+        is_zero3 = strategy.zero_stage == 3
+        plain = _ZERO3 if is_zero3 else _PLAIN
+        forward, backward = self._ratio * plain.forward_s, self._ratio * plain.backward_s
         if strategy.lora_rank:
-            shares = _ADAPTER_SHARES_ZERO3 if strategy.zero_stage == 3 else _ADAPTER_SHARES
-            factor += self._num_adapted(strategy) * ((1 + again) * shares[0] + shares[1])
-            # The optimizer's part comes once a step. Of whole models the measured time is kept.
-            factor -= _STEP_SHARE * (1 - 1 / accumulation)
+            adapters = _ZERO3_ADAPTERS if is_zero3 else _ADAPTERS
+            part = self._num_adapted(strategy) / _NUM_LINEARS
+            forward += part * adapters.forward_s
+            backward += part * adapters.backward_s
         if self._workload.method is Method.QLORA:
-            in_forward, in_backward = _4BIT_SHARES
-            factor += self._num_linears * ((1 + again) * in_forward + in_backward)
-        return num_layers * _S_PER_LAYER * factor
+            part = self._num_linears / _NUM_LINEARS
+            forward += part * _4BIT.forward_s
+            backward += part * _4BIT.backward_s
+        return forward, backward
 
     def _num_adapted(self, strategy: Strategy) -> int:
         """Linear layers of one decoder layer that have adapters."""
@@ -82,3 +140,14 @@ class HostModel:
                 for name in linears[group]
             )
         return self._adapted[key]
+
+
+def _again(times: Repeats) -> float:
+    """Part of forward that backward launches again."""
+    return (times.attention + times.mlp) / 2
+
+
+def _num_regions(strategy: Strategy) -> int:
+    """Calls of torch's checkpoint in one layer."""
+    tiles = strategy.mlp_tiles if strategy.mlp_tiles > 1 else 0
+    return tiles + (strategy.checkpoint_interval > 0)

@@ -1,35 +1,39 @@
 """Time of what travels between ranks: gradients, weights, activations.
 
-All ranks are on one host. Does not know what is computed meanwhile, only what part of the
-communication it hides.
+Ranks stand as `techniques/parallel_layout.py` has them: those of a tensor-parallel group next to
+each other, then the sequence's, the data's, and the pipeline's furthest apart. A group within one
+host talks over its links, one that spans hosts over the network as well. Does not know what is
+computed meanwhile, only what part of the communication it hides.
 """
 
 from __future__ import annotations
 
-from autotune.hardware import DeviceType, Hardware
-from autotune.predictor.precision import element_bytes, has_hbm
+import math
+
+from autotune.hardware import Hardware
+from autotune.predictor.attained import attained
+from autotune.predictor.precision import element_bytes
 from autotune.predictor.shares import RankShare, tokens_of_rank, zero_size
 from autotune.predictor.states import StatesModel, has_bf16_optimizer, overlaps
 from autotune.predictor.work import repeats
 from autotune.strategy import Strategy
-from autotune.workload import Workload
+from autotune.workload import ModelShape, Workload
 
-__all__ = ["LinkModel"]
-
-_NVLINK_BYTES_PER_S = 150e9
-_PCIE_LINK_BYTES_PER_S = 15e9
-_LOOPBACK_BYTES_PER_S = 1e9
-"""Attained by collectives: between GPUs with HBM, other GPUs, processes on the CPU."""
+__all__ = ["LinkModel", "tensor_sums"]
 
 _EXPOSED_SHARE = 0.5
 """Part of the gradients' communication that backward does not hide (`overlap_comm`)."""
 
-_COLLECTIVE_S = 20e-6
-"""Until a collective's first byte travels. Assumed: launch and handshake of NCCL's rings."""
-
 _8BIT_SHARE = 0.5
 _4BIT_SHARE = 0.25
 """Of the bytes at 16 bit, without the scales of blocks. ZeRO++ (arXiv 2306.10209), section 3."""
+
+
+def tensor_sums(shape: ModelShape, strategy: Strategy) -> int:
+    """All-reduces of one layer under AutoTP, forward and backward."""
+    times = repeats(strategy)
+    num_columns = len(shape.attention_linears) + len(shape.mlp_linears) - 2
+    return 2 + times.attention + times.mlp + num_columns
 
 
 class LinkModel:
@@ -39,7 +43,8 @@ class LinkModel:
         self._workload = workload
         self._num_ranks = hardware.num_devices
         self._states = states
-        self._bytes_per_s = _link_bytes_per_s(hardware)
+        self._rates = attained(hardware)
+        self._per_node = hardware.devices_per_node
 
     def micro_step_s(self, strategy: Strategy, share: RankShare) -> float:
         """Of every micro-step, beside what a pipeline hides.
@@ -72,13 +77,16 @@ class LinkModel:
         if has_bf16_optimizer(strategy):
             # Gradients are reduced, then new weights gathered (`bf16_optimizer.py`).
             passes = 3.0
-        return self._ring_s(passes * e * trained, ranks) + self._starts_s(strategy, trained, ranks)
+        apart = strategy.tensor_parallel_size
+        starts = self._starts_s(strategy, trained, ranks)
+        return self._ring_s(passes * e * trained, ranks, apart) + starts
 
     def _reduce_scatter_s(self, strategy: Strategy, num_bytes: float) -> float:
         ranks = zero_size(strategy, self._num_ranks)
         starts = self._starts_s(strategy, num_bytes / element_bytes(strategy), ranks)
         share = _4BIT_SHARE if strategy.zero_quantized_gradients else 1.0
-        return self._ring_s(share * num_bytes, ranks) + starts
+        apart = strategy.tensor_parallel_size
+        return self._ring_s(share * num_bytes, ranks, apart) + starts
 
     def _gathers_s(self, strategy: Strategy, num_bytes: float) -> float:
         """Weights in forward, and in backward from the second copy where there is one.
@@ -86,17 +94,18 @@ class LinkModel:
         ZeRO++ gathers in 8 bit what comes from the first copy (`partition_parameters.py`,
         `_all_gather_coalesced`).
         """
-        ranks = zero_size(strategy, self._num_ranks)
+        ranks, apart = zero_size(strategy, self._num_ranks), strategy.tensor_parallel_size
         first = num_bytes * (_8BIT_SHARE if strategy.zero_quantized_weights else 1.0)
         hpz = strategy.zero_hpz_partition_size
-        again = self._ring_s(num_bytes, hpz) if hpz > 1 else self._ring_s(first, ranks)
-        return self._ring_s(first, ranks) + again
+        whole = self._ring_s(first, ranks, apart)
+        return whole + (self._ring_s(num_bytes, hpz, apart) if hpz > 1 else whole)
 
     def _starts_s(self, strategy: Strategy, num_elements: float, ranks: int) -> float:
         """What many small buckets cost beyond one."""
         if ranks == 1:
             return 0.0
-        return _COLLECTIVE_S * (num_elements // max(1, strategy.reduce_bucket_size))
+        buckets = num_elements // max(1, strategy.reduce_bucket_size)
+        return buckets * self._start_s(ranks, strategy.tensor_parallel_size)
 
     def _tensor_s(self, strategy: Strategy, share: RankShare) -> float:
         """AutoTP's sums: of each row-parallel output, of each column-parallel input's gradient.
@@ -107,14 +116,12 @@ class LinkModel:
         degree = strategy.tensor_parallel_size
         if degree == 1:
             return 0.0
-        shape, times = self._workload.model, repeats(strategy)
-        num_columns = len(shape.attention_linears) + len(shape.mlp_linears) - 2
-        sums = 2 + times.attention + times.mlp + num_columns
-        hidden = self._hidden_bytes(strategy)
-        seconds = share.num_layers * sums * self._all_reduce_s(hidden, degree)
+        shape, hidden = self._workload.model, self._hidden_bytes(strategy)
+        sums = share.num_layers * tensor_sums(shape, strategy)
+        seconds = sums * self._all_reduce_s(hidden, degree)
         if share.has_head and not shape.tie_word_embeddings:
             logits = hidden * shape.vocab_size / shape.hidden_size
-            seconds += self._ring_s(logits, degree) + self._all_reduce_s(hidden, degree)
+            seconds += self._ring_s(logits, degree, 1) + self._all_reduce_s(hidden, degree)
         return seconds
 
     def _sequence_s(self, strategy: Strategy, share: RankShare) -> float:
@@ -131,12 +138,17 @@ class LinkModel:
         width = 2 * queries + 2 * keys
         passes = 2 + repeats(strategy).attention
         moved = self._hidden_bytes(strategy) * width / shape.hidden_size
-        once = self._ring_s(moved, degree) + 4 * _COLLECTIVE_S
+        apart = strategy.tensor_parallel_size
+        once = self._ring_s(moved, degree, apart) + 4 * self._start_s(degree, apart)
         return share.num_layers * passes * once
 
     def _between_stages_s(self, strategy: Strategy) -> float:
         """Hidden states to the next stage, and their gradients back (`pipe/p2p.py`)."""
-        return 2 * (self._hidden_bytes(strategy) / self._bytes_per_s + _COLLECTIVE_S)
+        apart = self._num_ranks // strategy.pipeline_parallel_size
+        rates = self._rates
+        is_near = self._num_ranks <= self._per_node or apart < self._per_node
+        bandwidth = rates.link_bytes_per_s if is_near else rates.network_bytes_per_s
+        return 2 * (self._hidden_bytes(strategy) / bandwidth + self._start_s(2, apart))
 
     def _hidden_bytes(self, strategy: Strategy) -> float:
         """Of the hidden states of one micro-batch on one rank."""
@@ -144,17 +156,34 @@ class LinkModel:
         return tokens * self._workload.model.hidden_size * element_bytes(strategy)
 
     def _all_reduce_s(self, num_bytes: float, ranks: int) -> float:
-        return 2 * self._ring_s(num_bytes, ranks) + _COLLECTIVE_S
+        return 2 * self._ring_s(num_bytes, ranks, 1) + self._start_s(ranks, 1)
 
-    def _ring_s(self, num_bytes: float, ranks: int) -> float:
+    def _ring_s(self, num_bytes: float, ranks: int, apart: int) -> float:
         """A reduce-scatter or an all-gather over a ring: (n - 1) / n of the bytes pass each link.
 
-        Patarasuk and Yuan, Bandwidth optimal all-reduce (JPDC 69(2), 2009).
+        Patarasuk and Yuan, Bandwidth optimal all-reduce (JPDC 69(2), 2009). Between hosts as many
+        rings run side by side as the group has ranks on each, every one over its own port.
+
+        Args:
+            num_bytes: of the whole tensor.
+            ranks: of the group.
+            apart: ranks from one member to the next.
         """
-        return num_bytes * (ranks - 1) / ranks / self._bytes_per_s
+        if ranks == 1:
+            return 0.0
+        bandwidth, here = self._rates.link_bytes_per_s, self._ranks_here(ranks, apart)
+        if here < ranks:
+            bandwidth = min(bandwidth, here * self._rates.network_bytes_per_s)
+        return num_bytes * (ranks - 1) / ranks / bandwidth
 
+    def _start_s(self, ranks: int, apart: int) -> float:
+        """Until the first byte of a collective arrives: a tree over its ranks, and over hosts.
 
-def _link_bytes_per_s(hardware: Hardware) -> float:
-    if hardware.device_type is DeviceType.CPU:
-        return _LOOPBACK_BYTES_PER_S
-    return _NVLINK_BYTES_PER_S if has_hbm(hardware) else _PCIE_LINK_BYTES_PER_S
+        Sanders et al., Two-tree algorithms (Parallel Computing 35(12), 2009), which NCCL uses.
+        """
+        num_hosts = ranks / self._ranks_here(ranks, apart)
+        return self._rates.level_s * (math.log2(ranks) + math.log2(num_hosts))
+
+    def _ranks_here(self, ranks: int, apart: int) -> int:
+        """Members of a group on one host."""
+        return max(1, min(ranks, self._per_node // apart))

@@ -17,8 +17,8 @@ from autotune.strategy_table import StrategyTable
 
 __all__ = ["Neighbours"]
 
-_PRIOR_WEIGHT = 0.5
-"""Of a trial that left nothing unexplained, and is always there."""
+_PRIOR_WEIGHT = 2.0
+"""Of two trials that left nothing unexplained, and are always there."""
 
 _BATCH = "micro_batch_size"
 _WORDS = tuple(knob for knob in KNOBS if knob != _BATCH)

@@ -16,6 +16,7 @@ from autotune.strategy import Strategy
 __all__ = [
     "FP32_BYTES",
     "GroupBytes",
+    "attention_slowdown",
     "element_bytes",
     "group_bytes",
     "group_slowdowns",
@@ -117,7 +118,7 @@ def _group_bytes(common: Precision, *groups: GroupPrecision) -> GroupBytes:
 
 def group_slowdowns(strategy: Strategy, hardware: Hardware) -> dict[ModuleGroup, float]:
     """Time of a matrix product of each group, in that of one at 16 bit."""
-    fp32 = _fp32_slowdown(strategy, hardware)
+    fp32 = _fp32_slowdown(hardware, tf32=strategy.tf32)
     rates = {GroupPrecision.FP32: fp32, GroupPrecision.FP8: _FP8_SLOWDOWN}
     return {
         group: rates.get(strategy.precision_of(group), 1.0)
@@ -125,14 +126,24 @@ def group_slowdowns(strategy: Strategy, hardware: Hardware) -> dict[ModuleGroup,
     }
 
 
-def _fp32_slowdown(strategy: Strategy, hardware: Hardware) -> float:
+def attention_slowdown(strategy: Strategy, hardware: Hardware) -> float:
+    """Time of attention's products in that of one at 16 bit.
+
+    In fp32 torch has no flash kernel, and its memory-efficient one uses no TensorFloat-32.
+    """
+    if strategy.precision_of(ModuleGroup.ATTENTION) is not GroupPrecision.FP32:
+        return 1.0
+    return _fp32_slowdown(hardware, tf32=False)
+
+
+def _fp32_slowdown(hardware: Hardware, *, tf32: bool) -> float:
     if hardware.device_type is DeviceType.CPU:
         return 1.0
     if not hardware.supports_bf16:
         return _FP32_SLOWDOWN_NO_TF32
     if not has_hbm(hardware):
         return _FP32_SLOWDOWN_WITHOUT_HBM
-    return _TF32_SLOWDOWN if strategy.tf32 else _FP32_SLOWDOWN
+    return _TF32_SLOWDOWN if tf32 else _FP32_SLOWDOWN
 
 
 def has_hbm(hardware: Hardware) -> bool:

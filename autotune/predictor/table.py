@@ -104,6 +104,10 @@ class _StageRows:
         found = np.flatnonzero(is_greatest)
         return _take(self._records, found[np.searchsorted(found, self._starts)])
 
+    def total(self, number: Callable[[Any], Any]) -> Any:
+        """The sum of a number of each record, of each row."""
+        return np.add.reduceat(number(self._records), self._starts)
+
 
 def _take(record: Any, places: _Array) -> Any:
     """Some elements of each array of a record, and of what it holds."""

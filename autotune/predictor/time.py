@@ -11,27 +11,27 @@ from typing import Any
 
 from autotune.hardware import Hardware
 from autotune.knobs import Offload
-from autotune.predictor.arithmetic import Ask, Stages, StagesOfOne, ask_about, chosen, greatest
+from autotune.predictor.arithmetic import (
+    Ask,
+    Stages,
+    StagesOfOne,
+    ask_about,
+    chosen,
+    greatest,
+    next_power_of_2,
+)
+from autotune.predictor.attained import ATTENTION_HALF_TOKENS, attained
 from autotune.predictor.host import HostModel
 from autotune.predictor.links import LinkModel
 from autotune.predictor.memory import MemoryModel
 from autotune.predictor.precision import group_bytes
 from autotune.predictor.shares import RankShare
-from autotune.predictor.update import PCIE_BYTES_PER_S, UpdateModel
+from autotune.predictor.update import UpdateModel
 from autotune.predictor.work import Repeats, Work, micro_step_work
 from autotune.strategy import Strategy
 from autotune.workload import Workload
 
 __all__ = ["StepParts", "TimeModel"]
-
-_MATMUL_FRACTION = 0.70
-_ATTENTION_FRACTION = 0.30
-_BANDWIDTH_FRACTION = 0.60
-"""Attained parts of the peak rates. Measured: Llamas of 1.1 to 13 billion on one H100."""
-
-_STREAM_FRACTION = 0.90
-"""Of the peak bandwidth. Assumed: what plain copies and additions of large tensors attain, which
-neither reduce nor convert."""
 
 _NOTHING = Repeats(attention=0, mlp=0, rest=0, head=0)
 _ALL = Repeats(attention=1, mlp=1, rest=1, head=1)
@@ -46,38 +46,49 @@ _ROUNDING_S = 1e-12
 class StepParts:
     """What one optimizer step is made of, in seconds, of the slowest rank."""
 
-    num_micro_steps: int
-    """Times in which micro-steps follow each other, the filling of a pipeline included."""
+    num_micro_steps: float
+    """Times in which micro-steps follow each other: the filling of a pipeline counts as more."""
     compute_s: float
     """Of a micro-step: matrix products and attention."""
     traffic_s: float
     """Of a micro-step: what else moves through the device's memory."""
+    link_s: float
+    """Of a micro-step: what travels between ranks, as the device waits for it."""
     host_s: float
     """Of a micro-step: the least time in which the host launches it."""
     has_hooks: bool
     """Whether ZeRO-3's hooks of every module are part of that."""
     moved_s: float
-    """Of a micro-step: what travels between ranks, or between host and device."""
+    """Of a micro-step: what travels between host and device."""
     update_s: float
     """Of a step: the optimizer on the device."""
+    update_host_s: float
+    """Of a step: the host launches the optimizer, and the device waits."""
+    link_once_s: float
+    """Of a step: what travels between ranks."""
     moved_once_s: float
-    """Of a step: what travels, and the optimizer on the host."""
+    """Of a step: what travels between host and device, and the optimizer on the host."""
+
+    @property
+    def device_s(self) -> float:
+        """Seconds that the device works, or waits for other ranks, in a micro-step."""
+        return self.compute_s + self.traffic_s + self.link_s
 
     @property
     def micro_step_s(self) -> float:
         """Seconds of a micro-step: the device works while the host launches."""
-        launched_s: float = greatest(self.compute_s + self.traffic_s, self.host_s)
+        launched_s: float = greatest(self.device_s, self.host_s)
         return launched_s + self.moved_s
 
     @property
     def once_s(self) -> float:
         """Seconds of what happens once a step."""
-        return self.update_s + self.moved_once_s
+        return self.update_s + self.update_host_s + self.link_once_s + self.moved_once_s
 
     @property
     def total_s(self) -> float:
         """Seconds of the step."""
-        return self.num_micro_steps * self.micro_step_s + self.update_s + self.moved_once_s
+        return self.num_micro_steps * self.micro_step_s + self.once_s
 
 
 class TimeModel:
@@ -90,13 +101,8 @@ class TimeModel:
         self._states = memory.states
         self._host = HostModel(workload, hardware)
         self._links = LinkModel(workload, hardware, self._states)
-        self._update = UpdateModel(
-            workload,
-            hardware,
-            self._states,
-            bytes_per_s=hardware.memory_bytes_per_s * _BANDWIDTH_FRACTION,
-            flops_per_s=hardware.flops_per_s * _MATMUL_FRACTION,
-        )
+        self._update = UpdateModel(workload, hardware, self._states)
+        self._rates = attained(hardware)
         self._works: dict[tuple[object, ...], Work] = {}
 
     def parts(self, strategy: Strategy) -> StepParts:
@@ -110,12 +116,21 @@ class TimeModel:
     def of_all_stages(stages: Stages) -> StepParts:
         """One optimizer step of a pipeline from those of its stages, as `parts_of` gives them.
 
-        The stages wait for the slowest of them; m micro-batches pass p stages in the time of
-        m + p - 1: Huang et al., GPipe (arXiv 1811.06965), section 2.3.
+        The stages wait for the slowest of them, and the first micro-batch passes all of them: m
+        micro-batches pass p like stages in the time of m + p - 1. Huang et al., GPipe (arXiv
+        1811.06965), section 2.3.
         """
         slowest: StepParts = stages.greatest(lambda parts: parts.micro_step_s)
         last: StepParts = stages.greatest(lambda parts: parts.once_s)
-        return replace(slowest, update_s=last.update_s, moved_once_s=last.moved_once_s)
+        in_turn = stages.total(lambda parts: parts.micro_step_s) / slowest.micro_step_s
+        return replace(
+            slowest,
+            num_micro_steps=slowest.num_micro_steps + in_turn - 1,
+            update_s=last.update_s,
+            update_host_s=last.update_host_s,
+            link_once_s=last.link_once_s,
+            moved_once_s=last.moved_once_s,
+        )
 
     def activities_s(self, strategy: Strategy, parts: StepParts) -> dict[str, float]:
         """What the seconds of one optimizer step are spent on; they sum up to `parts.total_s`.
@@ -132,19 +147,19 @@ class TimeModel:
             for times in (None, _NOTHING, _ALL)
         )
         once = max(shares, key=lambda share: self._update.step_s(strategy, share))
-        link_s = self._links.micro_step_s(strategy, share)
-        link_once_s = self._links.step_s(strategy, once)
         away_s = self._update.moved_s(strategy, once)
         optimizer_s = self._update.step_s(strategy, once) - away_s
-        launched = parts.micro_step_s - parts.moved_s
+        # Where the host is the slower, what travels between ranks is hidden.
+        link_s = parts.link_s if parts.device_s > parts.host_s else 0.0
+        worked = parts.micro_step_s - parts.moved_s - link_s
         seconds = {
-            "forward": accumulation * launched * (again - plain) / own,
-            "backward": accumulation * launched * (2 * plain - again) / own,
-            "recomputation": accumulation * launched * (own - plain) / own,
-            "optimizer": optimizer_s,
-            "communication": accumulation * link_s + link_once_s,
-            "host transfer": accumulation * (parts.moved_s - link_s)
-            + max(0.0, parts.update_s + parts.moved_once_s - optimizer_s - link_once_s),
+            "forward": accumulation * worked * (again - plain) / own,
+            "backward": accumulation * worked * (2 * plain - again) / own,
+            "recomputation": accumulation * worked * (own - plain) / own,
+            "optimizer": optimizer_s + parts.update_host_s,
+            "communication": accumulation * link_s + parts.link_once_s,
+            "host transfer": accumulation * parts.moved_s
+            + max(0.0, parts.update_s + parts.moved_once_s - optimizer_s),
             "pipeline bubble": (parts.num_micro_steps - accumulation) * parts.micro_step_s,
         }
         # Which stage is the slowest can differ between what it computes and what it updates.
@@ -161,37 +176,60 @@ class TimeModel:
             accumulation: micro-steps of one optimizer step.
         """
         compute_s, traffic_s = self._seconds(ask(self._memory.tokens), ask(self._work, share))
-        moved_s = ask(self._links.micro_step_s, share) + ask(self._update.micro_step_s, share)
         # Down and up again, on the stream that computes.
         offloaded = self._memory.host_bytes(ask, shares) / self._hardware.num_devices
-        moved_s += 2 * offloaded / PCIE_BYTES_PER_S
+        moved_s = ask(self._update.micro_step_s, share)
+        moved_s += offloaded / self._rates.to_host_bytes_per_s
+        moved_s += offloaded / self._rates.to_device_bytes_per_s
         update_s, is_away = ask(self._update.step_s, share), ask(_is_away)
-        moved_once_s = ask(self._update.gradients_s, share, accumulation)
-        moved_once_s += ask(self._links.step_s, share)
+        gradients_s = ask(self._update.gradients_s, share, accumulation)
         return StepParts(
-            num_micro_steps=ask(_num_micro_steps, shares, accumulation),
+            num_micro_steps=ask(_num_micro_steps, accumulation),
             compute_s=compute_s,
             traffic_s=traffic_s,
-            host_s=ask(self._launch_s, share, accumulation),
+            link_s=ask(self._links.micro_step_s, share),
+            host_s=ask(self._launch_s, share),
             has_hooks=ask(_has_hooks),
             moved_s=moved_s,
             update_s=chosen(is_away, 0.0, update_s),
-            moved_once_s=moved_once_s + chosen(is_away, update_s, 0.0),
+            update_host_s=ask(self._launch_update_s, share),
+            link_once_s=ask(self._links.step_s, share),
+            moved_once_s=gradients_s + chosen(is_away, update_s, 0.0),
         )
 
-    def _launch_s(self, strategy: Strategy, share: RankShare, accumulation: int) -> float:
-        return self._host.micro_step_s(strategy, share.num_layers, accumulation)
+    def _launch_s(self, strategy: Strategy, share: RankShare) -> float:
+        return self._host.micro_step_s(strategy, share.num_layers)
+
+    def _launch_update_s(self, strategy: Strategy, share: RankShare) -> float:
+        return self._host.step_s(strategy, share.num_layers)
 
     def _device_s(self, strategy: Strategy, share: RankShare) -> tuple[float, float]:
         """Forward and backward of one micro-batch on the device: products, and the rest."""
         return self._seconds(self._memory.tokens(strategy), self._work(strategy, share))
 
     def _seconds(self, tokens: int, work: Work) -> tuple[float, float]:
-        rate, bandwidth = self._hardware.flops_per_s, self._hardware.memory_bytes_per_s
-        flops_s = work.matmul_flops / _MATMUL_FRACTION + work.attention_flops / _ATTENTION_FRACTION
-        traffic = tokens * work.traffic_bytes + work.fixed_bytes
-        stream_s = tokens * work.stream_bytes / (bandwidth * _STREAM_FRACTION)
-        return tokens * flops_s / rate, traffic / (bandwidth * _BANDWIDTH_FRACTION) + stream_s
+        rates = self._rates
+        longer = 1 + ATTENTION_HALF_TOKENS / self._workload.seq_len
+        products_s = work.matmul_flops / rates.matmul_flops_per_s
+        products_s += longer * work.attention_flops / rates.attention_flops_per_s
+        moved = tokens * work.traffic_bytes + work.fixed_bytes + work.weight_bytes
+        moved_s = moved / rates.traffic_bytes_per_s
+        moved_s += tokens * work.stream_bytes / rates.stream_bytes_per_s
+        moved_s += work.num_kernels * rates.kernel_s + self._pieces_s(tokens, work)
+        return tokens * products_s, moved_s
+
+    def _pieces_s(self, tokens: int, work: Work) -> float:
+        """What a fused loss takes longer than its products, where its pieces are small.
+
+        A piece has the power of two of tokens at or above an even share of them: of few, reading
+        the head's weights takes longer than multiplying by them.
+        """
+        share = tokens / greatest(1, work.loss_pieces)
+        num_pieces = chosen(work.loss_pieces > 0, tokens / next_power_of_2(share), 0.0)
+        read_s = num_pieces * work.loss_piece_bytes / self._rates.stream_bytes_per_s
+        multiplied_s = tokens * work.loss_flops / self._rates.matmul_flops_per_s
+        longer_s: float = greatest(0.0, read_s - multiplied_s)
+        return longer_s
 
     def _work(self, strategy: Strategy, share: RankShare, times: Repeats | None = None) -> Work:
         key = (
@@ -208,8 +246,8 @@ class TimeModel:
             strategy.attention,
             strategy.checkpoint_interval > 0,
             strategy.checkpoint_scope,
-            strategy.mlp_tiles > 1,
-            strategy.loss_tiles > 1,
+            strategy.mlp_tiles,
+            strategy.loss_tiles,
             strategy.lora_rank,
             strategy.lora_targets,
         )
@@ -222,8 +260,8 @@ class TimeModel:
         return work
 
 
-def _num_micro_steps(strategy: Strategy, shares: tuple[RankShare, ...], accumulation: int) -> int:
-    return accumulation + len(shares) - 1
+def _num_micro_steps(strategy: Strategy, accumulation: int) -> int:
+    return accumulation
 
 
 def _has_hooks(strategy: Strategy) -> bool:

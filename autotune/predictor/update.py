@@ -7,37 +7,24 @@ from __future__ import annotations
 
 from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import MasterWeights, Offload, Optimizer
+from autotune.predictor.attained import attained
 from autotune.predictor.precision import element_bytes
 from autotune.predictor.shares import RankShare, zero_size
 from autotune.predictor.states import StatesModel
 from autotune.strategy import Strategy
 from autotune.workload import Workload
 
-__all__ = ["PCIE_BYTES_PER_S", "UpdateModel"]
-
-_ADAFACTOR_S_PER_LAYER = 0.0018
-"""torch's Adafactor waits for the device at every tensor.
-
-Measured: 31,900 tokens/s at micro-batch 8, against 38,300 of AdamW.
-"""
-
-PCIE_BYTES_PER_S = 25e9
-"""Pinned copies over PCIe 4.0 x16, of 31.5 GB/s peak."""
-
-_HOST_BYTES_PER_S = 100e9
-"""Memory bandwidth of a server's socket, shared by the ranks' CPU Adam."""
+__all__ = ["UpdateModel"]
 
 _CPU_ADAM_BYTES = 30
 """A parameter: weight, gradient and moments read, weight and moments written, bf16 copy."""
 
-_NVME_BYTES_PER_S = 3e9
-"""Assumed: one drive on PCIe 4.0 x4, reading or writing, shared by the ranks."""
+_HOST_WEIGHT_BYTES_PER_S = 2.4e9
+"""Weights kept on the host, brought to the device one by one. Measured once, on one H100: 1.8 s
+for 2.2 GB twice, far from what pinned copies attain; why is not known."""
 
 _NVME_BYTES_PER_PARAMETER = 24
 """Master weight and two moments in fp32, read and written."""
-
-_EXPOSED_SHARE = 0.5
-"""Assumed: part of the copies of weights that prefetching does not hide."""
 
 _NEWTON_SCHULZ_FLOPS = 30
 """Of Muon, for one parameter and each row of its matrix: five iterations of three products, of
@@ -52,16 +39,13 @@ class UpdateModel:
         workload: Workload,
         hardware: Hardware,
         states: StatesModel,
-        *,
-        bytes_per_s: float,
-        flops_per_s: float,
     ) -> None:
         self._hidden_size = workload.model.hidden_size
         self._num_ranks = hardware.num_devices
         self._is_cpu = hardware.device_type is DeviceType.CPU
         self._states = states
-        self._bytes_per_s = bytes_per_s
-        self._flops_per_s = flops_per_s
+        self._rates = attained(hardware)
+        self._bytes_per_s = self._rates.traffic_bytes_per_s
 
     def step_s(self, strategy: Strategy, share: RankShare) -> float:
         """Copies, clipping and the update, of this rank's parameters.
@@ -73,21 +57,30 @@ class UpdateModel:
         if strategy.offload_optimizer is not Offload.NONE:
             away = strategy.offload_ratio
             here = (1 - away) * owned * self._bytes_per_parameter(strategy) / self._bytes_per_s
-            return away * owned * self._offloaded_s(strategy) + here
+            adam_s = _CPU_ADAM_BYTES * self._num_ranks / self._rates.host_bytes_per_s
+            return away * owned * adam_s + self.moved_s(strategy, share) + here
         seconds = owned * self._bytes_per_parameter(strategy) / self._bytes_per_s
-        if strategy.optimizer is Optimizer.ADAFACTOR:
-            seconds += _ADAFACTOR_S_PER_LAYER * share.num_layers
         if strategy.optimizer is Optimizer.MUON:
             part = owned / max(1, self._states.trained_of(strategy, share))
             flops = _NEWTON_SCHULZ_FLOPS * self._hidden_size * share.parameters.linears
-            seconds += part * flops / self._flops_per_s
+            seconds += part * flops / self._rates.matmul_flops_per_s
         return seconds
 
     def moved_s(self, strategy: Strategy, share: RankShare) -> float:
-        """The part of `step_s` in which offloaded states travel: gradients, weights, files."""
+        """The part of `step_s` in which offloaded states travel: gradients, weights, files.
+
+        All gradients go to the host, whatever part of the states is there (`stage3.py`,
+        `partition_grads`), under ZeRO-3 in fp32.
+        """
         if strategy.offload_optimizer is Offload.NONE:
             return 0.0
-        return strategy.offload_ratio * self._owned(strategy, share) * self._travel_s(strategy)
+        away, rates = strategy.offload_ratio, self._rates
+        down = 4 if strategy.zero_stage == 3 else 2
+        seconds = down / rates.to_host_bytes_per_s + away * 2 / rates.to_device_bytes_per_s
+        if strategy.offload_optimizer is Offload.NVME:
+            files = _NVME_BYTES_PER_PARAMETER * self._num_ranks / rates.nvme_bytes_per_s
+            seconds += away * files
+        return self._owned(strategy, share) * seconds
 
     def micro_step_s(self, strategy: Strategy, share: RankShare) -> float:
         """Weights that are offloaded, brought to the device in forward and again in backward."""
@@ -96,10 +89,10 @@ class UpdateModel:
         passes = 2 + (strategy.checkpoint_interval > 0)
         part = share.parameters.total / zero_size(strategy, self._num_ranks)
         moved = passes * element_bytes(strategy) * part
-        seconds = moved / PCIE_BYTES_PER_S
+        seconds = moved / _HOST_WEIGHT_BYTES_PER_S
         if strategy.offload_param is Offload.NVME:
-            seconds += moved * self._num_ranks / _NVME_BYTES_PER_S
-        return _EXPOSED_SHARE * seconds
+            seconds += moved * self._num_ranks / self._rates.nvme_bytes_per_s
+        return seconds
 
     def gradients_s(self, strategy: Strategy, share: RankShare, accumulation: int) -> float:
         """Gradients that accumulate on the host, over all micro-steps of a step.
@@ -113,7 +106,8 @@ class UpdateModel:
         if not is_offloaded or strategy.zero_stage < 2 or accumulation == 1:
             return 0.0
         moved = element_bytes(strategy) * self._owned(strategy, share)
-        return (2 * accumulation - 1) * moved / PCIE_BYTES_PER_S
+        down = accumulation / self._rates.to_host_bytes_per_s
+        return moved * (down + (accumulation - 1) / self._rates.to_device_bytes_per_s)
 
     def _owned(self, strategy: Strategy, share: RankShare) -> float:
         trained = self._states.trained_of(strategy, share)
@@ -122,14 +116,3 @@ class UpdateModel:
     def _bytes_per_parameter(self, strategy: Strategy) -> float:
         moved = 28 if strategy.master_weights is MasterWeights.BF16 else 54
         return moved if strategy.optimizer is Optimizer.ADAMW else moved - 12
-
-    def _offloaded_s(self, strategy: Strategy) -> float:
-        """Of one parameter: CPU Adam, and what travels for it."""
-        return _CPU_ADAM_BYTES * self._num_ranks / _HOST_BYTES_PER_S + self._travel_s(strategy)
-
-    def _travel_s(self, strategy: Strategy) -> float:
-        """Of one parameter: gradient down and weight up, files read and written."""
-        seconds = 2 * 2 / PCIE_BYTES_PER_S
-        if strategy.offload_optimizer is Offload.NVME:
-            seconds += _NVME_BYTES_PER_PARAMETER * self._num_ranks / _NVME_BYTES_PER_S
-        return seconds

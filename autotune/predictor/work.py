@@ -11,7 +11,13 @@ from autotune.adapter_targets import has_adapter
 from autotune.hardware import Hardware
 from autotune.knobs import Attention, CheckpointScope, GroupPrecision, ModuleGroup
 from autotune.predictor.activations import experts_per_token
-from autotune.predictor.precision import GroupBytes, group_bytes, group_slowdowns
+from autotune.predictor.layer_kernels import layer_kernels
+from autotune.predictor.precision import (
+    GroupBytes,
+    attention_slowdown,
+    group_bytes,
+    group_slowdowns,
+)
 from autotune.predictor.shares import RankShare
 from autotune.strategy import Strategy
 from autotune.workload import Method, Workload
@@ -38,6 +44,20 @@ _ADAPTER_BACKWARD_BYTES = (10, 8)
 written, scaled 4, added 6. Backward: input read, its gradient written and added 6; gradient of the
 output scaled 4 and read twice."""
 
+_GRADIENT_PASSES = 6
+"""Times that a gradient passes the memory in a micro-step: written, read and written into the
+bucket, read twice and written where it is added up (`stage_1_and_2.py`,
+`reduce_independent_p_g_buckets_and_remove_grads`)."""
+
+_EAGER_KERNELS = 6
+"""Of eager attention beyond one: two products, mask, softmax, conversions."""
+
+_ADAPTER_KERNELS = 5
+"""Of an adapter in forward: two products, scaled, added, and the dropout's or a conversion's."""
+
+_HEAD_KERNELS = 12
+"""Final norm, output projection and loss, forward and backward."""
+
 _EAGER_BYTES = (24, 34)
 """Eager attention, for one score at 16 bit, forward and backward: scaled, masked, softmax in fp32
 and both its conversions (`models/llama/modeling_llama.py`, `eager_attention_forward`)."""
@@ -55,7 +75,17 @@ class Work:
     stream_bytes: float
     """Of plain additions, multiplications and thin products over large tensors."""
     fixed_bytes: float
-    """Of a whole micro-step: what is done to weights."""
+    """Of a whole micro-step: weights converted."""
+    weight_bytes: float
+    """Of a whole micro-step: weights read, their gradients written, gathered and added up."""
+    num_kernels: float
+    """Of a whole micro-step."""
+    loss_pieces: int
+    """At most so many pieces of a fused loss, each of which reads the whole head; 0 for none."""
+    loss_piece_bytes: float
+    """Of one of them: the head's weights and their gradient."""
+    loss_flops: float
+    """Of all of them, which `matmul_flops` holds as well."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +159,13 @@ class _WorkCount:
         self._repeats = times
         self._sizes = group_bytes(strategy)
         self._slowdowns = group_slowdowns(strategy, hardware)
+        self._attention_slowdown = attention_slowdown(strategy, hardware)
         self._tensor = share.tensor_parallel_size
+        self._kernels = layer_kernels(
+            self._shape,
+            self._tensor,
+            is_fused=strategy.fused_kernels or strategy.torch_compile,
+        )
 
     def total(self) -> Work:
         """All parts."""
@@ -137,10 +173,13 @@ class _WorkCount:
         queries = self._shape.num_attention_heads * self._shape.head_dim / self._tensor
         is_eager = self._strategy.attention is Attention.EAGER
         pairs = self._workload.seq_len * queries * num_layers
-        # 8 bit is of linear layers alone.
-        pairs *= max(1.0, self._slowdowns[ModuleGroup.ATTENTION])
-        attention = 0.0 if is_eager else (2 + 5 + 2 * rest.attention) * pairs
-        products = (4 + 8 + 4 * rest.attention) * pairs if is_eager else 0.0
+        attention, products = 0.0, 0.0
+        if is_eager:
+            # 8 bit is of linear layers alone.
+            slow = max(1.0, self._slowdowns[ModuleGroup.ATTENTION])
+            products = slow * (4 + 8 + 4 * rest.attention) * pairs
+        else:
+            attention = self._attention_slowdown * (2 + 5 + 2 * rest.attention) * pairs
         traffic = self._layer_traffic() * num_layers + self._loss_traffic()
         casts, fixed_casts = self._quantized()
         return Work(
@@ -149,6 +188,13 @@ class _WorkCount:
             traffic_bytes=traffic + casts + (self._score_traffic() if is_eager else 0),
             stream_bytes=self._adapter_traffic() if self._adapters else 0,
             fixed_bytes=self._dequantized() + fixed_casts,
+            weight_bytes=self._weight_traffic(),
+            num_kernels=self._num_kernels(),
+            loss_pieces=self._loss_pieces(),
+            loss_piece_bytes=self._head_passes()
+            * self._sizes.lm_head
+            * self._share.parameters.head,
+            loss_flops=(4 if self._adapters else 6) * self._share.parameters.head,
         )
 
     def _matmul(self) -> float:
@@ -169,29 +215,63 @@ class _WorkCount:
         )
 
     def _layer_traffic(self) -> float:
-        """Bytes that a layer's pointwise kernels move for one token, forward and backward.
-
-        Counted operation by operation, for one forward at 16 bit: RMSNorm 36 h as six kernels of
-        transformers, 4 h as one of Liger's; rotary embedding 20 and 4 bytes an element; SwiGLU 10
-        and 6; residuals 12 h. Backward moves twice as much. Inductor fuses as Liger does.
-        """
-        shape, strategy = self._shape, self._strategy
-        h = shape.hidden_size
-        f = shape.intermediate_size * experts_per_token(shape) / self._tensor
-        num_heads = (shape.num_attention_heads + shape.num_key_value_heads) / self._tensor
-        rotated = num_heads * shape.head_dim
-        if not shape.has_gated_mlp:
-            norms, in_attention, in_mlp = 2 * 4 * h, 0 * rotated, 4 * f
-        elif strategy.fused_kernels or strategy.torch_compile:
-            norms, in_attention, in_mlp = 2 * 4 * h, 4 * rotated, 6 * f
-        else:
-            norms, in_attention, in_mlp = 2 * 36 * h, 20 * rotated, 10 * f
-        times, sizes = self._repeats, self._sizes
+        """Bytes that a layer's pointwise kernels move for one token, forward and backward."""
+        kernels, times, sizes = self._kernels, self._repeats, self._sizes
+        passes = 1 + kernels.backward
+        norm = 2 if kernels.upcasts_norm else sizes.norm
         return (
-            (3 + times.rest) * (norms * sizes.norm + 12 * h * sizes.residual)
-            + (3 + times.attention) * in_attention * sizes.attention
-            + (3 + times.mlp) * in_mlp * sizes.mlp
+            (passes + times.rest)
+            * (kernels.norm_bytes * norm + kernels.residual_bytes * sizes.residual)
+            + (passes + times.attention) * kernels.attention_bytes * sizes.attention
+            + (passes + times.mlp) * kernels.mlp_bytes * sizes.mlp
         ) / 2 + self._border_traffic(sizes)
+
+    def _weight_traffic(self) -> float:
+        """Each pass reads the weights; of those that are trained, gradients are gathered."""
+        times, size = self._repeats, self._sizes.residual
+        parameters = self._share.parameters
+        if self._workload.method is Method.QLORA:
+            return 0.0
+        read = (
+            (2 + times.attention) * parameters.attention
+            + (2 + times.mlp) * parameters.mlp
+            + (2 + times.head) * parameters.head
+        )
+        trained = 0 if self._adapters else parameters.total
+        return size * (read + _GRADIENT_PASSES * trained)
+
+    def _loss_pieces(self) -> int:
+        """Liger cuts the tokens as often as the vocabulary is wider than the hidden states.
+
+        `ops/fused_linear_cross_entropy.py`, `inc_factor`.
+        """
+        if not self._strategy.fused_kernels or not self._share.has_head:
+            return 0
+        return -(-self._share.parameters.head // self._shape.hidden_size**2)
+
+    def _head_passes(self) -> int:
+        """Times that a piece reads or writes something of the head's size.
+
+        Weights for the logits and for the gradient of the input; the weights' own is added up.
+        """
+        return 2 if self._adapters else 4
+
+    def _num_kernels(self) -> float:
+        """Launches on the device, forward and backward; a tile has launches of its own."""
+        kernels, times, strategy = self._kernels, self._repeats, self._strategy
+        passes = 1 + kernels.backward
+        attention = len(self._shape.attention_linears) + 1 + kernels.attention_kernels
+        attention += _EAGER_KERNELS * (strategy.attention is Attention.EAGER)
+        attention += _ADAPTER_KERNELS * len(self._adapted(ModuleGroup.ATTENTION))
+        mlp = len(self._shape.mlp_linears) + kernels.mlp_kernels
+        mlp += _ADAPTER_KERNELS * len(self._adapted(ModuleGroup.MLP))
+        of_layer = (
+            (passes + times.rest) * (kernels.norm_kernels + kernels.residual_kernels)
+            + (passes + times.attention) * attention
+            + (passes + times.mlp) * mlp * strategy.mlp_tiles
+        )
+        head = _HEAD_KERNELS * strategy.loss_tiles * self._share.has_head
+        return self._share.num_layers * of_layer + head
 
     def _border_traffic(self, sizes: GroupBytes) -> float:
         """Casts of what enters and leaves attention and MLP, where theirs is another precision."""
@@ -226,11 +306,17 @@ class _WorkCount:
             )
         return moved * self._sizes.residual / 2 * self._share.num_layers / self._tensor
 
-    def _adapted_sides(self, group: ModuleGroup) -> tuple[int, int]:
-        """Inputs and outputs of the linear layers with adapters in one layer."""
+    def _adapted(self, group: ModuleGroup) -> list[tuple[int, int]]:
+        """Inputs and outputs of each linear layer with an adapter in one layer."""
+        if not self._adapters:
+            return []
         targets = self._workload.adapter_targets(self._strategy.lora_targets)
         linears = self._shape.adapter_linears[group]
-        adapted = [sides for name, sides in linears.items() if has_adapter(name, group, targets)]
+        return [sides for name, sides in linears.items() if has_adapter(name, group, targets)]
+
+    def _adapted_sides(self, group: ModuleGroup) -> tuple[int, int]:
+        """Inputs and outputs of all of them together."""
+        adapted = self._adapted(group)
         return sum(i for i, _ in adapted), sum(o for _, o in adapted)
 
     def _dequantized(self) -> float:

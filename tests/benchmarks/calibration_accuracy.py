@@ -85,7 +85,9 @@ class Errors:
         self.times: list[float] = []
         self.memories: list[float] = []
         self.num_inside = 0
+        self.num_times_inside = 0
         self.widths: list[float] = []
+        self.time_widths: list[float] = []
 
     def add(self, predictor: Predictor, trials: Sequence[Trial]) -> None:
         """Predict each trial."""
@@ -94,18 +96,26 @@ class Errors:
             said, seen = predictor.predict(trial.strategy), trial.measurement
             self.times.append(abs(said.step_time_s / seen.step_time_s - 1))
             self.memories.append(abs(said.peak_memory_bytes / seen.peak_memory_bytes - 1))
+            assert said.step_time_lower_s is not None
+            assert said.step_time_upper_s is not None
+            self.num_times_inside += (
+                said.step_time_lower_s <= seen.step_time_s <= said.step_time_upper_s
+            )
+            self.time_widths.append(math.log(said.step_time_upper_s / said.step_time_lower_s))
             lower, upper = said.peak_memory_lower_bytes, said.peak_memory_upper_bytes
             self.num_inside += lower <= seen.peak_memory_bytes <= upper
             self.widths.append(math.log(upper / lower))
 
     def __str__(self) -> str:
         columns = []
-        for errors in (self.times, self.memories):
+        for errors, num_inside, widths in (
+            (self.times, self.num_times_inside, self.time_widths),
+            (self.memories, self.num_inside, self.widths),
+        ):
             p95 = quantiles(errors, n=20, method="inclusive")[-1]
-            columns.append(f"{median(errors):6.1%} {p95:7.1%}")
-        inside = self.num_inside / len(self.times)
-        width = math.exp(median(self.widths))
-        return f"{columns[0]}  {columns[1]}  {inside:7.0%} {width:6.2f}  {len(self.times):5}"
+            inside, width = num_inside / len(errors), math.exp(median(widths))
+            columns.append(f"{median(errors):6.1%} {p95:7.1%} {inside:7.0%} {width:6.2f}")
+        return f"{columns[0]}  {columns[1]}  {len(self.times):5}"
 
 
 def main(paths: Sequence[Path]) -> None:
@@ -117,9 +127,9 @@ def main(paths: Sequence[Path]) -> None:
     )
     print("first: learned from the first five complete trials, later ones predicted.")
     print(f"drawn: from five drawn at random, all others predicted; {NUM_DRAWS} draws together.")
-    print("interval: part of later trials inside, and its upper end over its lower (median).\n")
-    print(f"{'':40} {'step time':14}  {'reserved':14}  {'interval':14}")
-    print(f"{'':40} median    95 %  median    95 %   inside  ratio      n")
+    print("inside: part of later trials in the interval; ratio: its upper end over its lower.\n")
+    print(f"{'':40} {'step time':29}  {'reserved':29}")
+    print(f"{'':40} {'median    95 %  inside  ratio  ' * 2}     n")
     slowest = 0.0
     for path in paths:
         for name, prior, trials in read_records(path):
@@ -131,14 +141,17 @@ def main(paths: Sequence[Path]) -> None:
             print(f"{name + ', prior':40} {before}")
             print(f"{name + ', first':40} {after}")
             before, after = Errors(), Errors()
-            random = Random(0)
+            num_worse, random = 0, Random(0)
             for _ in range(NUM_DRAWS):
                 learned = random.sample(trials, NUM_LEARNED)
                 others = [trial for trial in trials if trial not in learned]
                 before.add(prior, others)
                 after.add(CalibratedPredictor(prior, learned), others)
+                new, old = (e.times[-len(others) :] for e in (after, before))
+                num_worse += sum(new) > sum(old)
             print(f"{name + ', prior':40} {before}")
             print(f"{name + ', drawn':40} {after}")
+            print(f"{'':40} mean error of step time worse in {num_worse} of {NUM_DRAWS} draws")
             started = time.perf_counter()
             whole = CalibratedPredictor(prior, trials)
             learning_s = time.perf_counter() - started

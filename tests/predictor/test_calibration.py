@@ -29,7 +29,12 @@ STRATEGIES = tuple(
     Strategy(zero_stage=stage, micro_batch_size=size, checkpoint_interval=interval)
     for stage, size, interval in product((0, 1, 2, 3), (1, 2, 4, 8, 16, 32), (0, 1, 4))
 )
-TIME = {"compute": 0, "traffic": 1, "host": 2, "hooks": 3, "moved": 4, "overhead": 5}
+TIME = {
+    name: place
+    for place, name in enumerate(
+        ("compute", "traffic", "host", "hooks", "links", "moved", "overhead")
+    )
+}
 
 
 def trial(number: int, strategy: Strategy, step_time_s: float, peak: int) -> Trial:
@@ -119,7 +124,7 @@ def test_trials_that_the_prior_meets_leave_it_as_it_is() -> None:
         {"traffic": 0.5, "compute": -0.2},
         {"host": 0.5, "hooks": 0.5},
         {"host": -0.5, "hooks": -0.5},
-        {"moved": 0.8, "compute": 0.2},
+        {"links": 0.8, "compute": 0.2},
         {"overhead": 5.0},
     ],
     ids=str,
@@ -135,7 +140,7 @@ def test_a_handful_of_trials_finds_another_machine(time: Mapping[str, float]) ->
 
 
 def test_more_trials_come_closer_to_the_truth() -> None:
-    time = {"compute": 0.3, "traffic": 0.3, "host": 0.4, "hooks": -0.3, "moved": 0.4}
+    time = {"compute": 0.3, "traffic": 0.3, "host": 0.4, "hooks": -0.3, "links": 0.4}
     truth = machine(STRATEGIES, time=time, memory=(0.08, 0.4))
     some, many = (
         errors(CalibratedPredictor(PRIOR, machine(drawn(n), time=time, memory=(0.08, 0.4))), truth)
@@ -277,3 +282,38 @@ def test_throughput_follows_the_corrected_step_time() -> None:
     for strategy in STRATEGIES:
         said = calibrated.predict(strategy)
         assert said.tokens_per_second * said.step_time_s == pytest.approx(WORKLOAD.tokens_per_step)
+
+
+def test_trials_narrow_the_interval_of_step_times_and_hold_the_truth() -> None:
+    time = {"compute": 0.15, "host": -0.3}
+    truth = machine(STRATEGIES, time=time, noise=0.02, seed=1)
+    calibrated = CalibratedPredictor(PRIOR, machine(drawn(12), time=time, noise=0.02))
+    num_inside = 0
+    for one in truth:
+        before, after = PRIOR.predict(one.strategy), calibrated.predict(one.strategy)
+        assert before.step_time_lower_s is not None
+        assert before.step_time_upper_s is not None
+        assert after.step_time_lower_s is not None
+        assert after.step_time_upper_s is not None
+        assert after.step_time_lower_s < after.step_time_s < after.step_time_upper_s
+        assert (
+            after.step_time_upper_s / after.step_time_lower_s
+            < before.step_time_upper_s / before.step_time_lower_s
+        )
+        assert one.measurement is not None
+        seconds = one.measurement.step_time_s
+        num_inside += after.step_time_lower_s <= seconds <= after.step_time_upper_s
+    assert num_inside >= 0.9 * len(truth)
+
+
+def test_another_questions_trials_teach_coefficients_and_nothing_of_single_strategies() -> None:
+    larger = replace(WORKLOAD, global_batch_size=2 * WORKLOAD.global_batch_size)
+    prior = AnalyticPredictor(larger, HARDWARE)
+    trials = machine(drawn(12), time={"compute": 0.4})
+    taught = CalibratedPredictor(prior, trials, source=PRIOR)
+    for strategy in STRATEGIES:
+        before, after = prior.predict(strategy), taught.predict(strategy)
+        assert after.step_time_s >= 0.99 * before.step_time_s
+        lower, upper = after.peak_memory_lower_bytes, after.peak_memory_upper_bytes
+        assert lower <= after.peak_memory_bytes <= upper
+    assert taught.predict(STRATEGIES[-1]).step_time_s > prior.predict(STRATEGIES[-1]).step_time_s
