@@ -180,7 +180,9 @@ class MemoryModel:
         found = self._reserved.peak(strategy) if self._reserved else None
         if found is None:
             return counted
-        alone = self._num_ranks == 1
+        lower, upper = found.lower_bytes, found.upper_bytes
+        if self._num_ranks > 1:
+            lower, upper = min(lower, counted.lower_bytes), max(upper, counted.upper_bytes)
         return replace(
             counted,
             expected_bytes=found.reserved_bytes,
