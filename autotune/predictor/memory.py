@@ -187,12 +187,8 @@ class MemoryModel:
             counted,
             expected_bytes=found.reserved_bytes,
             allocated_bytes=found.allocated_bytes,
-            lower_bytes=found.lower_bytes
-            if alone
-            else min(found.lower_bytes, counted.lower_bytes),
-            upper_bytes=found.upper_bytes
-            if alone
-            else max(found.upper_bytes, counted.upper_bytes),
+            lower_bytes=lower,
+            upper_bytes=upper,
         )
 
     @staticmethod
