@@ -18,6 +18,7 @@ from autotune.predictor.corrections import TIME_COEFFICIENTS, TimeCurve
 from autotune.predictor.doubt import log_bounds, techniques
 from autotune.predictor.memory import MemoryModel, PeakMemory
 from autotune.predictor.precision import FP32_BYTES, element_bytes
+from autotune.predictor.reserved import ScriptSource
 from autotune.predictor.shrinkage import untaught
 from autotune.predictor.table import Explanation, explain_table
 from autotune.predictor.time import StepParts, TimeModel
@@ -47,14 +48,18 @@ class AnalyticPredictor:
     Args:
         workload: what is trained.
         hardware: what it runs on.
+        script_of: where the order of a model's allocations is known from; `profile.script_of`
+            traces it, which takes seconds the first time.
     """
 
-    def __init__(self, workload: Workload, hardware: Hardware) -> None:
+    def __init__(
+        self, workload: Workload, hardware: Hardware, script_of: ScriptSource | None = None
+    ) -> None:
         self._workload = workload
         self._is_cpu = hardware.device_type is DeviceType.CPU
         self._num_ranks = hardware.num_devices
         self._num_nodes = hardware.num_nodes
-        self._memory = MemoryModel(workload, hardware)
+        self._memory = MemoryModel(workload, hardware, script_of)
         self._time = TimeModel(workload, hardware, self._memory)
         self._device_overhead_bytes = DEVICE_OVERHEAD_BYTES[hardware.device_type]
 

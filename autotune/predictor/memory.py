@@ -7,7 +7,7 @@ Does not know time, nor what any trial measured.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autotune.hardware import DeviceType, Hardware
@@ -22,6 +22,7 @@ from autotune.predictor.arithmetic import (
     whole,
 )
 from autotune.predictor.precision import element_bytes
+from autotune.predictor.reserved import ReservedModel, ScriptSource
 from autotune.predictor.shares import RankShare, tokens_of_rank, zero_size
 from autotune.predictor.states import States, StatesModel
 from autotune.predictor.token_model import TokenModel
@@ -128,9 +129,10 @@ class PeakMemory:
     def at_peak(self, *parts: str) -> int:
         """Bytes of some parts at the peak."""
         found: int = 0
+        most = greatest(*(sum(moment.values()) for moment in self.moments.values()))
         # Of moments that hold as much the first is the peak.
         for moment in reversed(self.moments.values()):
-            is_peak = sum(moment.values()) == self.allocated_bytes
+            is_peak = sum(moment.values()) == most
             found = chosen(is_peak, sum(moment.get(part, 0) for part in parts), found)
         return found
 
@@ -138,26 +140,56 @@ class PeakMemory:
     def breakdown_bytes(self) -> dict[str, int]:
         """What the peak is made of; sums up to `expected_bytes`."""
         parts = {part: size for part, size in self.moments[self.moment].items() if size}
-        return parts | {self.slack: self.expected_bytes - self.allocated_bytes}
+        return parts | {self.slack: self.expected_bytes - sum(parts.values())}
 
 
 class MemoryModel:
-    """Peak memory of any strategy, for one workload on one machine."""
+    """Peak memory of any strategy, for one workload on one machine.
 
-    def __init__(self, workload: Workload, hardware: Hardware) -> None:
+    Args:
+        workload: what is trained.
+        hardware: what it runs on.
+        script_of: where the order of allocations is known from. With it `peak` runs the allocator
+            over them; without it, and where it knows none, a share stands for what the allocator
+            cannot use.
+    """
+
+    def __init__(
+        self, workload: Workload, hardware: Hardware, script_of: ScriptSource | None = None
+    ) -> None:
         self._workload = workload
         self._num_ranks = hardware.num_devices
         self._is_cpu = hardware.device_type is DeviceType.CPU
         self.states = StatesModel(workload, hardware)
         """Shared with who else asks for them: they keep what they have counted."""
         self.token_model = TokenModel(workload, is_cpu=self._is_cpu)
+        self._reserved = script_of and ReservedModel(workload, hardware, self.states, script_of)
 
     def peak(self, strategy: Strategy) -> PeakMemory:
         """The peak of the worst rank, and its doubt."""
         ask, is_accumulating = ask_about(strategy), self.states.accumulation(strategy) > 1
         shares = self.states.shares(strategy)
         peaks = (self.peak_of(ask, share, is_accumulating) for share in shares)
-        return self.of_all_stages(StagesOfOne(peaks))
+        return self._simulated(strategy, self.of_all_stages(StagesOfOne(peaks)))
+
+    def _simulated(self, strategy: Strategy, counted: PeakMemory) -> PeakMemory:
+        """The peak that the allocator comes to, if that is known; else what was counted.
+
+        Of several ranks no allocations were recorded: there the bounds of both are kept.
+        """
+        found = self._reserved.peak(strategy) if self._reserved else None
+        if found is None:
+            return counted
+        lower, upper = found.lower_bytes, found.upper_bytes
+        if self._num_ranks > 1:
+            lower, upper = min(lower, counted.lower_bytes), max(upper, counted.upper_bytes)
+        return replace(
+            counted,
+            expected_bytes=found.reserved_bytes,
+            allocated_bytes=found.allocated_bytes,
+            lower_bytes=lower,
+            upper_bytes=upper,
+        )
 
     @staticmethod
     def of_all_stages(stages: Stages) -> PeakMemory:

@@ -11,16 +11,20 @@ from autotune.profile.model_profile import (
     PartWork,
     Saved,
 )
-from autotune.profile.process import profile_of
-from autotune.profile.variant import Variant
+from autotune.profile.process import profile_of, script_of
+from autotune.profile.script import AllocationScript
+from autotune.profile.variant import Recipe, Variant
 
 __all__ = [
     "PARTS",
+    "AllocationScript",
     "LayerProfile",
     "MatMul",
     "ModelProfile",
     "PartWork",
+    "Recipe",
     "Saved",
     "Variant",
     "profile_of",
+    "script_of",
 ]

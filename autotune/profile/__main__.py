@@ -2,7 +2,8 @@
 
     python -m autotune.profile FOLDER < QUESTION.json
 
-For `process.py`, which starts it. A file holds a profile, or in words why there is none.
+For `process.py`, which starts it. A file holds a profile, or a
+script where a recipe is asked for, or in words why there is none.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import Any
 
 import torch  # noqa: F401  (before Triton's stand-in, which torch would take for the real one)
 
-from autotune.knobs import Attention
+from autotune.knobs import Attention, CheckpointScope
 from autotune.profile.liger import stand_in_for_triton
+from autotune.profile.script_trace import trace_script
 from autotune.profile.trace import trace
-from autotune.profile.variant import Variant
+from autotune.profile.variant import Recipe, Variant
 from autotune.workload import ModelShape
 
 
@@ -27,16 +29,19 @@ def main(folder: Path) -> None:
     shape, seq_len = ModelShape(**question["shape"]), question["seq_len"]
     has_stand_in = False
     for number, told in enumerate(question["variants"]):
-        variant = _variant(told)
+        recipe = _recipe(told) if "variant" in told else None
+        variant = recipe.variant if recipe else _variant(told)
         if variant.fused_kernels and not has_stand_in:
             stand_in_for_triton()
             has_stand_in = True
         path = folder / f"{number}.json"
-        path.write_text(json.dumps(_answer(shape, variant, seq_len)), encoding="utf-8")
+        path.write_text(json.dumps(_answer(shape, recipe or variant, seq_len)), encoding="utf-8")
 
 
-def _answer(shape: ModelShape, variant: Variant, seq_len: int) -> dict[str, Any] | str:
+def _answer(shape: ModelShape, variant: Variant | Recipe, seq_len: int) -> dict[str, Any] | str:
     try:
+        if isinstance(variant, Recipe):
+            return trace_script(shape, variant, seq_len).to_dict()
         return trace(shape, variant, seq_len).to_dict()
     except Exception as error:
         # Code of any architecture runs here; the next variant is not the worse for it.
@@ -47,6 +52,11 @@ def _answer(shape: ModelShape, variant: Variant, seq_len: int) -> dict[str, Any]
 def _variant(told: dict[str, Any]) -> Variant:
     attention, targets = Attention(told["attention"]), tuple(told["lora_targets"])
     return Variant(**{**told, "attention": attention, "lora_targets": targets})
+
+
+def _recipe(told: dict[str, Any]) -> Recipe:
+    scope = CheckpointScope(told["checkpoint_scope"])
+    return Recipe(**{**told, "variant": _variant(told["variant"]), "checkpoint_scope": scope})
 
 
 if __name__ == "__main__":

@@ -125,8 +125,9 @@ def _dropout(
 def attention_workspace_bytes(name: str, tensors: Sequence[torch.Tensor]) -> int:
     """What a kernel takes and gives back at once.
 
-    `flash_attn/flash_api.cpp`, `mha_bwd`: the gradient of queries is added up in fp32; of grouped
-    keys and values each query head has a gradient of its own.
+    `flash_attn/flash_api.cpp`, `mha_bwd`: the gradient of queries is added up in fp32, and so is a
+    sum for each query and head; of grouped keys and values each query head has a gradient of its
+    own.
 
     Args:
         name: of the operation.
@@ -135,7 +136,7 @@ def attention_workspace_bytes(name: str, tensors: Sequence[torch.Tensor]) -> int
     if name != "_scaled_dot_product_flash_attention_backward":
         return 0
     _, query, key = tensors[:3]
-    workspace = _FP32_BYTES * query.numel()
+    workspace = _FP32_BYTES * (query.numel() + query.numel() // query.shape[-1])
     if key.shape[1] != query.shape[1]:
         workspace += 2 * query.element_size() * query.numel()
     return workspace

@@ -7,6 +7,7 @@ process of its own: a stand-in for Triton takes the place of the real one for al
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +15,11 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 
-__all__ = ["launches_told_to", "stand_in_for_triton"]
+__all__ = ["as_on_a_gpu", "launches_told_to", "stand_in_for_triton"]
 
 _VERSION = "3.6.0"
 """What Liger is told, which takes newer ways of importing Triton's functions from 3.0 on."""
@@ -108,3 +110,35 @@ def launches_told_to(listener: Launch) -> Iterator[None]:
         yield
     finally:
         _listener.pop()
+
+
+@contextlib.contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Have Liger's loss write its products in place, as it does where tensors are on a GPU.
+
+    `ops/fused_linear_cross_entropy.py`: on the host each chunk makes a gradient of the whole
+    output projection, and its copy in fp32.
+    """
+    if "liger_kernel" not in sys.modules:
+        yield
+        return
+    loss: Any = importlib.import_module("liger_kernel.ops.fused_linear_cross_entropy")
+    with (
+        mock.patch.object(loss, "_can_use_mm_out", return_value=True),
+        mock.patch.object(loss, "torch", _InPlace()),
+    ):
+        yield
+
+
+class _InPlace:
+    """Torch, of which a product that is added to something is nothing by itself."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def mm(self, left: torch.Tensor, right: torch.Tensor, **out: Any) -> torch.Tensor:
+        if out:
+            return torch.mm(left, right, **out)
+        for listener in _listener[-1:]:
+            listener("mm", [left, right])
+        return left.new_zeros(())

@@ -1,6 +1,6 @@
-"""Profiles by a process of its own: neither torch nor Liger's patches come into this one.
+"""Profiles and scripts by a process apart: neither torch nor Liger's patches come into this one.
 
-Asks memory first, then the disk, then traces. Does not know what a profile is used for.
+Asks memory first, then the disk, then traces. Does not know what they are used for.
 """
 
 from __future__ import annotations
@@ -14,21 +14,27 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from autotune.knobs import Attention
 from autotune.profile.model_profile import ModelProfile
-from autotune.profile.store import read_profile, write_profile
-from autotune.profile.variant import Variant, digest
+from autotune.profile.script import AllocationScript
+from autotune.profile.store import read_profile, read_script, write_record
+from autotune.profile.variant import Recipe, Variant, digest
 from autotune.workload import ModelShape
 
-__all__ = ["profile_of"]
+__all__ = ["profile_of", "script_of"]
 
 _TIMEOUT_S = 180.0
 """Importing transformers takes some seconds, a trace less than one: an order of margin."""
 
 _known: dict[str, ModelProfile | str] = {}
 """What this process has asked for already: the profile, or why there is none."""
+
+_known_scripts: dict[str, AllocationScript | str] = {}
+"""The same of scripts."""
+
+_Traced = TypeVar("_Traced", ModelProfile, AllocationScript)
 
 
 def profile_of(shape: ModelShape, variant: Variant, seq_len: int) -> ModelProfile | str:
@@ -53,6 +59,27 @@ def profile_of(shape: ModelShape, variant: Variant, seq_len: int) -> ModelProfil
     return _known[name]
 
 
+def script_of(shape: ModelShape, recipe: Recipe, seq_len: int) -> AllocationScript | str:
+    """What a model allocates that is trained by a recipe, or in words why it is not known.
+
+    Args:
+        shape: the model; with its whole configuration.
+        recipe: how it is trained.
+        seq_len: tokens of a sample.
+    """
+    if shape.source is not None:
+        return "its own code is not run to predict"
+    name = digest(shape.config, seq_len, recipe)
+    if name not in _known_scripts:
+        found: AllocationScript | str | None = read_script(name)
+        if found is None:
+            [found] = _trace(AllocationScript, shape, [recipe], seq_len)
+            if isinstance(found, AllocationScript):
+                write_record(name, found)
+        _known_scripts[name] = found
+    return _known_scripts[name]
+
+
 def _trace_with_siblings(shape: ModelShape, variant: Variant, seq_len: int) -> None:
     """Trace the other kernels as well, which most searches ask for next: imports take longest."""
     others = [
@@ -62,16 +89,16 @@ def _trace_with_siblings(shape: ModelShape, variant: Variant, seq_len: int) -> N
     ]
     # Liger's patches stay for a process's life, so what has them comes last.
     variants = sorted(dict.fromkeys((variant, *others)), key=lambda one: one.fused_kernels)
-    for one, found in zip(variants, _trace(shape, variants, seq_len), strict=True):
+    for one, found in zip(variants, _trace(ModelProfile, shape, variants, seq_len), strict=True):
         name = digest(shape.config, seq_len, one)
         _known[name] = found
         if isinstance(found, ModelProfile):
-            write_profile(name, found)
+            write_record(name, found)
 
 
 def _trace(
-    shape: ModelShape, variants: Sequence[Variant], seq_len: int
-) -> list[ModelProfile | str]:
+    kind: type[_Traced], shape: ModelShape, variants: Sequence[Variant | Recipe], seq_len: int
+) -> list[_Traced | str]:
     question = {
         "shape": asdict(shape),
         "variants": [asdict(variant) for variant in variants],
@@ -93,14 +120,14 @@ def _trace(
             reason = f"it took more than {_TIMEOUT_S:.0f} s"
         except OSError as error:
             reason = str(error)
-        return [_read(Path(folder) / f"{n}.json", reason) for n in range(len(variants))]
+        return [_read(kind, Path(folder) / f"{n}.json", reason) for n in range(len(variants))]
 
 
-def _read(path: Path, reason: str) -> ModelProfile | str:
+def _read(kind: type[_Traced], path: Path, reason: str) -> _Traced | str:
     """What the process said of one variant; `reason` where it did not come so far."""
     try:
         answer = json.loads(path.read_text(encoding="utf-8"))
-        return str(answer) if isinstance(answer, str) else ModelProfile.from_dict(answer)
+        return str(answer) if isinstance(answer, str) else kind.from_dict(answer)
     except (OSError, ValueError, KeyError, TypeError):
         return reason
 

@@ -24,7 +24,7 @@ from autotune.techniques.kernels import patch_kernels
 from autotune.worker.model import build_empty
 from autotune.workload import ModelShape
 
-__all__ = ["build_skeleton", "layer_kinds", "shortened"]
+__all__ = ["build_skeleton", "layer_kinds", "shortened", "shortened_to"]
 
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
@@ -96,9 +96,13 @@ def shortened(shape: ModelShape, kinds: list[Any]) -> tuple[ModelShape, dict[int
     num_layers = min(num_layers, len(kinds))
     counts = Counter(kinds)
     last = {kind: place for place, kind in enumerate(kinds[:num_layers])}
+    return shortened_to(shape, num_layers), {place: counts[kind] for kind, place in last.items()}
+
+
+def shortened_to(shape: ModelShape, num_layers: int) -> ModelShape:
+    """The model cut behind so many layers."""
     config = _shortened_config(shape.config, shape.num_hidden_layers, num_layers)
-    short = replace(shape, num_hidden_layers=num_layers, config=config)
-    return short, {place: counts[kind] for kind, place in last.items()}
+    return replace(shape, num_hidden_layers=num_layers, config=config)
 
 
 def _shortened_config(config: Mapping[str, Any], whole: int, num_layers: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Profiles on disk, so that each is traced once on a machine.
+"""Profiles and scripts on disk, so that each is traced once on a machine.
 
-In the user's cache directory (`XDG_CACHE_HOME`), one JSON file a profile, named by the digest of
-all that it depends on. Does not know how a profile is made.
+In the user's cache directory (`XDG_CACHE_HOME`), one JSON file each, named by the digest of
+all that it depends on. Does not know how they are made.
 """
 
 from __future__ import annotations
@@ -9,34 +9,47 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from autotune.profile.model_profile import ModelProfile
+from autotune.profile.script import AllocationScript
 
-__all__ = ["read_profile", "write_profile"]
+__all__ = ["read_profile", "read_script", "write_record"]
+
+_Record = TypeVar("_Record")
 
 
 def read_profile(digest: str) -> ModelProfile | None:
     """The profile of that digest; None where there is none, or what there is cannot be read."""
-    try:
-        record = json.loads(_path(digest).read_text(encoding="utf-8"))
-        return ModelProfile.from_dict(record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    return _read(digest, ModelProfile.from_dict)
 
 
-def write_profile(digest: str, profile: ModelProfile) -> None:
-    """Keep a profile, whole or not at all; where nothing can be written it is not kept."""
+def read_script(digest: str) -> AllocationScript | None:
+    """As `read_profile`, the script of that digest."""
+    return _read(digest, AllocationScript.from_dict)
+
+
+def write_record(digest: str, record: ModelProfile | AllocationScript) -> None:
+    """Keep it, whole or not at all; where nothing can be written it is not kept."""
     path = _path(digest)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False
         ) as file:
-            json.dump(profile.to_dict(), file)
+            json.dump(record.to_dict(), file)
         os.replace(file.name, path)
     except OSError:
         return
+
+
+def _read(digest: str, read: Callable[[Mapping[str, Any]], _Record]) -> _Record | None:
+    try:
+        return read(json.loads(_path(digest).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _path(digest: str) -> Path:

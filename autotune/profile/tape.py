@@ -146,6 +146,15 @@ class Tape(TorchDispatchMode):
         # New again: a gradient that somebody else held would be copied, not taken over.
         return tensor.detach()
 
+    @property
+    def position(self) -> int:
+        """The number of events so far."""
+        return len(self._events)
+
+    def events(self, end: int) -> list[tuple[int, int, Any, bool]]:
+        """The first of them: storage, bytes that it takes or gives back, label, direction."""
+        return self._events[:end]
+
     def moments(self, *, without: set[int]) -> list[Moment]:
         """All moments, without the storages of that number."""
         live, moments = 0, []

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from autotune.knobs import Attention
+from autotune.knobs import Attention, CheckpointScope
 
-__all__ = ["Variant", "digest"]
+__all__ = ["Recipe", "Variant", "digest"]
 
 _FORMAT = 1
 """Of what is stored; another number makes all stored profiles unread."""
@@ -37,12 +37,29 @@ class Variant:
     lora_targets: tuple[str, ...] = ()
 
 
-def digest(config: Mapping[str, Any], seq_len: int, variant: Variant) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A variant, and the techniques that change what is held when."""
+
+    variant: Variant
+    checkpoint_interval: int = 0
+    checkpoint_scope: CheckpointScope = CheckpointScope.LAYER
+    mlp_tiles: int = 1
+    loss_tiles: int = 1
+
+    @property
+    def checkpoint_span(self) -> int:
+        """Layers that are recomputed together."""
+        return max(1, self.checkpoint_interval)
+
+
+def digest(config: Mapping[str, Any], seq_len: int, variant: Variant | Recipe) -> str:
     """Of everything that a profile depends on."""
     told = {
         "format": _FORMAT,
         "config": config,
         "seq_len": seq_len,
+        "of": type(variant).__name__,
         "variant": asdict(variant),
         "versions": {name: _version(name) for name in _PACKAGES},
     }

@@ -6,7 +6,7 @@ import pytest
 
 from autotune.knobs import Attention
 from autotune.profile import ModelProfile, Variant
-from autotune.profile.store import read_profile, write_profile
+from autotune.profile.store import read_profile, write_record
 from autotune.profile.variant import digest
 
 PROFILE = ModelProfile(
@@ -23,7 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_written_is_read_back(cache: Path) -> None:
     assert read_profile("a") is None
 
-    write_profile("a", PROFILE)
+    write_record("a", PROFILE)
 
     assert read_profile("a") == PROFILE
     assert [path.name for path in cache.iterdir()] == ["a.json"]
@@ -35,7 +35,7 @@ def test_a_broken_file_is_ignored_and_written_again(cache: Path, text: str) -> N
     (cache / "a.json").write_text(text)
     assert read_profile("a") is None
 
-    write_profile("a", PROFILE)
+    write_record("a", PROFILE)
 
     assert read_profile("a") == PROFILE
 
@@ -46,7 +46,7 @@ def test_nothing_is_kept_where_nothing_can_be_written(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
 
-    write_profile("a", PROFILE)
+    write_record("a", PROFILE)
 
     assert read_profile("a") is None
 

@@ -1,0 +1,189 @@
+"""PyTorch's caching allocator with expandable segments: where each tensor of a stream would lie.
+
+Read from `c10/cuda/CUDACachingAllocator.cpp`: sizes are rounded to 512 bytes; the smallest free
+block that is large enough is taken, of equal ones the lowest, and what is left of it stays free;
+neighbours that are free become one; the block at the end of the segment can grow, so it counts as
+larger than all others and is taken last; memory is mapped in pages of 20 MiB. Where the device has
+no more, whole free pages are given back, and then mapped again at other places. Of the pool of
+blocks up to 1 MiB only the bytes are known, not the places.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+__all__ = ["LARGE_POOL_BYTES", "Allocator"]
+
+LARGE_POOL_BYTES = 2**20
+"""Blocks up to this size lie in a pool of their own (`kSmallSize`)."""
+
+_ROUND_BYTES = 512
+_PAGE_BYTES = 20 * 2**20
+_SMALL_PAGE_BYTES = 2 * 2**20
+
+
+class Allocator:
+    """One stream's expandable segment of large blocks.
+
+    Args:
+        capacity_bytes: what can be mapped at most.
+    """
+
+    def __init__(self, capacity_bytes: int = 2**62) -> None:
+        self._capacity = capacity_bytes
+        self._free_blocks: list[tuple[int, int]] = []
+        """Size and address, ascending; none of them at the end."""
+        self._size_at: dict[int, int] = {}
+        """Of free blocks, by where they start."""
+        self._start_of: dict[int, int] = {}
+        """Of free blocks, by where they end."""
+        self._live: dict[int, int] = {}
+        self._holes: dict[int, int] = {}
+        """Size of what was given back, by where it starts."""
+        self._end = 0
+        self._mapped_end = 0
+        self._small = self._peak_small = 0
+        self._allocated = 0
+        self._peak_mapped = 0
+        self.peak_allocated_bytes = 0
+        """Of live blocks together, at most so far."""
+        self.num_retries = 0
+        """How often free pages were given back to go on."""
+
+    @property
+    def peak_reserved_bytes(self) -> int:
+        """What was mapped, at most so far."""
+        small = -(-self._peak_small // _SMALL_PAGE_BYTES) * _SMALL_PAGE_BYTES
+        return _pages(self._peak_mapped) + small
+
+    def allocate(self, size_bytes: int) -> int:
+        """Place a block; its address, by which it is freed again.
+
+        That of a small one is below 0, and tells its size.
+        """
+        size = -(-size_bytes // _ROUND_BYTES) * _ROUND_BYTES
+        self._allocated += size
+        if self._allocated > self.peak_allocated_bytes:
+            self.peak_allocated_bytes = self._allocated
+        if size <= LARGE_POOL_BYTES:
+            self._small += size
+            self._peak_small = max(self._peak_small, self._small)
+            return -1 - size
+        place = bisect_left(self._free_blocks, (size, -1))
+        if place < len(self._free_blocks):
+            free, address = self._free_blocks.pop(place)
+            del self._size_at[address], self._start_of[address + free]
+            if free > size:
+                self._add(address + size, free - size)
+        else:
+            address = self._map(size)
+        self._live[address] = size
+        return address
+
+    def free(self, address: int) -> None:
+        """Give a block back."""
+        if address < 0:
+            self._small -= -1 - address
+            self._allocated -= -1 - address
+            return
+        size = self._live.pop(address)
+        self._allocated -= size
+        behind = address + size
+        start = self._start_of.pop(address, None)
+        if start is not None:
+            size += self._remove(start)
+            address = start
+        if behind == self._end:
+            self._end = address
+            return
+        if behind in self._size_at:
+            more = self._remove(behind)
+            del self._start_of[behind + more]
+            size += more
+        self._add(address, size)
+
+    def reset(self) -> None:
+        """Start again with an empty segment, all of it given back; peaks stay."""
+        self._free_blocks, self._size_at, self._start_of = [], {}, {}
+        self._live, self._holes = {}, {}
+        self._end = self._mapped_end = self._small = self._allocated = 0
+
+    def _add(self, address: int, size: int) -> None:
+        insort(self._free_blocks, (size, address))
+        self._size_at[address] = size
+        self._start_of[address + size] = address
+
+    def _remove(self, address: int) -> int:
+        size = self._size_at.pop(address)
+        del self._free_blocks[bisect_left(self._free_blocks, (size, address))]
+        return size
+
+    def _map(self, size: int) -> int:
+        """Room for a block that no free one is large enough for."""
+        if self._mapped(self._end + size) > self._capacity:
+            self.num_retries += 1
+            self._give_back()
+        address = self._map_again(size) if self._holes else None
+        if address is None:
+            address = self._end
+            self._end += size
+            self._mapped_end = max(self._mapped_end, self._end)
+        self._peak_mapped = max(self._peak_mapped, self._mapped(self._mapped_end))
+        return address
+
+    def _mapped(self, end: int) -> int:
+        return max(end, self._mapped_end) - sum(self._holes.values())
+
+    def _give_back(self) -> None:
+        """Unmap the whole pages in free blocks; their ends stay."""
+        for size, address in list(self._free_blocks):
+            first = _pages(address)
+            last = (address + size) // _PAGE_BYTES * _PAGE_BYTES
+            if first >= last:
+                continue
+            self._take_out(address)
+            if first > address:
+                self._add(address, first - address)
+            if address + size > last:
+                self._add(last, address + size - last)
+            self._holes[first] = last - first
+        self._mapped_end = self._end
+
+    def _map_again(self, size: int) -> int | None:
+        """The first place with holes that is large enough, or that can grow at the end."""
+        for hole in sorted(self._holes):
+            start = self._start_of.get(hole, hole)
+            end = start
+            while more := self._size_at.get(end) or self._holes.get(end):
+                end += more
+            if end - start >= size or end == self._end:
+                self._take_place(start, end, start + size)
+                return start
+        return None
+
+    def _take_place(self, start: int, end: int, taken_to: int) -> None:
+        """Map free blocks and holes up to an address; what is behind it stays as it was."""
+        at = start
+        while at < end:
+            is_free = at in self._size_at
+            piece_end = at + (self._size_at[at] if is_free else self._holes.pop(at))
+            if is_free:
+                self._take_out(at)
+            mapped_from = max(at, taken_to)
+            mapped_to = piece_end if is_free else min(piece_end, max(at, _pages(taken_to)))
+            if mapped_to > mapped_from:
+                self._add(mapped_from, mapped_to - mapped_from)
+            if piece_end > max(at, mapped_to):
+                self._holes[max(at, mapped_to)] = piece_end - max(at, mapped_to)
+            at = piece_end
+        if taken_to > self._end:
+            self._end = taken_to
+            self._mapped_end = max(self._mapped_end, taken_to)
+
+    def _take_out(self, address: int) -> None:
+        size = self._remove(address)
+        del self._start_of[address + size]
+
+
+def _pages(size: int) -> int:
+    return -(-size // _PAGE_BYTES) * _PAGE_BYTES

@@ -1,0 +1,102 @@
+"""Scripts of allocations: what they repeat, and what they grow with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_shapes import small_shape
+
+from autotune.knobs import Attention, CheckpointScope
+from autotune.predictor.allocator import Allocator
+from autotune.profile import AllocationScript, Recipe, Variant
+from autotune.profile import script_trace as script_trace_module
+from autotune.profile.script import Event, MicroStep
+from autotune.profile.script_trace import trace_script
+from autotune.workload import ModelShape
+
+SEQ_LEN = 64
+PLAIN = Recipe(variant=Variant(attention=Attention.SDPA, element_bytes=2))
+
+RECIPES = {
+    "plain": PLAIN,
+    "checkpoints": replace(PLAIN, checkpoint_interval=1),
+    "checkpoints of two layers": replace(PLAIN, checkpoint_interval=2),
+    "checkpoints of MLPs": replace(
+        PLAIN, checkpoint_interval=1, checkpoint_scope=CheckpointScope.MLP
+    ),
+    "tiles": replace(PLAIN, mlp_tiles=2, loss_tiles=2),
+    "adapters": Recipe(variant=replace(PLAIN.variant, lora_rank=4, lora_targets=("all-linear",))),
+}
+
+
+def run(step: MicroStep) -> tuple[int, int]:
+    """Peaks of one forward and backward, whose gradients stay."""
+    allocator = Allocator()
+    live: dict[int, int] = {}
+    for kind, which, told in step.events:
+        if kind == Event.ALLOCATE:
+            live[which] = allocator.allocate(told)
+        elif kind == Event.FREE:
+            allocator.free(live.pop(which))
+        elif kind == Event.WORK:
+            allocator.free(allocator.allocate(told))
+    return allocator.peak_reserved_bytes, allocator.peak_allocated_bytes
+
+
+def llama(folder: Path, num_layers: int) -> ModelShape:
+    return small_shape(folder, "llama", num_hidden_layers=num_layers)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+def test_a_repeated_group_stands_for_all_layers(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = llama(tmp_path, 13)
+    repeated = trace_script(shape, recipe, SEQ_LEN)
+    monkeypatch.setattr(script_trace_module, "_NUM_GROUPS", ())
+    whole = trace_script(shape, recipe, SEQ_LEN)
+    assert whole.repeat is None
+    step, whole_step = repeated.micro_step(256), whole.micro_step(256)
+    assert len(step.events) == len(whole_step.events)
+    assert run(step) == run(whole_step)
+    assert step.weights == whole_step.weights
+
+
+def test_every_weight_that_is_trained_gets_a_gradient_once(tmp_path: Path) -> None:
+    step = trace_script(llama(tmp_path, 9), PLAIN, SEQ_LEN).micro_step(2)
+    ready = sorted(told for kind, _, told in step.events if kind == Event.READY)
+    assert ready == list(range(len(step.weights)))
+
+
+def test_activations_grow_with_the_batch_and_gradients_do_not(tmp_path: Path) -> None:
+    script = trace_script(llama(tmp_path, 3), PLAIN, SEQ_LEN)
+    for storage, weight in script.ready.items():
+        assert script.sizes[storage] == (script.weights[weight].size_bytes, 0)
+    hidden = 2 * 64 * SEQ_LEN
+    assert (0, hidden) in script.sizes
+
+
+def test_a_script_is_the_same_after_json(tmp_path: Path) -> None:
+    script = trace_script(llama(tmp_path, 5), PLAIN, SEQ_LEN)
+    record: Any = json.loads(json.dumps(script.to_dict()))
+    assert AllocationScript.from_dict(record) == script
+
+
+def test_layers_of_two_kinds_repeat_together(tmp_path: Path) -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    shape = small_shape(
+        tmp_path,
+        "gemma3_text",
+        num_hidden_layers=10,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=16,
+        layer_types=kinds * 5,
+    )
+    script = trace_script(shape, PLAIN, SEQ_LEN)
+    assert script.repeat is not None
+    assert script.repeat.times == 2
