@@ -2,26 +2,21 @@
 
     python tests/benchmarks/measured_points.py SET OUT.jsonl [--seconds 540]
 
-SET is `llama` (each technique once, Llamas of 1.1 to 13 billion parameters), `architectures`
-(those of `models/`, for which no constant of the predictor was fitted) or `unseen` (others, and
-other combinations, run after the predictor was finished). It goes on where OUT.jsonl stops.
+SET is `llama` (each technique once, Llamas of 1.1 to 13 billion parameters) or `architectures`
+(those of `models/`, to which no constant of the predictor was fitted). It goes on where OUT.jsonl
+stops.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trial_recorder import SEQ_LEN_ON_CPU, Case, Knobs, record
+from trial_recorder import Case, Knobs, record
 
-from autotune.hardware import DeviceType, detect_hardware
-from autotune.predictor import AnalyticPredictor
-from autotune.software import detect_software
-from autotune.space_file import load_search_space
-from autotune.workload import Method, Workload, load_model_shape
+from autotune.workload import Method
 
 MODELS = Path(__file__).parent / "models"
 FULL, LORA, QLORA = Method.FULL, Method.LORA, Method.QLORA
@@ -117,73 +112,11 @@ ARCHITECTURES: Sequence[Point] = (
     ("llama-3.2-1b", FULL, 1024, 8, {"mlp_precision": "fp16", "zero_stage": 2}),
 )
 
-UNSEEN: Sequence[tuple[str, Method, int, int]] = (
-    # Model, method, sequence length, global batch; strategies are drawn.
-    ("phi-2", FULL, 1024, 8),
-    ("gemma2-2b", FULL, 1024, 4),
-    ("olmo2-1b", FULL, 2048, 8),
-    ("smollm2-1.7b", FULL, 1024, 16),
-    ("starcoder2-3b", LORA, 2048, 4),
-    ("stablelm-1.6b", FULL, 512, 16),
-    ("qwen3-4b", QLORA, 1024, 8),
-    ("smollm2-1.7b", LORA, 4096, 4),
-)
-_NUM_DRAWN = 12
-_LONGEST_STEP_S = 2.5
-"""Predicted; a draw that takes longer would leave no time for others."""
-
-SETS = ("llama", "architectures", "unseen")
+SETS = {"llama": LLAMA, "architectures": ARCHITECTURES}
 
 
-def cases(name: str) -> Iterator[Case]:
-    """What the recorder is to run of one set."""
-    yield from _drawn() if name == "unseen" else _listed({"llama": LLAMA}.get(name, ARCHITECTURES))
-
-
-def _drawn() -> Iterator[Case]:
-    """In each round one strategy of each question, from all that the space `full` has.
-
-    Half of a question's draws are among the fastest fifth, where a search would look.
-    """
-    hardware, software = detect_hardware(), detect_software()
-    is_cuda = hardware.device_type is DeviceType.CUDA
-    draw, of_question = random.Random(0), []
-    for model, method, seq_len, batch in UNSEEN:
-        workload = Workload(
-            model=load_model_shape(str(MODELS / model) if is_cuda else "tiny"),
-            seq_len=seq_len if is_cuda else SEQ_LEN_ON_CPU,
-            global_batch_size=batch * hardware.num_devices,
-            method=method,
-        )
-        predictor = AnalyticPredictor(workload, hardware)
-        space = load_search_space("full", workload, hardware, software)
-        predicted = [(strategy, predictor.predict(strategy)) for strategy in space.strategies()]
-        usable = [
-            (strategy, prediction)
-            for strategy, prediction in predicted
-            if prediction.step_time_s <= _LONGEST_STEP_S
-            and prediction.peak_device_bytes <= hardware.device_memory_bytes
-            and not strategy.uses_nvme
-        ]
-        usable.sort(key=lambda pair: pair[1].step_time_s)
-        fast = draw.sample(usable[: max(_NUM_DRAWN, len(usable) // 5)], _NUM_DRAWN // 2)
-        others = draw.sample(usable, _NUM_DRAWN // 2)
-        of_question.append([pair for both in zip(fast, others, strict=True) for pair in both])
-    for turn in range(_NUM_DRAWN):
-        for (model, method, seq_len, batch), strategies in zip(UNSEEN, of_question, strict=True):
-            strategy = strategies[turn][0]
-            yield Case(
-                key=json.dumps([model, method, seq_len, batch, turn]),
-                model=str(MODELS / model),
-                method=method,
-                seq_len=seq_len,
-                global_batch_size=batch,
-                knobs=strategy.to_dict(),
-                more={},
-            )
-
-
-def _listed(points: Sequence[Point]) -> Iterator[Case]:
+def cases(points: Sequence[Point]) -> Iterator[Case]:
+    """What the recorder is to run."""
     for model, method, seq_len, batch, knobs in points:
         whole = {"zero_stage": 1, "micro_batch_size": 4} | knobs
         yield Case(
@@ -204,7 +137,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=3600.0)
     arguments = parser.parse_args()
-    record(cases(arguments.set), arguments.out, arguments.seconds)
+    record(cases(SETS[arguments.set]), arguments.out, arguments.seconds)
 
 
 if __name__ == "__main__":
