@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from autotune.hardware import Hardware
 from autotune.hardware_spec import HardwareSpec
 from autotune.knobs import LossClass
-from autotune.pareto import Objectives, Pick, front_rows, pick_of
+from autotune.pareto import Objectives, Pick, front_of, front_rows, pick_of
 from autotune.plan_calibration import Lesson
 from autotune.prediction_table import PredictionTable
-from autotune.predictor import AnalyticPredictor
+from autotune.predictor import AnalyticPredictor, ScriptSource
 from autotune.protocols import Predictor
 from autotune.pruners import PredictedMemoryPruner
 from autotune.question import Question
@@ -125,10 +125,21 @@ class Plan:
 
     @cached_property
     def front(self) -> tuple[Candidate, ...]:
-        """The predicted Pareto front, fastest first; empty where nothing is expected to fit."""
-        predicted, rows = self.candidates.predicted, np.flatnonzero(self._fits)
-        speeds, memories = predicted.tokens_per_second[rows], predicted.peak_memory_bytes[rows]
-        return tuple(self.candidates[row] for row in rows[front_rows(speeds, memories)])
+        """The predicted Pareto front, fastest first; empty where nothing is expected to fit.
+
+        One by one predictions are closer than those of a table: a row that turns out too large
+        makes room for others.
+        """
+        predicted, fits = self.candidates.predicted, self._fits.copy()
+        while True:
+            rows = np.flatnonzero(fits)
+            speeds, memories = predicted.tokens_per_second[rows], predicted.peak_memory_bytes[rows]
+            rows = rows[front_rows(speeds, memories)]
+            found = [self.candidates[row] for row in rows.tolist()]
+            too_large = [not self.fits(candidate) for candidate in found]
+            if not any(too_large):
+                return tuple(front_of(found, _objectives))
+            fits[rows[too_large]] = False
 
     @property
     def picks(self) -> dict[Pick, Candidate]:
@@ -197,7 +208,11 @@ class Plan:
 
 
 def make_plan(
-    question: Question, spec: HardwareSpec, space: SearchSpace, lesson: Lesson | None = None
+    question: Question,
+    spec: HardwareSpec,
+    space: SearchSpace,
+    lesson: Lesson | None = None,
+    script_of: ScriptSource | None = None,
 ) -> Plan:
     """Predict every strategy of the space.
 
@@ -206,8 +221,9 @@ def make_plan(
         spec: the hosts.
         space: of the same question; a space too large to list is drawn from.
         lesson: of the same question; predictions are the uncorrected ones if left out.
+        script_of: as for `AnalyticPredictor`; a lesson has its own.
     """
-    predictor = lesson or AnalyticPredictor(question.workload, question.hardware)
+    predictor = lesson or AnalyticPredictor(question.workload, question.hardware, script_of)
     return Plan(
         question=question,
         spec=spec,

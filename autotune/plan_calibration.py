@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from autotune.errors import ConfigError
 from autotune.hardware import DeviceType
 from autotune.prediction_table import PredictionTable
-from autotune.predictor import AnalyticPredictor, CalibratedPredictor
+from autotune.predictor import AnalyticPredictor, CalibratedPredictor, ScriptSource
 from autotune.protocols import Predictor
 from autotune.question import Question
 from autotune.strategy import Strategy
@@ -108,8 +108,15 @@ class Lesson:
         }
 
 
-def learn_from(study: StudySummary, question: Question) -> Lesson:
+def learn_from(
+    study: StudySummary, question: Question, script_of: ScriptSource | None = None
+) -> Lesson:
     """What a study teaches about another question.
+
+    Args:
+        study: finished or not.
+        question: the other one.
+        script_of: as for `AnalyticPredictor`.
 
     Raises:
         ConfigError: nothing transfers, or it has too few trials.
@@ -127,7 +134,7 @@ def learn_from(study: StudySummary, question: Question) -> Lesson:
             f"{flag}: it has {len(trials)} complete trials, and {_LEAST_TRIALS} are the least "
             "that anything is learned from; name another, or let its search go on"
         )
-    prior = AnalyticPredictor(question.workload, ours)
+    prior = AnalyticPredictor(question.workload, ours, script_of)
     return Lesson(
         study=str(study.folder or study.name),
         measured_on=f"{study.workload.model.name}, {study.workload.method}, {theirs}",

@@ -11,7 +11,7 @@ from command_line import autotune
 
 RESULTS = Path(__file__).parent.parent / "results"
 
-LORA = ("plan", "--model", "7B", "--method", "lora", "--hardware", "1xRTX4090")
+LORA = ("plan", "--quick", "--model", "7B", "--method", "lora", "--hardware", "1xRTX4090")
 
 
 def test_a_plan_is_printed_on_stdout_alone(tmp_path: Path) -> None:
@@ -20,6 +20,21 @@ def test_a_plan_is_printed_on_stdout_alone(tmp_path: Path) -> None:
     assert "Predicted Pareto front" in ran.stdout
     assert "pick: throughput" in ran.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_allocator_is_simulated_for_what_is_shown(tmp_path: Path) -> None:
+    question = ("plan", "--model", "125M", "--hardware", "1xH100-80GB", "--json")
+    quick, closer = (
+        json.loads(autotune(*question, *more, folder=tmp_path).stdout)
+        for more in (("--quick",), ())
+    )
+
+    for shown in closer["front"]:
+        prediction = shown["prediction"]
+        peak = prediction["peak_memory_bytes"]
+        assert prediction["peak_allocated_bytes"] <= peak
+        assert prediction["peak_memory_upper_bytes"] < 1.2 * peak
+    assert quick["num_strategies"] == closer["num_strategies"]
 
 
 def test_explain_shows_the_parts_of_one_pick(tmp_path: Path) -> None:
@@ -38,7 +53,17 @@ def test_json_is_one_document(tmp_path: Path) -> None:
 
 def test_70b_over_64_gpus_is_planned_by_default(tmp_path: Path) -> None:
     ran = autotune(
-        *("plan", "--model", "70B", "--hardware", "8xH100-80GB", "--nodes", "8", "--json"),
+        *(
+            "plan",
+            "--quick",
+            "--model",
+            "70B",
+            "--hardware",
+            "8xH100-80GB",
+            "--nodes",
+            "8",
+            "--json",
+        ),
         folder=tmp_path,
     )
     document = json.loads(ran.stdout)
@@ -58,13 +83,17 @@ def test_a_folder_with_a_configuration_is_planned(tmp_path: Path) -> None:
         "vocab_size": 32000,
     }
     (tmp_path / "mine" / "config.json").write_text(json.dumps(config))
-    ran = autotune("plan", "--model", "./mine", "--hardware", "L40S", "--json", folder=tmp_path)
+    ran = autotune(
+        "plan", "--quick", "--model", "./mine", "--hardware", "L40S", "--json", folder=tmp_path
+    )
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["front"]
 
 
 def test_where_nothing_fits_it_says_so_as_a_search_does(tmp_path: Path) -> None:
-    ran = autotune("plan", "--model", "175B", "--hardware", "1xL4", "--json", folder=tmp_path)
+    ran = autotune(
+        "plan", "--quick", "--model", "175B", "--hardware", "1xL4", "--json", folder=tmp_path
+    )
     assert ran.returncode == 1
     assert "Nothing fits" in ran.stderr
     document = json.loads(ran.stdout)
@@ -101,7 +130,7 @@ def test_the_export_goes_where_it_is_asked_to_and_over_nothing(tmp_path: Path) -
 def test_wrong_use_gets_one_line_and_exit_status_2(
     arguments: tuple[str, ...], words: str, tmp_path: Path
 ) -> None:
-    ran = autotune("plan", "--model", "tiny", *arguments, folder=tmp_path)
+    ran = autotune("plan", "--quick", "--model", "tiny", *arguments, folder=tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert words in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
@@ -110,7 +139,7 @@ def test_wrong_use_gets_one_line_and_exit_status_2(
 def test_a_recorded_study_corrects_a_plan_for_another_model(tmp_path: Path) -> None:
     shutil.copytree(RESULTS / "h100-1.1B-full-8m", tmp_path / "mine")
     ran = autotune(
-        *("plan", "--model", "3B", "--hardware", "2xH100-80GB", "--json"),
+        *("plan", "--quick", "--model", "3B", "--hardware", "2xH100-80GB", "--json"),
         *("--calibrate-from", "mine"),
         folder=tmp_path,
     )
@@ -127,7 +156,7 @@ def test_a_recorded_study_corrects_a_plan_for_another_model(tmp_path: Path) -> N
 
 
 def test_a_disk_that_is_named_lets_strategies_offload_to_it(tmp_path: Path) -> None:
-    question = ("plan", "--model", "13B", "--hardware", "1xL4", "--space", "full")
+    question = ("plan", "--quick", "--model", "13B", "--hardware", "1xL4", "--space", "full")
     assert autotune(*question, "--host-memory", "64", folder=tmp_path).returncode == 1
     ran = autotune(*question, "--host-memory", "64", "--nvme", "1000", "--json", folder=tmp_path)
     assert ran.returncode == 0, ran.stderr

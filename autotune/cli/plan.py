@@ -19,7 +19,10 @@ from autotune.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from autotune.predictor import ScriptSource
+    from autotune.profile import AllocationScript, Recipe
     from autotune.study_summary import StudySummary
+    from autotune.workload import ModelShape
 
 __all__ = ["EXAMPLES", "plan"]
 
@@ -149,6 +152,15 @@ def plan(
             show_default="nothing is written",
         ),
     ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Estimate by how much the allocator's peak exceeds live tensors, instead of "
+            "following the model's code to simulate it for what is shown. That takes some "
+            "seconds for a model seen for the first time.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict what would train best on hardware you do not have.
@@ -195,10 +207,11 @@ def plan(
         space_text=search_space.text,
         headroom=headroom,
     )
+    script_of = None if quick else _announced()
     lesson = None
     if calibrate_from is not None:
-        lesson = learn_from(_measured_study(calibrate_from), question)
-    made = make_plan(question, spec, search_space, lesson)
+        lesson = learn_from(_measured_study(calibrate_from), question, script_of)
+    made = make_plan(question, spec, search_space, lesson, script_of)
     refuse_empty_space(search_space, made.candidates)
     if not made.front:
         closest = [(each.strategy, each.prediction) for each in made.closest(NUM_CLOSEST)]
@@ -223,6 +236,28 @@ def plan(
             markup=False,
             soft_wrap=True,
         )
+
+
+def _announced() -> ScriptSource:
+    """Gives scripts, and says so before the first that has to be traced."""
+    from autotune.cli.console import error_console
+    from autotune.profile import known_script_of, script_of
+
+    has_said = False
+
+    def find(shape: ModelShape, recipe: Recipe, seq_len: int) -> AllocationScript | str:
+        nonlocal has_said
+        if not has_said and known_script_of(shape, recipe, seq_len) is None:
+            has_said = True
+            error_console().print(
+                f"following the code of {shape.name} to simulate its memory, once; "
+                "--quick leaves it out",
+                markup=False,
+                soft_wrap=True,
+            )
+        return script_of(shape, recipe, seq_len)
+
+    return find
 
 
 def _measured_study(folder: Path) -> StudySummary:

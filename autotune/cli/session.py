@@ -16,6 +16,7 @@ from autotune.export import export_trial
 from autotune.launcher import Launcher
 from autotune.pareto import Pick
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
+from autotune.profile import ScriptsAhead
 from autotune.progress import LiveProgress, PlainProgress
 from autotune.protocols import Sampler
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
@@ -104,7 +105,7 @@ class Session:
             StorageError: the record cannot be written.
         """
         question, limit = self._question, self._question.memory_limit_bytes
-        predictor = AnalyticPredictor(question.workload, question.hardware)
+        predictor = AnalyticPredictor(question.workload, question.hardware, ScriptsAhead())
         table = self._space.table
         first = most_promising(
             table, predictor.predict_table(table), limits=question.limits, num=_NUM_FIRST

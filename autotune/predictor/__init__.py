@@ -2,5 +2,6 @@
 
 from autotune.predictor.analytic import AnalyticPredictor
 from autotune.predictor.calibration import CalibratedPredictor
+from autotune.predictor.reserved import ScriptSource
 
-__all__ = ["AnalyticPredictor", "CalibratedPredictor"]
+__all__ = ["AnalyticPredictor", "CalibratedPredictor", "ScriptSource"]

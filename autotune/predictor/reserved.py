@@ -24,8 +24,9 @@ from autotune.workload import Method, ModelShape, Workload
 
 __all__ = ["ReservedModel", "ReservedPeak", "ScriptSource"]
 
-ScriptSource = Callable[[ModelShape, Recipe, int], AllocationScript | str]
-"""Gives the script of a model, trained by a recipe, at a length, or in words why there is none."""
+ScriptSource = Callable[[ModelShape, Recipe, int], AllocationScript | str | None]
+"""Gives the script of a model, trained by a recipe, at a length, or in words why there is none;
+None where it is not known yet."""
 
 _CONTEXT_BYTES = 1_400_000_000
 """What the allocator cannot have of a GPU: 1.30 GiB in 24 trials on an H100 (context, kernels)."""
@@ -182,6 +183,8 @@ class ReservedModel:
         key = (recipe, num_samples)
         if key not in self._micro_steps:
             script = self._script_of(self._workload.model, recipe, self._workload.seq_len)
+            if script is None:
+                return None
             self._micro_steps[key] = (
                 None
                 if isinstance(script, str)

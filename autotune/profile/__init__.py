@@ -3,6 +3,7 @@
 Imports no torch: a process of its own does the tracing.
 """
 
+from autotune.profile.ahead import ScriptsAhead
 from autotune.profile.model_profile import (
     PARTS,
     LayerProfile,
@@ -11,7 +12,7 @@ from autotune.profile.model_profile import (
     PartWork,
     Saved,
 )
-from autotune.profile.process import profile_of, script_of
+from autotune.profile.process import known_script_of, profile_of, script_of
 from autotune.profile.script import AllocationScript
 from autotune.profile.variant import Recipe, Variant
 
@@ -24,7 +25,9 @@ __all__ = [
     "PartWork",
     "Recipe",
     "Saved",
+    "ScriptsAhead",
     "Variant",
+    "known_script_of",
     "profile_of",
     "script_of",
 ]

@@ -8,7 +8,9 @@ script where a recipe is asked for, or in words why there is none.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,13 @@ from autotune.profile.trace import trace
 from autotune.profile.variant import Recipe, Variant
 from autotune.workload import ModelShape
 
+_PR_SET_PDEATHSIG = 1
+"""`prctl` of Linux: what this process gets when the thread that started it ends."""
+
 
 def main(folder: Path) -> None:
     """Trace what stdin asks for, one after the other."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     question = json.load(sys.stdin)
     shape, seq_len = ModelShape(**question["shape"]), question["seq_len"]
     has_stand_in = False

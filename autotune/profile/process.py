@@ -16,14 +16,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from autotune.knobs import Attention
+from autotune.knobs import Attention, CheckpointScope
 from autotune.profile.model_profile import ModelProfile
 from autotune.profile.script import AllocationScript
 from autotune.profile.store import read_profile, read_script, write_record
 from autotune.profile.variant import Recipe, Variant, digest
 from autotune.workload import ModelShape
 
-__all__ = ["profile_of", "script_of"]
+__all__ = ["known_script_of", "profile_of", "script_of"]
 
 _TIMEOUT_S = 180.0
 """Importing transformers takes some seconds, a trace less than one: an order of margin."""
@@ -67,17 +67,54 @@ def script_of(shape: ModelShape, recipe: Recipe, seq_len: int) -> AllocationScri
         recipe: how it is trained.
         seq_len: tokens of a sample.
     """
+    known = known_script_of(shape, recipe, seq_len)
+    if known is not None:
+        return known
+    every = dict.fromkeys((recipe, *_siblings(recipe)))
+    # Liger's patches stay for a process's life, so what has them comes last.
+    recipes = sorted(every, key=lambda one: one.variant.fused_kernels)
+    for one, found in zip(recipes, _trace(AllocationScript, shape, recipes, seq_len), strict=True):
+        name = digest(shape.config, seq_len, one)
+        _known_scripts[name] = found
+        if isinstance(found, AllocationScript):
+            write_record(name, found)
+    return _known_scripts[digest(shape.config, seq_len, recipe)]
+
+
+def known_script_of(
+    shape: ModelShape, recipe: Recipe, seq_len: int
+) -> AllocationScript | str | None:
+    """The same, if it was traced before; None where it was not."""
     if shape.source is not None:
         return "its own code is not run to predict"
+    if recipe.variant.fused_kernels and not _has_liger():
+        return "Liger is not installed here"
     name = digest(shape.config, seq_len, recipe)
     if name not in _known_scripts:
-        found: AllocationScript | str | None = read_script(name)
-        if found is None:
-            [found] = _trace(AllocationScript, shape, [recipe], seq_len)
-            if isinstance(found, AllocationScript):
-                write_record(name, found)
-        _known_scripts[name] = found
+        stored = read_script(name)
+        if stored is None:
+            return None
+        _known_scripts[name] = stored
     return _known_scripts[name]
+
+
+def _siblings(recipe: Recipe) -> list[Recipe]:
+    """What is asked for next, mostly: without and with checkpoints, and Liger's kernels.
+
+    Imports take longest.
+    """
+    kinds = (False, True) if _has_liger() else (False,)
+    return [
+        Recipe(
+            variant=replace(recipe.variant, fused_kernels=is_fused),
+            checkpoint_interval=interval,
+            checkpoint_scope=CheckpointScope.LAYER,
+            mlp_tiles=1,
+            loss_tiles=1,
+        )
+        for is_fused in kinds
+        for interval in (0, 1)
+    ]
 
 
 def _trace_with_siblings(shape: ModelShape, variant: Variant, seq_len: int) -> None:
