@@ -2,9 +2,9 @@
 
     python tests/benchmarks/several_gpus.py 7B 2xH100-80GB PLANNED.jsonl [--number 40]
 
-No GPU is needed: of the strategies in `several_gpus.yaml` that are expected to fit it writes down,
-with their predictions, the fastest of each kind and as many at random. `planned_trials.py` runs
-them, and holds one against the other.
+No GPU is needed: of the strategies in `several_gpus.yaml` that are expected to fit, and to take no
+more than some seconds a step, it writes down, with their predictions, the fastest of each kind and
+as many at random. `planned_trials.py` runs them, and holds one against the other.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from autotune.workload import Workload, load_model_shape
 SPACE = Path(__file__).with_suffix(".yaml")
 SEQ_LEN = 2048
 SAMPLES_OF_A_DEVICE = 8
+_LONGEST_STEP_S = 4.0
+"""Predicted; a trial that takes longer would leave no time for others."""
 
 
 def choose(model: str, hardware: str, out: Path, number: int) -> None:
@@ -46,7 +48,11 @@ def choose(model: str, hardware: str, out: Path, number: int) -> None:
         seed=0,
     )
     plan = make_plan(question, spec, space)
-    fitting = [candidate for candidate in plan.candidates if plan.fits(candidate)]
+    fitting = [
+        candidate
+        for candidate in plan.candidates
+        if plan.fits(candidate) and candidate.prediction.step_time_s <= _LONGEST_STEP_S
+    ]
     fastest = sorted(fitting, key=lambda c: -c.prediction.tokens_per_second)
     first_of_kind: dict[tuple[object, ...], Candidate] = {}
     for candidate in fastest:
