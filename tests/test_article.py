@@ -99,15 +99,17 @@ def test_with_bf16_master_weights_too_13b_fits_in_about_145_gb() -> None:
     assert sum(parts.values()) == pytest.approx(4 * fastest.prediction.peak_memory_bytes / GB)
 
 
-def test_lora_of_7b_fits_one_rtx_4090() -> None:
+def test_lora_of_7b_fits_one_rtx_4090_without_the_optimizer_on_the_host() -> None:
     plan = planned("7B", "1xRTX4090", method=Method.LORA)
-    assert plan.front
-    fastest = plan.front[0]
-    assert plan.fits(fastest)
-    assert fastest.prediction.breakdown_bytes["weights"] / GB == pytest.approx(14, abs=1)
-    # The article puts the optimizer on the CPU: with adapters it saves next to nothing.
-    assert fastest.strategy.offload_optimizer is Offload.NONE
-    assert fastest.prediction.breakdown_bytes["optimizer states"] / GB < 0.5
+    fitting = [each for each in plan.candidates if plan.fits(each)]
+    on_device = [each for each in fitting if each.strategy.offload_optimizer is Offload.NONE]
+    fastest = max(on_device, key=lambda each: each.prediction.tokens_per_second)
+    parts = fastest.prediction.breakdown_bytes
+    assert parts["weights"] / GB == pytest.approx(14, abs=1)
+    # The article puts the optimizer on the CPU: with adapters there is next to nothing to move.
+    assert parts["optimizer states"] / GB < 0.5
+    best = max(each.prediction.tokens_per_second for each in fitting)
+    assert fastest.prediction.tokens_per_second > 0.95 * best
 
 
 def test_optimizer_states_of_175b_are_1397_gb_and_with_adafactor_less_than_1() -> None:
