@@ -24,7 +24,7 @@ from statistics import median, quantiles
 from predictor_accuracy import HARDWARE
 
 from autotune.cli.stored import read_study
-from autotune.predictor import AnalyticPredictor, CalibratedPredictor
+from autotune.predictor import AnalyticPredictor, CalibratedPredictor, ScriptSource
 from autotune.protocols import Predictor
 from autotune.strategy import Strategy
 from autotune.trial import Measurement, Trial, TrialState
@@ -37,14 +37,14 @@ LEAST_LATER = 5
 Records = tuple[str, AnalyticPredictor, list[Trial]]
 
 
-def read_records(path: Path) -> Iterator[Records]:
-    """The complete trials of each question, in the order in which they ran."""
+def read_records(path: Path, script_of: ScriptSource | None = None) -> Iterator[Records]:
+    """The complete trials of each question, in the order in which they ran, and its prior."""
     if path.is_dir():
         with tempfile.TemporaryDirectory() as folder:
             # Opening a storage may write to it.
             copy = shutil.copytree(path, Path(folder) / path.name)
             study = read_study(copy, None)
-        prior = AnalyticPredictor(study.workload, study.hardware)
+        prior = AnalyticPredictor(study.workload, study.hardware, script_of)
         yield path.name, prior, [t for t in study.trials if t.state is TrialState.COMPLETE]
         return
     groups: dict[tuple[str, str, int, int], list[Trial]] = {}
@@ -74,7 +74,7 @@ def read_records(path: Path) -> Iterator[Records]:
             global_batch_size=batch,
             method=Method(method),
         )
-        prior = AnalyticPredictor(workload, HARDWARE)
+        prior = AnalyticPredictor(workload, HARDWARE, script_of)
         yield f"{path.parent.name}, {model} {method}", prior, trials
 
 

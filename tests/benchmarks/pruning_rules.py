@@ -5,13 +5,14 @@
 
 Each set of trials is taken for a search on devices of 48 sizes. What surely fits runs first, then
 the rest, the most promising first, each asked of the pruner with the trials that ran before.
-Predictions are those of the present code. Sets as `calibration_accuracy.py` reads them.
+Predictions are those of the present code: by the formula, and with the allocator simulated, for
+which models are traced here. Sets as `calibration_accuracy.py` reads them.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +21,7 @@ from calibration_accuracy import read_records
 
 from autotune.hardware import GIB
 from autotune.pareto import pareto_front
+from autotune.profile import script_of
 from autotune.pruners import PredictedMemoryPruner
 from autotune.trial import Prediction, Trial
 
@@ -80,22 +82,38 @@ def replay(trials: Sequence[tuple[Trial, Prediction]], limit: int, score: Score)
     score.num_out_of_memory += sum(not trial.fits for trial in ran)
 
 
+def score_of(said: Sequence[tuple[Trial, Prediction]], limits: Sequence[int]) -> Iterator[str]:
+    """A line for each rule, and how often fitting or not was foretold."""
+    for rule, shown in RULES.items():
+        score = Score()
+        for limit in limits:
+            replay([(trial, shown(each)) for trial, each in said], limit, score)
+        yield f"{rule:14} {score}"
+    right = [
+        (each.peak_device_bytes <= limit) == replace(trial, memory_limit_bytes=limit).fits
+        for trial, each in said
+        for limit in limits
+    ]
+    yield f"fits or does not, by the expected peak: right {fmean(right):.1%} of {len(right)}"
+
+
 def main(paths: Sequence[Path]) -> None:
-    """Print a line for each set and rule."""
+    """Print a line for each set, source of predictions and rule."""
     for path in paths:
-        for name, prior, trials in read_records(path):
-            said = [(trial, prior.predict(trial.strategy)) for trial in trials]
-            peaks = sorted(t.measurement.peak_device_bytes for t in trials if t.measurement)
-            step = (1.15 * peaks[-1] - peaks[0]) / (NUM_STEPS - 1)
-            limits = [int(gib * GIB * (1 - HEADROOM)) for gib in CARDS_GIB]
-            limits += [int(peaks[0] + place * step) for place in range(NUM_STEPS)]
-            width = fmean(p.peak_memory_upper_bytes / p.peak_memory_bytes for _, p in said)
-            print(f"{name}: {len(trials)} trials; upper bound over expected peak {width:.2f}")
-            for rule, shown in RULES.items():
-                score = Score()
-                for limit in limits:
-                    replay([(trial, shown(each)) for trial, each in said], limit, score)
-                print(f"  {rule:14} {score}")
+        for source, scripts in (("formula", None), ("simulated", script_of)):
+            for name, prior, trials in read_records(path, scripts):
+                said = [(trial, prior.predict(trial.strategy)) for trial in trials]
+                peaks = sorted(t.measurement.peak_device_bytes for t in trials if t.measurement)
+                step = (1.15 * peaks[-1] - peaks[0]) / (NUM_STEPS - 1)
+                limits = [int(gib * GIB * (1 - HEADROOM)) for gib in CARDS_GIB]
+                limits += [int(peaks[0] + place * step) for place in range(NUM_STEPS)]
+                width = fmean(p.peak_memory_upper_bytes / p.peak_memory_bytes for _, p in said)
+                print(
+                    f"{name}, {source}: {len(trials)} trials; "
+                    f"upper bound over expected peak {width:.2f}"
+                )
+                for line in score_of(said, limits):
+                    print(f"  {line}", flush=True)
 
 
 if __name__ == "__main__":

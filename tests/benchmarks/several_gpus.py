@@ -1,20 +1,27 @@
 """Several GPUs of one host: are predictions right where ranks must talk?
 
-    python tests/benchmarks/several_gpus.py 7B 2xH100-80GB PLANNED.jsonl [--number 40]
+    python tests/benchmarks/several_gpus.py plan 7B 2xH100-80GB FOLDER [--number 40]
+    python tests/benchmarks/several_gpus.py run FOLDER --part links|trials|search [--seconds 500]
 
-No GPU is needed: of the strategies in `several_gpus.yaml` that are expected to fit, and to take no
-more than some seconds a step, it writes down, with their predictions, the fastest of each kind and
-as many at random. `planned_trials.py` runs them, and holds one against the other.
+`plan` needs no GPU: of the strategies in `several_gpus.yaml` that are expected to fit, and to take
+no more than some seconds a step, it writes down, with their predictions, the fastest of each kind
+and as many at random. `run` measures on all GPUs of this host, one part a call: the links, the
+planned trials (it goes on where it stopped), and a search of 13B. `planned_trials.py report` holds
+predicted against measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
-from planned_trials import planned_line
+from planned_trials import cases, planned_line
+from trial_recorder import record
 
 from autotune.hardware_spec import read_hardware
 from autotune.plan import ASSUMED_SOFTWARE, Candidate, make_plan
@@ -25,7 +32,7 @@ from autotune.workload import Workload, load_model_shape
 
 SPACE = Path(__file__).with_suffix(".yaml")
 SEQ_LEN = 2048
-SAMPLES_OF_A_DEVICE = 8
+SAMPLES_OF_A_DEVICE = 4
 _LONGEST_STEP_S = 4.0
 """Predicted; a trial that takes longer would leave no time for others."""
 
@@ -90,15 +97,47 @@ def _kind(strategy: Strategy) -> tuple[object, ...]:
     )
 
 
+def run(folder: Path, part: str, seconds: float) -> None:
+    """Measure one part on all GPUs of this host."""
+    # Multicast needs rights on the host that a container has not.
+    os.environ["NCCL_NVLS_ENABLE"] = "0"
+    here = Path(__file__).parent
+    if part == "links":
+        command = [sys.executable, str(here / "link_rates.py"), str(folder / "links.jsonl")]
+        subprocess.run(command, check=True)
+        doctor = [sys.executable, "-m", "autotune", "doctor", "--measure"]
+        with (folder / "doctor.txt").open("w", encoding="utf-8") as file:
+            subprocess.run(doctor, check=False, stdout=file, stderr=subprocess.STDOUT)
+    elif part == "trials":
+        for planned in sorted(folder.glob("planned-*.jsonl")):
+            out = planned.with_name(planned.name.replace("planned", "measured"))
+            record(cases(planned), out, seconds)
+    else:
+        question = ["--model", "13B", "--seq-len", str(SEQ_LEN), "--global-batch", "8"]
+        limits = ["--budget", f"{seconds:.0f}s", "--out", str(folder / "search-13B")]
+        command = [sys.executable, "-m", "autotune", "search", *question, *limits]
+        subprocess.run(command, check=True)
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("hardware")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--number", type=int, default=40)
+    commands = parser.add_subparsers(dest="command", required=True)
+    planning = commands.add_parser("plan", help="choose and predict, without a GPU")
+    planning.add_argument("model")
+    planning.add_argument("hardware")
+    planning.add_argument("folder", type=Path)
+    planning.add_argument("--number", type=int, default=40)
+    running = commands.add_parser("run", help="measure on this host")
+    running.add_argument("folder", type=Path)
+    running.add_argument("--part", choices=("links", "trials", "search"), required=True)
+    running.add_argument("--seconds", type=float, default=500.0)
     arguments = parser.parse_args()
-    choose(arguments.model, arguments.hardware, arguments.out, arguments.number)
+    if arguments.command == "plan":
+        out = arguments.folder / f"planned-{arguments.model}-{arguments.hardware}.jsonl"
+        choose(arguments.model, arguments.hardware, out, arguments.number)
+    else:
+        run(arguments.folder, arguments.part, arguments.seconds)
 
 
 if __name__ == "__main__":

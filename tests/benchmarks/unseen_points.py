@@ -35,7 +35,7 @@ QUESTIONS = (
     ("qwen3-4b", LORA, 1024, 8),
     ("smollm2-1.7b", LORA, 4096, 4),
 )
-NUM_OF_QUESTION = 10
+NUM_OF_QUESTION = 6
 _LONGEST_STEP_S = 2.5
 """Predicted; a trial that takes longer would leave no time for others."""
 
