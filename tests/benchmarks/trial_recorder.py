@@ -73,8 +73,10 @@ def record(cases: Iterable[Case], out: Path, seconds: float) -> None:
                 "device_kind": hardware.device_kind,
                 **case.more,
             }
+            label = case.key
             try:
                 strategy = Strategy.from_dict(case.knobs)
+                label = f"{workload.model.name} {case.method}, {strategy}"
                 refused = conflict(strategy, workload, hardware, software)
             except ConfigError as error:
                 refused = str(error)
@@ -99,7 +101,7 @@ def record(cases: Iterable[Case], out: Path, seconds: float) -> None:
                 errors = trial_folder / "rank0.err"
                 if outcome.failure is not None and errors.exists():
                     line["error"] = errors.read_text(errors="replace")[-2000:]
-            print(f"{case.key}: {words}", flush=True)
+            print(f"{label}: {words}", flush=True)
             file.write(json.dumps(line) + "\n")
             file.flush()
 
