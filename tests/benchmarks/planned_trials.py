@@ -124,11 +124,17 @@ def main() -> None:
     running.add_argument("planned", type=Path)
     running.add_argument("out", type=Path)
     running.add_argument("--seconds", type=float, default=540.0)
+    running.add_argument("--timed-steps", type=int, default=4, help="of each trial, at most")
     reporting = commands.add_parser("report", help="predicted against measured")
     reporting.add_argument("out", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "run":
-        record(cases(arguments.planned), arguments.out, arguments.seconds)
+        record(
+            cases(arguments.planned),
+            arguments.out,
+            arguments.seconds,
+            timed_steps=arguments.timed_steps,
+        )
     else:
         report(arguments.out)
 

@@ -26,6 +26,7 @@ from autotune.workload import Method, Workload, load_model_shape
 
 GIB = 2**30
 _LONGEST_TRIAL_S = 60
+_TIMED_STEPS = 4
 SEQ_LEN_ON_CPU = 64
 
 Knobs = dict[str, Any]
@@ -48,7 +49,9 @@ class Case:
     """What else to write beside it."""
 
 
-def record(cases: Iterable[Case], out: Path, seconds: float) -> None:
+def record(
+    cases: Iterable[Case], out: Path, seconds: float, *, timed_steps: int = _TIMED_STEPS
+) -> None:
     """Run what `out` does not hold yet, one JSON line each, and end before `seconds` are over."""
     end = time.monotonic() + seconds
     done = {line["key"] for line in read_records(out)}
@@ -89,7 +92,10 @@ def record(cases: Iterable[Case], out: Path, seconds: float) -> None:
                 predicted = AnalyticPredictor(workload, hardware).predict(strategy)
                 outcome = launcher.run(
                     TrialSpec(
-                        workload=workload, strategy=strategy, num_ranks=hardware.num_devices
+                        workload=workload,
+                        strategy=strategy,
+                        num_ranks=hardware.num_devices,
+                        timed_steps=timed_steps,
                     ),
                     folder=trial_folder,
                     timeout_s=min(_LONGEST_TRIAL_S, left),
