@@ -55,6 +55,7 @@ def cases(planned: Path) -> Iterator[Case]:
             global_batch_size=line["samples_of_a_device"],
             knobs=line["strategy"],
             more={name: value for name, value in line.items() if name not in known},
+            **({"timed_steps": line["timed_steps"]} if "timed_steps" in line else {}),
         )
 
 
@@ -124,17 +125,11 @@ def main() -> None:
     running.add_argument("planned", type=Path)
     running.add_argument("out", type=Path)
     running.add_argument("--seconds", type=float, default=540.0)
-    running.add_argument("--timed-steps", type=int, default=4, help="of each trial, at most")
     reporting = commands.add_parser("report", help="predicted against measured")
     reporting.add_argument("out", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "run":
-        record(
-            cases(arguments.planned),
-            arguments.out,
-            arguments.seconds,
-            timed_steps=arguments.timed_steps,
-        )
+        record(cases(arguments.planned), arguments.out, arguments.seconds)
     else:
         report(arguments.out)
 

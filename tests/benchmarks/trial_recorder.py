@@ -26,7 +26,6 @@ from autotune.workload import Method, Workload, load_model_shape
 
 GIB = 2**30
 _LONGEST_TRIAL_S = 60
-_TIMED_STEPS = 4
 SEQ_LEN_ON_CPU = 64
 
 Knobs = dict[str, Any]
@@ -47,11 +46,11 @@ class Case:
     knobs: Knobs
     more: Mapping[str, Any]
     """What else to write beside it."""
+    timed_steps: int = 4
+    """At most."""
 
 
-def record(
-    cases: Iterable[Case], out: Path, seconds: float, *, timed_steps: int = _TIMED_STEPS
-) -> None:
+def record(cases: Iterable[Case], out: Path, seconds: float) -> None:
     """Run what `out` does not hold yet, one JSON line each, and end before `seconds` are over."""
     end = time.monotonic() + seconds
     done = {line["key"] for line in read_records(out)}
@@ -95,7 +94,7 @@ def record(
                         workload=workload,
                         strategy=strategy,
                         num_ranks=hardware.num_devices,
-                        timed_steps=timed_steps,
+                        timed_steps=case.timed_steps,
                     ),
                     folder=trial_folder,
                     timeout_s=min(_LONGEST_TRIAL_S, left),
