@@ -88,7 +88,13 @@ def record(cases: Iterable[Case], out: Path, seconds: float) -> None:
             else:
                 trial_folder = folder / str(number)
                 trial_folder.mkdir()
-                predicted = AnalyticPredictor(workload, hardware).predict(strategy)
+                # Where it was predicted before, another prediction would cost time on the device.
+                before = case.more.get("predicted_before")
+                predicted = (
+                    Prediction(**before)
+                    if before
+                    else AnalyticPredictor(workload, hardware).predict(strategy)
+                )
                 outcome = launcher.run(
                     TrialSpec(
                         workload=workload,
@@ -100,7 +106,8 @@ def record(cases: Iterable[Case], out: Path, seconds: float) -> None:
                     timeout_s=min(_LONGEST_TRIAL_S, left),
                 )
                 line["strategy"] = strategy.to_dict()
-                line["prediction"] = asdict(predicted)
+                if not before:
+                    line["prediction"] = asdict(predicted)
                 line["outcome"] = asdict(outcome)
                 words = _words(predicted, outcome)
                 errors = trial_folder / "rank0.err"
