@@ -128,6 +128,8 @@ def _counts(summary: StudySummary) -> Iterator[RenderableType]:
             line += f" ({summary.trials_per_minute:.1f} a minute)"
         line += f", {summary.num_out_of_memory} of them out of memory ({share})."
     yield Text(line)
+    if summary.end_reason:
+        yield Text(f"The search ended: {summary.end_reason}.")
     errors = summary.prediction_errors
     if errors:
         num = max(error.num_trials for error in errors.values())
@@ -278,6 +280,7 @@ def report_json(summary: StudySummary) -> dict[str, Any]:
     Returns:
         - `study`, `question`, `workload`, `hardware`, `versions`: what was asked, of what.
         - `reference`: the strategy that loss classes refer to.
+        - `end_reason`: why the last search ended, in words; null where it was cut off.
         - `elapsed_s`, `counts` (trials by state), `num_launched`, `num_out_of_memory`,
           `out_of_memory_share`, `trials_per_minute`: figures of the whole study, null where
           nothing was launched.
@@ -298,6 +301,7 @@ def report_json(summary: StudySummary) -> dict[str, Any]:
         "hardware": asdict(summary.hardware),
         "versions": dict(summary.versions),
         "reference": summary.reference.to_dict(),
+        "end_reason": summary.end_reason,
         "elapsed_s": summary.elapsed_s,
         "counts": {str(state): count for state, count in summary.counts.items()},
         "num_launched": summary.num_launched,

@@ -38,6 +38,8 @@ class StudySummary:
     elapsed_s: float
     """Wall time of all searches of this study together."""
     versions: Mapping[str, str]
+    end_reason: str | None = None
+    """Why the last search ended, in words."""
     folder: Path | None = None
     """The study folder as the user named it; None stands for `results/<name>`."""
     storage_url: str | None = None

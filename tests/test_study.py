@@ -22,6 +22,8 @@ GIB = 2**30
 class InOrder:
     """A sampler: micro-batches from 1 up."""
 
+    end_reason: str | None = None
+
     def __init__(self, num: int = 8) -> None:
         self._strategies = [Strategy(micro_batch_size=size + 1) for size in range(num)]
 
