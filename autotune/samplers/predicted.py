@@ -16,11 +16,12 @@ from autotune.knobs import Offload
 from autotune.predictor.analytic import AnalyticPredictor
 from autotune.predictor.neighbours import Neighbours
 from autotune.samplers.belief import Belief
+from autotune.samplers.blame import chance_to_run
 from autotune.samplers.goal import Goal
 from autotune.samplers.improvement import Front, Normal, probability
 from autotune.samplers.outlook import Measured, Outlook
 from autotune.samplers.surrogate import Surrogate
-from autotune.strategy import KNOBS, Strategy
+from autotune.strategy import Strategy
 from autotune.strategy_table import StrategyTable
 from autotune.trial import Trial, TrialState
 
@@ -150,7 +151,7 @@ class PredictedSampler:
             step_time=step_time,
             peak_memory=memory,
             log_power=log_power,
-            chance=fits * self._has_room * self._chance_to_run(trials),
+            chance=fits * self._has_room * chance_to_run(self._table, trials),
             limit_bytes=limit,
             tokens=self._tokens,
         )
@@ -182,18 +183,6 @@ class PredictedSampler:
         start_s = np.where(self._starts_slowly, slow, usual)
         cost_s: _Array = start_s + _NUM_STEPS * np.exp(step_time.mean)
         return cost_s
-
-    def _chance_to_run(self, trials: Sequence[Trial]) -> _Array:
-        """Each value with which trials failed by themselves, and few ran, makes it less likely."""
-        ended = [t for t in trials if t.measurement is not None or _failed_by_itself(t)]
-        chance = np.ones(len(self._table))
-        for knob in KNOBS if any(map(_failed_by_itself, ended)) else ():
-            values = self._table.values_of(knob)
-            for value in values if len(values) > 1 else ():
-                alike = [_failed_by_itself(t) for t in ended if getattr(t.strategy, knob) == value]
-                share = sum(alike) / (len(alike) + 1)
-                chance *= np.where(self._table.has(knob, (value,)), 1 - share, 1.0)
-        return chance
 
     def _log_power(self, trials: Sequence[Trial]) -> _Array:
         """The logarithm of the watts of each row, as its neighbours showed them."""
@@ -260,11 +249,3 @@ def _nearest_to_front(
 def _starts_slowly(strategy: Strategy) -> bool:
     is_offloaded = strategy.offload_optimizer is not Offload.NONE
     return strategy.torch_compile or is_offloaded or strategy.offload_param is not Offload.NONE
-
-
-def _failed_by_itself(trial: Trial) -> bool:
-    """Whether it failed for reasons of its strategy, but not for want of memory."""
-    failure = trial.failure
-    return failure is not None and not (
-        failure.kind.is_out_of_memory or failure.kind.says_nothing_about_the_strategy
-    )

@@ -156,7 +156,7 @@ def test_what_runs_is_not_proposed_again_nor_its_like() -> None:
     assert second != first
 
 
-def test_what_crashes_makes_its_neighbours_unlikely() -> None:
+def test_a_technique_that_crashes_is_soon_left_alone() -> None:
     sampler = make_sampler(goal=Goal.THROUGHPUT)
     trials: list[Trial] = []
     crash = Outcome(failure=Failure(kind=FailureKind.CRASH, message="x"), duration_s=3.0)
