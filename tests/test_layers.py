@@ -55,6 +55,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "server_process",
         "rank_process",
         "launcher",
+        "replay",
         "measure",
     ),
     ("samplers", "pruners", "record", "study_folder", "drivers"),
