@@ -148,7 +148,8 @@ class Study:
         return ended
 
     def _num_launched(self) -> int:
-        return sum(map(_tells_of_its_strategy, self._trials))
+        own = [trial for trial in self._trials if trial.reused_from is None]
+        return sum(map(_tells_of_its_strategy, own))
 
     def _retry(self, *, but: set[Strategy]) -> Strategy | None:
         """A strategy whose trials all failed for reasons that are not its own."""

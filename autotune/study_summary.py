@@ -101,6 +101,11 @@ class StudySummary:
         return [trial for trial in self.trials if trial.is_forced]
 
     @property
+    def reused(self) -> list[Trial]:
+        """Trials that an earlier study measured."""
+        return [trial for trial in self.trials if trial.reused_from is not None]
+
+    @property
     def front(self) -> list[Trial]:
         """The Pareto front, fastest first."""
         return pareto_front(self.trials)

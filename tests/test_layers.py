@@ -64,6 +64,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pareto",
         "prediction_error",
         "study_summary",
+        "reuse",
         "report",
         "shortfall",
         "export_guide",

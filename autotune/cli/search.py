@@ -146,6 +146,15 @@ def search(
             "the same question again does.",
         ),
     ] = False,
+    reuse: Annotated[
+        str | None,
+        typer.Option(
+            help="Take over what an earlier study measured instead of launching it again: its "
+            "folder, or auto for all studies beside this one's. Only of the same model, method, "
+            "length, batch, hardware and versions; such trials are named as reused.",
+            show_default="nothing is reused",
+        ),
+    ] = None,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -247,6 +256,7 @@ def search(
             sampler=kind,
             goal=goal,
             min_gain=min_gain,
+            reuse=reuse,
             max_trials=trials,
             num_forced=force_pruned,
             trial_timeout_s=timeout_s,

@@ -12,6 +12,7 @@ from rich.console import Console
 from autotune.budget import Budget
 from autotune.cli.console import answer_console
 from autotune.cli.interrupt import Interrupt
+from autotune.cli.reuse import earlier_studies, take_over
 from autotune.drivers.local import LocalDriver
 from autotune.export import export_trial
 from autotune.launcher import Launcher
@@ -93,6 +94,7 @@ class Session:
         sampler: SamplerKind,
         goal: Goal,
         min_gain: float,
+        reuse: str | None,
         max_trials: int | None,
         num_forced: int,
         trial_timeout_s: float,
@@ -109,6 +111,10 @@ class Session:
         table = self._space.table
         predicted = predictor.predict_table(table)
         missing_bytes = predicted.missing_bytes(**question.limits)
+        num_reused = 0
+        if reuse is not None:
+            earlier = earlier_studies(reuse, question, self._software, beside=self._folder.path)
+            num_reused = take_over(earlier, self._record, self._space, predictor)
         proposals: Sampler
         if sampler is SamplerKind.PREDICTED:
             proposals = PredictedSampler(
@@ -150,6 +156,8 @@ class Session:
 
         with view(console, budget) as progress, Interrupt(say_goodbye) as interrupt, launcher:
             self._greet(progress, study)
+            if reuse is not None:
+                progress.note(f"--reuse {reuse}: {num_reused} measurements taken over")
 
             def reason_to_stop() -> str | None:
                 progress.refresh()
