@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from autotune.predictor.shrinkage import Coefficient, Curve
 from autotune.strategy_table import Column
 
-__all__ = ["Belief", "Features", "believe"]
+__all__ = ["Belief", "Features", "believe", "distances"]
 
 _BATCH = "micro_batch_size"
 
@@ -99,16 +99,17 @@ class _Process:
         seen: Features | None,
         observed: _Array,
         noises: _Array,
+        apart: _Array,
         coefficients: Sequence[Coefficient],
     ) -> None:
-        self._table, self._seen = table, seen
+        self._table, self._seen, self._apart = table, seen, apart
         self._observed, self._noises = observed, noises
         self._coefficients = coefficients
         self._spreads = np.array([c.spread for c in coefficients])
         self._at: list[float] = [0.0] * len(coefficients)
         self._scale, self._length = 1.0, _LENGTHS[1]
         if seen is not None:
-            self._distance = _distances(seen, seen)
+            self._distance = distances(seen.knobs, seen.knobs)
             self._fit(seen)
         self._slopes = table.slopes(self._at)
 
@@ -130,6 +131,7 @@ class _Process:
                 for c, value in zip(self._coefficients, moved, strict=True)
             ]
         self._condition(seen, self._at)
+        self._inverse_root = np.linalg.inv(self._root)
 
     def _condition(self, seen: Features, at: Sequence[float]) -> float:
         """Weigh the observations; the logarithm of their likelihood."""
@@ -156,21 +158,20 @@ class _Process:
         variance = (slopes**2) @ self._spreads**2 + (table.effects**2).sum(axis=1)
         variance = variance + (self._scale * table.deviation) ** 2
         if seen is not None:
-            cross = self._cross(table, seen, slopes)
+            cross = self._prior(table, seen, slopes, self._seen_slopes, self._apart)
             mean = mean + cross @ self._weights
-            variance = variance - (np.linalg.solve(self._root, cross.T) ** 2).sum(axis=0)
+            variance = variance - ((cross @ self._inverse_root.T) ** 2).sum(axis=1)
         deviation = np.sqrt(np.maximum(variance, 1e-12))
         return Belief(mean=mean, deviation=deviation, noise=noise, _process=self)
 
-    def _cross(self, table: Features, seen: Features, slopes: _Array) -> _Array:
-        return self._prior(table, seen, slopes, self._seen_slopes, _distances(table, seen))
-
     def covariance(self, rows: _Places) -> _Array:
         some, slopes = self._table.take(rows), self._slopes[rows]
-        matrix = self._prior(some, some, slopes, slopes, _distances(some, some))
+        matrix = self._prior(some, some, slopes, slopes, distances(some.knobs, some.knobs))
         if self._seen is not None:
-            half = np.linalg.solve(self._root, self._cross(some, self._seen, slopes).T)
-            matrix = matrix - half.T @ half
+            apart = self._apart[rows]
+            cross = self._prior(some, self._seen, slopes, self._seen_slopes, apart)
+            half = cross @ self._inverse_root.T
+            matrix = matrix - half @ half.T
         return matrix
 
 
@@ -180,6 +181,7 @@ def believe(
     observed: _Array,
     coefficients: Sequence[Coefficient],
     *,
+    apart: _Array,
     noise: float,
     extra_noise: _Array | float = 0.0,
 ) -> Belief:
@@ -190,18 +192,19 @@ def believe(
         seen: the observed strategies; None where there are none.
         observed: their logarithms.
         coefficients: what is known of those of the curve.
+        apart: the `distances` between rows and observed strategies.
         noise: deviation of a measurement about the truth.
         extra_noise: of single observations, beside that.
     """
     noises = np.hypot(noise, np.broadcast_to(extra_noise, len(observed)))
-    return _Process(table, seen, observed, noises, coefficients).posterior(noise)
+    return _Process(table, seen, observed, noises, apart, coefficients).posterior(noise)
 
 
-def _distances(a: Features, b: Features) -> _Array:
-    """Knobs in which strategies differ, [rows of a, rows of b]; a doubled micro-batch is half."""
-    found = np.zeros((a.num, b.num))
-    for name, left in a.knobs.items():
-        right = b.knobs[name]
+def distances(ours: Mapping[str, Column], theirs: Mapping[str, Column]) -> _Array:
+    """Knobs in which strategies differ, [ours, theirs]; a doubled micro-batch is half a knob."""
+    found: _Array = np.zeros((len(ours[_BATCH].codes), len(theirs[_BATCH].codes)))
+    for name, left in ours.items():
+        right = theirs[name]
         if len(left.values) == len(right.values) == 1 and left.values[0] == right.values[0]:
             continue
         apart = np.array([[_apart(name, u, v) for v in right.values] for u in left.values])

@@ -33,8 +33,8 @@ _MOST_ROWS = 20_000
 _NUM_TEACHING = 2
 """So many trials are chosen for what they teach, after the one that is predicted best."""
 
-_NUM_PROMISING = 200
-"""Rows whose beliefs are looked at together."""
+_NUM_PROMISING = 64
+"""Rows whose beliefs are looked at together; of more, linear algebra would start threads."""
 
 _LEAST_TRIALS = 8
 """Nothing is called unlikely before so many trials were measured."""

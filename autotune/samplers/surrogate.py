@@ -25,9 +25,9 @@ from autotune.predictor.corrections import (
     TimeCurve,
 )
 from autotune.predictor.doubt import MODEL_DEVIATION
-from autotune.samplers.belief import Belief, Features, believe
+from autotune.samplers.belief import Belief, Features, believe, distances
 from autotune.strategy import KNOBS, Strategy
-from autotune.strategy_table import StrategyTable
+from autotune.strategy_table import Column, StrategyTable
 from autotune.trial import Trial
 
 __all__ = ["Surrogate"]
@@ -71,6 +71,8 @@ class Surrogate:
         names = {name for row in _techniques(prior, table).values for name, _ in row}
         self._effects = tuple(sorted(names))
         self._views = self._views_of(table)
+        self._columns: dict[Strategy, _Array] = {}
+        self._seen: tuple[tuple[Strategy, ...], _Views] = ((), self._views)
 
     @property
     def predicted(self) -> PredictionTable:
@@ -87,6 +89,7 @@ class Surrogate:
             seen.time if seen else None,
             observed,
             TIME_COEFFICIENTS,
+            apart=self._apart([strategy for strategy, _ in measured]),
             noise=_TIME_NOISE,
             extra_noise=np.array([_scatter(m.step_times_s) for _, m in measured]),
         )
@@ -113,12 +116,28 @@ class Surrogate:
             seen.memory if seen else None,
             np.log(observed),
             MEMORY_COEFFICIENTS,
+            apart=self._apart([trial.strategy for trial in shown]),
             noise=_MEMORY_NOISE,
             extra_noise=extra,
         )
 
+    def _apart(self, strategies: Sequence[Strategy]) -> _Array:
+        """Distances of the table's rows from some strategies, each worked out once."""
+        rows = self._views.time
+        for strategy in strategies:
+            if strategy not in self._columns:
+                knobs = _knobs(StrategyTable.of([strategy]))
+                self._columns[strategy] = distances(rows.knobs, knobs)[:, 0]
+        columns = [self._columns[strategy] for strategy in strategies]
+        return np.stack(columns, axis=1) if columns else np.zeros((rows.num, 0))
+
     def _views_of_all(self, strategies: Sequence[Strategy]) -> _Views | None:
-        return self._views_of(StrategyTable.of(strategies)) if strategies else None
+        if not strategies:
+            return None
+        # Both processes mostly see the same trials.
+        if tuple(strategies) != self._seen[0]:
+            self._seen = tuple(strategies), self._views_of(StrategyTable.of(strategies))
+        return self._seen[1]
 
     def _views_of(self, table: StrategyTable) -> _Views:
         explained = list(self._prior.explain_table(table))
@@ -133,7 +152,7 @@ class Surrogate:
         view = partial(
             Features,
             num=len(table),
-            knobs={knob: table.map(attrgetter(knob)) for knob in KNOBS},
+            knobs=_knobs(table),
         )
         lower = np.maximum(1, predicted.peak_memory_lower_bytes)
         return _Views(
@@ -161,6 +180,10 @@ class Surrogate:
         rows = [[row.get(name, 0.0) for name in self._effects] for row in known]
         found: _Array = np.array(rows, float).reshape(len(rows), -1)[column.codes]
         return found
+
+
+def _knobs(table: StrategyTable) -> dict[str, Column]:
+    return {knob: table.map(attrgetter(knob)) for knob in KNOBS}
 
 
 def _techniques(prior: AnalyticPredictor, table: StrategyTable) -> Any:
