@@ -106,12 +106,14 @@ def guide(summary: StudySummary, trial: Trial) -> str:
     assert trial.measurement is not None
     workload, measured = summary.workload, trial.measurement
     gib = measured.peak_memory_bytes / 2**30
+    source = f", by {trial.reused_from}" if trial.reused_from else ""
     predicted = _predicted(trial.prediction) if trial.prediction else ""
     origin = f"""\
 Trial {trial.number} of the autotune study {summary.name}: {workload.model.name},
 {workload.seq_len} tokens a sample, {workload.global_batch_size} samples a step, on \
 {summary.hardware}.
-Measured {measured.tokens_per_second:,.0f} tokens/s and a peak of {gib:.2f} GiB on one device.
+Measured {measured.tokens_per_second:,.0f} tokens/s and a peak of {gib:.2f} GiB on one \
+device{source}.
 {predicted}\
 The strategy {loss_words(summary.loss_class(trial), summary.reference)}."""
     return guide_text(origin, workload, summary.hardware, trial.strategy)

@@ -33,6 +33,11 @@ class Predictor(Protocol):
 class Sampler(Protocol):
     """Says what to try next; sees trials, never the study."""
 
+    @property
+    def end_reason(self) -> str | None:
+        """Why `propose` gave None although strategies are left, in words."""
+        ...
+
     def propose(self, trials: Sequence[Trial]) -> Strategy | None:
         """A strategy that none of `trials` has, or None when there is none left."""
         ...

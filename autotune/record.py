@@ -128,10 +128,16 @@ class TrialRecord:
             return [self._read(trial) for trial in frozen if trial.state is not waiting]
 
     def start(
-        self, strategy: Strategy, prediction: Prediction, *, is_forced: bool = False
+        self,
+        strategy: Strategy,
+        prediction: Prediction,
+        *,
+        is_forced: bool = False,
+        reused_from: str | None = None,
     ) -> Trial:
-        """Write down a trial that is about to run."""
-        attributes = self._attributes(strategy, prediction) | {"is_forced": is_forced}
+        """Write down a trial that is about to run, or was run in an earlier study."""
+        attributes = self._attributes(strategy, prediction)
+        attributes |= {"is_forced": is_forced, "reused_from": reused_from}
         return self._add(TrialState.RUNNING, strategy, attributes)
 
     def finish(self, trial: Trial, outcome: Outcome) -> Trial:
@@ -230,6 +236,7 @@ class TrialRecord:
                 duration_s=attributes.get("duration_s", 0.0),
                 memory_limit_bytes=self._memory_limit_bytes,
                 is_forced=attributes.get("is_forced", False),
+                reused_from=attributes.get("reused_from"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(

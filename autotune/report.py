@@ -85,6 +85,8 @@ def pareto_table(summary: StudySummary) -> Table:
         names = [str(which) for which in Pick if picks[which] is trial]
         if names:
             strategy.append(f"\npick: {', '.join(names)}", style="bold green")
+        if trial.reused_from is not None:
+            strategy.append(f"\nreused: {trial.reused_from}", style="dim")
         prediction = trial.prediction
         table.add_row(
             str(trial.number),
@@ -128,6 +130,8 @@ def _counts(summary: StudySummary) -> Iterator[RenderableType]:
             line += f" ({summary.trials_per_minute:.1f} a minute)"
         line += f", {summary.num_out_of_memory} of them out of memory ({share})."
     yield Text(line)
+    if summary.end_reason:
+        yield Text(f"The search ended: {summary.end_reason}.")
     errors = summary.prediction_errors
     if errors:
         num = max(error.num_trials for error in errors.values())
@@ -137,6 +141,11 @@ def _counts(summary: StudySummary) -> Iterator[RenderableType]:
         )
         yield Text(
             f"Predictions were off by (median, 95th percentile of {num} complete trials): {words}."
+        )
+    if summary.reused:
+        yield Text(
+            f"Measured by earlier studies and reused, not launched: {len(summary.reused)} trials, "
+            "of which those on the front are marked."
         )
     if summary.forced:
         numbers = ", ".join(str(trial.number) for trial in summary.forced)
@@ -278,6 +287,7 @@ def report_json(summary: StudySummary) -> dict[str, Any]:
     Returns:
         - `study`, `question`, `workload`, `hardware`, `versions`: what was asked, of what.
         - `reference`: the strategy that loss classes refer to.
+        - `end_reason`: why the last search ended, in words; null where it was cut off.
         - `elapsed_s`, `counts` (trials by state), `num_launched`, `num_out_of_memory`,
           `out_of_memory_share`, `trials_per_minute`: figures of the whole study, null where
           nothing was launched.
@@ -287,8 +297,9 @@ def report_json(summary: StudySummary) -> dict[str, Any]:
         - `front`: numbers of the trials on the Pareto front, fastest first.
         - `picks`: trial number by `throughput`, `memory` and `balanced`; empty where nothing fits.
         - `trials`: each with `number`, `state`, `strategy`, `strategy_in_words`, `loss_class`,
-          `prediction`, `measurement`, `failure`, `reason`, `duration_s`, `fits`, `is_forced`, the
-          shares `mfu` and `headroom`, and where it is complete `prediction_errors`, predicted over
+          `prediction`, `measurement`, `failure`, `reason`, `duration_s`, `fits`, `is_forced`,
+          `reused_from` (the trial of an earlier study that measured it), the shares `mfu` and
+          `headroom`, and where it is complete `prediction_errors`, predicted over
           measured less 1. Their fields are those of the classes in `trial.py`.
     """
     return {
@@ -298,6 +309,7 @@ def report_json(summary: StudySummary) -> dict[str, Any]:
         "hardware": asdict(summary.hardware),
         "versions": dict(summary.versions),
         "reference": summary.reference.to_dict(),
+        "end_reason": summary.end_reason,
         "elapsed_s": summary.elapsed_s,
         "counts": {str(state): count for state, count in summary.counts.items()},
         "num_launched": summary.num_launched,

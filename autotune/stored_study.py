@@ -81,8 +81,9 @@ def summarize(
         "headroom": question.headroom,
         "seed": question.seed,
     }
-    if environment.get("sampler"):
-        asked["sampler"] = environment["sampler"]
+    for flag in ("sampler", "objective"):
+        if environment.get(flag):
+            asked[flag] = environment[flag]
     return StudySummary(
         name=folder.name,
         question=asked,
@@ -92,6 +93,7 @@ def summarize(
         trials=tuple(record.trials()),
         elapsed_s=float(environment.get("elapsed_s", 0.0)),
         versions=environment.get("versions", {}),
+        end_reason=environment.get("end_reason"),
         folder=folder.path,
         storage_url=without_password(storage_url) if storage_url else None,
     )

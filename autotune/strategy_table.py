@@ -144,6 +144,14 @@ class StrategyTable:
         num_rows = len(np.arange(self._num_rows)[rows])
         return StrategyTable(self._values, codes, num_rows)
 
+    def find(self, strategy: Strategy) -> int | None:
+        """The row of a strategy; None where there is none."""
+        is_same = np.ones(self._num_rows, bool)
+        for knob in KNOBS:
+            is_same &= self.has(knob, (getattr(strategy, knob),))
+        rows = np.flatnonzero(is_same)
+        return int(rows[0]) if len(rows) else None
+
     def has(self, knob: str, wanted: Container[Any]) -> NDArray[np.bool_]:
         """For each row, whether its value of a knob is among those that are wanted."""
         answers = np.array([value in wanted for value in self._values[knob]])

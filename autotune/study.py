@@ -21,11 +21,8 @@ __all__ = ["Study"]
 _MAX_RETRIES = 2
 """A strategy whose trial failed for reasons that are not its own is tried so often again."""
 
-_SMALL_SHARE = 1 / 20
-"""A trial that takes no more than this share of what is left of the budget is short."""
-
 _MAX_PUT_OFF = 8
-"""So many long proposals are compared before the shortest of them is taken."""
+"""So many proposals that take longer than what is left are put off before the search ends."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,34 +98,25 @@ class Study:
         if remaining_s <= 0:
             self.end_reason = "the budget is spent"
             return None
-        shortest = (
+        proposal = (
             self._forced(remaining_s)
-            or self._shortest_proposal(remaining_s)
+            or self._proposed_within(remaining_s)
             or self._forced(remaining_s)
         )
-        if shortest is None:
-            self.end_reason = "every strategy of the space was tried or ruled out"
-            return None
-        if shortest.duration_s > remaining_s:
-            self.end_reason = "the rest of the budget is too short for another trial"
+        if proposal is None:
             return None
         trial = self._record.start(
-            shortest.strategy, shortest.prediction, is_forced=shortest.is_forced
+            proposal.strategy, proposal.prediction, is_forced=proposal.is_forced
         )
         self._trials.append(trial)
         return trial
 
-    def _shortest_proposal(self, remaining_s: float) -> _Proposal | None:
-        """The first proposal that is short, or the shortest of several long ones.
-
-        No trial gets more than a small share of the budget while shorter ones are left: with the
-        global batch fixed, a long trial is a slow strategy.
-        """
-        put_off: list[_Proposal] = []
+    def _proposed_within(self, remaining_s: float) -> _Proposal | None:
+        """The first proposal that is expected to end in time; None where there is none left."""
+        put_off: list[Trial] = []
         while len(put_off) < _MAX_PUT_OFF:
-            pending = [proposal.as_trial() for proposal in put_off]
-            strategy = self._retry(but={trial.strategy for trial in pending})
-            strategy = strategy or self._sampler.propose([*self._trials, *pending])
+            strategy = self._retry(but={trial.strategy for trial in put_off})
+            strategy = strategy or self._sampler.propose([*self._trials, *put_off])
             if strategy is None:
                 break
             prediction = self._predictor.predict(strategy)
@@ -137,10 +125,15 @@ class Study:
                 self._trials.append(self._record.add_pruned(strategy, prediction, reason))
                 continue
             proposal = self._proposal(strategy, prediction)
-            if proposal.duration_s <= _SMALL_SHARE * remaining_s:
+            if proposal.duration_s <= remaining_s:
                 return proposal
-            put_off.append(proposal)
-        return min(put_off, key=lambda proposal: proposal.duration_s, default=None)
+            put_off.append(proposal.as_trial())
+        if put_off:
+            self.end_reason = "the rest of the budget is too short for another trial"
+        else:
+            all_done = "every strategy of the space was tried or ruled out"
+            self.end_reason = self._sampler.end_reason or all_done
+        return None
 
     def tell(self, trial: Trial, outcome: Outcome) -> Trial:
         """Write down how a trial ended; the trial as it now stands.
@@ -155,7 +148,8 @@ class Study:
         return ended
 
     def _num_launched(self) -> int:
-        return sum(map(_tells_of_its_strategy, self._trials))
+        own = [trial for trial in self._trials if trial.reused_from is None]
+        return sum(map(_tells_of_its_strategy, own))
 
     def _retry(self, *, but: set[Strategy]) -> Strategy | None:
         """A strategy whose trials all failed for reasons that are not its own."""

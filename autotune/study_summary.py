@@ -38,6 +38,8 @@ class StudySummary:
     elapsed_s: float
     """Wall time of all searches of this study together."""
     versions: Mapping[str, str]
+    end_reason: str | None = None
+    """Why the last search ended, in words."""
     folder: Path | None = None
     """The study folder as the user named it; None stands for `results/<name>`."""
     storage_url: str | None = None
@@ -97,6 +99,11 @@ class StudySummary:
     def forced(self) -> list[Trial]:
         """Trials that ran although their prediction had pruned them."""
         return [trial for trial in self.trials if trial.is_forced]
+
+    @property
+    def reused(self) -> list[Trial]:
+        """Trials that an earlier study measured."""
+        return [trial for trial in self.trials if trial.reused_from is not None]
 
     @property
     def front(self) -> list[Trial]:

@@ -320,6 +320,8 @@ class Trial:
     """Device memory it may use: the device's, less the headroom."""
     is_forced: bool = False
     """Whether it was launched although it had been pruned by its prediction."""
+    reused_from: str | None = None
+    """The trial of an earlier study that measured it, in words; None where it was run here."""
 
     @property
     def energy_j_per_token(self) -> float | None:
@@ -353,4 +355,5 @@ class Trial:
             "duration_s": self.duration_s,
             "fits": self.fits,
             "is_forced": self.is_forced,
+            "reused_from": self.reused_from,
         }

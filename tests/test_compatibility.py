@@ -76,7 +76,9 @@ def test_the_full_space_on_a_cpu_holds_possible_strategies_only(
 
 
 @pytest.mark.parametrize("method", list(Method))
-@pytest.mark.parametrize("kind", [kind for kind in SamplerKind if kind is not SamplerKind.GP])
+@pytest.mark.parametrize(
+    "kind", [k for k in SamplerKind if k not in (SamplerKind.GP, SamplerKind.PREDICTED)]
+)
 def test_no_sampler_proposes_what_is_impossible(
     kind: SamplerKind, method: Method, tiny: Workload, cpu_hardware: Hardware
 ) -> None:

@@ -169,3 +169,16 @@ def test_a_trial_of_somebody_else_is_told_by_its_number(url: str) -> None:
     as_optuna_sees_it(url).add_trial(optuna.trial.create_trial(**values))
     with pytest.raises(StorageError, match=r"trial 0 in .* was not written by this version"):
         record.trials()
+
+
+def test_a_reused_measurement_is_complete_was_never_launched_and_says_where_from(url: str) -> None:
+    record = open_record(url)
+    source = "trial 7 of results/earlier"
+    trial = record.start(Strategy(micro_batch_size=4), prediction(10.0), reused_from=source)
+    measured = complete(0, 1000.0, 10.0).measurement
+    record.finish(trial, Outcome(measurement=measured))
+    found = open_record(url).trials()[0]
+    assert found.state is TrialState.COMPLETE
+    assert found.reused_from == source
+    assert not found.was_launched
+    assert found.fits

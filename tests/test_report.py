@@ -92,6 +92,19 @@ def test_live_tensors_on_the_cpu_are_not_compared() -> None:
     assert "allocated" not in summary(complete(0, 100, 10), hardware=LAPTOP).prediction_errors
 
 
+def test_the_report_names_what_was_reused_and_why_the_search_ended() -> None:
+    reused = replace(complete(4, 100, 10), reused_from="trial 7 of results/a", duration_s=0.0)
+    study = replace(summary(reused, complete(5, 90, 9)), end_reason="the budget is spent")
+    text = printed(render_report(study), width=200)
+    assert "The search ended: the budget is spent." in text
+    assert "reused, not launched: 1 trials" in text
+    assert "reused: trial 7 of results/a" in text
+    assert study.num_launched == 1
+    document = report_json(study)
+    assert document["end_reason"] == "the budget is spent"
+    assert [trial["reused_from"] for trial in document["trials"]] == ["trial 7 of results/a", None]
+
+
 def test_the_report_names_trials_that_were_forced() -> None:
     forced = replace(complete(4, 100, 10), is_forced=True)
     text = printed(render_report(summary(forced, complete(5, 90, 9))), width=200)

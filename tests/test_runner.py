@@ -1,4 +1,4 @@
-"""One contract over every runner: the tests' fake and the launcher with its real processes."""
+"""One contract over every runner: the tests' fake, a replay, and the launcher's real processes."""
 
 from __future__ import annotations
 
@@ -8,22 +8,42 @@ import pytest
 from fake_runner import FakeRunner
 
 from autotune.protocols import Runner
+from autotune.replay import Recorded, ReplayClock, ReplayRunner
 from autotune.strategy import Strategy
-from autotune.trial import FailureKind, TrialSpec, TrialState
+from autotune.trial import FailureKind, Measurement, Outcome, TrialSpec, TrialState
 from autotune.workload import Workload
 
+STRATEGY = Strategy(micro_batch_size=2, zero_stage=1)
 
-@pytest.fixture(params=["fake", pytest.param("launcher", marks=pytest.mark.slow)])
+
+def replay() -> ReplayRunner:
+    clock = ReplayClock()
+    measurement = Measurement(
+        tokens_per_second=1e5,
+        step_times_s=(0.001, 0.0011, 0.0009),
+        losses=(10.0,) * 5,
+        peak_allocated_bytes=2**30,
+        peak_reserved_bytes=2**30,
+        peak_device_bytes=2**30,
+    )
+    recorded = Recorded(
+        strategy=STRATEGY, outcome=Outcome(measurement=measurement, duration_s=0.5)
+    )
+    return ReplayRunner([recorded], clock=clock, sleep=clock.sleep)
+
+
+@pytest.fixture(params=["fake", "replay", pytest.param("launcher", marks=pytest.mark.slow)])
 def runner(request: pytest.FixtureRequest) -> Runner:
     if request.param == "fake":
         return FakeRunner()
+    if request.param == "replay":
+        return replay()
     launcher: Runner = request.getfixturevalue("launcher")
     return launcher
 
 
 def _spec(tiny: Workload, timed_steps: int) -> TrialSpec:
-    strategy = Strategy(micro_batch_size=2, zero_stage=1)
-    return TrialSpec(workload=tiny, strategy=strategy, num_ranks=2, timed_steps=timed_steps)
+    return TrialSpec(workload=tiny, strategy=STRATEGY, num_ranks=2, timed_steps=timed_steps)
 
 
 def test_a_finished_trial_hands_back_its_measurement(

@@ -50,6 +50,27 @@ def test_search_hands_back_a_front_and_an_export(finished: tuple[Path, dict[str,
     assert (exports[0] / "ds_config.json").exists()
 
 
+def test_a_later_study_reuses_what_an_earlier_one_measured_and_says_so(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, answer = finished
+    again = [*_TINY[:-1], "again", "--seed", "1", "--budget", "2m", "--trials", "1", "--json"]
+    for reuse in ("study", "auto"):
+        ran = autotune(*again, "--reuse", reuse, folder=folder)
+        assert ran.returncode == 0, ran.stderr
+        trials = json.loads(ran.stdout)["trials"]
+        reused = [trial for trial in trials if trial["reused_from"]]
+        measured = [trial for trial in answer["trials"] if trial["measurement"]]
+        assert len(reused) == len(measured)
+        assert {trial["reused_from"].rpartition(" of ")[2] for trial in reused} == {"study"}
+        assert sum(trial["duration_s"] > 0 for trial in trials) == 1
+    other = autotune(
+        *_TINY[:-1], "other", "--global-batch", "4", "--reuse", "study", folder=folder
+    )
+    assert other.returncode == 2
+    assert "--reuse study cannot be reused: it measured full, 32 tokens a sample" in other.stderr
+
+
 def test_study_folder_explains_itself(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
     names = {path.name for path in (folder / "study").iterdir()}

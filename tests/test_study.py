@@ -22,6 +22,8 @@ GIB = 2**30
 class InOrder:
     """A sampler: micro-batches from 1 up."""
 
+    end_reason: str | None = None
+
     def __init__(self, num: int = 8) -> None:
         self._strategies = [Strategy(micro_batch_size=size + 1) for size in range(num)]
 
@@ -326,3 +328,22 @@ def test_a_forced_trial_that_takes_too_long_does_not_end_the_search(record: Tria
     trial = study.ask(1000.0)
     assert trial is not None
     assert trial.strategy.micro_batch_size == 9
+
+
+def test_reused_trials_are_no_launches(record: TrialRecord) -> None:
+    reused = record.start(
+        Strategy(micro_batch_size=1), prediction(1.0), reused_from="trial 0 of x"
+    )
+    record.finish(reused, Outcome(measurement=success(1).measurement))
+    study = make_study(record, max_trials=1)
+    trial = study.ask(100.0)
+    assert trial is not None
+    assert trial.strategy.micro_batch_size == 2
+
+
+def test_a_samplers_own_reason_to_end_is_the_studys(record: TrialRecord) -> None:
+    sampler = InOrder(0)
+    sampler.end_reason = "enough is known"
+    study = Study(record, sampler=sampler, predictor=TenGibASample(), pruners=[])
+    assert study.ask(100.0) is None
+    assert study.end_reason == "enough is known"

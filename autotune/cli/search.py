@@ -76,9 +76,29 @@ def search(
             "(everything), or a YAML file."
         ),
     ] = "default",
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="What trials are chosen for: balanced (the whole front of throughput against "
+            "memory, and its fast end), throughput, memory or energy (per token). All of them "
+            "are measured and shown whatever you choose."
+        ),
+    ] = "balanced",
     sampler: Annotated[
-        str, typer.Option(help="What proposes trials: tpe, nsga2, gp, random or grid (Optuna's).")
-    ] = "tpe",
+        str,
+        typer.Option(
+            help="What proposes trials: predicted (the largest expected improvement per second of "
+            "trial, by predictions that each trial corrects), or Optuna's tpe, nsga2, gp, random, "
+            "grid, which know neither --objective nor --min-gain."
+        ),
+    ] = "predicted",
+    min_gain: Annotated[
+        float,
+        typer.Option(
+            help="End before the budget does when nothing that is left is likely to improve the "
+            "objective by more than this share; 0 never does."
+        ),
+    ] = 0.01,
     devices: Annotated[
         int | None,
         typer.Option(
@@ -126,6 +146,15 @@ def search(
             "the same question again does.",
         ),
     ] = False,
+    reuse: Annotated[
+        str | None,
+        typer.Option(
+            help="Take over what an earlier study measured instead of launching it again: its "
+            "folder, or auto for all studies beside this one's. Only of the same model, method, "
+            "length, batch, hardware and versions; such trials are named as reused.",
+            show_default="nothing is reused",
+        ),
+    ] = None,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -165,7 +194,7 @@ def search(
     from autotune.hardware import detect_hardware, with_nvme
     from autotune.question import Question
     from autotune.rates_file import with_measured_rates
-    from autotune.samplers import SamplerKind
+    from autotune.samplers import Goal, SamplerKind
     from autotune.software import detect_software
     from autotune.space_file import load_search_space
     from autotune.workload import load_model_shape
@@ -179,7 +208,10 @@ def search(
         raise ConfigError(f"--force-pruned must be at least 0, got {force_pruned}")
     if not 0 <= seed < _NUM_SEEDS:
         raise ConfigError(f"--seed must be at least 0 and less than {_NUM_SEEDS}, got {seed}")
+    if not 0 <= min_gain < 1:
+        raise ConfigError(f"--min-gain must be at least 0 and less than 1, got {min_gain}")
     kind = member(SamplerKind, sampler, "--sampler")
+    goal = member(Goal, objective, "--objective")
     shape = load_model_shape(model, trust_remote_code=trust_remote_code)
     workload = read_workload(
         shape,
@@ -222,6 +254,9 @@ def search(
         session.search(
             limit,
             sampler=kind,
+            goal=goal,
+            min_gain=min_gain,
+            reuse=reuse,
             max_trials=trials,
             num_forced=force_pruned,
             trial_timeout_s=timeout_s,

@@ -6,11 +6,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from autotune.budget import Budget
 from autotune.cli.console import answer_console
 from autotune.cli.interrupt import Interrupt
+from autotune.cli.reuse import earlier_studies, take_over
 from autotune.drivers.local import LocalDriver
 from autotune.export import export_trial
 from autotune.launcher import Launcher
@@ -21,9 +23,9 @@ from autotune.progress import LiveProgress, PlainProgress
 from autotune.protocols import Sampler
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
 from autotune.question import Question
-from autotune.report import render_report, report_json
-from autotune.samplers import OptunaSampler, SamplerKind
-from autotune.samplers.predicted_first import PredictedFirstSampler, most_promising
+from autotune.report import format_duration, render_report, report_json
+from autotune.samplers import Goal, OptunaSampler, PredictedSampler, SamplerKind
+from autotune.samplers.given_first import GivenFirstSampler
 from autotune.search_space import SearchSpace
 from autotune.software import Software
 from autotune.stored_study import open_record, summarize
@@ -32,9 +34,6 @@ from autotune.study_folder import StudyFolder
 from autotune.trial import Trial, TrialSpec
 
 __all__ = ["Session"]
-
-_NUM_FIRST = 8
-"""Trials that go to the best predictions before a learning sampler takes over."""
 
 
 class Session:
@@ -93,6 +92,9 @@ class Session:
         budget: Budget,
         *,
         sampler: SamplerKind,
+        goal: Goal,
+        min_gain: float,
+        reuse: str | None,
         max_trials: int | None,
         num_forced: int,
         trial_timeout_s: float,
@@ -107,12 +109,23 @@ class Session:
         question, limit = self._question, self._question.memory_limit_bytes
         predictor = AnalyticPredictor(question.workload, question.hardware, ScriptsAhead())
         table = self._space.table
-        first = most_promising(
-            table, predictor.predict_table(table), limits=question.limits, num=_NUM_FIRST
-        )
-        proposals: Sampler = OptunaSampler(self._space, kind=sampler, seed=question.seed)
-        if sampler.learns:
-            proposals = PredictedFirstSampler(first, proposals)
+        predicted = predictor.predict_table(table)
+        missing_bytes = predicted.missing_bytes(**question.limits)
+        num_reused = 0
+        if reuse is not None:
+            earlier = earlier_studies(reuse, question, self._software, beside=self._folder.path)
+            num_reused = take_over(earlier, self._record, self._space, predictor)
+        proposals: Sampler
+        if sampler is SamplerKind.PREDICTED:
+            proposals = PredictedSampler(
+                table, predictor, limits=question.limits, goal=goal, min_gain=min_gain
+            )
+        else:
+            proposals = OptunaSampler(self._space, kind=sampler, seed=question.seed)
+        if num_forced:
+            too_large = np.flatnonzero(missing_bytes > 0)
+            nearest = too_large[np.argsort(missing_bytes[too_large], kind="stable")][:num_forced]
+            proposals = GivenFirstSampler(map(table.strategy, nearest.tolist()), proposals)
         study = Study(
             self._record,
             sampler=proposals,
@@ -123,7 +136,7 @@ class Session:
                     limit,
                     host_memory_bytes=question.hardware.host_memory_bytes,
                     disk_bytes=question.hardware.nvme_free_bytes,
-                    is_patient=not first,
+                    is_patient=bool(len(table) and missing_bytes.min() > 0),
                 ),
                 DominancePruner(),
             ),
@@ -143,6 +156,8 @@ class Session:
 
         with view(console, budget) as progress, Interrupt(say_goodbye) as interrupt, launcher:
             self._greet(progress, study)
+            if reuse is not None:
+                progress.note(f"--reuse {reuse}: {num_reused} measurements taken over")
 
             def reason_to_stop() -> str | None:
                 progress.refresh()
@@ -162,25 +177,30 @@ class Session:
             )
             try:
                 driver.run(study)
+                if interrupt.check():
+                    self._end_reason = "interrupted"
+                elif seconds is None:
+                    self._end_reason = (
+                        f"--budget {budget.seconds:.0f}s was spent before the libraries were "
+                        "loaded, so no trial could start; give it more"
+                    )
+                else:
+                    self._end_reason = study.end_reason
+                    if proposals.end_reason and budget.remaining_s > 0:
+                        unused = format_duration(budget.remaining_s)
+                        self._end_reason = f"{study.end_reason}; {unused} of the budget given back"
             finally:
                 self._folder.write_environment(
                     {
                         "versions": self._software.versions,
                         "hardware": asdict(question.hardware),
                         "sampler": str(sampler),
+                        "objective": str(goal),
                         "budget_s": budget.seconds,
                         "elapsed_s": elapsed_before_s + budget.elapsed_s,
+                        "end_reason": self._end_reason,
                     }
                 )
-            if interrupt.check():
-                self._end_reason = "interrupted"
-            elif seconds is None:
-                self._end_reason = (
-                    f"--budget {budget.seconds:.0f}s was spent before the libraries were loaded, "
-                    "so no trial could start; give it more"
-                )
-            else:
-                self._end_reason = study.end_reason
 
     def _greet(self, progress: LiveProgress | PlainProgress, study: Study) -> None:
         progress.trials_changed(study.trials)
@@ -212,8 +232,6 @@ class Session:
             out.print(render_report(summary), crop=False)
         with (self._folder.path / "report.txt").open("w", encoding="utf-8") as file:
             Console(file=file, width=120).print(render_report(summary), crop=False)
-        if self._end_reason:
-            console.print(f"The search ended: {self._end_reason}.", markup=False)
         if best is not None:
             folder = self._folder.path / "exports" / f"trial-{best.number}"
             export_trial(summary, best, folder)

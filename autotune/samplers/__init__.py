@@ -1,6 +1,8 @@
-"""What to try next: Optuna's own samplers behind the seam of `protocols.Sampler`."""
+"""What to try next, behind the seam of `protocols.Sampler`: our own, and Optuna's."""
 
+from autotune.samplers.goal import Goal
 from autotune.samplers.kind import SamplerKind
 from autotune.samplers.optuna import OptunaSampler
+from autotune.samplers.predicted import PredictedSampler
 
-__all__ = ["OptunaSampler", "SamplerKind"]
+__all__ = ["Goal", "OptunaSampler", "PredictedSampler", "SamplerKind"]

@@ -8,6 +8,8 @@ __all__ = ["SamplerKind"]
 class SamplerKind(StrEnum):
     """The samplers to choose from, by the name that --sampler takes."""
 
+    PREDICTED = "predicted"
+    """By expected improvement over what is predicted and was learned, for the time it takes."""
     TPE = "tpe"
     """Tree-structured Parzen estimator."""
     NSGA2 = "nsga2"
@@ -21,4 +23,4 @@ class SamplerKind(StrEnum):
     @property
     def learns(self) -> bool:
         """Whether proposals depend on the trials before."""
-        return self in (SamplerKind.TPE, SamplerKind.NSGA2, SamplerKind.GP)
+        return self not in (SamplerKind.RANDOM, SamplerKind.GRID)

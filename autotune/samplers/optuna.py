@@ -59,12 +59,15 @@ class OptunaSampler:
 
     Args:
         space: what to choose from.
-        kind: which of Optuna's samplers chooses.
+        kind: which of Optuna's samplers chooses; not `PREDICTED`, which is none of them.
         seed: of all its randomness.
 
     Raises:
         ConfigError: the sampler needs a package that is not installed.
     """
+
+    end_reason: str | None = None
+    """It has no reason to end before every strategy was tried."""
 
     def __init__(self, space: SearchSpace, *, kind: SamplerKind, seed: int) -> None:
         self._kind = kind
@@ -178,6 +181,8 @@ def _sampler(kind: SamplerKind, seed: int) -> BaseSampler:
             return GPSampler(seed=seed, warn_independent_sampling=False)
         case SamplerKind.RANDOM | SamplerKind.GRID:
             return RandomSampler(seed=seed)
+        case SamplerKind.PREDICTED:
+            raise ValueError(f"{kind} is none of Optuna's samplers")
 
 
 def _require_gp_packages() -> None:

@@ -25,6 +25,7 @@ from autotune.pareto import front_rows
 from autotune.plan import ASSUMED_SOFTWARE
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.question import Question
+from autotune.samplers import PredictedSampler
 from autotune.search_space import SearchSpace
 from autotune.space_file import parse_search_space
 from autotune.strategy_table import StrategyTable
@@ -140,6 +141,13 @@ def main() -> None:
         calibrated = CalibratedPredictor(prior, made_up(prior, table))
     with timed("predict, calibrated"):
         calibrated.predict_table(table)
+    report_memory("peak resident memory with that")
+    with timed("begin to propose"):
+        sampler = PredictedSampler(table, prior, limits=question.limits, min_gain=0)
+    trials = made_up(prior, table)
+    for num in (0, 1, 10, NUM_TRIALS):
+        with timed(f"propose after {num} trials"):
+            sampler.propose(trials[:num])
     report_memory("peak resident memory with that")
 
 

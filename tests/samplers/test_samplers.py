@@ -9,8 +9,9 @@ import pytest
 
 from autotune.errors import ConfigError
 from autotune.hardware import DeviceType, Hardware
+from autotune.predictor import AnalyticPredictor
 from autotune.protocols import Sampler
-from autotune.samplers import OptunaSampler, SamplerKind
+from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind
 from autotune.search_space import Knob, SearchSpace
 from autotune.software import Software
 from autotune.strategy import Strategy
@@ -35,7 +36,16 @@ GP = pytest.param(
     ],
 )
 LEARNING_KINDS = [SamplerKind.TPE, SamplerKind.NSGA2, GP]
-KINDS = [*LEARNING_KINDS, SamplerKind.RANDOM, SamplerKind.GRID]
+OPTUNA_KINDS = [*LEARNING_KINDS, SamplerKind.RANDOM, SamplerKind.GRID]
+KINDS = [SamplerKind.PREDICTED, *OPTUNA_KINDS]
+
+
+def make_sampler(space: SearchSpace, kind: SamplerKind, seed: int = 0) -> Sampler:
+    if kind is not SamplerKind.PREDICTED:
+        return OptunaSampler(space, kind=kind, seed=seed)
+    prior = AnalyticPredictor(space.workload, space.hardware)
+    limits = {"device_bytes": LIMIT_BYTES, "host_bytes": 64 * GIB}
+    return PredictedSampler(space.table, prior, limits=limits, min_gain=0.0)
 
 
 def make_space(*knobs: Knob) -> SearchSpace:
@@ -136,14 +146,14 @@ def search(sampler: Sampler, num_trials: int, earlier: list[Trial] | None = None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_small_space_is_exhausted_exactly(kind: SamplerKind) -> None:
-    trials = search(OptunaSampler(SMALL_SPACE, kind=kind, seed=0), 100)
+    trials = search(make_sampler(SMALL_SPACE, kind, 0), 100)
     assert len(trials) == NUM_SMALL
     assert {trial.strategy for trial in trials} == set(SMALL_SPACE.strategies())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_proposed_is_possible_and_new(kind: SamplerKind) -> None:
-    trials = search(OptunaSampler(LARGE_SPACE, kind=kind, seed=3), 24)
+    trials = search(make_sampler(LARGE_SPACE, kind, 3), 24)
     proposed = [trial.strategy for trial in trials]
     assert len(set(proposed)) == 24
     assert set(proposed) <= set(LARGE_SPACE.strategies())
@@ -152,17 +162,18 @@ def test_what_is_proposed_is_possible_and_new(kind: SamplerKind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_seed_proposes_the_same_sequence(kind: SamplerKind) -> None:
     first, second, other = (
-        [trial.strategy for trial in search(OptunaSampler(LARGE_SPACE, kind=kind, seed=s), 14)]
+        [trial.strategy for trial in search(make_sampler(LARGE_SPACE, kind, s), 14)]
         for s in (5, 5, 6)
     )
     assert first == second
-    assert first != other
+    # What follows from predictions alone has nothing to draw.
+    assert (first == other) == (kind is SamplerKind.PREDICTED)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_search_repeats_nothing(kind: SamplerKind) -> None:
-    earlier = search(OptunaSampler(LARGE_SPACE, kind=kind, seed=1), 14)
-    resumed = OptunaSampler(LARGE_SPACE, kind=kind, seed=1)
+    earlier = search(make_sampler(LARGE_SPACE, kind, 1), 14)
+    resumed = make_sampler(LARGE_SPACE, kind, 1)
     trials = search(resumed, 6, earlier)
     assert len({trial.strategy for trial in trials}) == 20
 
@@ -176,13 +187,13 @@ def test_running_and_failed_strategies_count_as_tried(kind: SamplerKind) -> None
         failed(2, strategies[2], FailureKind.COMMUNICATION),
         *(run(number, strategies[number]) for number in range(3, NUM_SMALL - 1)),
     ]
-    sampler = OptunaSampler(SMALL_SPACE, kind=kind, seed=0)
+    sampler = make_sampler(SMALL_SPACE, kind, 0)
     assert sampler.propose(trials) == strategies[-1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_ending_is_taken_in(kind: SamplerKind) -> None:
-    sampler = OptunaSampler(LARGE_SPACE, kind=kind, seed=0)
+    sampler = make_sampler(LARGE_SPACE, kind, 0)
     trials: list[Trial] = []
     endings = [
         lambda n, s: run(n, s),
@@ -204,9 +215,9 @@ def test_every_kind_of_ending_is_taken_in(kind: SamplerKind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_space_of_one_strategy_and_of_none_end(kind: SamplerKind) -> None:
-    single = OptunaSampler(make_space(knob("zero_stage", 1)), kind=kind, seed=0)
+    single = make_sampler(make_space(knob("zero_stage", 1)), kind)
     assert len(search(single, 5)) == 1
-    empty = OptunaSampler(make_space(knob("micro_batch_size", 3)), kind=kind, seed=0)
+    empty = make_sampler(make_space(knob("micro_batch_size", 3)), kind)
     assert empty.propose([]) is None
 
 
@@ -223,12 +234,12 @@ def test_what_was_proposed_but_not_taken_may_be_drawn_again(kind: SamplerKind) -
 @pytest.mark.parametrize("kind", KINDS)
 def test_trials_of_another_space_do_no_harm(kind: SamplerKind) -> None:
     foreign = [run(n, Strategy(zero_stage=1, micro_batch_size=16)) for n in range(2)]
-    trials = search(OptunaSampler(SMALL_SPACE, kind=kind, seed=0), 100, foreign)
+    trials = search(make_sampler(SMALL_SPACE, kind, 0), 100, foreign)
     assert len(trials) == 2 + NUM_SMALL
 
 
 def num_out_of_memory(kind: SamplerKind, seed: int) -> int:
-    trials = search(OptunaSampler(LARGE_SPACE, kind=kind, seed=seed), 40)
+    trials = search(make_sampler(LARGE_SPACE, kind, seed), 40)
     return sum(not trial.fits for trial in trials[12:])
 
 
@@ -246,7 +257,7 @@ def test_earlier_sessions_are_learned_from(kind: SamplerKind) -> None:
     earlier = [run(number, strategy) for number, strategy in enumerate(strategies)]
     num_oom = 0
     for seed in range(2):
-        trials = search(OptunaSampler(LARGE_SPACE, kind=kind, seed=seed), 8, earlier)
+        trials = search(make_sampler(LARGE_SPACE, kind, seed), 8, earlier)
         num_oom += sum(not trial.fits for trial in trials[len(earlier) :])
     assert any(not trial.fits for trial in earlier)
     assert num_oom <= 5
@@ -255,13 +266,13 @@ def test_earlier_sessions_are_learned_from(kind: SamplerKind) -> None:
 def test_gp_without_scipy_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(ConfigError, match="--sampler gp needs scipy"):
-        OptunaSampler(SMALL_SPACE, kind=SamplerKind.GP, seed=0)
+        make_sampler(SMALL_SPACE, SamplerKind.GP, 0)
 
 
 def test_optuna_is_quiet_only_while_it_is_asked(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("optuna")
     level = logger.level
-    search(OptunaSampler(SMALL_SPACE, kind=SamplerKind.TPE, seed=0), 100)
+    search(make_sampler(SMALL_SPACE, SamplerKind.TPE, 0), 100)
     assert not caplog.records
     assert logger.level == level
     assert optuna.logging.get_verbosity() == level

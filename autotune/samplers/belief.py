@@ -1,0 +1,218 @@
+"""A Gaussian process over the strategies of a table, around a curve with a few coefficients.
+
+Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), sections 2.2 and 2.7: the
+coefficients are random effects that all strategies share, and what they leave is alike for
+strategies that share most knobs. Does not know what the quantity is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.predictor.shrinkage import Coefficient, Curve
+from autotune.strategy_table import Column
+
+__all__ = ["Belief", "Features", "believe", "distances"]
+
+_BATCH = "micro_batch_size"
+
+_SCALES = (0.25, 0.4, 0.63, 1.0, 1.6, 2.5, 4.0)
+_LENGTHS = (0.7, 1.4, 2.8)
+"""Factors of the deviation that is left, and knobs over which it fades: those are taken that make
+the observations most likely."""
+
+_DOUBT = 0.5
+"""Deviation of the logarithm of the scale before any observation."""
+
+_NUM_ROUNDS = 4
+
+_Array = NDArray[np.float64]
+_Places = NDArray[np.intp]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Features:
+    """Strategies in rows, as one process sees them."""
+
+    num: int
+    knobs: dict[str, Column]
+    """Those that are compared."""
+    effects: _Array
+    """[rows, effects]: deviation that each row has in common with others of the same column."""
+    deviation: _Array
+    """[rows]: of what the curve and the effects leave."""
+    curve: Curve
+    """Over arrays of one element a row."""
+
+    def take(self, rows: _Places) -> Features:
+        """Some rows, without their curve."""
+        return replace(
+            self,
+            num=len(rows),
+            knobs={name: replace(c, codes=c.codes[rows]) for name, c in self.knobs.items()},
+            effects=self.effects[rows],
+            deviation=self.deviation[rows],
+        )
+
+    def mean(self, at: Sequence[float]) -> _Array:
+        """The curve at given coefficients."""
+        value: _Array = np.broadcast_to(np.asarray(self.curve.log_value(at), float), self.num)
+        return value
+
+    def slopes(self, at: Sequence[float]) -> _Array:
+        """Its derivatives, [rows, coefficients]."""
+        return np.stack(
+            [np.broadcast_to(np.asarray(s, float), self.num) for s in self.curve.slopes(at)],
+            axis=1,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Belief:
+    """What is believed of the quantity's logarithm for each row of a table."""
+
+    mean: _Array
+    deviation: _Array
+    """Of the truth, without the noise of measuring it."""
+    noise: float
+    """Deviation of a measurement about the truth."""
+    _process: _Process
+
+    def covariance(self, rows: _Places) -> _Array:
+        """Between some rows."""
+        return self._process.covariance(rows)
+
+
+class _Process:
+    """Conditioned on observations; the curve is linear about `at`."""
+
+    def __init__(
+        self,
+        table: Features,
+        seen: Features | None,
+        observed: _Array,
+        noises: _Array,
+        apart: _Array,
+        coefficients: Sequence[Coefficient],
+    ) -> None:
+        self._table, self._seen, self._apart = table, seen, apart
+        self._observed, self._noises = observed, noises
+        self._coefficients = coefficients
+        self._spreads = np.array([c.spread for c in coefficients])
+        self._at: list[float] = [0.0] * len(coefficients)
+        self._scale, self._length = 1.0, _LENGTHS[1]
+        if seen is not None:
+            self._distance = distances(seen.knobs, seen.knobs)
+            self._fit(seen)
+        self._slopes = table.slopes(self._at)
+
+    def _fit(self, seen: Features) -> None:
+        """Scale and length by their posterior, coefficients by Gauss and Newton."""
+        best = -math.inf
+        at = self._at
+        for scale, length in itertools.product(_SCALES, _LENGTHS):
+            self._scale, self._length = scale, length
+            likelihood = self._condition(seen, at) - math.log(scale) ** 2 / (2 * _DOUBT**2)
+            if likelihood > best:
+                best, chosen = likelihood, (scale, length)
+        self._scale, self._length = chosen
+        for _ in range(_NUM_ROUNDS):
+            self._condition(seen, self._at)
+            moved = self._spreads**2 * (self._seen_slopes.T @ self._weights)
+            self._at = [
+                min(c.upper, max(c.lower, float(value)))
+                for c, value in zip(self._coefficients, moved, strict=True)
+            ]
+        self._condition(seen, self._at)
+        self._inverse_root = np.linalg.inv(self._root)
+
+    def _condition(self, seen: Features, at: Sequence[float]) -> float:
+        """Weigh the observations; the logarithm of their likelihood."""
+        self._seen_slopes = seen.slopes(at)
+        left = self._observed - seen.mean(at) + self._seen_slopes @ np.array(at)
+        matrix = self._prior(seen, seen, self._seen_slopes, self._seen_slopes, self._distance)
+        matrix[np.diag_indices(seen.num)] += self._noises**2
+        self._root = np.linalg.cholesky(matrix)
+        half = np.linalg.solve(self._root, left)
+        self._weights = np.linalg.solve(self._root.T, half)
+        return float(-0.5 * half @ half - np.log(np.diag(self._root)).sum())
+
+    def _prior(
+        self, a: Features, b: Features, slopes_a: _Array, slopes_b: _Array, distance: _Array
+    ) -> _Array:
+        shared = (slopes_a * self._spreads**2) @ slopes_b.T + a.effects @ b.effects.T
+        own = self._scale**2 * np.outer(a.deviation, b.deviation)
+        matrix: _Array = shared + own * np.exp(-distance / self._length)
+        return matrix
+
+    def posterior(self, noise: float) -> Belief:
+        table, seen, slopes = self._table, self._seen, self._slopes
+        mean = table.mean(self._at) - slopes @ np.array(self._at)
+        variance = (slopes**2) @ self._spreads**2 + (table.effects**2).sum(axis=1)
+        variance = variance + (self._scale * table.deviation) ** 2
+        if seen is not None:
+            cross = self._prior(table, seen, slopes, self._seen_slopes, self._apart)
+            mean = mean + cross @ self._weights
+            variance = variance - ((cross @ self._inverse_root.T) ** 2).sum(axis=1)
+        deviation = np.sqrt(np.maximum(variance, 1e-12))
+        return Belief(mean=mean, deviation=deviation, noise=noise, _process=self)
+
+    def covariance(self, rows: _Places) -> _Array:
+        some, slopes = self._table.take(rows), self._slopes[rows]
+        matrix = self._prior(some, some, slopes, slopes, distances(some.knobs, some.knobs))
+        if self._seen is not None:
+            apart = self._apart[rows]
+            cross = self._prior(some, self._seen, slopes, self._seen_slopes, apart)
+            half = cross @ self._inverse_root.T
+            matrix = matrix - half @ half.T
+        return matrix
+
+
+def believe(
+    table: Features,
+    seen: Features | None,
+    observed: _Array,
+    coefficients: Sequence[Coefficient],
+    *,
+    apart: _Array,
+    noise: float,
+    extra_noise: _Array | float = 0.0,
+) -> Belief:
+    """What is believed of each row of a table.
+
+    Args:
+        table: the rows.
+        seen: the observed strategies; None where there are none.
+        observed: their logarithms.
+        coefficients: what is known of those of the curve.
+        apart: the `distances` between rows and observed strategies.
+        noise: deviation of a measurement about the truth.
+        extra_noise: of single observations, beside that.
+    """
+    noises = np.hypot(noise, np.broadcast_to(extra_noise, len(observed)))
+    return _Process(table, seen, observed, noises, apart, coefficients).posterior(noise)
+
+
+def distances(ours: Mapping[str, Column], theirs: Mapping[str, Column]) -> _Array:
+    """Knobs in which strategies differ, [ours, theirs]; a doubled micro-batch is half a knob."""
+    found: _Array = np.zeros((len(ours[_BATCH].codes), len(theirs[_BATCH].codes)))
+    for name, left in ours.items():
+        right = theirs[name]
+        if len(left.values) == len(right.values) == 1 and left.values[0] == right.values[0]:
+            continue
+        apart = np.array([[_apart(name, u, v) for v in right.values] for u in left.values])
+        found += apart[left.codes][:, right.codes]
+    return found
+
+
+def _apart(knob: str, one: Any, other: Any) -> float:
+    if knob == _BATCH:
+        return abs(math.log2(one) - math.log2(other)) / 2
+    return float(one != other)

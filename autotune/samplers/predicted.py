@@ -1,0 +1,251 @@
+"""Ranks the whole space by what is predicted and was learned, and says when enough is known.
+
+The next trial is the one that is expected to improve most on what was measured, for the time it
+takes. The first ones are chosen to teach most about those that may be best. Does not know how a
+trial is run, nor how much time is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.knobs import Offload
+from autotune.predictor.analytic import AnalyticPredictor
+from autotune.predictor.neighbours import Neighbours
+from autotune.samplers.belief import Belief
+from autotune.samplers.blame import chance_to_run
+from autotune.samplers.goal import Goal
+from autotune.samplers.improvement import Front, Normal, probability
+from autotune.samplers.outlook import Measured, Outlook
+from autotune.samplers.surrogate import Surrogate
+from autotune.strategy import Strategy
+from autotune.strategy_table import StrategyTable
+from autotune.trial import Trial, TrialState
+
+__all__ = ["PredictedSampler"]
+
+_MOST_ROWS = 20_000
+"""Of a larger space those are kept that are predicted nearest to the front."""
+
+_NUM_TEACHING = 2
+"""So many trials are chosen for what they teach, after the one that is predicted best."""
+
+_NUM_PROMISING = 64
+"""Rows whose beliefs are looked at together; of more, linear algebra would start threads."""
+
+_LEAST_TRIALS = 8
+"""Nothing is called unlikely before so many trials were measured."""
+
+_UNLIKELY = 0.01
+"""That any that is left fits, where none has fitted yet."""
+
+_NUM_STEPS = 4
+_START_S = 3.0
+_SLOW_START_S = 15.0
+"""What a trial costs: its steps, what comes before them, and what is more where an extension is
+loaded or layers are compiled; measured on an H100, until trials show it."""
+
+_LARGEST_POWER_RATIO = 0.7
+"""Of the logarithm of power between strategies."""
+
+_Array = NDArray[np.float64]
+_Mask = NDArray[np.bool_]
+
+
+class PredictedSampler:
+    """Proposes what is expected to improve the measured front most, per second of trial.
+
+    Args:
+        table: the strategies that may be tried.
+        prior: the prediction from first principles.
+        limits: room on device, host and disk, as `PredictionTable.missing_bytes` takes it.
+        goal: what is sought.
+        min_gain: ends when all that is left is expected to improve it by less than this share; 0
+            tries everything.
+    """
+
+    def __init__(
+        self,
+        table: StrategyTable,
+        prior: AnalyticPredictor,
+        *,
+        limits: Mapping[str, int],
+        goal: Goal = Goal.BALANCED,
+        min_gain: float = 0.01,
+    ) -> None:
+        self._limits = dict(limits)
+        self._goal = goal
+        self._min_gain = min_gain
+        self._table = _nearest_to_front(table, prior, self._limits) if len(table) else table
+        self._places: dict[Strategy, int | None] = {}
+        self.end_reason: str | None = None
+        """Why `propose` gave nothing although strategies are left, in words."""
+        if not len(table):
+            return
+        self._surrogate = Surrogate(self._table, prior)
+        predicted = self._surrogate.predicted
+        self._tokens = float(predicted.tokens_per_second[0] * predicted.step_time_s[0])
+        self._has_room = (predicted.host_memory_bytes <= self._limits["host_bytes"]) & (
+            predicted.disk_bytes <= self._limits.get("disk_bytes", 0)
+        )
+        self._starts_slowly = self._table.map(_starts_slowly).spread()
+
+    def propose(self, trials: Sequence[Trial]) -> Strategy | None:
+        """The next strategy; None where none is left that is worth it, or none at all."""
+        self.end_reason = None
+        is_left = np.ones(len(self._table), bool)
+        is_left[self._places_of(trials)] = False
+        if not is_left.any():
+            return None
+        outlook = self._outlook(trials)
+        gains = np.where(is_left, outlook.gains(self._goal), -1.0)
+        cost_s = self._cost_s(outlook.step_time, trials)
+        best_first = np.argsort(-gains / cost_s, kind="stable")
+        promising = best_first[: min(_NUM_PROMISING, np.count_nonzero(is_left))]
+        self.end_reason = self._reason_to_end(outlook, promising)
+        if self.end_reason:
+            return None
+        if 0 < len(outlook.measured) <= _NUM_TEACHING:
+            telling = _telling(outlook.step_time, promising, gains[promising])
+            worth = telling * outlook.chance[promising] / cost_s[promising]
+            return self._table.strategy(int(promising[np.argmax(worth)]))
+        if gains[promising[0]] > 0:
+            return self._table.strategy(int(promising[0]))
+        missing = self._surrogate.predicted.missing_bytes(**self._limits)
+        left = np.flatnonzero(is_left)
+        return self._table.strategy(int(left[np.argmin(missing[left])]))
+
+    def _places_of(self, trials: Sequence[Trial]) -> list[int]:
+        """The rows of what was tried, as far as it is of this space."""
+        for trial in trials:
+            if trial.strategy not in self._places:
+                self._places[trial.strategy] = self._table.find(trial.strategy)
+        places = (self._places[trial.strategy] for trial in trials)
+        return [place for place in places if place is not None]
+
+    def _outlook(self, trials: Sequence[Trial]) -> Outlook:
+        overhead = self._surrogate.predicted.device_overhead_bytes
+        limit = self._limits["device_bytes"] - float(np.median(overhead))
+        step_time = self._surrogate.step_time(trials)
+        memory = self._surrogate.peak_memory(trials, int(limit))
+        fits = probability(
+            Normal(mean=memory.mean, deviation=memory.deviation),
+            np.log(np.maximum(1.0, self._limits["device_bytes"] - overhead)),
+        )
+        log_power = self._log_power(trials)
+        speed = self._tokens / np.exp(step_time.mean)
+        # What runs is taken to come out as expected.
+        running = self._places_of([t for t in trials if t.state is TrialState.RUNNING])
+        expected = Measured(
+            speed=speed[running],
+            memory=np.exp(memory.mean[running]),
+            energy=(np.exp(log_power) / speed)[running],
+        )
+        return Outlook(
+            measured=_measured(trials, typical_power=float(np.exp(log_power.mean()))).joined(
+                expected
+            ),
+            step_time=step_time,
+            peak_memory=memory,
+            log_power=log_power,
+            chance=fits * self._has_room * chance_to_run(self._table, trials),
+            limit_bytes=limit,
+            tokens=self._tokens,
+        )
+
+    def _reason_to_end(self, outlook: Outlook, rows: NDArray[np.intp]) -> str | None:
+        if not self._min_gain:
+            return None
+        if not len(outlook.measured):
+            chance = 1 - np.prod(1 - outlook.chance[rows])
+            return "nothing that is left is likely to fit" if chance < _UNLIKELY else None
+        if len(outlook.measured) < _LEAST_TRIALS:
+            return None
+        if outlook.potential(self._goal, rows) >= self._min_gain:
+            return None
+        return (
+            f"nothing that is left is likely to improve {_WORDS[self._goal]} by more than "
+            f"{self._min_gain:.1%} (--min-gain)"
+        )
+
+    def _cost_s(self, step_time: Belief, trials: Sequence[Trial]) -> _Array:
+        """How long each row's trial is expected to run."""
+        starts: dict[bool, list[float]] = {False: [], True: []}
+        for trial in trials:
+            if trial.measurement is not None and trial.was_launched:
+                start = trial.duration_s - _NUM_STEPS * trial.measurement.step_time_s
+                starts[_starts_slowly(trial.strategy)].append(max(0.5, start))
+        usual = float(np.median(starts[False] or [_START_S]))
+        slow = float(np.median(starts[True] or [usual + _SLOW_START_S]))
+        start_s = np.where(self._starts_slowly, slow, usual)
+        cost_s: _Array = start_s + _NUM_STEPS * np.exp(step_time.mean)
+        return cost_s
+
+    def _log_power(self, trials: Sequence[Trial]) -> _Array:
+        """The logarithm of the watts of each row, as its neighbours showed them."""
+        shown = [
+            (t.strategy, float(np.log(m.energy_j_per_token * m.tokens_per_second)))
+            for t in trials
+            if (m := t.measurement) is not None and m.energy_j_per_token
+        ]
+        if not shown:
+            return np.zeros(len(self._table))
+        mean = float(np.mean([power for _, power in shown]))
+        left = Neighbours(
+            [s for s, _ in shown], [p - mean for _, p in shown], largest=_LARGEST_POWER_RATIO
+        )
+        return mean + left.residuals(self._table)
+
+
+_WORDS = {
+    Goal.BALANCED: "the front",
+    Goal.THROUGHPUT: "the highest throughput",
+    Goal.MEMORY: "the least memory",
+    Goal.ENERGY: "the least energy a token",
+}
+
+
+def _measured(trials: Sequence[Trial], *, typical_power: float) -> Measured:
+    shown = [t.measurement for t in trials if t.fits and t.measurement is not None]
+    speeds = [m.tokens_per_second for m in shown]
+    return Measured(
+        speed=np.array(speeds, float),
+        memory=np.array([m.peak_memory_bytes for m in shown], float),
+        energy=np.array(
+            [m.energy_j_per_token or typical_power / m.tokens_per_second for m in shown]
+        ),
+    )
+
+
+def _telling(belief: Belief, rows: NDArray[np.intp], weights: _Array) -> _Array:
+    """By how much measuring each row would lower the variance of all, by their weights."""
+    covariance = belief.covariance(rows)
+    variance = np.diag(covariance) + belief.noise**2
+    told: _Array = (weights @ covariance**2) / variance
+    return told
+
+
+def _nearest_to_front(
+    table: StrategyTable, prior: AnalyticPredictor, limits: Mapping[str, int]
+) -> StrategyTable:
+    """Of many rows those that might fit and are predicted nearest to the front."""
+    if len(table) <= _MOST_ROWS:
+        return table
+    predicted = prior.predict_table(table)
+    might_fit = predicted.might_fit(**limits)
+    memory = predicted.peak_memory_bytes.astype(float)
+    speed = np.where(might_fit, predicted.tokens_per_second, 0.0)
+    front = Front.of(memory[might_fit], speed[might_fit])
+    if not len(front.speed):
+        return table.take(np.sort(predicted.closest(_MOST_ROWS, **limits)))
+    reach = front.speed[np.searchsorted(front.memory, memory, side="right") - 1]
+    nearest = np.argsort(-speed / reach, kind="stable")[:_MOST_ROWS]
+    return table.take(np.sort(nearest))
+
+
+def _starts_slowly(strategy: Strategy) -> bool:
+    is_offloaded = strategy.offload_optimizer is not Offload.NONE
+    return strategy.torch_compile or is_offloaded or strategy.offload_param is not Offload.NONE

@@ -1,0 +1,211 @@
+"""What is believed of every strategy of a table, given the trials so far: step time and memory.
+
+The predictor's own coefficients, the techniques that it calls little proven, and what these leave.
+Does not know what is sought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.prediction_table import PredictionTable
+from autotune.predictor.analytic import AnalyticPredictor
+from autotune.predictor.corrections import (
+    ACTIVATIONS,
+    MEMORY_COEFFICIENTS,
+    TIME_COEFFICIENTS,
+    MemoryCurve,
+    TimeCurve,
+)
+from autotune.predictor.doubt import MODEL_DEVIATION
+from autotune.samplers.belief import Belief, Features, believe, distances
+from autotune.strategy import KNOBS, Strategy
+from autotune.strategy_table import Column, StrategyTable
+from autotune.trial import Trial
+
+__all__ = ["Surrogate"]
+
+_TIME_NOISE = 0.012
+"""Of the logarithm of a step time, between two trials of one strategy on one machine."""
+
+_MEDIAN_ERROR = 1.25
+"""Of a median's standard error to a mean's, where values are normal."""
+
+_MEMORY_NOISE = 0.004
+
+_DEVIATIONS_IN_BOUNDS = 8.0
+"""From the lower to the upper bound of memory, which hold nearly everything that was seen."""
+
+_OUT_OF_MEMORY_NOISE = 0.02
+"""How much a peak that was never reached may be beyond the limit, or what was expected."""
+
+_Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Views:
+    """Strategies in rows: what the predictor says of them, and as the two processes see them."""
+
+    predicted: PredictionTable
+    time: Features
+    memory: Features
+
+
+class Surrogate:
+    """The belief about the strategies of one table.
+
+    Args:
+        table: all that may be proposed; some ten thousand at most, and not empty.
+        prior: the prediction from first principles.
+    """
+
+    def __init__(self, table: StrategyTable, prior: AnalyticPredictor) -> None:
+        self._prior = prior
+        names = {name for row in _techniques(prior, table).values for name, _ in row}
+        self._effects = tuple(sorted(names))
+        self._views = self._views_of(table)
+        self._columns: dict[Strategy, _Array] = {}
+        self._seen: tuple[tuple[Strategy, ...], _Views] = ((), self._views)
+
+    @property
+    def predicted(self) -> PredictionTable:
+        """What the prior says of the table."""
+        return self._views.predicted
+
+    def step_time(self, trials: Sequence[Trial]) -> Belief:
+        """The logarithm of the seconds of a step."""
+        measured = [(t.strategy, t.measurement) for t in trials if t.measurement is not None]
+        observed = np.log([m.step_time_s for _, m in measured])
+        seen = self._views_of_all([strategy for strategy, _ in measured])
+        return believe(
+            self._views.time,
+            seen.time if seen else None,
+            observed,
+            TIME_COEFFICIENTS,
+            apart=self._apart([strategy for strategy, _ in measured]),
+            noise=_TIME_NOISE,
+            extra_noise=np.array([_scatter(m.step_times_s) for _, m in measured]),
+        )
+
+    def peak_memory(self, trials: Sequence[Trial], limit_bytes: int) -> Belief:
+        """The logarithm of the bytes that the allocator reserves.
+
+        Args:
+            trials: of any state; what ran out of memory needs at least `limit_bytes`.
+            limit_bytes: for the allocator.
+        """
+        shown = [t for t in trials if t.measurement is not None or _is_too_large(t)]
+        seen = self._views_of_all([t.strategy for t in shown])
+        expected = seen.predicted.peak_memory_bytes if seen else np.zeros(0)
+        observed = np.array(
+            [
+                t.measurement.peak_memory_bytes if t.measurement else max(limit_bytes, least)
+                for t, least in zip(shown, expected, strict=True)
+            ]
+        )
+        extra = np.array([0.0 if t.measurement else _OUT_OF_MEMORY_NOISE for t in shown])
+        return believe(
+            self._views.memory,
+            seen.memory if seen else None,
+            np.log(observed),
+            MEMORY_COEFFICIENTS,
+            apart=self._apart([trial.strategy for trial in shown]),
+            noise=_MEMORY_NOISE,
+            extra_noise=extra,
+        )
+
+    def _apart(self, strategies: Sequence[Strategy]) -> _Array:
+        """Distances of the table's rows from some strategies, each worked out once."""
+        rows = self._views.time
+        for strategy in strategies:
+            if strategy not in self._columns:
+                knobs = _knobs(StrategyTable.of([strategy]))
+                self._columns[strategy] = distances(rows.knobs, knobs)[:, 0]
+        columns = [self._columns[strategy] for strategy in strategies]
+        return np.stack(columns, axis=1) if columns else np.zeros((rows.num, 0))
+
+    def _views_of_all(self, strategies: Sequence[Strategy]) -> _Views | None:
+        if not strategies:
+            return None
+        # Both processes mostly see the same trials.
+        if tuple(strategies) != self._seen[0]:
+            self._seen = tuple(strategies), self._views_of(StrategyTable.of(strategies))
+        return self._seen[1]
+
+    def _views_of(self, table: StrategyTable) -> _Views:
+        explained = list(self._prior.explain_table(table))
+        predicted = PredictionTable.joined([of_part for of_part, _ in explained])
+        parts = [part.parts for _, part in explained]
+        activations = np.concatenate(
+            [np.broadcast_to(p.peak.at_peak(*ACTIVATIONS), len(p.table)) for _, p in explained]
+        )
+        peak = predicted.peak_memory_bytes
+        # What a curve gives for arrays are arrays; its types name the case of one strategy.
+        memory_curve: Any = MemoryCurve
+        view = partial(
+            Features,
+            num=len(table),
+            knobs=_knobs(table),
+        )
+        lower = np.maximum(1, predicted.peak_memory_lower_bytes)
+        return _Views(
+            predicted=predicted,
+            time=view(
+                curve=TimeCurve(_joined(parts)),
+                effects=self._effects_of(table),
+                deviation=np.full(len(table), MODEL_DEVIATION),
+            ),
+            memory=view(
+                curve=memory_curve(
+                    peak,
+                    activation_bytes=activations,
+                    slack_bytes=peak - predicted.peak_allocated_bytes,
+                ),
+                effects=np.zeros((len(table), 0)),
+                deviation=np.log(predicted.peak_memory_upper_bytes / lower)
+                / _DEVIATIONS_IN_BOUNDS,
+            ),
+        )
+
+    def _effects_of(self, table: StrategyTable) -> _Array:
+        column = _techniques(self._prior, table)
+        known: list[Mapping[str, float]] = [dict(row) for row in column.values]
+        rows = [[row.get(name, 0.0) for name in self._effects] for row in known]
+        found: _Array = np.array(rows, float).reshape(len(rows), -1)[column.codes]
+        return found
+
+
+def _knobs(table: StrategyTable) -> dict[str, Column]:
+    return {knob: table.map(attrgetter(knob)) for knob in KNOBS}
+
+
+def _techniques(prior: AnalyticPredictor, table: StrategyTable) -> Any:
+    return table.map(lambda strategy: tuple(sorted(prior.techniques(strategy).items())))
+
+
+def _scatter(step_times_s: Sequence[float]) -> float:
+    """Standard error of the logarithm of their median; 0 where there is one alone."""
+    if len(step_times_s) < 2:
+        return 0.0
+    return float(_MEDIAN_ERROR * np.std(np.log(step_times_s), ddof=1) / len(step_times_s) ** 0.5)
+
+
+def _is_too_large(trial: Trial) -> bool:
+    return trial.failure is not None and trial.failure.kind.is_out_of_memory
+
+
+def _joined(records: Sequence[Any]) -> Any:
+    """Records of arrays, one after the other."""
+    if len(records) == 1:
+        return records[0]
+    names = [field.name for field in fields(records[0])]
+    return type(records[0])(
+        **{name: np.concatenate([getattr(r, name) for r in records]) for name in names}
+    )

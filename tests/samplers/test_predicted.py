@@ -1,0 +1,199 @@
+"""The predicted sampler against a planted truth that its predictor has wrong in known ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from planned import planned
+
+from autotune.knobs import Optimizer
+from autotune.plan import Plan
+from autotune.predictor import AnalyticPredictor
+from autotune.samplers import Goal, PredictedSampler
+from autotune.strategy import Strategy
+from autotune.trial import (
+    Failure,
+    FailureKind,
+    Measurement,
+    Outcome,
+    Phase,
+    Trial,
+    TrialState,
+)
+
+PLAN = planned("1.1B", "1xH100-80GB", global_batch=32)
+LIMIT_BYTES = PLAN.question.memory_limit_bytes
+Truth = Callable[[Strategy], float]
+
+
+def factor(strategy: Strategy) -> float:
+    """By how much a step really takes longer than predicted: each technique by a share."""
+    log = 0.12 * strategy.fused_kernels + 0.2 * (strategy.zero_stage in (1, 2))
+    log += 0.05 * math.sin(strategy.micro_batch_size + 3 * strategy.checkpoint_interval)
+    return math.exp(log)
+
+
+def make_sampler(
+    plan: Plan = PLAN, *, goal: Goal = Goal.BALANCED, min_gain: float = 0.01
+) -> PredictedSampler:
+    prior = AnalyticPredictor(plan.workload, plan.hardware)
+    return PredictedSampler(
+        plan.candidates.table, prior, limits=plan.question.limits, goal=goal, min_gain=min_gain
+    )
+
+
+def outcome(strategy: Strategy, truth: Truth = factor) -> Outcome:
+    said = AnalyticPredictor(PLAN.workload, PLAN.hardware).predict(strategy)
+    if said.peak_device_bytes > LIMIT_BYTES:
+        failure = Failure(kind=FailureKind.DEVICE_OUT_OF_MEMORY, message="x", phase=Phase.BACKWARD)
+        return Outcome(failure=failure, duration_s=3.0)
+    step_time_s = said.step_time_s * truth(strategy)
+    measurement = Measurement(
+        tokens_per_second=PLAN.workload.tokens_per_step / step_time_s,
+        step_times_s=(step_time_s,) * 2,
+        peak_allocated_bytes=said.peak_allocated_bytes,
+        peak_reserved_bytes=said.peak_memory_bytes,
+        peak_device_bytes=said.peak_device_bytes,
+        energy_j_per_token=0.01 * step_time_s * (1.3 if strategy.fused_kernels else 1),
+    )
+    return Outcome(measurement=measurement, duration_s=3.0 + 4 * step_time_s)
+
+
+def trial(number: int, strategy: Strategy, ended: Outcome) -> Trial:
+    return Trial(
+        number=number,
+        strategy=strategy,
+        state=ended.state,
+        measurement=ended.measurement,
+        failure=ended.failure,
+        duration_s=ended.duration_s,
+        memory_limit_bytes=LIMIT_BYTES,
+    )
+
+
+def search(sampler: PredictedSampler, num: int) -> list[Trial]:
+    trials: list[Trial] = []
+    while len(trials) < num and (strategy := sampler.propose(trials)) is not None:
+        trials.append(trial(len(trials), strategy, outcome(strategy)))
+    return trials
+
+
+def measured(trials: list[Trial]) -> list[Measurement]:
+    return [t.measurement for t in trials if t.fits and t.measurement is not None]
+
+
+ALL = [trial(n, each.strategy, outcome(each.strategy)) for n, each in enumerate(PLAN.candidates)]
+FASTEST = max(m.tokens_per_second for m in measured(ALL))
+LEANEST = min(m.peak_memory_bytes for m in measured(ALL))
+THRIFTIEST = min(m.energy_j_per_token or math.inf for m in measured(ALL))
+
+
+def test_the_fastest_is_found_within_few_trials_although_predictions_are_off() -> None:
+    found = measured(search(make_sampler(goal=Goal.THROUGHPUT), 8))
+    assert max(m.tokens_per_second for m in found) > 0.99 * FASTEST
+
+
+def test_the_leanest_is_found_within_few_trials() -> None:
+    found = measured(search(make_sampler(goal=Goal.MEMORY), 8))
+    assert min(m.peak_memory_bytes for m in found) < 1.02 * LEANEST
+
+
+def test_the_thriftiest_is_found_within_few_trials() -> None:
+    found = measured(search(make_sampler(goal=Goal.ENERGY), 10))
+    assert min(m.energy_j_per_token or math.inf for m in found) < 1.03 * THRIFTIEST
+
+
+def test_balanced_finds_the_fast_end_too() -> None:
+    found = measured(search(make_sampler(), 12))
+    assert max(m.tokens_per_second for m in found) > 0.99 * FASTEST
+    assert min(m.peak_memory_bytes for m in found) < 0.5 * max(m.peak_memory_bytes for m in found)
+
+
+def test_it_ends_when_nothing_that_is_left_is_likely_to_gain_enough() -> None:
+    sampler = make_sampler(goal=Goal.THROUGHPUT)
+    trials = search(sampler, len(ALL))
+    assert len(trials) < len(ALL) / 2
+    assert sampler.end_reason == (
+        "nothing that is left is likely to improve the highest throughput by more than 1.0% "
+        "(--min-gain)"
+    )
+    assert max(m.tokens_per_second for m in measured(trials)) > 0.99 * FASTEST
+
+
+def test_a_smaller_gain_is_worth_more_trials() -> None:
+    few, many = (search(make_sampler(min_gain=gain), 60) for gain in (0.05, 0.005))
+    assert len(few) < len(many)
+
+
+def test_where_nothing_can_fit_it_ends_before_any_trial() -> None:
+    sampler = make_sampler(planned("70B", "1xRTX4090"))
+    assert sampler.propose([]) is None
+    assert sampler.end_reason == "nothing that is left is likely to fit"
+
+
+def test_the_first_trials_tell_techniques_apart() -> None:
+    strategies = [t.strategy for t in search(make_sampler(), 3)]
+    differing = [
+        knob
+        for knob, values in PLAN.candidates.table.strategy(0).to_dict().items()
+        if len({getattr(s, knob) for s in strategies}) > 1
+    ]
+    assert len(differing) >= 2
+
+
+def test_what_runs_is_not_proposed_again_nor_its_like() -> None:
+    sampler = make_sampler()
+    trials = search(sampler, 5)
+    first = sampler.propose(trials)
+    assert first is not None
+    running = Trial(number=5, strategy=first, state=TrialState.RUNNING)
+    second = sampler.propose([*trials, running])
+    assert second is not None
+    assert second != first
+
+
+def test_a_technique_that_crashes_is_soon_left_alone() -> None:
+    sampler = make_sampler(goal=Goal.THROUGHPUT)
+    trials: list[Trial] = []
+    crash = Outcome(failure=Failure(kind=FailureKind.CRASH, message="x"), duration_s=3.0)
+    for number in range(12):
+        strategy = sampler.propose(trials)
+        assert strategy is not None
+        ended = crash if strategy.fused_kernels else outcome(strategy)
+        trials.append(trial(number, strategy, ended))
+    late = [t.strategy.fused_kernels for t in trials[4:]]
+    assert sum(late) < len(late) / 2
+
+
+def test_of_a_wide_space_what_is_predicted_near_the_front_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = make_sampler(goal=Goal.THROUGHPUT)
+    monkeypatch.setattr("autotune.samplers.predicted._MOST_ROWS", 40)
+    cut = make_sampler(goal=Goal.THROUGHPUT)
+    assert len(search(cut, 3)) == 3
+    assert [t.strategy for t in search(cut, 1)] == [t.strategy for t in search(whole, 1)]
+
+
+def test_strategies_of_another_space_are_learned_from() -> None:
+    foreign = Strategy(zero_stage=1, micro_batch_size=8, optimizer=Optimizer.LION)
+    slow = outcome(foreign, truth=lambda _: 1.3)
+    sampler = make_sampler()
+    assert sampler.propose([trial(0, foreign, slow)]) is not None
+    before = sampler._surrogate.step_time([]).mean
+    after = sampler._surrogate.step_time([trial(n, foreign, slow) for n in range(2)]).mean
+    assert np.median(after - before) > 0.05
+
+
+def test_a_trial_over_the_limit_is_no_part_of_the_front() -> None:
+    strategy = PLAN.candidates[0].strategy
+    fitting = trial(0, strategy, outcome(strategy))
+    assert fitting.measurement is not None
+    large = replace(fitting.measurement, peak_device_bytes=LIMIT_BYTES + 1)
+    sampler = make_sampler()
+    assert len(sampler._outlook([replace(fitting, measurement=large)]).measured) == 0
+    assert len(sampler._outlook([fitting]).measured) == 1
