@@ -23,7 +23,7 @@ from typing import Any
 from autotune.errors import LaunchError
 from autotune.extensions import readable_architectures
 from autotune.hardware import FULL_DISK_BYTES, DeviceType, Hardware, visible_gpus
-from autotune.rank_process import RankProcess, failure_of, measurement_of
+from autotune.rank_process import RankProcess, failure_of, measurement_of, reason_of
 from autotune.server_process import ServerProcess
 from autotune.trial import Failure, FailureKind, Outcome, TrialSpec
 
@@ -119,7 +119,11 @@ class Launcher:
         duration_s = time.monotonic() - started
         if failure is not None:
             return Outcome(failure=failure, duration_s=duration_s)
-        return Outcome(measurement=measurement_of(spec, ranks), duration_s=duration_s)
+        return Outcome(
+            measurement=measurement_of(spec, ranks),
+            reason=reason_of(ranks),
+            duration_s=duration_s,
+        )
 
     @contextlib.contextmanager
     def _fresh_swap_folder(self, spec: TrialSpec) -> Iterator[TrialSpec]:

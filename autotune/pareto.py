@@ -12,9 +12,18 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.trial import Trial
+from autotune.trial import Rival, Trial
 
-__all__ = ["Objectives", "Pick", "front_of", "front_rows", "pareto_front", "pick", "pick_of"]
+__all__ = [
+    "Objectives",
+    "Pick",
+    "front_of",
+    "front_rows",
+    "pareto_front",
+    "pick",
+    "pick_of",
+    "rivals",
+]
 
 Candidate = TypeVar("Candidate")
 
@@ -108,6 +117,15 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
 def pick(front: Sequence[Trial], which: Pick) -> Trial | None:
     """One trial of what `pareto_front` gave; None where that is empty."""
     return pick_of(front, which, _measured)
+
+
+def rivals(trials: Sequence[Trial]) -> tuple[Rival, ...]:
+    """The front so far, as what a running trial is held against."""
+    return tuple(
+        Rival(number=trial.number, tokens_per_second=speed, peak_memory_bytes=memory_bytes)
+        for trial in pareto_front(trials)
+        for speed, memory_bytes in (_measured(trial),)
+    )
 
 
 def _measured(trial: Trial) -> Objectives:

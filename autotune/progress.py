@@ -31,7 +31,7 @@ def describe_end(trial: Trial) -> str:
 
 
 def _end(trial: Trial) -> str:
-    if trial.measurement is not None:
+    if trial.measurement is not None and trial.state is not TrialState.PRUNED:
         measured = trial.measurement
         peak = format_gib(measured.peak_memory_bytes)
         words = f"{measured.tokens_per_second:,.0f} tokens/s in {peak} GiB"
@@ -43,7 +43,7 @@ def _end(trial: Trial) -> str:
     if trial.failure is not None:
         phase = f" in {trial.failure.phase}" if trial.failure.phase else ""
         return f"{trial.failure.kind.replace('_', ' ')}{phase}: {trial.failure.message}"
-    return f"pruned: {trial.reason}"
+    return f"ended early: {trial.reason}" if trial.was_launched else f"pruned: {trial.reason}"
 
 
 def _expected(prediction: Prediction) -> str:
@@ -76,7 +76,9 @@ class PlainProgress:
 
     def trials_changed(self, trials: Sequence[Trial]) -> None:
         """Say how many were pruned since the last line."""
-        num_pruned = sum(trial.state is TrialState.PRUNED for trial in trials)
+        num_pruned = sum(
+            trial.state is TrialState.PRUNED and not trial.was_launched for trial in trials
+        )
         if num_pruned > self._num_pruned:
             self._line(f"{num_pruned - self._num_pruned} strategies pruned without a launch")
         self._num_pruned = num_pruned

@@ -154,7 +154,7 @@ class TrialRecord:
             for key, value in _outcome_attributes(outcome).items():
                 handle.set_user_attr(key, value)
             values = None
-            if outcome.measurement is not None:
+            if outcome.state is TrialState.COMPLETE and outcome.measurement is not None:
                 values = [float(getattr(outcome.measurement, o.name)) for o in OBJECTIVES]
                 excess = outcome.measurement.peak_device_bytes - self._memory_limit_bytes
                 if outcome.measurement.num_alloc_retries:

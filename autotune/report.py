@@ -136,7 +136,7 @@ def _counts(summary: StudySummary) -> Iterator[RenderableType]:
             for name, error in errors.items()
         )
         yield Text(
-            f"Predictions were off by (median, 95th percentile of {num} complete trials): {words}."
+            f"Predictions were off by (median, 95th percentile of {num} measured trials): {words}."
         )
     if summary.forced:
         numbers = ", ".join(str(trial.number) for trial in summary.forced)

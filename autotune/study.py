@@ -232,4 +232,4 @@ def _tells_of_its_strategy(trial: Trial) -> bool:
     """Whether it was launched, and not broken by the machinery or from outside."""
     failure = trial.failure
     is_broken = failure is not None and failure.kind.says_nothing_about_the_strategy
-    return trial.state is not TrialState.PRUNED and not is_broken
+    return (trial.state is not TrialState.PRUNED or trial.was_launched) and not is_broken

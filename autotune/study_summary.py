@@ -81,7 +81,8 @@ class StudySummary:
     @property
     def num_unfit(self) -> int:
         """Complete trials over the memory limit, or with a thrashing allocator."""
-        return self.counts[TrialState.COMPLETE] - sum(trial.fits for trial in self.trials)
+        complete = [trial for trial in self.trials if trial.state is TrialState.COMPLETE]
+        return sum(not trial.fits for trial in complete)
 
     @property
     def prediction_errors(self) -> dict[str, PredictionError]:

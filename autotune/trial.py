@@ -26,6 +26,7 @@ __all__ = [
     "Outcome",
     "Phase",
     "Prediction",
+    "Rival",
     "Trial",
     "TrialSpec",
     "TrialState",
@@ -253,9 +254,10 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How running one trial ended: exactly one of measurement, failure and reason is set."""
+    """How running one trial ended: with a measurement, a failure or a reason."""
 
     measurement: Measurement | None = None
+    """What it showed; with a reason too, up to the moment at which it was stopped."""
     failure: Failure | None = None
     reason: str | None = None
     """Why it was stopped during its run, in words, where a pruner did so."""
@@ -264,9 +266,18 @@ class Outcome:
     @property
     def state(self) -> TrialState:
         """The final state that this outcome gives a trial."""
-        if self.measurement is not None:
-            return TrialState.COMPLETE
-        return TrialState.FAILED if self.failure is not None else TrialState.PRUNED
+        if self.failure is not None:
+            return TrialState.FAILED
+        return TrialState.PRUNED if self.reason is not None else TrialState.COMPLETE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rival:
+    """A trial on the front so far: what another one has to beat in speed or in memory."""
+
+    number: int
+    tokens_per_second: float
+    peak_memory_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -281,8 +292,14 @@ class TrialSpec:
     """Of the optimizer; time and memory do not depend on it."""
     warmup_steps: int = 2
     """Optimizer steps before the clock starts."""
-    timed_steps: int = 4
-    """Timed optimizer steps at most; long steps stop after two."""
+    timed_steps: int = 20
+    """Timed optimizer steps at most."""
+    timed_s: float = 4.0
+    """They end after so many seconds together, but not before two."""
+    relative_half_width: float = 0.02
+    """They end once the 95 % interval of their mean is within this share of it; 0: they do not."""
+    rivals: tuple[Rival, ...] = ()
+    """The trial ends early, as pruned, once it cannot beat one of these any more."""
     nvme_path: str | None = None
     """Folder for what is offloaded to NVMe; the runner gives each trial a fresh one below it."""
 
@@ -299,6 +316,7 @@ class TrialSpec:
         values = dict(record)
         values["workload"] = Workload.from_dict(values["workload"])
         values["strategy"] = Strategy.from_dict(values["strategy"])
+        values["rivals"] = tuple(Rival(**rival) for rival in values.get("rivals", ()))
         return cls(**values)
 
 
@@ -311,6 +329,7 @@ class Trial:
     state: TrialState
     prediction: Prediction | None = None
     measurement: Measurement | None = None
+    """What was measured; of a trial that was pruned while it ran, up to that moment."""
     failure: Failure | None = None
     reason: str | None = None
     """Why it was pruned, in words."""

@@ -100,7 +100,12 @@ def test_a_rank_killed_from_outside_is_a_crash(
             os.kill(max(child.pid for child in server.children()), signal.SIGKILL)
 
     spec = TrialSpec(
-        workload=tiny, strategy=Strategy(micro_batch_size=1), num_ranks=2, timed_steps=500
+        workload=tiny,
+        strategy=Strategy(micro_batch_size=1),
+        num_ranks=2,
+        timed_steps=500,
+        timed_s=1e9,
+        relative_half_width=0.0,
     )
     outcome = launcher.run(spec, folder=tmp_path, timeout_s=60, on_event=kill_a_rank)
     assert outcome.failure is not None
@@ -116,7 +121,12 @@ def test_a_killed_server_loses_the_trial_but_not_the_next_one(
         server.kill()
 
     spec = TrialSpec(
-        workload=tiny, strategy=Strategy(micro_batch_size=1), num_ranks=2, timed_steps=500
+        workload=tiny,
+        strategy=Strategy(micro_batch_size=1),
+        num_ranks=2,
+        timed_steps=500,
+        timed_s=1e9,
+        relative_half_width=0.0,
     )
     outcome = launcher.run(spec, folder=tmp_path, timeout_s=60, on_event=kill_the_server)
     assert outcome.failure is not None
@@ -129,7 +139,12 @@ def test_a_trial_can_be_stopped_from_outside(
 ) -> None:
     started = time.monotonic()
     spec = TrialSpec(
-        workload=tiny, strategy=Strategy(micro_batch_size=1), num_ranks=2, timed_steps=5000
+        workload=tiny,
+        strategy=Strategy(micro_batch_size=1),
+        num_ranks=2,
+        timed_steps=5000,
+        timed_s=1e9,
+        relative_half_width=0.0,
     )
     outcome = launcher.run(
         spec,

@@ -17,7 +17,7 @@ import autotune
 PACKAGE = Path(autotune.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "presets", "knobs", "rates"),
+    ("errors", "interval", "presets", "knobs", "rates"),
     (
         "yaml_file",
         "extensions",

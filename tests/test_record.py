@@ -79,6 +79,20 @@ def test_optuna_reads_pruned_trials_with_their_reason(url: str) -> None:
     assert trial.params == {"zero_stage": 0, "micro_batch_size": 4}
 
 
+def test_what_a_trial_had_measured_when_it_ended_early_is_kept(url: str) -> None:
+    record = open_record(url)
+    started = record.start(Strategy(micro_batch_size=2), prediction(20.0))
+    measured = complete(0, 500.0, 20.0).measurement
+    told = record.finish(
+        started, Outcome(measurement=measured, reason="trial 0 is faster", duration_s=4.0)
+    )
+    assert (told.state, told.was_launched) == (TrialState.PRUNED, True)
+    [read] = open_record(url).trials()
+    assert str(read) == str(told)
+    assert read.measurement is not None
+    assert as_optuna_sees_it(url).trials[0].state is optuna.trial.TrialState.PRUNED
+
+
 def test_optunas_best_trials_are_our_front(url: str) -> None:
     record = open_record(url)
     add(record, 1, 1000.0, 10.0)

@@ -82,7 +82,7 @@ def test_prediction_errors_are_medians_and_95th_percentiles_of_complete_trials()
 def test_the_report_states_the_error_and_its_json_that_of_each_trial() -> None:
     study = summary(complete(0, 100, 10, predicted_gib=11))
     text = printed(render_report(study), width=200)
-    assert "95th percentile of 1 complete trials): allocated 10%, 10%; reserved 10%, 10%" in text
+    assert "95th percentile of 1 measured trials): allocated 10%, 10%; reserved 10%, 10%" in text
     document = report_json(study)
     assert document["prediction_errors"]["reserved"]["median"] == pytest.approx(0.1)
     assert document["trials"][0]["prediction_errors"]["reserved"] == pytest.approx(0.1)

@@ -192,6 +192,18 @@ def test_max_trials_counts_launches_of_earlier_sessions_but_nothing_pruned(
     assert study.end_reason == "--trials 2 were run"
 
 
+def test_a_trial_that_ended_early_counts_as_launched_and_is_not_tried_again(
+    record: TrialRecord,
+) -> None:
+    study = make_study(record, max_trials=1)
+    trial = study.ask(100.0)
+    assert trial is not None
+    ended = study.tell(trial, replace(success(1), reason="trial 0 is faster"))
+    assert ended.state is TrialState.PRUNED
+    assert study.ask(100.0) is None
+    assert study.end_reason == "--trials 1 were run"
+
+
 @pytest.mark.parametrize(
     "kind", [FailureKind.INTERRUPTED, FailureKind.COMMUNICATION, FailureKind.LOST_NODE]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from autotune.cli.interrupt import Interrupt
 from autotune.drivers.local import LocalDriver
 from autotune.export import export_trial
 from autotune.launcher import Launcher
-from autotune.pareto import Pick
+from autotune.pareto import Pick, rivals
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.profile import ScriptsAhead
 from autotune.progress import LiveProgress, PlainProgress
@@ -154,7 +155,7 @@ class Session:
             driver = LocalDriver(
                 launcher,
                 budget=budget,
-                spec_of=self._spec_of,
+                spec_of=lambda trial: self._spec_of(trial, study.trials),
                 folder_of=self._folder.trial_folder,
                 progress=progress,
                 is_interrupted=interrupt.check,
@@ -192,13 +193,14 @@ class Session:
         else:
             progress.note("loading the libraries, once for all trials")
 
-    def _spec_of(self, trial: Trial) -> TrialSpec:
+    def _spec_of(self, trial: Trial, trials: Sequence[Trial]) -> TrialSpec:
         return TrialSpec(
             workload=self._question.workload,
             strategy=trial.strategy,
             num_ranks=self._question.hardware.num_devices,
             seed=self._question.seed,
             nvme_path=self._question.hardware.nvme_path,
+            rivals=rivals(trials),
         )
 
     def answer(self, *, as_json: bool, console: Console) -> bool:

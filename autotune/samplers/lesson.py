@@ -52,7 +52,7 @@ def lesson_of(trial: Trial, capacity_bytes: int) -> Lesson | None:
     if failure is not None and failure.kind.says_nothing_about_the_strategy:
         return None
     match trial.state:
-        case TrialState.COMPLETE if trial.measurement is not None:
+        case TrialState.COMPLETE | TrialState.PRUNED if trial.measurement is not None:
             return _measured(trial, trial.measurement, limit)
         case TrialState.PRUNED if trial.was_launched:
             return Lesson(state=OptunaState.PRUNED)
