@@ -115,8 +115,20 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def pick(front: Sequence[Trial], which: Pick) -> Trial | None:
-    """One trial of what `pareto_front` gave; None where that is empty."""
-    return pick_of(front, which, _measured)
+    """One trial of what `pareto_front` gave; None where that is empty.
+
+    The fastest is one that was confirmed, where its interval reaches the fastest that was not.
+    """
+    found = pick_of(front, which, _measured)
+    if which is not Pick.THROUGHPUT or found is None or found.is_confirmed:
+        return found
+    return next((trial for trial in front if _may_be_faster(trial, found)), found)
+
+
+def _may_be_faster(trial: Trial, fastest: Trial) -> bool:
+    interval = trial.throughput
+    is_close = interval is not None and interval.upper >= fastest.tokens_per_second
+    return trial.is_confirmed and is_close
 
 
 def rivals(trials: Sequence[Trial]) -> tuple[Rival, ...]:
@@ -129,5 +141,4 @@ def rivals(trials: Sequence[Trial]) -> tuple[Rival, ...]:
 
 
 def _measured(trial: Trial) -> Objectives:
-    assert trial.measurement is not None
-    return trial.measurement.tokens_per_second, trial.measurement.peak_memory_bytes
+    return trial.tokens_per_second, trial.peak_memory_bytes

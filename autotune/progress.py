@@ -91,7 +91,8 @@ class PlainProgress:
 
     def trial_ended(self, trial: Trial) -> None:
         """The trial's line."""
-        self._line(f"trial {trial.number}: {trial.strategy}: {describe_end(trial)}")
+        name = trial.number if trial.confirms is None else f"{trial.confirms} once more"
+        self._line(f"trial {name}: {trial.strategy}: {describe_end(trial)}")
 
     def refresh(self) -> None:
         """Nothing moves."""
@@ -174,9 +175,7 @@ class LiveProgress:
         ]
         fitting = [trial for trial in self._trials if trial.fits]
         if fitting:
-            best = max(
-                fitting, key=lambda t: t.measurement.tokens_per_second if t.measurement else 0.0
-            )
+            best = max(fitting, key=lambda t: t.tokens_per_second)
             lines.append(
                 Text(f"best so far: {best.strategy}: {describe_end(best)}", style="green")
             )

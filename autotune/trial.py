@@ -6,15 +6,17 @@ Does not know who proposes, runs or stores trials.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from statistics import median
 from typing import Any
 
+from autotune.interval import Interval, mean_interval
+from autotune.measurement import Measurement
 from autotune.strategy import Strategy
 from autotune.workload import Workload
 
 __all__ = [
+    "CONFIRMING_S",
     "MEMORY",
     "OBJECTIVES",
     "THROUGHPUT",
@@ -31,6 +33,10 @@ __all__ = [
     "TrialSpec",
     "TrialState",
 ]
+
+
+CONFIRMING_S = 6.0
+"""Timed steps of a run that confirms a trial end after so many seconds together."""
 
 
 class TrialState(StrEnum):
@@ -182,54 +188,6 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measurement:
-    """What one finished trial showed. Memory is of the rank that needed most."""
-
-    tokens_per_second: float
-    """Wall-clock training throughput over all ranks at the strategy's accumulation."""
-    step_times_s: tuple[float, ...]
-    """Wall time of each timed optimizer step, slowest rank."""
-    peak_allocated_bytes: int
-    """Peak of live tensors; on the CPU growth of the resident set since the fork."""
-    peak_reserved_bytes: int
-    """Peak of the allocator's pool; on the CPU as `peak_allocated_bytes`."""
-    peak_device_bytes: int
-    """Peak of the whole device as NVML sees it; on the CPU the peak resident set."""
-    num_alloc_retries: int = 0
-    """Times the allocator had to flush its cache during timed steps: it thrashes."""
-    losses: tuple[float, ...] = ()
-    """Mean loss of each optimizer step, warm-up included, over all ranks."""
-    num_parameters: int = 0
-    num_trainable_parameters: int = 0
-    optimizer_state_bytes: int = 0
-    """What the optimizer keeps on one rank beside the weights, wherever it keeps it."""
-    setup_time_s: float = 0.0
-    """From the fork to the first step: context, process group, model, engine."""
-    skipped_steps: int = 0
-    """Optimizer steps skipped on fp16 overflow; never timed."""
-    energy_j_per_token: float | None = None
-    """What all devices used in the timed steps; None where a device counts no energy."""
-
-    @property
-    def step_time_s(self) -> float:
-        """Median of the timed optimizer steps."""
-        return median(self.step_times_s)
-
-    @property
-    def peak_memory_bytes(self) -> int:
-        """The memory objective: what the allocator held at most."""
-        return self.peak_reserved_bytes
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Measurement:
-        """Read back what `dataclasses.asdict` gave, through JSON or not."""
-        values = dict(record)
-        values["step_times_s"] = tuple(values["step_times_s"])
-        values["losses"] = tuple(values["losses"])
-        return cls(**values)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
     """Why a trial came to no measurement."""
 
@@ -303,6 +261,16 @@ class TrialSpec:
     nvme_path: str | None = None
     """Folder for what is offloaded to NVMe; the runner gives each trial a fresh one below it."""
 
+    def to_confirm(self) -> TrialSpec:
+        """The same for longer, and to its end: what a trial of the final choice is run as."""
+        return replace(
+            self,
+            timed_steps=2 * self.timed_steps,
+            timed_s=CONFIRMING_S,
+            relative_half_width=self.relative_half_width / 2,
+            rivals=(),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `from_dict` reads it back."""
         return asdict(self) | {
@@ -339,6 +307,43 @@ class Trial:
     """Device memory it may use: the device's, less the headroom."""
     is_forced: bool = False
     """Whether it was launched although it had been pruned by its prediction."""
+    confirms: int | None = None
+    """The trial whose strategy it runs once more, and longer; None where it is one of its own."""
+    confirmations: tuple[Measurement, ...] = ()
+    """What later runs of the same strategy showed, oldest first."""
+    has_failed_again: bool = False
+    """Whether a later run of the same strategy failed for a reason of its own."""
+
+    @property
+    def throughput(self) -> Interval | None:
+        """Tokens per second with their 95 % interval; None where nothing was measured.
+
+        Over the confirming runs where there are any, for a trial is chosen to be confirmed because
+        its own run was fast. Over the steps of a run where there is but one.
+        """
+        if len(self.confirmations) > 1:
+            return mean_interval([run.tokens_per_second for run in self.confirmations])
+        run = self.confirmations[0] if self.confirmations else self.measurement
+        return None if run is None else run.throughput
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The mean throughput; 0 where nothing was measured."""
+        return 0.0 if self.throughput is None else self.throughput.mean
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """What the allocator held at most in any of its runs; 0 where nothing was measured."""
+        return max((run.peak_memory_bytes for run in self._runs), default=0)
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether its strategy was run again."""
+        return bool(self.confirmations)
+
+    @property
+    def _runs(self) -> tuple[Measurement, ...]:
+        return () if self.measurement is None else (self.measurement, *self.confirmations)
 
     @property
     def energy_j_per_token(self) -> float | None:
@@ -352,11 +357,22 @@ class Trial:
 
     @property
     def fits(self) -> bool:
-        """Whether it was measured, within the memory limit, without an allocator that thrashes."""
+        """Whether it ran to its end, within the memory that it may use."""
+        return self.state is TrialState.COMPLETE and self.is_within_memory
+
+    @property
+    def is_within_memory(self) -> bool:
+        """Whether it was measured, within the memory limit, without an allocator that thrashes.
+
+        In every run of its strategy.
+        """
         return (
             self.measurement is not None
-            and self.measurement.peak_device_bytes <= self.memory_limit_bytes
-            and self.measurement.num_alloc_retries == 0
+            and not self.has_failed_again
+            and all(
+                run.peak_device_bytes <= self.memory_limit_bytes and run.num_alloc_retries == 0
+                for run in self._runs
+            )
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -372,4 +388,7 @@ class Trial:
             "duration_s": self.duration_s,
             "fits": self.fits,
             "is_forced": self.is_forced,
+            "throughput": asdict(self.throughput) if self.throughput else None,
+            "confirmations": [asdict(run) for run in self.confirmations],
+            "has_failed_again": self.has_failed_again,
         }

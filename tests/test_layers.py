@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "memory_order",
     ),
     (
+        "measurement",
         "trial",
         "breakdown",
         "prediction_table",
@@ -59,8 +60,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("samplers", "pruners", "record", "study_folder", "drivers"),
     (
-        "study",
         "pareto",
+        "confirmation",
+        "study",
         "prediction_error",
         "study_summary",
         "report",

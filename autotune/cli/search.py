@@ -109,6 +109,14 @@ def search(
             "forced, and may run out of memory.",
         ),
     ] = 0,
+    confirm: Annotated[
+        int,
+        typer.Option(
+            help="At the end run so many of the best trials again, longer and in turns, until "
+            "their order is beyond the noise or a tie. Up to a fifth of the budget is kept for "
+            "it. 0: do not.",
+        ),
+    ] = 3,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -177,6 +185,8 @@ def search(
         raise ConfigError(f"--trials must be at least 1, got {trials}")
     if force_pruned < 0:
         raise ConfigError(f"--force-pruned must be at least 0, got {force_pruned}")
+    if confirm < 0:
+        raise ConfigError(f"--confirm must be at least 0, got {confirm}")
     if not 0 <= seed < _NUM_SEEDS:
         raise ConfigError(f"--seed must be at least 0 and less than {_NUM_SEEDS}, got {seed}")
     kind = member(SamplerKind, sampler, "--sampler")
@@ -224,6 +234,7 @@ def search(
             sampler=kind,
             max_trials=trials,
             num_forced=force_pruned,
+            num_confirmed=confirm,
             trial_timeout_s=timeout_s,
             console=console,
         )

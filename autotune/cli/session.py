@@ -13,6 +13,7 @@ from autotune.budget import Budget
 from autotune.cli.console import answer_console
 from autotune.cli.interrupt import Interrupt
 from autotune.drivers.local import LocalDriver
+from autotune.errors import ConfigError
 from autotune.export import export_trial
 from autotune.launcher import Launcher
 from autotune.pareto import Pick, rivals
@@ -96,6 +97,7 @@ class Session:
         sampler: SamplerKind,
         max_trials: int | None,
         num_forced: int,
+        num_confirmed: int,
         trial_timeout_s: float,
         console: Console,
     ) -> None:
@@ -130,6 +132,7 @@ class Session:
             ),
             max_trials=max_trials,
             num_forced=num_forced,
+            num_confirmed=num_confirmed,
         )
         elapsed_before_s = float(self._folder.read_environment().get("elapsed_s", 0.0))
         view = LiveProgress if console.is_terminal else PlainProgress
@@ -194,7 +197,7 @@ class Session:
             progress.note("loading the libraries, once for all trials")
 
     def _spec_of(self, trial: Trial, trials: Sequence[Trial]) -> TrialSpec:
-        return TrialSpec(
+        spec = TrialSpec(
             workload=self._question.workload,
             strategy=trial.strategy,
             num_ranks=self._question.hardware.num_devices,
@@ -202,6 +205,7 @@ class Session:
             nvme_path=self._question.hardware.nvme_path,
             rivals=rivals(trials),
         )
+        return spec if trial.confirms is None else spec.to_confirm()
 
     def answer(self, *, as_json: bool, console: Console) -> bool:
         """Print the report, keep it in the folder, export the fastest; whether anything fits."""
@@ -218,8 +222,13 @@ class Session:
             console.print(f"The search ended: {self._end_reason}.", markup=False)
         if best is not None:
             folder = self._folder.path / "exports" / f"trial-{best.number}"
-            export_trial(summary, best, folder)
-            console.print(f"The fastest is exported to {folder}", markup=False, soft_wrap=True)
+            try:
+                export_trial(summary, best, folder)
+                words = f"The fastest is exported to {folder}"
+            except ConfigError:
+                # Of an earlier sitting, before it was run again; or somebody has edited it.
+                words = f"The fastest was exported to {folder} before, which is left as it is"
+            console.print(words, markup=False, soft_wrap=True)
         console.print(
             f"The same command goes on from here: the study is kept in {self._folder.path}",
             markup=False,

@@ -70,7 +70,7 @@ def _measured(trial: Trial, measurement: Measurement, limit_bytes: int) -> Lesso
     return Lesson(
         state=OptunaState.COMPLETE,
         values=tuple(float(getattr(measurement, objective.name)) for objective in OBJECTIVES),
-        violation=min(excess, 0.0) if trial.fits else _clipped(excess),
+        violation=min(excess, 0.0) if trial.is_within_memory else _clipped(excess),
     )
 
 
