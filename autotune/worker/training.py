@@ -71,6 +71,7 @@ class Training:
         self._device = join(
             folder, rank=rank, num_ranks=spec.num_ranks, device_type=self._device_type
         )
+        log.write("joined")
         self._meter = memory_meter(self._device_type)
         self._energy = energy_meter(self._device)
         compile_in_this_process()
@@ -78,7 +79,7 @@ class Training:
         self._accumulation = spec.strategy.gradient_accumulation_steps(
             spec.workload.global_batch_size, spec.num_ranks
         )
-        self._built = build_engine(spec, self._device)
+        self._built = build_engine(spec, self._device, on_model=lambda: log.write("model"))
         self._engine = self._built.engine
         self._stepper = stepper(self._engine, log)
 
