@@ -152,8 +152,9 @@ class LiveProgress:
             self._step = f"step {event['index'] + 1} ({kind}) {event['time_s']:.2f} s"
 
     def trial_ended(self, trial: Trial) -> None:
-        """No current trial any more."""
-        self._current = None
+        """No current trial any more, if it was this one."""
+        if self._current is not None and self._current.number == trial.number:
+            self._current = None
         self._draw()
 
     def refresh(self) -> None:

@@ -81,6 +81,23 @@ def test_the_best_are_run_again_in_turns_and_the_report_gives_intervals(tmp_path
     assert "tokens/s over" in guide.read_text(encoding="utf-8")
 
 
+def test_trials_of_one_device_run_side_by_side(tmp_path: Path) -> None:
+    command = [*_TINY, "--budget", "3m", "--trials", "4", "--devices-per-trial", "1", "--json"]
+    ran = autotune(*command, folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    answer = json.loads(ran.stdout)
+    assert answer["hardware"]["num_devices"] == 1
+    assert answer["counts"]["complete"] + answer["counts"]["pruned"] >= 4
+    times = []
+    for folder in (tmp_path / "study" / "trials").iterdir():
+        events = [json.loads(line) for line in (folder / "rank0.jsonl").read_text().splitlines()]
+        times.append((events[0]["at"], events[-1]["at"]))
+        assert not (folder / "rank1.jsonl").exists()
+    assert len(times) == 4
+    first, second = sorted(times)[:2]
+    assert second[0] < first[1]
+
+
 def test_report_shows_the_study_again(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, answer = finished
     ran = autotune("report", "study", "--json", folder=folder)

@@ -86,6 +86,14 @@ def search(
             show_default="all; without a GPU 2",
         ),
     ] = None,
+    devices_per_trial: Annotated[
+        int | None,
+        typer.Option(
+            help="Devices that one trial trains on; as many trials as fit run side by side. With 1 "
+            "a host of 8 GPUs answers for one. Trials that work in the host's memory run alone.",
+            show_default="all: one trial at a time",
+        ),
+    ] = None,
     nvme_path: Annotated[
         Path | None,
         typer.Option(
@@ -170,7 +178,7 @@ def search(
     from autotune.cli.refusal import refuse_if_nothing_fits, refuse_large_model_on_cpu
     from autotune.cli.session import Session
     from autotune.errors import ConfigError
-    from autotune.hardware import detect_hardware, with_nvme
+    from autotune.hardware import detect_hardware, shared_out, with_nvme
     from autotune.question import Question
     from autotune.rates_file import with_measured_rates
     from autotune.samplers import SamplerKind
@@ -202,6 +210,9 @@ def search(
     hardware = with_measured_rates(detect_hardware(devices))
     if nvme_path is not None:
         hardware = with_nvme(hardware, nvme_path)
+    num_places = 1
+    if devices_per_trial is not None:
+        hardware, num_places = shared_out(hardware, devices_per_trial)
     if global_batch % hardware.num_devices:
         raise ConfigError(
             f"--global-batch {global_batch} is not divisible by {hardware.num_devices} devices; "
@@ -227,6 +238,7 @@ def search(
         path=out or Path("results") / _default_name(workload, hardware),
         storage_url=storage,
         must_exist=resume,
+        num_places=num_places,
     )
     with session:
         session.search(

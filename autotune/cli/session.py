@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +16,7 @@ from autotune.budget import Budget
 from autotune.cli.console import answer_console
 from autotune.cli.interrupt import Interrupt
 from autotune.drivers.local import LocalDriver
+from autotune.drivers.side_by_side import SideBySideDriver
 from autotune.errors import ConfigError
 from autotune.export import export_trial
 from autotune.launcher import Launcher
@@ -20,7 +24,7 @@ from autotune.pareto import Pick, rivals
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.profile import ScriptsAhead
 from autotune.progress import LiveProgress, PlainProgress
-from autotune.protocols import Sampler
+from autotune.protocols import Driver, Sampler
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
 from autotune.question import Question
 from autotune.report import render_report, report_json
@@ -49,6 +53,7 @@ class Session:
         path: the study's folder.
         storage_url: where trials are kept; the folder's own file if left out.
         must_exist: refuse to start a new study.
+        num_places: run so many trials side by side, each on as many devices as the question says.
     """
 
     def __init__(
@@ -60,8 +65,10 @@ class Session:
         path: Path,
         storage_url: str | None,
         must_exist: bool,
+        num_places: int = 1,
     ) -> None:
         self._question = question
+        self._num_places = num_places
         self._space = space
         self._software = software
         self._folder = StudyFolder(path)
@@ -136,27 +143,42 @@ class Session:
         )
         elapsed_before_s = float(self._folder.read_environment().get("elapsed_s", 0.0))
         view = LiveProgress if console.is_terminal else PlainProgress
-        launcher = Launcher(
-            question.hardware,
-            model_type=question.workload.model.model_type,
-            folder=self._folder.path,
-        )
+        launchers = [
+            Launcher(
+                question.hardware,
+                model_type=question.workload.model.model_type,
+                folder=self._folder.path,
+                place=place,
+                num_places=self._num_places,
+            )
+            for place in range(self._num_places)
+        ]
 
         def say_goodbye() -> None:
             progress.note("ending: the running trial is stopped; Ctrl-C again kills")
 
-        with view(console, budget) as progress, Interrupt(say_goodbye) as interrupt, launcher:
+        with (
+            view(console, budget) as progress,
+            Interrupt(say_goodbye) as interrupt,
+            ExitStack() as stack,
+        ):
+            for launcher in launchers:
+                stack.enter_context(launcher)
             self._greet(progress, study)
 
             def reason_to_stop() -> str | None:
                 progress.refresh()
                 return "stopped" if interrupt.check() or budget.remaining_s <= 0 else None
 
-            seconds = launcher.start(reason_to_stop)
+            seconds = _start(launchers, reason_to_stop)
             if seconds is not None:
                 progress.note(f"libraries loaded in {seconds:.1f} s; trials start warm from here")
-            driver = LocalDriver(
-                launcher,
+            make_driver = (
+                partial(LocalDriver, launchers[0])
+                if len(launchers) == 1
+                else partial(SideBySideDriver, launchers)
+            )
+            driver: Driver = make_driver(
                 budget=budget,
                 spec_of=lambda trial: self._spec_of(trial, study.trials),
                 folder_of=self._folder.trial_folder,
@@ -173,6 +195,7 @@ class Session:
                         "hardware": asdict(question.hardware),
                         "sampler": str(sampler),
                         "budget_s": budget.seconds,
+                        "trials_side_by_side": self._num_places,
                         "elapsed_s": elapsed_before_s + budget.elapsed_s,
                     }
                 )
@@ -235,3 +258,19 @@ class Session:
             soft_wrap=True,
         )
         return best is not None
+
+
+def _start(
+    launchers: Sequence[Launcher], reason_to_stop: Callable[[], str | None]
+) -> float | None:
+    """Start all at once; the seconds that the slowest took, or None if it was stopped."""
+    if len(launchers) == 1:
+        return launchers[0].start(reason_to_stop)
+    reason: str | None = None
+    with ThreadPoolExecutor(len(launchers)) as pool:
+        starting = [pool.submit(launcher.start, lambda: reason) for launcher in launchers]
+        while wait(starting, timeout=0.1).not_done:
+            reason = reason or reason_to_stop()
+    seconds = [start.result() for start in starting]
+    known = [s for s in seconds if s is not None]
+    return max(known) if len(known) == len(seconds) else None

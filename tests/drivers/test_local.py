@@ -67,6 +67,9 @@ class Diary:
         self.lines: list[str] = []
         self.num_refreshes = 0
 
+    def note(self, words: str) -> None:
+        self.lines.append(words)
+
     def trials_changed(self, trials: Sequence[Trial]) -> None:
         self.lines.append(f"{len(trials)} trials")
 
