@@ -12,7 +12,7 @@ from statistics import median
 
 from autotune.errors import ConfigError
 from autotune.protocols import Predictor
-from autotune.trial import Prediction, Trial
+from autotune.trial import Prediction, Trial, TrialState
 
 __all__ = ["Budget", "expected_duration_s", "parse_duration"]
 
@@ -21,11 +21,13 @@ _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _FIRST_OVERHEAD_S = 8.0
 """What a trial costs beside its steps, before any trial has shown it."""
 
-_NUM_STEPS = 6
-"""Optimizer steps of a trial: two to warm up, four timed."""
+_NUM_WARM_UP_STEPS = 2
 
-_LONG_STEPS_S = 3.0
-"""Timed steps end early after so much time, but not before two."""
+_NUM_TIMED_STEPS = 4
+"""Timed steps of a trial, before any trial has shown how many it takes."""
+
+_LONG_STEPS_S = 4.0
+"""Timed steps end after so much time, but not before two."""
 
 
 def parse_duration(text: str, flag: str) -> float:
@@ -78,11 +80,12 @@ def expected_duration_s(
     """How long a trial is expected to run, judged by the trials that ran before.
 
     Its steps at the predicted time, corrected by the median ratio of measured to predicted, and
-    the median of what other trials took beside their steps. What was predicted of them before they
-    ran does not count: `predictor`, which made this prediction, may have learned since.
+    the median of what other trials took beside their steps; as many steps as theirs. What was
+    predicted of them before they ran does not count: `predictor`, which made this prediction, may
+    have learned since.
     """
     measured = [trial for trial in trials if trial.measurement is not None and trial.was_launched]
-    ratios, overheads = [1.0], [_FIRST_OVERHEAD_S]
+    ratios, overheads, nums_timed = [1.0], [_FIRST_OVERHEAD_S], [_NUM_TIMED_STEPS]
     if measured:
         ratios = [
             trial.measurement.step_time_s / predictor.predict(trial.strategy).step_time_s
@@ -90,14 +93,15 @@ def expected_duration_s(
             if trial.measurement is not None
         ]
         overheads = [
-            trial.duration_s - _steps_duration_s(trial.measurement.step_time_s)
+            trial.duration_s - len(trial.measurement.losses) * trial.measurement.step_time_s
             for trial in measured
             if trial.measurement is not None
         ]
-    return max(0.0, median(overheads)) + _steps_duration_s(prediction.step_time_s * median(ratios))
-
-
-def _steps_duration_s(step_time_s: float) -> float:
-    """All optimizer steps of a trial, given the time of one."""
-    num_timed = min(_NUM_STEPS - 2, max(2, -(-_LONG_STEPS_S // step_time_s)))
-    return (2 + num_timed) * step_time_s
+        nums_timed = [
+            len(trial.measurement.step_times_s)
+            for trial in measured
+            if trial.measurement is not None and trial.state is TrialState.COMPLETE
+        ] or nums_timed
+    step_time_s = prediction.step_time_s * median(ratios)
+    num_timed = max(2.0, min(median(nums_timed), -(-_LONG_STEPS_S // step_time_s)))
+    return max(0.0, median(overheads)) + (_NUM_WARM_UP_STEPS + num_timed) * step_time_s

@@ -5,6 +5,8 @@ Does not know how the folder is written.
 
 from __future__ import annotations
 
+import math
+
 from autotune.deepspeed_config import (
     GRADIENT_CLIPPING,
     LEARNING_RATE,
@@ -103,17 +105,19 @@ def launch_script(hardware: Hardware, num_nodes: int = 1) -> str:
 
 def guide(summary: StudySummary, trial: Trial) -> str:
     """`README.md` of the folder."""
-    assert trial.measurement is not None
-    workload, measured = summary.workload, trial.measurement
-    gib = measured.peak_memory_bytes / 2**30
+    assert trial.throughput is not None
+    workload, speed = summary.workload, f"{trial.tokens_per_second:,.0f}"
+    if not math.isinf(trial.throughput.half_width):
+        speed += f" ± {trial.throughput.half_width:,.0f}"
+    runs = f" over {len(trial.confirmations)} runs" if trial.is_confirmed else ""
+    gib = trial.peak_memory_bytes / 2**30
     source = f", by {trial.reused_from}" if trial.reused_from else ""
     predicted = _predicted(trial.prediction) if trial.prediction else ""
     origin = f"""\
 Trial {trial.number} of the autotune study {summary.name}: {workload.model.name},
 {workload.seq_len} tokens a sample, {workload.global_batch_size} samples a step, on \
 {summary.hardware}.
-Measured {measured.tokens_per_second:,.0f} tokens/s and a peak of {gib:.2f} GiB on one \
-device{source}.
+Measured {speed} tokens/s{runs} and a peak of {gib:.2f} GiB on one device{source}.
 {predicted}\
 The strategy {loss_words(summary.loss_class(trial), summary.reference)}."""
     return guide_text(origin, workload, summary.hardware, trial.strategy)

@@ -315,6 +315,24 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
     )
 
 
+def shared_out(hardware: Hardware, num_devices: int) -> tuple[Hardware, int]:
+    """The devices of one trial where several run side by side, and how many of them do.
+
+    Memory and cores of the host stay whole: what works there runs alone.
+
+    Raises:
+        ConfigError: the devices cannot be shared out so.
+    """
+    from autotune.errors import ConfigError
+
+    if num_devices < 1 or hardware.num_devices % num_devices:
+        raise ConfigError(
+            f"--devices-per-trial {num_devices} does not divide {hardware.num_devices} devices; "
+            "choose a divisor, or another --devices"
+        )
+    return replace(hardware, num_devices=num_devices), hardware.num_devices // num_devices
+
+
 def with_nvme(hardware: Hardware, path: Path) -> Hardware:
     """The same machine with a folder for what is offloaded to NVMe.
 

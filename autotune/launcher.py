@@ -23,7 +23,7 @@ from typing import Any
 from autotune.errors import LaunchError
 from autotune.extensions import readable_architectures
 from autotune.hardware import FULL_DISK_BYTES, DeviceType, Hardware, visible_gpus
-from autotune.rank_process import RankProcess, failure_of, measurement_of
+from autotune.rank_process import RankProcess, failure_of, measurement_of, reason_of
 from autotune.server_process import ServerProcess
 from autotune.trial import Failure, FailureKind, Outcome, TrialSpec
 
@@ -42,22 +42,33 @@ _MAX_LOW_POLLS = 10
 
 
 class Launcher:
-    """Runs trials on the devices of this host, one at a time.
+    """Runs trials on devices of this host, one at a time.
 
     Args:
-        hardware: the devices; every trial uses all of them, one rank each.
+        hardware: the devices of a trial, one rank each.
         model_type: Hugging Face's name of the architecture, imported before the first fork.
         folder: where the server's own log goes.
+        place: which of the launchers that run side by side this is; each has devices of its own.
+        num_places: how many there are.
     """
 
-    def __init__(self, hardware: Hardware, *, model_type: str, folder: Path) -> None:
+    def __init__(
+        self,
+        hardware: Hardware,
+        *,
+        model_type: str,
+        folder: Path,
+        place: int = 0,
+        num_places: int = 1,
+    ) -> None:
         self._hardware = hardware
+        self._place = place
         self._num_low_polls = 0
         self._swap_folder: Path | None = None
         self._server = ServerProcess(
             model_type=model_type,
-            environment=rank_environment(hardware),
-            log=folder / "server.log",
+            environment=rank_environment(hardware, place, num_places),
+            log=folder / (f"server{place}.log" if num_places > 1 else "server.log"),
         )
 
     def __enter__(self) -> Launcher:
@@ -97,7 +108,7 @@ class Launcher:
         # Ranks that met in an earlier life of this folder are not there any more.
         (folder / "rendezvous").unlink(missing_ok=True)
         spec_file = folder / "trial.json"
-        used_before = _device_bytes_in_use(self._hardware)
+        used_before = _device_bytes_in_use(self._hardware, self._place)
         kills_before = _kernel_oom_kills()
         ranks = [RankProcess(number=number, folder=folder) for number in range(spec.num_ranks)]
         with self._fresh_swap_folder(spec) as spec:
@@ -110,7 +121,7 @@ class Launcher:
             finally:
                 self._end(ranks)
             is_disk_full = self._swap_disk_bytes() < FULL_DISK_BYTES
-        _wait_for_device(self._hardware, used_before)
+        _wait_for_device(self._hardware, self._place, used_before)
         failure = stopped or failure_of(
             ranks,
             has_oom_kill=_kernel_oom_kills() > kills_before,
@@ -119,7 +130,11 @@ class Launcher:
         duration_s = time.monotonic() - started
         if failure is not None:
             return Outcome(failure=failure, duration_s=duration_s)
-        return Outcome(measurement=measurement_of(spec, ranks), duration_s=duration_s)
+        return Outcome(
+            measurement=measurement_of(spec, ranks),
+            reason=reason_of(ranks),
+            duration_s=duration_s,
+        )
 
     @contextlib.contextmanager
     def _fresh_swap_folder(self, spec: TrialSpec) -> Iterator[TrialSpec]:
@@ -249,12 +264,18 @@ class Launcher:
                 pass
 
 
-def rank_environment(hardware: Hardware) -> dict[str, str]:
-    """The environment of the server, and so of every rank."""
+def rank_environment(hardware: Hardware, place: int = 0, num_places: int = 1) -> dict[str, str]:
+    """The environment of the server, and so of every rank.
+
+    Args:
+        hardware: the devices of a trial.
+        place: which of the launchers that run side by side it is for.
+        num_places: how many there are; they share the cores.
+    """
     environment = dict(os.environ)
     cores = os.cpu_count() or 1
     defaults = {
-        "OMP_NUM_THREADS": str(max(1, cores // hardware.num_devices)),
+        "OMP_NUM_THREADS": str(max(1, cores // (hardware.num_devices * num_places))),
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
@@ -274,6 +295,11 @@ def rank_environment(hardware: Hardware) -> dict[str, str]:
     }
     if hardware.device_type is DeviceType.CPU:
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    elif num_places > 1:
+        names = environment.get("CUDA_VISIBLE_DEVICES")
+        visible = names.split(",") if names else list(map(str, range(len(visible_gpus()))))
+        own = visible[_devices(hardware, place)]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(name.strip() for name in own)
     # torch calls ninja by name; an environment that is not activated has it beside its Python.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     architectures = environment.get("TORCH_CUDA_ARCH_LIST", "")
@@ -303,16 +329,24 @@ def _kernel_oom_kills() -> int:
     return 0
 
 
-def _device_bytes_in_use(hardware: Hardware) -> int:
-    """Memory in use on the GPUs, by anybody; 0 on the CPU."""
+def _devices(hardware: Hardware, place: int) -> slice:
+    """Which of the visible devices are a launcher's own."""
+    return slice(place * hardware.num_devices, (place + 1) * hardware.num_devices)
+
+
+def _device_bytes_in_use(hardware: Hardware, place: int) -> int:
+    """Memory in use on the launcher's GPUs, by anybody; 0 on the CPU."""
     if hardware.device_type is not DeviceType.CUDA:
         return 0
-    return sum(gpu.used_bytes for gpu in visible_gpus()[: hardware.num_devices])
+    return sum(gpu.used_bytes for gpu in visible_gpus()[_devices(hardware, place)])
 
 
-def _wait_for_device(hardware: Hardware, used_before: int, timeout_s: float = 5.0) -> None:
+def _wait_for_device(
+    hardware: Hardware, place: int, used_before: int, timeout_s: float = 5.0
+) -> None:
     """The driver frees a dead process's memory a moment later; wait until it has."""
     slack = 64 * 2**20 * hardware.num_devices
     deadline = time.monotonic() + timeout_s
-    while _device_bytes_in_use(hardware) > used_before + slack and time.monotonic() < deadline:
+    limit = used_before + slack
+    while _device_bytes_in_use(hardware, place) > limit and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -12,9 +12,18 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.trial import Trial
+from autotune.trial import Rival, Trial
 
-__all__ = ["Objectives", "Pick", "front_of", "front_rows", "pareto_front", "pick", "pick_of"]
+__all__ = [
+    "Objectives",
+    "Pick",
+    "front_of",
+    "front_rows",
+    "pareto_front",
+    "pick",
+    "pick_of",
+    "rivals",
+]
 
 Candidate = TypeVar("Candidate")
 
@@ -106,10 +115,30 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def pick(front: Sequence[Trial], which: Pick) -> Trial | None:
-    """One trial of what `pareto_front` gave; None where that is empty."""
-    return pick_of(front, which, _measured)
+    """One trial of what `pareto_front` gave; None where that is empty.
+
+    The fastest is one that was confirmed, where its interval reaches the fastest that was not.
+    """
+    found = pick_of(front, which, _measured)
+    if which is not Pick.THROUGHPUT or found is None or found.is_confirmed:
+        return found
+    return next((trial for trial in front if _may_be_faster(trial, found)), found)
+
+
+def _may_be_faster(trial: Trial, fastest: Trial) -> bool:
+    interval = trial.throughput
+    is_close = interval is not None and interval.upper >= fastest.tokens_per_second
+    return trial.is_confirmed and is_close
+
+
+def rivals(trials: Sequence[Trial]) -> tuple[Rival, ...]:
+    """The front so far, as what a running trial is held against."""
+    return tuple(
+        Rival(number=trial.number, tokens_per_second=speed, peak_memory_bytes=memory_bytes)
+        for trial in pareto_front(trials)
+        for speed, memory_bytes in (_measured(trial),)
+    )
 
 
 def _measured(trial: Trial) -> Objectives:
-    assert trial.measurement is not None
-    return trial.measurement.tokens_per_second, trial.measurement.peak_memory_bytes
+    return trial.tokens_per_second, trial.peak_memory_bytes

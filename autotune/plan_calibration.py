@@ -22,7 +22,7 @@ from autotune.question import Question
 from autotune.strategy import Strategy
 from autotune.strategy_table import StrategyTable
 from autotune.study_summary import StudySummary
-from autotune.trial import Prediction, Trial, TrialState
+from autotune.trial import Prediction, Trial
 
 __all__ = ["Lesson", "learn_from"]
 
@@ -88,7 +88,7 @@ class Lesson:
             times = new.step_time_s / old.step_time_s - 1
             words = f"step times {_moved(times)}, {words}"
         yield (
-            f"Corrected by {self.num_trials} complete trials of {self.study} "
+            f"Corrected by {self.num_trials} measured trials of {self.study} "
             f"({self.measured_on}): {words}."
         )
         if not self.is_same_kind:
@@ -131,7 +131,7 @@ def learn_from(
     trials = [trial for trial in study.trials if _teaches(trial)]
     if len(trials) < _LEAST_TRIALS:
         raise ConfigError(
-            f"{flag}: it has {len(trials)} complete trials, and {_LEAST_TRIALS} are the least "
+            f"{flag}: it has {len(trials)} measured trials, and {_LEAST_TRIALS} are the least "
             "that anything is learned from; name another, or let its search go on"
         )
     prior = AnalyticPredictor(question.workload, ours, script_of)
@@ -150,11 +150,7 @@ def learn_from(
 
 def _teaches(trial: Trial) -> bool:
     measured = trial.measurement
-    return (
-        trial.state is TrialState.COMPLETE
-        and measured is not None
-        and measured.num_alloc_retries == 0
-    )
+    return measured is not None and measured.num_alloc_retries == 0
 
 
 def _moved(changes: NDArray[np.float64]) -> str:

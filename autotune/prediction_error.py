@@ -17,7 +17,7 @@ __all__ = ["PredictionError", "errors_of", "prediction_errors"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictionError:
-    """Of one quantity, over the complete trials of a study; shares of what was measured."""
+    """Of one quantity, over the measured trials of a study; shares of what was measured."""
 
     median: float
     p95: float
@@ -36,7 +36,7 @@ def errors_of(prediction: Prediction, measured: Measurement) -> dict[str, float]
 
 
 def prediction_errors(trials: Iterable[Trial]) -> dict[str, PredictionError]:
-    """Absolute errors by quantity, of the complete trials among these; empty where none is."""
+    """Absolute errors by quantity, of the measured trials among these; empty where none is."""
     by_quantity: dict[str, list[float]] = {}
     for trial in trials:
         if trial.prediction is not None and trial.measurement is not None:

@@ -31,7 +31,7 @@ def describe_end(trial: Trial) -> str:
 
 
 def _end(trial: Trial) -> str:
-    if trial.measurement is not None:
+    if trial.measurement is not None and trial.state is not TrialState.PRUNED:
         measured = trial.measurement
         peak = format_gib(measured.peak_memory_bytes)
         words = f"{measured.tokens_per_second:,.0f} tokens/s in {peak} GiB"
@@ -43,7 +43,7 @@ def _end(trial: Trial) -> str:
     if trial.failure is not None:
         phase = f" in {trial.failure.phase}" if trial.failure.phase else ""
         return f"{trial.failure.kind.replace('_', ' ')}{phase}: {trial.failure.message}"
-    return f"pruned: {trial.reason}"
+    return f"ended early: {trial.reason}" if trial.was_launched else f"pruned: {trial.reason}"
 
 
 def _expected(prediction: Prediction) -> str:
@@ -76,7 +76,9 @@ class PlainProgress:
 
     def trials_changed(self, trials: Sequence[Trial]) -> None:
         """Say how many were pruned since the last line."""
-        num_pruned = sum(trial.state is TrialState.PRUNED for trial in trials)
+        num_pruned = sum(
+            trial.state is TrialState.PRUNED and not trial.was_launched for trial in trials
+        )
         if num_pruned > self._num_pruned:
             self._line(f"{num_pruned - self._num_pruned} strategies pruned without a launch")
         self._num_pruned = num_pruned
@@ -89,7 +91,8 @@ class PlainProgress:
 
     def trial_ended(self, trial: Trial) -> None:
         """The trial's line."""
-        self._line(f"trial {trial.number}: {trial.strategy}: {describe_end(trial)}")
+        name = trial.number if trial.confirms is None else f"{trial.confirms} once more"
+        self._line(f"trial {name}: {trial.strategy}: {describe_end(trial)}")
 
     def refresh(self) -> None:
         """Nothing moves."""
@@ -149,8 +152,9 @@ class LiveProgress:
             self._step = f"step {event['index'] + 1} ({kind}) {event['time_s']:.2f} s"
 
     def trial_ended(self, trial: Trial) -> None:
-        """No current trial any more."""
-        self._current = None
+        """No current trial any more, if it was this one."""
+        if self._current is not None and self._current.number == trial.number:
+            self._current = None
         self._draw()
 
     def refresh(self) -> None:
@@ -172,9 +176,7 @@ class LiveProgress:
         ]
         fitting = [trial for trial in self._trials if trial.fits]
         if fitting:
-            best = max(
-                fitting, key=lambda t: t.measurement.tokens_per_second if t.measurement else 0.0
-            )
+            best = max(fitting, key=lambda t: t.tokens_per_second)
             lines.append(
                 Text(f"best so far: {best.strategy}: {describe_end(best)}", style="green")
             )

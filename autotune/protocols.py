@@ -100,6 +100,10 @@ class TrialSource(Protocol):
 class Progress(Protocol):
     """Shows a person what happens; decides nothing."""
 
+    def note(self, words: str) -> None:
+        """Something to know besides trials."""
+        ...
+
     def trials_changed(self, trials: Sequence[Trial]) -> None:
         """The record as it now stands."""
         ...

@@ -16,7 +16,7 @@ from typing import Any
 
 from autotune.trial import Failure, FailureKind, Measurement, Phase, TrialSpec
 
-__all__ = ["RankProcess", "failure_of", "measurement_of"]
+__all__ = ["RankProcess", "failure_of", "measurement_of", "reason_of"]
 
 
 @dataclass(slots=True)
@@ -145,6 +145,12 @@ def measurement_of(spec: TrialSpec, ranks: Sequence[RankProcess]) -> Measurement
         skipped_steps=largest("skipped_steps"),
         energy_j_per_token=_energy_j_per_token(results, spec.workload.tokens_per_step),
     )
+
+
+def reason_of(ranks: Sequence[RankProcess]) -> str | None:
+    """Why the ranks ended the trial early, as they agreed on; None where they did not."""
+    reason: str | None = ranks[0].result["defeat"] if ranks[0].result is not None else None
+    return reason
 
 
 def _energy_j_per_token(results: Sequence[dict[str, Any]], tokens_per_step: int) -> float | None:

@@ -8,7 +8,7 @@ functions read a study without autotune.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -26,7 +26,7 @@ from autotune.trial import (
     TrialState,
 )
 
-__all__ = ["TrialRecord", "without_password"]
+__all__ = ["TrialRecord", "confirmed", "with_confirmations", "without_password"]
 
 _MEMORY_CONSTRAINT = "device_memory"
 
@@ -115,11 +115,15 @@ class TrialRecord:
             return question
 
     def trials(self) -> list[Trial]:
-        """All trials, oldest first.
+        """All trials, oldest first; runs that confirm one are part of it, none of their own.
 
         Raises:
             StorageError: the storage cannot be read.
         """
+        return with_confirmations(self._runs())
+
+    def _runs(self) -> list[Trial]:
+        """Trials, and runs that confirm them."""
         import optuna
 
         with self._as_storage_error():
@@ -134,10 +138,21 @@ class TrialRecord:
         *,
         is_forced: bool = False,
         reused_from: str | None = None,
+        confirms: int | None = None,
     ) -> Trial:
-        """Write down a trial that is about to run, or was run in an earlier study."""
+        """Write down a trial that is about to run, or was run in an earlier study.
+
+        Args:
+            strategy: what it runs.
+            prediction: what is expected of it.
+            is_forced: although it had been pruned.
+            reused_from: the trial of an earlier study that measured it, in words.
+            confirms: the number of the trial that it runs once more.
+        """
         attributes = self._attributes(strategy, prediction)
         attributes |= {"is_forced": is_forced, "reused_from": reused_from}
+        if confirms is not None:
+            attributes["confirms"] = confirms
         return self._add(TrialState.RUNNING, strategy, attributes)
 
     def finish(self, trial: Trial, outcome: Outcome) -> Trial:
@@ -160,7 +175,7 @@ class TrialRecord:
             for key, value in _outcome_attributes(outcome).items():
                 handle.set_user_attr(key, value)
             values = None
-            if outcome.measurement is not None:
+            if outcome.state is TrialState.COMPLETE and outcome.measurement is not None:
                 values = [float(getattr(outcome.measurement, o.name)) for o in OBJECTIVES]
                 excess = outcome.measurement.peak_device_bytes - self._memory_limit_bytes
                 if outcome.measurement.num_alloc_retries:
@@ -191,7 +206,7 @@ class TrialRecord:
 
     def recover(self) -> int:
         """End the trials that this owner left running when it was killed; how many there were."""
-        left = [trial for trial in self.trials() if trial.state is TrialState.RUNNING]
+        left = [trial for trial in self._runs() if trial.state is TrialState.RUNNING]
         recovered = 0
         with self._as_storage_error():
             owners = {
@@ -237,12 +252,35 @@ class TrialRecord:
                 memory_limit_bytes=self._memory_limit_bytes,
                 is_forced=attributes.get("is_forced", False),
                 reused_from=attributes.get("reused_from"),
+                confirms=attributes.get("confirms"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(
                 f"trial {frozen.number} in {without_password(self._url)} was not written by "
                 f"this version of autotune: {error}"
             ) from error
+
+
+def with_confirmations(runs: Iterable[Trial]) -> list[Trial]:
+    """The trials among these, each with what the runs that confirm it showed."""
+    confirming: dict[int, list[Trial]] = {}
+    trials = []
+    for run in runs:
+        if run.confirms is None:
+            trials.append(run)
+        else:
+            confirming.setdefault(run.confirms, []).append(run)
+    return [confirmed(trial, confirming.get(trial.number, ())) for trial in trials]
+
+
+def confirmed(trial: Trial, runs: Iterable[Trial]) -> Trial:
+    """The trial with what some more runs of its strategy showed, as far as they ended."""
+    for run in runs:
+        if run.measurement is not None:
+            trial = replace(trial, confirmations=(*trial.confirmations, run.measurement))
+        elif run.failure is not None and not run.failure.kind.says_nothing_about_the_strategy:
+            trial = replace(trial, has_failed_again=True)
+    return trial
 
 
 def _outcome_attributes(outcome: Outcome) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from autotune.errors import StorageError
 from autotune.strategy import Strategy
 from autotune.trial import Failure, FailureKind, Measurement, Outcome, TrialSpec
+from autotune.worker.timed_steps import TimedSteps
 
 __all__ = ["RUN_TO_RUN", "Recorded", "ReplayClock", "ReplayRunner", "read_recorded"]
 
@@ -138,19 +139,23 @@ class ReplayRunner:
         self._sleep(max(0.0, recorded.duration_s - _steps_s(measured)))
         on_event({"event": "ready", "setup_time_s": measured.setup_time_s})
         factor = math.exp(self._random.gauss(0.0, self._run_to_run))
-        times: list[float] = []
-        for index in range(spec.warmup_steps + spec.timed_steps):
+        timed, index, defeat = TimedSteps(spec), 0, None
+        while not timed.are_enough and defeat is None:
             seconds = factor * self._random.choice(measured.step_times_s)
             self._sleep(seconds)
             is_timed = index >= spec.warmup_steps
-            times += [seconds] if is_timed else []
             on_event({"event": "step", "index": index, "is_timed": is_timed, "time_s": seconds})
             if self._clock() - started > timeout_s:
                 return ended(Failure(kind=FailureKind.TIMEOUT, message="it did not end"))
             if reason := should_stop():
                 return ended(Failure(kind=FailureKind.INTERRUPTED, message=reason))
+            if is_timed:
+                timed.add(seconds)
+                defeat = timed.defeat(measured.peak_memory_bytes)
+            index += 1
         return Outcome(
-            measurement=_measured_again(measured, tuple(times), spec),
+            measurement=_measured_again(measured, tuple(timed.times_s), spec),
+            reason=defeat,
             duration_s=self._clock() - started,
         )
 

@@ -5,6 +5,7 @@ Does not know where trials are stored, nor how wide the terminal is.
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections import Counter
@@ -17,6 +18,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from autotune.confirmation import Comparison, Verdict
+from autotune.interval import Interval
 from autotune.pareto import Pick
 from autotune.study_summary import StudySummary
 from autotune.trial import Failure, Prediction
@@ -26,6 +29,7 @@ __all__ = [
     "format_duration",
     "format_gib",
     "format_gib_range",
+    "format_interval",
     "format_speed",
     "pareto_table",
     "plain_table",
@@ -38,6 +42,7 @@ _NUM_REASONS = 5
 """Reasons for pruning that a report names."""
 
 _LEGEND = (
+    "±: the 95 % interval, over steps of one run, or over runs where a trial was run again. "
     "peak: what the allocator reserved on the worst rank. predicted: before the launch, with the "
     "bounds where they are known. free: device memory left at that time. "
     "loss: neutral trains as the reference does; changing can change what is learned."
@@ -48,7 +53,7 @@ def render_report(summary: StudySummary) -> RenderableType:
     """The whole report of a study. Contains no markup, so any text in it is shown as it is."""
     parts: list[RenderableType] = [*_header(summary), "", *_counts(summary), ""]
     if summary.front:
-        parts += [pareto_table(summary), *_exports(summary)]
+        parts += [pareto_table(summary), *_confirmation(summary), *_exports(summary)]
     else:
         parts.append(Text("No trial fits yet: there is nothing to export.", style="bold"))
     failures = [trial.failure for trial in summary.trials if trial.failure is not None]
@@ -80,7 +85,7 @@ def pareto_table(summary: StudySummary) -> Table:
     table.add_column("free", justify="right", no_wrap=True)
     table.add_column("loss", no_wrap=True)
     for trial in front:
-        assert trial.measurement is not None
+        assert trial.throughput is not None
         strategy = Text(str(trial.strategy))
         names = [str(which) for which in Pick if picks[which] is trial]
         if names:
@@ -91,11 +96,11 @@ def pareto_table(summary: StudySummary) -> Table:
         table.add_row(
             str(trial.number),
             strategy,
-            f"{trial.measurement.tokens_per_second:,.0f}",
+            format_interval(trial.throughput),
             format_speed(prediction) if prediction else "-",
             *([_percent(summary.mfu(trial))] if has_mfu else []),
             *([_millijoules(trial.energy_j_per_token)] if has_energy else []),
-            format_gib(trial.measurement.peak_memory_bytes),
+            format_gib(trial.peak_memory_bytes),
             _format_peak(prediction) if prediction else "-",
             _percent(summary.headroom(trial)),
             str(summary.loss_class(trial)),
@@ -140,7 +145,7 @@ def _counts(summary: StudySummary) -> Iterator[RenderableType]:
             for name, error in errors.items()
         )
         yield Text(
-            f"Predictions were off by (median, 95th percentile of {num} complete trials): {words}."
+            f"Predictions were off by (median, 95th percentile of {num} measured trials): {words}."
         )
     if summary.reused:
         yield Text(
@@ -159,6 +164,35 @@ def _counts(summary: StudySummary) -> Iterator[RenderableType]:
             f"Complete trials that do not count as fitting: {summary.num_unfit} (over the memory "
             "limit, or the allocator had to flush its cache in timed steps)."
         )
+
+
+def _confirmation(summary: StudySummary) -> Iterator[RenderableType]:
+    """What running the best again has shown."""
+    again = [trial for trial in summary.trials if trial.is_confirmed]
+    if not again:
+        return
+    runs = ", ".join(f"{trial.number} ({len(trial.confirmations)} times)" for trial in again)
+    yield ""
+    yield Text(
+        f"Run again, longer and in turns: trials {runs}; their figures are from these runs."
+    )
+    for found in summary.comparisons:
+        yield Text(_in_words(found))
+
+
+def _in_words(found: Comparison) -> str:
+    first, second = found.first.number, found.second.number
+    difference = f"{found.difference.mean:.1%} ± {found.difference.half_width:.1%}"
+    match found.verdict:
+        case Verdict.FASTER:
+            return f"Trial {first} is faster than trial {second}, by {difference}."
+        case Verdict.TIE:
+            return f"Trials {first} and {second} are a tie: they differ by {difference}."
+        case Verdict.OPEN:
+            return (
+                f"Trials {first} and {second} are a tie as far as the time allowed to tell: they "
+                f"differ by {difference}."
+            )
 
 
 def _exports(summary: StudySummary) -> Iterator[RenderableType]:
@@ -259,6 +293,13 @@ def format_speed(prediction: Prediction) -> str:
     return speed if bounds is None else f"{speed}\n{bounds[0]:,.0f} to {bounds[1]:,.0f}"
 
 
+def format_interval(interval: Interval) -> str:
+    """A mean, and below it how far off it may be, where that is known."""
+    if math.isinf(interval.half_width):
+        return f"{interval.mean:,.0f}"
+    return f"{interval.mean:,.0f}\n± {interval.half_width:,.0f}"
+
+
 def format_duration(seconds: float) -> str:
     """A wall time in the two largest units."""
     minutes, rest = divmod(round(seconds), 60)
@@ -295,12 +336,16 @@ def report_json(summary: StudySummary) -> dict[str, Any]:
           and `p95` of |predicted / measured - 1|, and `num_trials`; empty where nothing was
           measured.
         - `front`: numbers of the trials on the Pareto front, fastest first.
+        - `comparisons`: of the trials that were run again, the faster `first` and the next one,
+          `second`: the `difference` as a share with its 95 % `half_width`, and the `verdict`.
         - `picks`: trial number by `throughput`, `memory` and `balanced`; empty where nothing fits.
         - `trials`: each with `number`, `state`, `strategy`, `strategy_in_words`, `loss_class`,
           `prediction`, `measurement`, `failure`, `reason`, `duration_s`, `fits`, `is_forced`,
           `reused_from` (the trial of an earlier study that measured it), the shares `mfu` and
-          `headroom`, and where it is complete `prediction_errors`, predicted over
-          measured less 1. Their fields are those of the classes in `trial.py`.
+          `headroom`, `throughput` with its 95 % `half_width`, `confirmations` (a measurement of
+          each later run) and `has_failed_again` (whether one failed), and where it is measured
+          `prediction_errors`, predicted over measured less 1. Their fields are those of the
+          classes in `trial.py`.
     """
     return {
         "study": summary.name,
@@ -318,6 +363,16 @@ def report_json(summary: StudySummary) -> dict[str, Any]:
         "trials_per_minute": summary.trials_per_minute,
         "prediction_errors": {k: asdict(e) for k, e in summary.prediction_errors.items()},
         "front": [trial.number for trial in summary.front],
+        "comparisons": [
+            {
+                "first": found.first.number,
+                "second": found.second.number,
+                "difference": found.difference.mean,
+                "half_width": found.difference.half_width,
+                "verdict": str(found.verdict),
+            }
+            for found in summary.comparisons
+        ],
         "picks": {str(which): trial.number for which, trial in summary.picks.items()},
         "trials": [summary.record(trial) for trial in summary.trials],
     }

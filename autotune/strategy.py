@@ -129,6 +129,13 @@ class Strategy:
         """Whether anything is kept in files under --nvme-path."""
         return Offload.NVME in (self.offload_optimizer, self.offload_param)
 
+    @property
+    def uses_host(self) -> bool:
+        """Whether it works in memory of the host, or through it, in every step."""
+        places = (self.offload_optimizer, self.offload_param, self.offload_checkpoints)
+        is_paged = self.optimizer is Optimizer.PAGED_ADAMW_8BIT
+        return is_paged or any(place is not Offload.NONE for place in places)
+
     def data_parallel_size(self, num_ranks: int) -> int:
         """Groups of ranks with samples of their own; 0 where the ranks cannot be so divided."""
         return 0 if num_ranks % self.model_parallel_size else num_ranks // self.model_parallel_size

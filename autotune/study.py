@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 
 from autotune.budget import expected_duration_s
+from autotune.confirmation import Confirmer
 from autotune.protocols import Predictor, Pruner, Sampler
-from autotune.record import TrialRecord
+from autotune.record import TrialRecord, confirmed
 from autotune.strategy import Strategy
 from autotune.trial import Outcome, Prediction, Trial, TrialState
 
@@ -51,6 +52,8 @@ class Study:
             left out.
         max_trials: launch at most so many, those of earlier sessions included.
         num_forced: launch so many of those that their prediction had pruned, to check it.
+        num_confirmed: run so many of the best again at the end, until their order is known; a
+            share of the time is kept for it.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Study:
         learn: Callable[[Sequence[Trial]], Predictor] | None = None,
         max_trials: int | None = None,
         num_forced: int = 0,
+        num_confirmed: int = 0,
     ) -> None:
         self._record = record
         self._sampler = sampler
@@ -71,8 +75,10 @@ class Study:
         self._pruners = tuple(pruners)
         self._max_trials = max_trials
         self._num_to_force = num_forced
+        self._confirmer = Confirmer(num_confirmed)
         self._trials = record.trials()
         self._predictor = learn(self._trials) if learn else predictor
+        self._running: set[int] = set()
         self.end_reason: str | None = None
         """Why `ask` had nothing more, in words."""
 
@@ -84,7 +90,8 @@ class Study:
     def ask(self, remaining_s: float) -> Trial | None:
         """The next trial to launch, written down as running; None when the search is over.
 
-        Strategies that are not worth launching are written down as pruned on the way.
+        Strategies that are not worth launching are written down as pruned on the way. When no new
+        strategy is left to launch, the best are run again.
 
         Args:
             remaining_s: what is left of the budget; nothing is started that needs more.
@@ -92,6 +99,24 @@ class Study:
         Raises:
             StorageError: the record cannot be written.
         """
+        kept_s = self._confirmer.kept_s(self._trials, remaining_s)
+        trial = None if self._confirmer.has_begun else self._ask_new(remaining_s - kept_s)
+        return trial or self._ask_confirming(remaining_s)
+
+    def _ask_confirming(self, remaining_s: float) -> Trial | None:
+        """A run of one of the best trials once more, while nothing else runs."""
+        if self._running:
+            return None
+        best = self._confirmer.next(self._trials, remaining_s)
+        if best is None:
+            return None
+        prediction = best.prediction or self._predictor.predict(best.strategy)
+        run = self._record.start(best.strategy, prediction, confirms=best.number)
+        self._running.add(run.number)
+        return run
+
+    def _ask_new(self, remaining_s: float) -> Trial | None:
+        """A strategy that was not launched yet."""
         if self._max_trials is not None and self._num_launched() >= self._max_trials:
             self.end_reason = f"--trials {self._max_trials} were run"
             return None
@@ -109,6 +134,7 @@ class Study:
             proposal.strategy, proposal.prediction, is_forced=proposal.is_forced
         )
         self._trials.append(trial)
+        self._running.add(trial.number)
         return trial
 
     def _proposed_within(self, remaining_s: float) -> _Proposal | None:
@@ -142,6 +168,13 @@ class Study:
             StorageError: the record cannot be written.
         """
         ended = self._record.finish(trial, outcome)
+        self._running.discard(trial.number)
+        if ended.confirms is not None:
+            self._confirmer.ended(ended)
+            self._trials = [
+                confirmed(t, [ended]) if t.number == ended.confirms else t for t in self._trials
+            ]
+            return ended
         self._trials = [ended if t.number == trial.number else t for t in self._trials]
         if self._learn is not None and ended.measurement is not None:
             self._predictor = self._learn(self._trials)
@@ -226,4 +259,4 @@ def _tells_of_its_strategy(trial: Trial) -> bool:
     """Whether it was launched, and not broken by the machinery or from outside."""
     failure = trial.failure
     is_broken = failure is not None and failure.kind.says_nothing_about_the_strategy
-    return trial.state is not TrialState.PRUNED and not is_broken
+    return (trial.state is not TrialState.PRUNED or trial.was_launched) and not is_broken

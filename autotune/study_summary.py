@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from autotune.confirmation import Comparison, comparisons
 from autotune.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.knobs import LossClass
 from autotune.pareto import Pick, pareto_front, pick
@@ -83,7 +84,8 @@ class StudySummary:
     @property
     def num_unfit(self) -> int:
         """Complete trials over the memory limit, or with a thrashing allocator."""
-        return self.counts[TrialState.COMPLETE] - sum(trial.fits for trial in self.trials)
+        complete = [trial for trial in self.trials if trial.state is TrialState.COMPLETE]
+        return sum(not trial.fits for trial in complete)
 
     @property
     def prediction_errors(self) -> dict[str, PredictionError]:
@@ -111,6 +113,11 @@ class StudySummary:
         return pareto_front(self.trials)
 
     @property
+    def comparisons(self) -> list[Comparison]:
+        """What runs in turns say about the order of the trials that were run again."""
+        return comparisons([trial for trial in self.trials if trial.fits])
+
+    @property
     def picks(self) -> dict[Pick, Trial]:
         """The named trials of the front; empty where nothing fits."""
         front = self.front
@@ -121,8 +128,9 @@ class StudySummary:
         """Model FLOPs utilisation; None where the peak rate of the device is not on record."""
         if trial.measurement is None or self.hardware.device_kind not in DEVICE_KINDS:
             return None
-        speed = trial.measurement.tokens_per_second
-        return model_flops_utilisation(speed, self.workload, self.hardware, trial.strategy)
+        return model_flops_utilisation(
+            trial.tokens_per_second, self.workload, self.hardware, trial.strategy
+        )
 
     def headroom(self, trial: Trial) -> float | None:
         """Share of the device's memory that was free at the peak, as the driver counts it."""

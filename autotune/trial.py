@@ -6,15 +6,17 @@ Does not know who proposes, runs or stores trials.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from statistics import median
 from typing import Any
 
+from autotune.interval import Interval, mean_interval
+from autotune.measurement import Measurement
 from autotune.strategy import Strategy
 from autotune.workload import Workload
 
 __all__ = [
+    "CONFIRMING_S",
     "MEMORY",
     "OBJECTIVES",
     "THROUGHPUT",
@@ -26,10 +28,15 @@ __all__ = [
     "Outcome",
     "Phase",
     "Prediction",
+    "Rival",
     "Trial",
     "TrialSpec",
     "TrialState",
 ]
+
+
+CONFIRMING_S = 6.0
+"""Timed steps of a run that confirms a trial end after so many seconds together."""
 
 
 class TrialState(StrEnum):
@@ -181,54 +188,6 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measurement:
-    """What one finished trial showed. Memory is of the rank that needed most."""
-
-    tokens_per_second: float
-    """Wall-clock training throughput over all ranks at the strategy's accumulation."""
-    step_times_s: tuple[float, ...]
-    """Wall time of each timed optimizer step, slowest rank."""
-    peak_allocated_bytes: int
-    """Peak of live tensors; on the CPU growth of the resident set since the fork."""
-    peak_reserved_bytes: int
-    """Peak of the allocator's pool; on the CPU as `peak_allocated_bytes`."""
-    peak_device_bytes: int
-    """Peak of the whole device as NVML sees it; on the CPU the peak resident set."""
-    num_alloc_retries: int = 0
-    """Times the allocator had to flush its cache during timed steps: it thrashes."""
-    losses: tuple[float, ...] = ()
-    """Mean loss of each optimizer step, warm-up included, over all ranks."""
-    num_parameters: int = 0
-    num_trainable_parameters: int = 0
-    optimizer_state_bytes: int = 0
-    """What the optimizer keeps on one rank beside the weights, wherever it keeps it."""
-    setup_time_s: float = 0.0
-    """From the fork to the first step: context, process group, model, engine."""
-    skipped_steps: int = 0
-    """Optimizer steps skipped on fp16 overflow; never timed."""
-    energy_j_per_token: float | None = None
-    """What all devices used in the timed steps; None where a device counts no energy."""
-
-    @property
-    def step_time_s(self) -> float:
-        """Median of the timed optimizer steps."""
-        return median(self.step_times_s)
-
-    @property
-    def peak_memory_bytes(self) -> int:
-        """The memory objective: what the allocator held at most."""
-        return self.peak_reserved_bytes
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Measurement:
-        """Read back what `dataclasses.asdict` gave, through JSON or not."""
-        values = dict(record)
-        values["step_times_s"] = tuple(values["step_times_s"])
-        values["losses"] = tuple(values["losses"])
-        return cls(**values)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
     """Why a trial came to no measurement."""
 
@@ -253,9 +212,10 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How running one trial ended: exactly one of measurement, failure and reason is set."""
+    """How running one trial ended: with a measurement, a failure or a reason."""
 
     measurement: Measurement | None = None
+    """What it showed; with a reason too, up to the moment at which it was stopped."""
     failure: Failure | None = None
     reason: str | None = None
     """Why it was stopped during its run, in words, where a pruner did so."""
@@ -264,9 +224,18 @@ class Outcome:
     @property
     def state(self) -> TrialState:
         """The final state that this outcome gives a trial."""
-        if self.measurement is not None:
-            return TrialState.COMPLETE
-        return TrialState.FAILED if self.failure is not None else TrialState.PRUNED
+        if self.failure is not None:
+            return TrialState.FAILED
+        return TrialState.PRUNED if self.reason is not None else TrialState.COMPLETE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rival:
+    """A trial on the front so far: what another one has to beat in speed or in memory."""
+
+    number: int
+    tokens_per_second: float
+    peak_memory_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -281,10 +250,26 @@ class TrialSpec:
     """Of the optimizer; time and memory do not depend on it."""
     warmup_steps: int = 2
     """Optimizer steps before the clock starts."""
-    timed_steps: int = 4
-    """Timed optimizer steps at most; long steps stop after two."""
+    timed_steps: int = 20
+    """Timed optimizer steps at most."""
+    timed_s: float = 4.0
+    """They end after so many seconds together, but not before two."""
+    relative_half_width: float = 0.02
+    """They end once the 95 % interval of their mean is within this share of it; 0: they do not."""
+    rivals: tuple[Rival, ...] = ()
+    """The trial ends early, as pruned, once it cannot beat one of these any more."""
     nvme_path: str | None = None
     """Folder for what is offloaded to NVMe; the runner gives each trial a fresh one below it."""
+
+    def to_confirm(self) -> TrialSpec:
+        """The same for longer, and to its end: what a trial of the final choice is run as."""
+        return replace(
+            self,
+            timed_steps=2 * self.timed_steps,
+            timed_s=CONFIRMING_S,
+            relative_half_width=self.relative_half_width / 2,
+            rivals=(),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `from_dict` reads it back."""
@@ -299,6 +284,7 @@ class TrialSpec:
         values = dict(record)
         values["workload"] = Workload.from_dict(values["workload"])
         values["strategy"] = Strategy.from_dict(values["strategy"])
+        values["rivals"] = tuple(Rival(**rival) for rival in values.get("rivals", ()))
         return cls(**values)
 
 
@@ -311,6 +297,7 @@ class Trial:
     state: TrialState
     prediction: Prediction | None = None
     measurement: Measurement | None = None
+    """What was measured; of a trial that was pruned while it ran, up to that moment."""
     failure: Failure | None = None
     reason: str | None = None
     """Why it was pruned, in words."""
@@ -322,6 +309,43 @@ class Trial:
     """Whether it was launched although it had been pruned by its prediction."""
     reused_from: str | None = None
     """The trial of an earlier study that measured it, in words; None where it was run here."""
+    confirms: int | None = None
+    """The trial whose strategy it runs once more, and longer; None where it is one of its own."""
+    confirmations: tuple[Measurement, ...] = ()
+    """What later runs of the same strategy showed, oldest first."""
+    has_failed_again: bool = False
+    """Whether a later run of the same strategy failed for a reason of its own."""
+
+    @property
+    def throughput(self) -> Interval | None:
+        """Tokens per second with their 95 % interval; None where nothing was measured.
+
+        Over the confirming runs where there are any, for a trial is chosen to be confirmed because
+        its own run was fast. Over the steps of a run where there is but one.
+        """
+        if len(self.confirmations) > 1:
+            return mean_interval([run.tokens_per_second for run in self.confirmations])
+        run = self.confirmations[0] if self.confirmations else self.measurement
+        return None if run is None else run.throughput
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The mean throughput; 0 where nothing was measured."""
+        return 0.0 if self.throughput is None else self.throughput.mean
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """What the allocator held at most in any of its runs; 0 where nothing was measured."""
+        return max((run.peak_memory_bytes for run in self._runs), default=0)
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether its strategy was run again."""
+        return bool(self.confirmations)
+
+    @property
+    def _runs(self) -> tuple[Measurement, ...]:
+        return () if self.measurement is None else (self.measurement, *self.confirmations)
 
     @property
     def energy_j_per_token(self) -> float | None:
@@ -335,11 +359,22 @@ class Trial:
 
     @property
     def fits(self) -> bool:
-        """Whether it was measured, within the memory limit, without an allocator that thrashes."""
+        """Whether it ran to its end, within the memory that it may use."""
+        return self.state is TrialState.COMPLETE and self.is_within_memory
+
+    @property
+    def is_within_memory(self) -> bool:
+        """Whether it was measured, within the memory limit, without an allocator that thrashes.
+
+        In every run of its strategy.
+        """
         return (
             self.measurement is not None
-            and self.measurement.peak_device_bytes <= self.memory_limit_bytes
-            and self.measurement.num_alloc_retries == 0
+            and not self.has_failed_again
+            and all(
+                run.peak_device_bytes <= self.memory_limit_bytes and run.num_alloc_retries == 0
+                for run in self._runs
+            )
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -356,4 +391,7 @@ class Trial:
             "fits": self.fits,
             "is_forced": self.is_forced,
             "reused_from": self.reused_from,
+            "throughput": asdict(self.throughput) if self.throughput else None,
+            "confirmations": [asdict(run) for run in self.confirmations],
+            "has_failed_again": self.has_failed_again,
         }

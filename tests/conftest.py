@@ -76,6 +76,7 @@ def run_trial(
             num_ranks=num_ranks,
             warmup_steps=2,
             timed_steps=timed_steps,
+            relative_half_width=0.0,
             learning_rate=learning_rate,
         )
         where = folder or tmp_path_factory.mktemp(f"trial{next(numbers)}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.trial import Failure, FailureKind, Measurement, Outcome, TrialSpec
+from autotune.worker.timed_steps import TimedSteps
 
 __all__ = ["FakeRunner"]
 
@@ -47,7 +48,9 @@ class FakeRunner:
         """As `protocols.Runner.run`."""
         started = self._clock()
         on_event({"event": "ready", "setup_time_s": 0.0})
-        for index in range(spec.warmup_steps + spec.timed_steps):
+        timed, index, defeat = TimedSteps(spec), 0, None
+        peak = 2**30 * spec.strategy.micro_batch_size
+        while not timed.are_enough and defeat is None:
             self._sleep(self._step_time_s)
             on_event(
                 {
@@ -64,13 +67,16 @@ class FakeRunner:
                 failure = Failure(kind=FailureKind.INTERRUPTED, message=reason)
             if failure is not None:
                 return Outcome(failure=failure, duration_s=self._clock() - started)
-        peak = 2**30 * spec.strategy.micro_batch_size
+            if index >= spec.warmup_steps:
+                timed.add(self._step_time_s)
+                defeat = timed.defeat(peak)
+            index += 1
         measurement = Measurement(
             tokens_per_second=spec.workload.tokens_per_step / self._step_time_s,
-            step_times_s=(self._step_time_s,) * spec.timed_steps,
-            losses=(10.0,) * (spec.warmup_steps + spec.timed_steps),
+            step_times_s=tuple(timed.times_s),
+            losses=(10.0,) * index,
             peak_allocated_bytes=peak,
             peak_reserved_bytes=peak,
             peak_device_bytes=peak,
         )
-        return Outcome(measurement=measurement, duration_s=self._clock() - started)
+        return Outcome(measurement=measurement, reason=defeat, duration_s=self._clock() - started)

@@ -37,6 +37,11 @@ from autotune.presets import PRESETS
         (["--model", "tiny", "--headroom", "1.5"], "--headroom must be"),
         (["--model", "tiny", "--trials", "0"], "--trials must be"),
         (["--model", "tiny", "--force-pruned", "-1"], "--force-pruned must be at least 0, got -1"),
+        (
+            ["--model", "tiny", "--devices", "2", "--devices-per-trial", "3"],
+            "--devices-per-trial 3 does not divide 2 devices",
+        ),
+        (["--model", "tiny", "--confirm", "-1"], "--confirm must be at least 0, got -1"),
         (["--model", "tiny", "--seed", "-1"], "--seed must be"),
         (["--model", "tiny", "--method", "lora", "--lora-targets", ","], "names no layer"),
         (["--model", "tiny", "--space", "huge.yaml"], "micro_batch_size 500000000 x 2 ranks"),

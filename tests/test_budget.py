@@ -43,14 +43,14 @@ def test_a_budget_counts_from_the_start_of_the_command() -> None:
 
 
 def test_before_any_trial_a_duration_is_steps_and_an_overhead() -> None:
-    # Predicted at 1 s a step: two to warm up, three timed until the 3 s are over.
-    assert duration_s([]) == 8.0 + 5.0
+    # Predicted at 1 s a step: two to warm up, four timed until the 4 s are over.
+    assert duration_s([]) == 8.0 + 6.0
 
 
 def test_finished_trials_correct_the_predicted_steps_and_the_overhead() -> None:
-    # Measured at 1.1 s a step where 1 s was predicted; 6 s in all, 5.5 s of them steps.
+    # Measured at 1.1 s a step where 1 s was predicted; 6 s in all, 2.2 s of them its two steps.
     trials = [complete(0, 1.0, 1.0)]
-    assert duration_s(trials) == pytest.approx(0.5 + 5 * 1.1)
+    assert duration_s(trials) == pytest.approx(3.8 + 4 * 1.1)
 
 
 def test_failed_trials_do_not_shorten_what_is_expected() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from autotune.hardware import (
     DEVICE_KINDS,
     DeviceType,
     detect_hardware,
+    shared_out,
     visible_gpus,
     with_nvme,
 )
@@ -129,3 +131,17 @@ def test_an_nvme_path_is_probed_and_left_empty(tmp_path: Path) -> None:
 def test_an_nvme_path_that_cannot_be_written_is_refused() -> None:
     with pytest.raises(ConfigError, match="--nvme-path /proc: cannot be written"):
         with_nvme(detect_hardware(), Path("/proc"))
+
+
+def test_devices_are_shared_out_among_trials_and_the_host_is_not() -> None:
+    whole = replace(detect_hardware(), num_devices=4)
+    part, num_places = shared_out(whole, 2)
+    assert (part.num_devices, num_places) == (2, 2)
+    assert part.device_memory_bytes == whole.device_memory_bytes
+    assert part.host_memory_bytes == whole.host_memory_bytes
+
+
+@pytest.mark.parametrize("num_devices", [0, 3, 8])
+def test_devices_that_cannot_be_shared_out_are_refused_by_the_flags_name(num_devices: int) -> None:
+    with pytest.raises(ConfigError, match=r"--devices-per-trial .* does not divide 4 devices"):
+        shared_out(replace(detect_hardware(), num_devices=4), num_devices)

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,8 +16,8 @@ import pytest
 from conftest import RunTrial
 from planted_model import planted_workload
 
-from autotune.hardware import Hardware
-from autotune.launcher import Launcher
+from autotune.hardware import DeviceType, Hardware
+from autotune.launcher import Launcher, rank_environment
 from autotune.strategy import Strategy
 from autotune.trial import FailureKind, Outcome, Phase, TrialSpec
 from autotune.workload import Workload
@@ -100,7 +101,12 @@ def test_a_rank_killed_from_outside_is_a_crash(
             os.kill(max(child.pid for child in server.children()), signal.SIGKILL)
 
     spec = TrialSpec(
-        workload=tiny, strategy=Strategy(micro_batch_size=1), num_ranks=2, timed_steps=500
+        workload=tiny,
+        strategy=Strategy(micro_batch_size=1),
+        num_ranks=2,
+        timed_steps=500,
+        timed_s=1e9,
+        relative_half_width=0.0,
     )
     outcome = launcher.run(spec, folder=tmp_path, timeout_s=60, on_event=kill_a_rank)
     assert outcome.failure is not None
@@ -116,7 +122,12 @@ def test_a_killed_server_loses_the_trial_but_not_the_next_one(
         server.kill()
 
     spec = TrialSpec(
-        workload=tiny, strategy=Strategy(micro_batch_size=1), num_ranks=2, timed_steps=500
+        workload=tiny,
+        strategy=Strategy(micro_batch_size=1),
+        num_ranks=2,
+        timed_steps=500,
+        timed_s=1e9,
+        relative_half_width=0.0,
     )
     outcome = launcher.run(spec, folder=tmp_path, timeout_s=60, on_event=kill_the_server)
     assert outcome.failure is not None
@@ -129,7 +140,12 @@ def test_a_trial_can_be_stopped_from_outside(
 ) -> None:
     started = time.monotonic()
     spec = TrialSpec(
-        workload=tiny, strategy=Strategy(micro_batch_size=1), num_ranks=2, timed_steps=5000
+        workload=tiny,
+        strategy=Strategy(micro_batch_size=1),
+        num_ranks=2,
+        timed_steps=5000,
+        timed_s=1e9,
+        relative_half_width=0.0,
     )
     outcome = launcher.run(
         spec,
@@ -158,6 +174,19 @@ def test_ranks_listen_on_the_loopback_interface_alone(
     assert outcome.measurement is not None
     assert addresses  # gloo's ranks do listen
     assert all(ipaddress.ip_address(address).is_loopback for address in addresses)
+
+
+def test_launchers_side_by_side_have_devices_of_their_own_and_share_the_cores(
+    cpu_hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    pair = replace(cpu_hardware, device_type=DeviceType.CUDA)
+    places = [rank_environment(pair, place, num_places=2) for place in range(2)]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in places] == ["4,5", "6,7"]
+    assert {e["OMP_NUM_THREADS"] for e in places} == {"4"}
+    assert rank_environment(pair)["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
 
 
 def test_each_rank_writes_its_own_logs(run_trial: RunTrial, tmp_path: Path) -> None:

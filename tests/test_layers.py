@@ -17,7 +17,7 @@ import autotune
 PACKAGE = Path(autotune.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "presets", "knobs", "rates"),
+    ("errors", "interval", "presets", "knobs", "rates"),
     (
         "yaml_file",
         "extensions",
@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "memory_order",
     ),
     (
+        "measurement",
         "trial",
         "breakdown",
         "prediction_table",
@@ -60,8 +61,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("samplers", "pruners", "record", "study_folder", "drivers"),
     (
-        "study",
         "pareto",
+        "confirmation",
+        "study",
         "prediction_error",
         "study_summary",
         "reuse",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sample_study import complete, failed, pruned
 
-from autotune.pareto import Pick, front_of, front_rows, pareto_front, pick
+from autotune.pareto import Pick, front_of, front_rows, pareto_front, pick, rivals
 from autotune.trial import FailureKind, Trial
 
 
@@ -90,3 +90,11 @@ def test_the_only_trial_of_a_front_is_every_pick(which: Pick) -> None:
 @pytest.mark.parametrize("which", Pick)
 def test_an_empty_front_has_no_pick(which: Pick) -> None:
     assert pick([], which) is None
+
+
+def test_the_rivals_of_a_running_trial_are_the_front_so_far() -> None:
+    found = rivals([complete(0, 100, 10), complete(1, 300, 40), complete(2, 200, 50)])
+    assert [(r.number, r.tokens_per_second, r.peak_memory_bytes) for r in found] == [
+        (1, 300, 40 * 2**30),
+        (0, 100, 10 * 2**30),
+    ]

@@ -86,7 +86,7 @@ def test_of_another_kind_of_device_memory_alone_is_learned() -> None:
 def test_it_is_said_what_was_learned_from_what_and_how_far_it_moved(plan: Plan) -> None:
     said = words(learn_from(study(), plan.question))
     assert said[0].startswith(
-        "Corrected by 24 complete trials of results/mine (1.1B, full, 2 x H100-80GB): "
+        "Corrected by 24 measured trials of results/mine (1.1B, full, 2 x H100-80GB): "
         "step times by +2"
     )
     assert len(said) == 1
@@ -115,7 +115,7 @@ def test_a_single_trial_teaches_nothing(plan: Plan) -> None:
         for trial in whole.trials[1:]
         if trial.measurement is not None
     ]
-    with pytest.raises(ConfigError, match="it has 1 complete trials, and 2 are the least"):
+    with pytest.raises(ConfigError, match="it has 1 measured trials, and 2 are the least"):
         learn_from(replace(whole, trials=(whole.trials[0], *thrashing)), plan.question)
 
 

@@ -152,7 +152,7 @@ def test_a_recorded_study_corrects_a_plan_for_another_model(tmp_path: Path) -> N
         "num_trials": 30,
         "step_time": True,
     }
-    assert any(s.startswith("Corrected by 30 complete trials") for s in document["assumptions"])
+    assert any(s.startswith("Corrected by 30 measured trials") for s in document["assumptions"])
 
 
 def test_a_disk_that_is_named_lets_strategies_offload_to_it(tmp_path: Path) -> None:

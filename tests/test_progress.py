@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -86,6 +87,16 @@ def test_every_view_shows_notes_and_the_end_of_each_launched_trial(kind: type[Vi
     assert "in 10.0 GiB (predicted 1,000 tokens/s in 11.0 GiB)" in screen.text
     assert "device out of memory in forward: CUDA [out of] memory" in screen.text
     assert "pruned" in screen.text
+
+
+def test_a_trial_that_ended_early_says_why_and_is_none_of_those_never_launched() -> None:
+    screen = Screen(is_terminal=False)
+    beaten = replace(complete(4, 500.0, 20.0), state=TrialState.PRUNED, reason="trial 1 is faster")
+    with PlainProgress(screen.console, Budget(600.0)) as view:
+        view.trials_changed([beaten])
+        view.trial_ended(beaten)
+    assert screen.text.endswith(f"trial 4: {beaten.strategy}: ended early: trial 1 is faster")
+    assert "without a launch" not in screen.text
 
 
 def test_lines_in_a_pipe_carry_no_control_sequence_and_a_time_stamp_each() -> None:

@@ -20,6 +20,7 @@ CHOICES = {"zero_stage": (0, 1, 2, 3), "micro_batch_size": (1, 2, 4, 8)}
 OUT_OF_MEMORY = Failure(
     kind=FailureKind.DEVICE_OUT_OF_MEMORY, message="no memory", phase=Phase.BACKWARD, rank=1
 )
+INTERRUPTED = Failure(kind=FailureKind.INTERRUPTED, message="stopped")
 
 
 @pytest.fixture
@@ -77,6 +78,50 @@ def test_optuna_reads_pruned_trials_with_their_reason(url: str) -> None:
     assert trial.state is optuna.trial.TrialState.PRUNED
     assert trial.user_attrs["reason"] == "too large"
     assert trial.params == {"zero_stage": 0, "micro_batch_size": 4}
+
+
+def test_what_a_trial_had_measured_when_it_ended_early_is_kept(url: str) -> None:
+    record = open_record(url)
+    started = record.start(Strategy(micro_batch_size=2), prediction(20.0))
+    measured = complete(0, 500.0, 20.0).measurement
+    told = record.finish(
+        started, Outcome(measurement=measured, reason="trial 0 is faster", duration_s=4.0)
+    )
+    assert (told.state, told.was_launched) == (TrialState.PRUNED, True)
+    [read] = open_record(url).trials()
+    assert str(read) == str(told)
+    assert read.measurement is not None
+    assert as_optuna_sees_it(url).trials[0].state is optuna.trial.TrialState.PRUNED
+
+
+def test_a_run_that_confirms_a_trial_is_part_of_it_and_no_trial_of_its_own(url: str) -> None:
+    record = open_record(url)
+    first = add(record, 1, 1000.0, 10.0)
+    add(record, 2, 900.0, 9.0)
+    measured = complete(0, 950.0, 11.0).measurement
+    for outcome in (
+        Outcome(measurement=measured, duration_s=9.0),
+        Outcome(failure=INTERRUPTED, duration_s=1.0),
+    ):
+        run = record.start(first.strategy, prediction(10.0), confirms=first.number)
+        record.finish(run, outcome)
+    record.start(first.strategy, prediction(10.0), confirms=first.number)
+
+    [again, other] = open_record(url).trials()
+    assert len(again.confirmations) == 1
+    assert (again.tokens_per_second, again.peak_memory_bytes) == (950.0, 11 * GIB)
+    assert again.fits
+    assert other.confirmations == ()
+    assert open_record(url).recover() == 1
+    assert as_optuna_sees_it(url).trials[2].user_attrs["confirms"] == 0
+
+
+def test_a_later_run_out_of_memory_takes_a_trial_off_the_front(url: str) -> None:
+    record = open_record(url)
+    trial = add(record, 1, 1000.0, 10.0)
+    run = record.start(trial.strategy, prediction(10.0), confirms=trial.number)
+    record.finish(run, Outcome(failure=OUT_OF_MEMORY, duration_s=1.0))
+    assert pareto_front(record.trials()) == []
 
 
 def test_optunas_best_trials_are_our_front(url: str) -> None:

@@ -27,7 +27,14 @@ RECORDED = (
 
 
 def run(runner: ReplayRunner, strategy: Strategy) -> Outcome:
-    spec = TrialSpec(workload=WORKLOAD, strategy=strategy, num_ranks=1)
+    spec = TrialSpec(
+        workload=WORKLOAD,
+        strategy=strategy,
+        num_ranks=1,
+        timed_steps=4,
+        timed_s=1e9,
+        relative_half_width=0.0,
+    )
     return runner.run(spec, folder=Path(), timeout_s=300.0)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -24,7 +25,7 @@ from autotune.report import pareto_table, render_report, report_json
 from autotune.shortfall import nothing_fits, related_questions
 from autotune.strategy import Strategy
 from autotune.study_summary import StudySummary
-from autotune.trial import FailureKind, TrialState
+from autotune.trial import FailureKind, Trial, TrialState
 from autotune.workload import Method
 
 STRATEGY = Strategy(zero_stage=3, micro_batch_size=16, checkpoint_interval=2, fused_kernels=True)
@@ -82,7 +83,7 @@ def test_prediction_errors_are_medians_and_95th_percentiles_of_complete_trials()
 def test_the_report_states_the_error_and_its_json_that_of_each_trial() -> None:
     study = summary(complete(0, 100, 10, predicted_gib=11))
     text = printed(render_report(study), width=200)
-    assert "95th percentile of 1 complete trials): allocated 10%, 10%; reserved 10%, 10%" in text
+    assert "95th percentile of 1 measured trials): allocated 10%, 10%; reserved 10%, 10%" in text
     document = report_json(study)
     assert document["prediction_errors"]["reserved"]["median"] == pytest.approx(0.1)
     assert document["trials"][0]["prediction_errors"]["reserved"] == pytest.approx(0.1)
@@ -277,3 +278,25 @@ def test_a_front_with_every_column_fits_a_terminal_of_80() -> None:
     assert max(map(len, front.splitlines())) <= 80
     for words in ("75,967", "71,667", "79,965", "57.2", "15.3", "neutral"):
         assert words in front
+
+
+def test_the_report_says_what_running_the_best_again_has_shown() -> None:
+    def again(trial: Trial, *speeds: float) -> Trial:
+        assert trial.measurement is not None
+        runs = [replace(trial.measurement, tokens_per_second=speed) for speed in speeds]
+        return replace(trial, confirmations=tuple(runs))
+
+    study = summary(
+        again(complete(0, 1300, 40), 1000, 1010, 990),
+        again(complete(1, 1200, 39), 1003, 1008, 991),
+        again(complete(2, 500, 10), 500, 501, 502),
+    )
+    text = printed(render_report(study), width=200)
+    assert "trials 0 (3 times), 1 (3 times), 2 (3 times)" in text
+    assert "1,001" in text
+    assert "± 22" in text
+    assert "Trials 1 and 0 are a tie: they differ by 0.1% ± 0.6%." in text
+    assert re.search(r"Trial 0 is faster than trial 2, by 99\.\d% ± \d\.\d%\.", text)
+    document = report_json(study)
+    assert [c["verdict"] for c in document["comparisons"]] == ["tie", "faster"]
+    assert document["picks"]["throughput"] == 1

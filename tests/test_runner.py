@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from fake_runner import FakeRunner
 from autotune.protocols import Runner
 from autotune.replay import Recorded, ReplayClock, ReplayRunner
 from autotune.strategy import Strategy
-from autotune.trial import FailureKind, Measurement, Outcome, TrialSpec, TrialState
+from autotune.trial import FailureKind, Measurement, Outcome, Rival, TrialSpec, TrialState
 from autotune.workload import Workload
 
 STRATEGY = Strategy(micro_batch_size=2, zero_stage=1)
@@ -43,7 +44,14 @@ def runner(request: pytest.FixtureRequest) -> Runner:
 
 
 def _spec(tiny: Workload, timed_steps: int) -> TrialSpec:
-    return TrialSpec(workload=tiny, strategy=STRATEGY, num_ranks=2, timed_steps=timed_steps)
+    return TrialSpec(
+        workload=tiny,
+        strategy=STRATEGY,
+        num_ranks=2,
+        timed_steps=timed_steps,
+        timed_s=1e9,
+        relative_half_width=0.0,
+    )
 
 
 def test_a_finished_trial_hands_back_its_measurement(
@@ -72,6 +80,30 @@ def test_events_tell_when_the_engine_is_ready_and_then_of_each_step(
     assert [step["index"] for step in steps] == [0, 1, 2, 3]
     assert [step["is_timed"] for step in steps] == [False, False, True, True]
     assert all(step["time_s"] > 0 for step in steps)
+
+
+def test_steps_end_once_their_mean_is_known_well_enough(
+    runner: Runner, tiny: Workload, tmp_path: Path
+) -> None:
+    spec = replace(_spec(tiny, 5000), relative_half_width=1e6)
+    measured = runner.run(spec, folder=tmp_path, timeout_s=60.0).measurement
+    assert measured is not None
+    assert len(measured.step_times_s) == 2
+
+
+def test_a_trial_that_cannot_beat_a_rival_ends_as_pruned_and_keeps_what_it_measured(
+    runner: Runner, tiny: Workload, tmp_path: Path
+) -> None:
+    unbeatable = Rival(number=7, tokens_per_second=1e12, peak_memory_bytes=0)
+    spec = replace(_spec(tiny, 5000), rivals=(unbeatable,))
+    outcome = runner.run(spec, folder=tmp_path, timeout_s=60.0)
+    assert outcome.state is TrialState.PRUNED
+    assert outcome.failure is None
+    assert outcome.reason is not None
+    assert "trial 7" in outcome.reason
+    assert outcome.measurement is not None
+    assert len(outcome.measurement.step_times_s) == 1
+    assert outcome.measurement.peak_memory_bytes > 0
 
 
 def test_a_sentence_stops_the_trial_as_interrupted(

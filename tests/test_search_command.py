@@ -20,7 +20,10 @@ from autotune.workload import Workload
 
 pytestmark = pytest.mark.slow
 
-_TINY = ("search", "--model", "tiny", "--seq-len", "32", "--global-batch", "8", "--out", "study")
+_TINY = (
+    *("search", "--confirm", "0", "--model", "tiny", "--seq-len", "32", "--global-batch", "8"),
+    *("--out", "study"),
+)
 
 _LONG_SPACE = """
 knobs:
@@ -77,6 +80,43 @@ def test_study_folder_explains_itself(finished: tuple[Path, dict[str, Any]]) -> 
     assert {"question.json", "environment.json", "study.db", "report.txt", "trials"} <= names
     environment = json.loads((folder / "study" / "environment.json").read_text())
     assert {"torch", "deepspeed", "transformers"} <= set(environment["versions"])
+
+
+def test_the_best_are_run_again_in_turns_and_the_report_gives_intervals(tmp_path: Path) -> None:
+    command = [*_TINY, "--budget", "4m", "--trials", "2", "--confirm", "2", "--json"]
+    ran = autotune(*command, folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    answer = json.loads(ran.stdout)
+    assert len(answer["trials"]) == 2
+    again = [trial for trial in answer["trials"] if trial["confirmations"]]
+    assert 1 <= len(again) <= 2
+    assert all(len(trial["confirmations"]) >= 3 for trial in again)
+    assert all(trial["throughput"]["half_width"] > 0 for trial in again)
+    best = answer["picks"]["throughput"]
+    assert best in [trial["number"] for trial in again]
+    assert f"trial {best} once more:" in ran.stderr
+    report = autotune("report", "study", folder=tmp_path).stdout
+    assert "Run again, longer and in turns" in report
+    assert "±" in report
+    guide = tmp_path / "study" / "exports" / f"trial-{best}" / "README.md"
+    assert "tokens/s over" in guide.read_text(encoding="utf-8")
+
+
+def test_trials_of_one_device_run_side_by_side(tmp_path: Path) -> None:
+    command = [*_TINY, "--budget", "3m", "--trials", "4", "--devices-per-trial", "1", "--json"]
+    ran = autotune(*command, folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    answer = json.loads(ran.stdout)
+    assert answer["hardware"]["num_devices"] == 1
+    assert answer["counts"]["complete"] + answer["counts"]["pruned"] >= 4
+    times = []
+    for folder in (tmp_path / "study" / "trials").iterdir():
+        events = [json.loads(line) for line in (folder / "rank0.jsonl").read_text().splitlines()]
+        times.append((events[0]["at"], events[-1]["at"]))
+        assert not (folder / "rank1.jsonl").exists()
+    assert len(times) == 4
+    first, second = sorted(times)[:2]
+    assert second[0] < first[1]
 
 
 def test_report_shows_the_study_again(finished: tuple[Path, dict[str, Any]]) -> None:

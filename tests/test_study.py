@@ -72,6 +72,7 @@ def make_study(
     num: int = 8,
     step_times_s: dict[int, float] | None = None,
     num_forced: int = 0,
+    num_confirmed: int = 0,
 ) -> Study:
     return Study(
         record,
@@ -80,6 +81,7 @@ def make_study(
         pruners=pruners,
         max_trials=max_trials,
         num_forced=num_forced,
+        num_confirmed=num_confirmed,
     )
 
 
@@ -192,6 +194,59 @@ def test_max_trials_counts_launches_of_earlier_sessions_but_nothing_pruned(
     study.tell(trial, success(3))
     assert study.ask(100.0) is None
     assert study.end_reason == "--trials 2 were run"
+
+
+def test_the_best_are_run_again_when_nothing_new_is_left_and_add_no_trials(
+    record: TrialRecord,
+) -> None:
+    study = make_study(record, num=2, num_confirmed=2)
+    again = []
+    while (trial := study.ask(1000.0)) is not None:
+        if trial.confirms is not None:
+            again.append(trial.confirms)
+        study.tell(trial, success(trial.strategy.micro_batch_size))
+    # The second is twice as fast, in twice the memory.
+    assert again == [1, 0, 1, 0, 1, 0]
+    assert study.end_reason == "every strategy of the space was tried or ruled out"
+    assert [len(trial.confirmations) for trial in study.trials] == [3, 3]
+    assert list(map(str, record.trials())) == list(map(str, study.trials))
+
+
+def test_runs_that_confirm_wait_for_whatever_still_runs(record: TrialRecord) -> None:
+    study = make_study(record, num=2, num_confirmed=1)
+    first, second = study.ask(1000.0), study.ask(1000.0)
+    assert first is not None
+    assert second is not None
+    study.tell(first, success(1))
+    assert study.ask(1000.0) is None
+    study.tell(second, success(2))
+    run = study.ask(1000.0)
+    assert run is not None
+    assert run.confirms == 1
+    assert study.ask(1000.0) is None
+
+
+def test_time_is_kept_for_running_the_best_again(record: TrialRecord) -> None:
+    study = make_study(record, num_confirmed=1)
+    first = study.ask(200.0)
+    assert first is not None
+    study.tell(first, success(1))
+    # Three more runs of 9.8 s are kept, and a new trial takes longer than what is left then.
+    run = study.ask(30.0)
+    assert run is not None
+    assert run.confirms == first.number
+
+
+def test_a_trial_that_ended_early_counts_as_launched_and_is_not_tried_again(
+    record: TrialRecord,
+) -> None:
+    study = make_study(record, max_trials=1)
+    trial = study.ask(100.0)
+    assert trial is not None
+    ended = study.tell(trial, replace(success(1), reason="trial 0 is faster"))
+    assert ended.state is TrialState.PRUNED
+    assert study.ask(100.0) is None
+    assert study.end_reason == "--trials 1 were run"
 
 
 @pytest.mark.parametrize(

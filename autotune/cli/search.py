@@ -106,6 +106,14 @@ def search(
             show_default="all; without a GPU 2",
         ),
     ] = None,
+    devices_per_trial: Annotated[
+        int | None,
+        typer.Option(
+            help="Devices that one trial trains on; as many trials as fit run side by side. With "
+            "1 a host of 8 GPUs answers for one. Trials that work in the host's memory run alone.",
+            show_default="all: one trial at a time",
+        ),
+    ] = None,
     nvme_path: Annotated[
         Path | None,
         typer.Option(
@@ -129,6 +137,14 @@ def search(
             "forced, and may run out of memory.",
         ),
     ] = 0,
+    confirm: Annotated[
+        int,
+        typer.Option(
+            help="At the end run so many of the best trials again, longer and in turns, until "
+            "their order is beyond the noise or a tie. Up to a fifth of the budget is kept for "
+            "it. 0: do not.",
+        ),
+    ] = 3,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -191,7 +207,7 @@ def search(
     from autotune.cli.refusal import refuse_if_nothing_fits, refuse_large_model_on_cpu
     from autotune.cli.session import Session
     from autotune.errors import ConfigError
-    from autotune.hardware import detect_hardware, with_nvme
+    from autotune.hardware import detect_hardware, shared_out, with_nvme
     from autotune.question import Question
     from autotune.rates_file import with_measured_rates
     from autotune.samplers import Goal, SamplerKind
@@ -206,6 +222,8 @@ def search(
         raise ConfigError(f"--trials must be at least 1, got {trials}")
     if force_pruned < 0:
         raise ConfigError(f"--force-pruned must be at least 0, got {force_pruned}")
+    if confirm < 0:
+        raise ConfigError(f"--confirm must be at least 0, got {confirm}")
     if not 0 <= seed < _NUM_SEEDS:
         raise ConfigError(f"--seed must be at least 0 and less than {_NUM_SEEDS}, got {seed}")
     if not 0 <= min_gain < 1:
@@ -224,6 +242,9 @@ def search(
     hardware = with_measured_rates(detect_hardware(devices))
     if nvme_path is not None:
         hardware = with_nvme(hardware, nvme_path)
+    num_places = 1
+    if devices_per_trial is not None:
+        hardware, num_places = shared_out(hardware, devices_per_trial)
     if global_batch % hardware.num_devices:
         raise ConfigError(
             f"--global-batch {global_batch} is not divisible by {hardware.num_devices} devices; "
@@ -249,6 +270,7 @@ def search(
         path=out or Path("results") / _default_name(workload, hardware),
         storage_url=storage,
         must_exist=resume,
+        num_places=num_places,
     )
     with session:
         session.search(
@@ -259,6 +281,7 @@ def search(
             reuse=reuse,
             max_trials=trials,
             num_forced=force_pruned,
+            num_confirmed=confirm,
             trial_timeout_s=timeout_s,
             console=console,
         )

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +18,15 @@ from autotune.cli.console import answer_console
 from autotune.cli.interrupt import Interrupt
 from autotune.cli.reuse import earlier_studies, take_over
 from autotune.drivers.local import LocalDriver
+from autotune.drivers.side_by_side import SideBySideDriver
+from autotune.errors import ConfigError
 from autotune.export import export_trial
 from autotune.launcher import Launcher
-from autotune.pareto import Pick
+from autotune.pareto import Pick, rivals
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.profile import ScriptsAhead
 from autotune.progress import LiveProgress, PlainProgress
-from autotune.protocols import Sampler
+from autotune.protocols import Driver, Sampler
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
 from autotune.question import Question
 from autotune.report import format_duration, render_report, report_json
@@ -46,6 +52,7 @@ class Session:
         path: the study's folder.
         storage_url: where trials are kept; the folder's own file if left out.
         must_exist: refuse to start a new study.
+        num_places: run so many trials side by side, each on as many devices as the question says.
     """
 
     def __init__(
@@ -57,8 +64,10 @@ class Session:
         path: Path,
         storage_url: str | None,
         must_exist: bool,
+        num_places: int = 1,
     ) -> None:
         self._question = question
+        self._num_places = num_places
         self._space = space
         self._software = software
         self._folder = StudyFolder(path)
@@ -97,6 +106,7 @@ class Session:
         reuse: str | None,
         max_trials: int | None,
         num_forced: int,
+        num_confirmed: int,
         trial_timeout_s: float,
         console: Console,
     ) -> None:
@@ -142,19 +152,31 @@ class Session:
             ),
             max_trials=max_trials,
             num_forced=num_forced,
+            num_confirmed=num_confirmed,
         )
         elapsed_before_s = float(self._folder.read_environment().get("elapsed_s", 0.0))
         view = LiveProgress if console.is_terminal else PlainProgress
-        launcher = Launcher(
-            question.hardware,
-            model_type=question.workload.model.model_type,
-            folder=self._folder.path,
-        )
+        launchers = [
+            Launcher(
+                question.hardware,
+                model_type=question.workload.model.model_type,
+                folder=self._folder.path,
+                place=place,
+                num_places=self._num_places,
+            )
+            for place in range(self._num_places)
+        ]
 
         def say_goodbye() -> None:
             progress.note("ending: the running trial is stopped; Ctrl-C again kills")
 
-        with view(console, budget) as progress, Interrupt(say_goodbye) as interrupt, launcher:
+        with (
+            view(console, budget) as progress,
+            Interrupt(say_goodbye) as interrupt,
+            ExitStack() as stack,
+        ):
+            for launcher in launchers:
+                stack.enter_context(launcher)
             self._greet(progress, study)
             if reuse is not None:
                 progress.note(f"--reuse {reuse}: {num_reused} measurements taken over")
@@ -163,13 +185,17 @@ class Session:
                 progress.refresh()
                 return "stopped" if interrupt.check() or budget.remaining_s <= 0 else None
 
-            seconds = launcher.start(reason_to_stop)
+            seconds = _start(launchers, reason_to_stop)
             if seconds is not None:
                 progress.note(f"libraries loaded in {seconds:.1f} s; trials start warm from here")
-            driver = LocalDriver(
-                launcher,
+            make_driver = (
+                partial(LocalDriver, launchers[0])
+                if len(launchers) == 1
+                else partial(SideBySideDriver, launchers)
+            )
+            driver: Driver = make_driver(
                 budget=budget,
-                spec_of=self._spec_of,
+                spec_of=lambda trial: self._spec_of(trial, study.trials),
                 folder_of=self._folder.trial_folder,
                 progress=progress,
                 is_interrupted=interrupt.check,
@@ -197,6 +223,7 @@ class Session:
                         "sampler": str(sampler),
                         "objective": str(goal),
                         "budget_s": budget.seconds,
+                        "trials_side_by_side": self._num_places,
                         "elapsed_s": elapsed_before_s + budget.elapsed_s,
                         "end_reason": self._end_reason,
                     }
@@ -212,14 +239,16 @@ class Session:
         else:
             progress.note("loading the libraries, once for all trials")
 
-    def _spec_of(self, trial: Trial) -> TrialSpec:
-        return TrialSpec(
+    def _spec_of(self, trial: Trial, trials: Sequence[Trial]) -> TrialSpec:
+        spec = TrialSpec(
             workload=self._question.workload,
             strategy=trial.strategy,
             num_ranks=self._question.hardware.num_devices,
             seed=self._question.seed,
             nvme_path=self._question.hardware.nvme_path,
+            rivals=rivals(trials),
         )
+        return spec if trial.confirms is None else spec.to_confirm()
 
     def answer(self, *, as_json: bool, console: Console) -> bool:
         """Print the report, keep it in the folder, export the fastest; whether anything fits."""
@@ -234,11 +263,32 @@ class Session:
             Console(file=file, width=120).print(render_report(summary), crop=False)
         if best is not None:
             folder = self._folder.path / "exports" / f"trial-{best.number}"
-            export_trial(summary, best, folder)
-            console.print(f"The fastest is exported to {folder}", markup=False, soft_wrap=True)
+            try:
+                export_trial(summary, best, folder)
+                words = f"The fastest is exported to {folder}"
+            except ConfigError:
+                # Of an earlier sitting, before it was run again; or somebody has edited it.
+                words = f"The fastest was exported to {folder} before, which is left as it is"
+            console.print(words, markup=False, soft_wrap=True)
         console.print(
             f"The same command goes on from here: the study is kept in {self._folder.path}",
             markup=False,
             soft_wrap=True,
         )
         return best is not None
+
+
+def _start(
+    launchers: Sequence[Launcher], reason_to_stop: Callable[[], str | None]
+) -> float | None:
+    """Start all at once; the seconds that the slowest took, or None if it was stopped."""
+    if len(launchers) == 1:
+        return launchers[0].start(reason_to_stop)
+    reason: str | None = None
+    with ThreadPoolExecutor(len(launchers)) as pool:
+        starting = [pool.submit(launcher.start, lambda: reason) for launcher in launchers]
+        while wait(starting, timeout=0.1).not_done:
+            reason = reason or reason_to_stop()
+    seconds = [start.result() for start in starting]
+    known = [s for s in seconds if s is not None]
+    return max(known) if len(known) == len(seconds) else None

@@ -88,7 +88,7 @@ class _Correction:
 class CalibratedPredictor:
     """An analytic prediction, and what finished trials teach about it.
 
-    Learns from complete trials alone, and from none whose allocator had to flush its cache. With
+    Learns from measured trials alone, and from none whose allocator had to flush its cache. With
     fewer than two of them it predicts what the prior does.
 
     Args:
@@ -234,7 +234,7 @@ def _samples(
     usable = [
         (trial.strategy, trial.measurement)
         for trial in trials
-        if trial.state is TrialState.COMPLETE
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
         and trial.measurement is not None
         and trial.measurement.num_alloc_retries == 0
         and trial.measurement.step_time_s > 0

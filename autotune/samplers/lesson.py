@@ -52,7 +52,7 @@ def lesson_of(trial: Trial, capacity_bytes: int) -> Lesson | None:
     if failure is not None and failure.kind.says_nothing_about_the_strategy:
         return None
     match trial.state:
-        case TrialState.COMPLETE if trial.measurement is not None:
+        case TrialState.COMPLETE | TrialState.PRUNED if trial.measurement is not None:
             return _measured(trial, trial.measurement, limit)
         case TrialState.PRUNED if trial.was_launched:
             return Lesson(state=OptunaState.PRUNED)
@@ -70,7 +70,7 @@ def _measured(trial: Trial, measurement: Measurement, limit_bytes: int) -> Lesso
     return Lesson(
         state=OptunaState.COMPLETE,
         values=tuple(float(getattr(measurement, objective.name)) for objective in OBJECTIVES),
-        violation=min(excess, 0.0) if trial.fits else _clipped(excess),
+        violation=min(excess, 0.0) if trial.is_within_memory else _clipped(excess),
     )
 
 

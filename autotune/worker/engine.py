@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,16 @@ class BuiltEngine:
     num_trainable_parameters: int
 
 
-def build_engine(spec: TrialSpec, device: torch.device) -> BuiltEngine:
-    """Build the model of a trial, put its strategy on it and hand it to DeepSpeed."""
+def build_engine(
+    spec: TrialSpec, device: torch.device, on_model: Callable[[], None] = lambda: None
+) -> BuiltEngine:
+    """Build the model of a trial, put its strategy on it and hand it to DeepSpeed.
+
+    Args:
+        spec: the trial.
+        device: of this rank.
+        on_model: told when the model is there, and DeepSpeed's turn comes.
+    """
     import deepspeed
 
     workload, strategy = spec.workload, spec.strategy
@@ -64,6 +73,7 @@ def build_engine(spec: TrialSpec, device: torch.device) -> BuiltEngine:
         model = pipeline_module(model, num_stages=num_stages, stage=place.pipeline)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     num_parameters, num_trainable = _count_parameters(model)
+    on_model()
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=trainable,

@@ -31,6 +31,7 @@ def run_rank(spec_file: Path, folder: Path, rank: int) -> int:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     log = RankLog(folder, rank)
+    log.write("started")
     swap_folder = None
     try:
         spec = TrialSpec.from_dict(json.loads(spec_file.read_text(encoding="utf-8")))

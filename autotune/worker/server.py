@@ -34,6 +34,21 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
+_IMPORTED_LATE = (
+    # By `deepspeed.initialize`.
+    "deepspeed.comm.mori",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    # By the first step of a compiled model.
+    "sympy.physics.units",
+    "sympy.tensor.tensor",
+    "torch.distributed.tensor.experimental._func_map",
+    "torch._inductor.fx_passes.pad_mm",
+)
+"""What every rank would import for itself, a tenth of a second and more: of
+`tests/benchmarks/trial_start.py`."""
+
+
 def _prctl(option: int, value: int) -> None:
     """Ask the Linux kernel for a property of this process; elsewhere nothing happens."""
     if sys.platform == "linux":
@@ -66,6 +81,7 @@ def preload(model_type: str, *, with_optional: bool = True) -> None:
         # Some models bring their own code.
         f"transformers.models.{model_type}.modeling_{model_type}",
         *(("bitsandbytes", "peft", "liger_kernel.transformers") if with_optional else ()),
+        *(_IMPORTED_LATE if with_optional else ()),
     )
     with _capability_from_nvml():
         for module in optional:

@@ -24,12 +24,10 @@ from autotune.worker.memory import memory_meter
 from autotune.worker.process_group import join
 from autotune.worker.samples import micro_batch
 from autotune.worker.stepper import stepper
+from autotune.worker.timed_steps import TimedSteps
 from autotune.worker.warm_up import WarmUp
 
 __all__ = ["Training"]
-
-_ENOUGH_S = 3.0
-"""Timed steps end early once they took so long together, but never before two."""
 
 _MICRO_STEPS_TO_WARM_UP = 4
 """An optimizer step of so many micro-batches warms kernels and allocator up by itself."""
@@ -50,6 +48,8 @@ class _Step:
     """That this rank's device used; None where nothing counts it."""
     has_compiled: bool
     """Whether a rank compiled something."""
+    peak_reserved_bytes: int
+    """So far, of the rank that needed most."""
 
 
 class Training:
@@ -71,6 +71,7 @@ class Training:
         self._device = join(
             folder, rank=rank, num_ranks=spec.num_ranks, device_type=self._device_type
         )
+        log.write("joined")
         self._meter = memory_meter(self._device_type)
         self._energy = energy_meter(self._device)
         compile_in_this_process()
@@ -78,7 +79,7 @@ class Training:
         self._accumulation = spec.strategy.gradient_accumulation_steps(
             spec.workload.global_batch_size, spec.num_ranks
         )
-        self._built = build_engine(spec, self._device)
+        self._built = build_engine(spec, self._device, on_model=lambda: log.write("model"))
         self._engine = self._built.engine
         self._stepper = stepper(self._engine, log)
 
@@ -89,11 +90,12 @@ class Training:
         spec = self._spec
         warm_up = WarmUp(1 if self._accumulation >= _MICRO_STEPS_TO_WARM_UP else spec.warmup_steps)
         losses: list[float] = []
-        step_times: list[float] = []
+        timed = TimedSteps(spec)
+        defeat: str | None = None
         energies: list[float | None] = []
         retries_before = skipped = index = 0
-        while len(step_times) < spec.timed_steps:
-            if not step_times:
+        while not timed.are_enough and defeat is None:
+            if not timed.times_s:
                 retries_before = self._meter.peaks().num_alloc_retries
             step = self._optimizer_step(index)
             is_warming_up = warm_up.covers(index, has_compiled=step.has_compiled)
@@ -105,10 +107,9 @@ class Training:
             )
             losses.append(step.loss)
             if is_timed:
-                step_times.append(step.seconds)
+                timed.add(step.seconds)
                 energies.append(step.joules)
-            if len(step_times) >= 2 and sum(step_times) >= _ENOUGH_S:
-                break
+                defeat = timed.defeat(step.peak_reserved_bytes)
             if skipped > _MAX_SKIPPED_STEPS:
                 raise FloatingPointError(
                     f"fp16 overflowed in {skipped} steps, the loss scale does not settle"
@@ -116,7 +117,8 @@ class Training:
             index += 1
         peaks = self._meter.peaks()
         return {
-            "step_times_s": step_times,
+            "defeat": defeat,
+            "step_times_s": list(timed.times_s),
             "losses": losses,
             "energy_j": _total(energies),
             "peak_allocated_bytes": peaks.allocated,
@@ -142,15 +144,19 @@ class Training:
         seconds = time.perf_counter() - started
         joules = self._energy.joules()
         num_compilations = self._compilations.num_compilations - num_compilations
-        # All ranks must agree on when to stop, so all keep the time of the slowest.
-        worst = torch.tensor([seconds, num_compilations], device=self._device)
+        # All ranks must agree on when to stop, so all keep what the worst of them has seen.
+        worst = torch.tensor(
+            [seconds, num_compilations, self._meter.peaks().reserved],
+            device=self._device,
+            dtype=torch.float64,
+        )
         dist.all_reduce(worst, op=dist.ReduceOp.MAX)
-        self._meter.sample()
         return _Step(
             loss=float(group_loss(share, self._spec.strategy)),
             seconds=float(worst[0]),
             joules=None if joules is None or joules_before is None else joules - joules_before,
             has_compiled=bool(worst[1]),
+            peak_reserved_bytes=int(worst[2]),
         )
 
     def _inputs(self, index: int, micro: int) -> dict[str, torch.Tensor]:

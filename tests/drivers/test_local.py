@@ -67,6 +67,9 @@ class Diary:
         self.lines: list[str] = []
         self.num_refreshes = 0
 
+    def note(self, words: str) -> None:
+        self.lines.append(words)
+
     def trials_changed(self, trials: Sequence[Trial]) -> None:
         self.lines.append(f"{len(trials)} trials")
 
@@ -109,7 +112,11 @@ class Drive:
             runner,
             budget=Budget(budget_s, clock=self.clock),
             spec_of=lambda trial: TrialSpec(
-                workload=self._tiny, strategy=trial.strategy, num_ranks=2
+                workload=self._tiny,
+                strategy=trial.strategy,
+                num_ranks=2,
+                timed_steps=4,
+                relative_half_width=0.0,
             ),
             folder_of=lambda number: self._folder / str(number),
             progress=self.diary,

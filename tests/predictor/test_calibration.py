@@ -201,7 +201,6 @@ def test_failed_pruned_running_and_thrashing_trials_teach_nothing() -> None:
         pruned(91, "too large"),
         replace(trials[0], state=TrialState.RUNNING),
         replace(trials[1], state=TrialState.FAILED),
-        replace(trials[2], state=TrialState.PRUNED),
         *thrashing,
     ]
     nothing = CalibratedPredictor(PRIOR, useless)

@@ -83,6 +83,11 @@ def test_out_of_memory_violates_the_constraint_although_its_prediction_fits() ->
     assert found.violation > 0
 
 
+def test_what_ended_early_teaches_what_it_had_measured() -> None:
+    found = lesson(make_trial(TrialState.PRUNED, peak=800, duration_s=2.0))
+    assert found == lesson(make_trial(TrialState.COMPLETE, peak=800))
+
+
 def test_pruned_before_launch_violates_and_pruned_while_running_does_not() -> None:
     before = lesson(make_trial(TrialState.PRUNED, predicted=1300))
     while_running = lesson(make_trial(TrialState.PRUNED, predicted=300, duration_s=2.0))

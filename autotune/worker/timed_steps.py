@@ -1,0 +1,81 @@
+"""When the timed steps of a trial are enough, and when they show that the trial is beaten.
+
+Pure arithmetic on times that all ranks have in common, so that all come to the same end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autotune.interval import Interval, mean_interval
+from autotune.trial import TrialSpec
+
+__all__ = ["TimedSteps"]
+
+_LEAST_STEPS = 2
+"""Of fewer nothing is known about their scatter."""
+
+_SLOWEST_FIRST_STEP = 1.5
+"""A first timed step takes at most so many times the mean. Of the 186 trials recorded on one H100
+in `results/` the largest ratio is 1.12; cores that others use too scatter more."""
+
+
+class TimedSteps:
+    """The timed steps of one trial so far.
+
+    Args:
+        spec: the trial; says how precise its step time has to be, and what it has to beat.
+    """
+
+    def __init__(self, spec: TrialSpec) -> None:
+        self._spec = spec
+        self._times_s: list[float] = []
+
+    @property
+    def times_s(self) -> Sequence[float]:
+        """Seconds of each, of the slowest rank."""
+        return self._times_s
+
+    def add(self, seconds: float) -> None:
+        """One more has run."""
+        self._times_s.append(seconds)
+
+    @property
+    def step_time_s(self) -> Interval:
+        """Of the mean optimizer step."""
+        return mean_interval(self._times_s)
+
+    @property
+    def are_enough(self) -> bool:
+        """Whether the mean is known well enough, or has cost enough."""
+        if len(self._times_s) >= self._spec.timed_steps:
+            return True
+        if len(self._times_s) < _LEAST_STEPS:
+            return False
+        is_precise = self.step_time_s.relative_half_width < self._spec.relative_half_width
+        return is_precise or sum(self._times_s) >= self._spec.timed_s
+
+    def defeat(self, peak_memory_bytes: int) -> str | None:
+        """Which rival the trial cannot beat any more, in words; None where it still may.
+
+        Memory only grows, and the throughput is taken at its upper bound: so what is beaten now
+        would be beaten in the end too.
+
+        Args:
+            peak_memory_bytes: what the allocator of the worst rank has reserved at most so far.
+        """
+        if not self._times_s:
+            return None
+        fastest = self._spec.workload.tokens_per_step / self._least_step_time_s()
+        for rival in self._spec.rivals:
+            is_leaner = rival.peak_memory_bytes <= peak_memory_bytes
+            if is_leaner and rival.tokens_per_second > fastest:
+                return (
+                    f"it reaches at most {fastest:,.0f} tokens/s, and trial {rival.number} has "
+                    f"{rival.tokens_per_second:,.0f} in no more memory"
+                )
+        return None
+
+    def _least_step_time_s(self) -> float:
+        """The lower bound of the mean; one step gives one too, two that differ a lot do not."""
+        return max(self._times_s[0] / _SLOWEST_FIRST_STEP, self.step_time_s.lower)
