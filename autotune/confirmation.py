@@ -157,7 +157,8 @@ def _run_s(trial: Trial) -> float:
     """How long one more run is expected to take: its timed steps, and all that is beside them."""
     if trial.measurement is None:
         return 0.0
-    beside_s = trial.duration_s - _timed_s(trial.measurement)
+    # One that an earlier study measured has no duration here.
+    beside_s = max(trial.duration_s - _timed_s(trial.measurement), trial.measurement.setup_time_s)
     again = trial.confirmations[-1:]
     return beside_s + (_timed_s(again[0]) if again else CONFIRMING_S)
 
