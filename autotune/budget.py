@@ -12,7 +12,7 @@ from statistics import median
 
 from autotune.errors import ConfigError
 from autotune.protocols import Predictor
-from autotune.trial import Prediction, Trial, TrialState
+from autotune.trial import Measurement, Prediction, Trial, TrialState
 
 __all__ = ["Budget", "expected_duration_s", "parse_duration"]
 
@@ -75,7 +75,11 @@ class Budget:
 
 
 def expected_duration_s(
-    prediction: Prediction, trials: Sequence[Trial], *, predictor: Predictor
+    prediction: Prediction,
+    trials: Sequence[Trial],
+    *,
+    predictor: Predictor,
+    share_run: float = 1.0,
 ) -> float:
     """How long a trial is expected to run, judged by the trials that ran before.
 
@@ -83,6 +87,12 @@ def expected_duration_s(
     the median of what other trials took beside their steps; as many steps as theirs. What was
     predicted of them before they ran does not count: `predictor`, which made this prediction, may
     have learned since.
+
+    Args:
+        prediction: of the strategy.
+        trials: those before.
+        predictor: what predicted it.
+        share_run: the share of each optimizer step that the trial runs.
     """
     measured = [trial for trial in trials if trial.measurement is not None and trial.was_launched]
     ratios, overheads, nums_timed = [1.0], [_FIRST_OVERHEAD_S], [_NUM_TIMED_STEPS]
@@ -93,7 +103,7 @@ def expected_duration_s(
             if trial.measurement is not None
         ]
         overheads = [
-            trial.duration_s - len(trial.measurement.losses) * trial.measurement.step_time_s
+            trial.duration_s - _steps_duration_s(trial.measurement)
             for trial in measured
             if trial.measurement is not None
         ]
@@ -102,6 +112,11 @@ def expected_duration_s(
             for trial in measured
             if trial.measurement is not None and trial.state is TrialState.COMPLETE
         ] or nums_timed
-    step_time_s = prediction.step_time_s * median(ratios)
+    step_time_s = prediction.step_time_s * median(ratios) * share_run
     num_timed = max(2.0, min(median(nums_timed), -(-_LONG_STEPS_S // step_time_s)))
     return max(0.0, median(overheads)) + (_NUM_WARM_UP_STEPS + num_timed) * step_time_s
+
+
+def _steps_duration_s(measured: Measurement) -> float:
+    """All that was run of a trial's optimizer steps, warm-up included."""
+    return len(measured.losses) * measured.step_time_s * measured.share_run

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from autotune.interval import Interval, mean_interval
 from autotune.pareto import Pick, pareto_front, pick
-from autotune.trial import CONFIRMING_S, Trial
+from autotune.trial import CONFIRMING_S, Measurement, Trial
 
 __all__ = ["Comparison", "Confirmer", "Verdict", "candidates", "comparisons", "next_to_confirm"]
 
@@ -157,9 +157,15 @@ def _run_s(trial: Trial) -> float:
     """How long one more run is expected to take: its timed steps, and all that is beside them."""
     if trial.measurement is None:
         return 0.0
-    beside_s = trial.duration_s - sum(trial.measurement.step_times_s)
+    # One that an earlier study measured has no duration here.
+    beside_s = max(trial.duration_s - _timed_s(trial.measurement), trial.measurement.setup_time_s)
     again = trial.confirmations[-1:]
-    return beside_s + (sum(again[0].step_times_s) if again else CONFIRMING_S)
+    return beside_s + (_timed_s(again[0]) if again else CONFIRMING_S)
+
+
+def _timed_s(measured: Measurement) -> float:
+    """What its timed steps took to run."""
+    return sum(measured.step_times_s) * measured.share_run
 
 
 def _duration_s(among: Sequence[Trial]) -> float:

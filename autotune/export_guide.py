@@ -5,8 +5,6 @@ Does not know how the folder is written.
 
 from __future__ import annotations
 
-import math
-
 from autotune.deepspeed_config import (
     GRADIENT_CLIPPING,
     LEARNING_RATE,
@@ -107,7 +105,7 @@ def guide(summary: StudySummary, trial: Trial) -> str:
     """`README.md` of the folder."""
     assert trial.throughput is not None
     workload, speed = summary.workload, f"{trial.tokens_per_second:,.0f}"
-    if not math.isinf(trial.throughput.half_width):
+    if trial.throughput.relative_half_width < 1:
         speed += f" ± {trial.throughput.half_width:,.0f}"
     runs = f" over {len(trial.confirmations)} runs" if trial.is_confirmed else ""
     gib = trial.peak_memory_bytes / 2**30

@@ -19,7 +19,8 @@ class Measurement:
     tokens_per_second: float
     """Wall-clock training throughput over all ranks at the strategy's accumulation."""
     step_times_s: tuple[float, ...]
-    """Wall time of each timed optimizer step, slowest rank."""
+    """Wall time of each timed optimizer step, slowest rank; composed where `share_run` is less
+    than 1."""
     peak_allocated_bytes: int
     """Peak of live tensors; on the CPU growth of the resident set since the fork."""
     peak_reserved_bytes: int
@@ -36,6 +37,8 @@ class Measurement:
     """What the optimizer keeps on one rank beside the weights, wherever it keeps it."""
     setup_time_s: float = 0.0
     """From the fork to the first step: context, process group, model, engine."""
+    share_run: float = 1.0
+    """Share of each optimizer step's micro-batches that was run; `losses` are of these."""
     skipped_steps: int = 0
     """Optimizer steps skipped on fp16 overflow; never timed."""
     energy_j_per_token: float | None = None

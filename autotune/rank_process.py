@@ -142,6 +142,7 @@ def measurement_of(spec: TrialSpec, ranks: Sequence[RankProcess]) -> Measurement
         num_parameters=largest("num_parameters"),
         num_trainable_parameters=largest("num_trainable_parameters"),
         optimizer_state_bytes=largest("optimizer_state_bytes"),
+        share_run=float(results[0]["share_run"]),
         skipped_steps=largest("skipped_steps"),
         energy_j_per_token=_energy_j_per_token(results, spec.workload.tokens_per_step),
     )

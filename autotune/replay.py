@@ -139,10 +139,11 @@ class ReplayRunner:
         self._sleep(max(0.0, recorded.duration_s - _steps_s(measured)))
         on_event({"event": "ready", "setup_time_s": measured.setup_time_s})
         factor = math.exp(self._random.gauss(0.0, self._run_to_run))
+        share_run = spec.composition.share_run
         timed, index, defeat = TimedSteps(spec), 0, None
         while not timed.are_enough and defeat is None:
             seconds = factor * self._random.choice(measured.step_times_s)
-            self._sleep(seconds)
+            self._sleep(seconds * share_run)
             is_timed = index >= spec.warmup_steps
             on_event({"event": "step", "index": index, "is_timed": is_timed, "time_s": seconds})
             if self._clock() - started > timeout_s:
@@ -150,7 +151,7 @@ class ReplayRunner:
             if reason := should_stop():
                 return ended(Failure(kind=FailureKind.INTERRUPTED, message=reason))
             if is_timed:
-                timed.add(seconds)
+                timed.add(seconds, spent_s=seconds * share_run)
                 defeat = timed.defeat(measured.peak_memory_bytes)
             index += 1
         return Outcome(
@@ -162,7 +163,7 @@ class ReplayRunner:
 
 def _steps_s(measured: Measurement) -> float:
     """All optimizer steps of the recorded trial, those to warm up taken to be as long."""
-    return len(measured.losses) * measured.step_time_s
+    return len(measured.losses) * measured.step_time_s * measured.share_run
 
 
 def _measured_again(
@@ -172,6 +173,7 @@ def _measured_again(
     again = replace(
         measured,
         step_times_s=step_times_s,
+        share_run=spec.composition.share_run,
         losses=(measured.losses + measured.losses[-1:] * num_losses)[:num_losses],
     )
     return replace(again, tokens_per_second=spec.workload.tokens_per_step / again.step_time_s)

@@ -5,7 +5,6 @@ Does not know where trials are stored, nor how wide the terminal is.
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections import Counter
@@ -294,8 +293,8 @@ def format_speed(prediction: Prediction) -> str:
 
 
 def format_interval(interval: Interval) -> str:
-    """A mean, and below it how far off it may be, where that is known."""
-    if math.isinf(interval.half_width):
+    """A mean, and below it how far off it may be, where that says anything."""
+    if interval.relative_half_width >= 1:
         return f"{interval.mean:,.0f}"
     return f"{interval.mean:,.0f}\n± {interval.half_width:,.0f}"
 

@@ -54,6 +54,7 @@ class Study:
         num_forced: launch so many of those that their prediction had pruned, to check it.
         num_confirmed: run so many of the best again at the end, until their order is known; a
             share of the time is kept for it.
+        share_run: the share of its optimizer steps that a trial of a strategy runs.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Study:
         max_trials: int | None = None,
         num_forced: int = 0,
         num_confirmed: int = 0,
+        share_run: Callable[[Strategy], float] = lambda strategy: 1.0,
     ) -> None:
         self._record = record
         self._sampler = sampler
@@ -76,6 +78,7 @@ class Study:
         self._max_trials = max_trials
         self._num_to_force = num_forced
         self._confirmer = Confirmer(num_confirmed)
+        self._share_run = share_run
         self._trials = record.trials()
         self._predictor = learn(self._trials) if learn else predictor
         self._running: set[int] = set()
@@ -225,7 +228,12 @@ class Study:
         return _Proposal(
             strategy=strategy,
             prediction=prediction,
-            duration_s=expected_duration_s(prediction, self._trials, predictor=self._predictor),
+            duration_s=expected_duration_s(
+                prediction,
+                self._trials,
+                predictor=self._predictor,
+                share_run=self._share_run(strategy),
+            ),
         )
 
     def _reason_to_skip(self, strategy: Strategy, prediction: Prediction) -> str | None:

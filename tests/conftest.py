@@ -68,6 +68,7 @@ def run_trial(
         num_ranks: int = 2,
         timed_steps: int = 2,
         learning_rate: float = 1e-5,
+        composes: bool = False,
         **knobs: Any,
     ) -> Outcome:
         spec = TrialSpec(
@@ -77,6 +78,7 @@ def run_trial(
             warmup_steps=2,
             timed_steps=timed_steps,
             relative_half_width=0.0,
+            composes=composes,
             learning_rate=learning_rate,
         )
         where = folder or tmp_path_factory.mktemp(f"trial{next(numbers)}")

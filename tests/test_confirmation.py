@@ -127,6 +127,14 @@ def test_a_run_is_expected_to_take_as_long_as_the_last_one() -> None:
     assert Confirmer(3).kept_s([again], 1000.0) == pytest.approx(12.0)
 
 
+def test_a_reused_trial_that_took_no_time_here_is_expected_to_take_some() -> None:
+    reused = trial(0, 1000, 50)
+    assert reused.measurement is not None
+    measurement = replace(reused.measurement, setup_time_s=1.5)
+    reused = replace(reused, duration_s=0.0, measurement=measurement)
+    assert Confirmer(3).kept_s([reused], 1000.0) == pytest.approx(3 * 7.5)
+
+
 def test_what_is_kept_is_a_share_of_the_whole_and_not_of_what_is_left() -> None:
     confirmer = Confirmer(1)
     confirmer.kept_s([], 200.0)

@@ -36,7 +36,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "memory_order",
     ),
     (
+        "composition",
         "measurement",
+        "trial_spec",
         "trial",
         "breakdown",
         "prediction_table",

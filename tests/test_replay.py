@@ -26,7 +26,7 @@ RECORDED = (
 )
 
 
-def run(runner: ReplayRunner, strategy: Strategy) -> Outcome:
+def run(runner: ReplayRunner, strategy: Strategy, *, composes: bool = False) -> Outcome:
     spec = TrialSpec(
         workload=WORKLOAD,
         strategy=strategy,
@@ -34,6 +34,7 @@ def run(runner: ReplayRunner, strategy: Strategy) -> Outcome:
         timed_steps=4,
         timed_s=1e9,
         relative_half_width=0.0,
+        composes=composes,
     )
     return runner.run(spec, folder=Path(), timeout_s=300.0)
 
@@ -73,6 +74,15 @@ def test_time_passes_on_the_given_clock_alone() -> None:
     outcome = run(runner, FAST)
     assert clock() == pytest.approx(outcome.duration_s)
     assert outcome.duration_s > 6.0
+
+
+def test_of_long_steps_a_part_takes_its_part_of_the_time() -> None:
+    whole, part = (run(make_runner()[0], FAST, composes=composes) for composes in (False, True))
+    assert part.measurement is not None
+    share = part.measurement.share_run
+    assert share < 1
+    # Both take 3.8 s beside their steps.
+    assert part.duration_s - 3.8 == pytest.approx(share * (whole.duration_s - 3.8))
 
 
 def test_speeds_scatter_as_runs_do() -> None:

@@ -20,8 +20,9 @@ from sample_study import (
 )
 
 from autotune.hardware import GIB
+from autotune.interval import Interval
 from autotune.knobs import Optimizer
-from autotune.report import pareto_table, render_report, report_json
+from autotune.report import format_interval, pareto_table, render_report, report_json
 from autotune.shortfall import nothing_fits, related_questions
 from autotune.strategy import Strategy
 from autotune.study_summary import StudySummary
@@ -300,3 +301,8 @@ def test_the_report_says_what_running_the_best_again_has_shown() -> None:
     document = report_json(study)
     assert [c["verdict"] for c in document["comparisons"]] == ["tie", "faster"]
     assert document["picks"]["throughput"] == 1
+
+
+def test_an_interval_as_wide_as_its_mean_says_nothing() -> None:
+    assert format_interval(Interval(mean=1887.0, half_width=8343.0)) == "1,887"
+    assert format_interval(Interval(mean=76233.4, half_width=410.2)) == "76,233\n± 410"

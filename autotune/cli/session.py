@@ -17,6 +17,7 @@ from autotune.budget import Budget
 from autotune.cli.console import answer_console
 from autotune.cli.interrupt import Interrupt
 from autotune.cli.reuse import earlier_studies, take_over
+from autotune.composition import composition_of
 from autotune.drivers.local import LocalDriver
 from autotune.drivers.side_by_side import SideBySideDriver
 from autotune.errors import ConfigError
@@ -153,6 +154,11 @@ class Session:
             max_trials=max_trials,
             num_forced=num_forced,
             num_confirmed=num_confirmed,
+            share_run=lambda strategy: (
+                composition_of(
+                    question.workload, strategy, question.hardware.num_devices
+                ).share_run
+            ),
         )
         elapsed_before_s = float(self._folder.read_environment().get("elapsed_s", 0.0))
         view = LiveProgress if console.is_terminal else PlainProgress

@@ -30,15 +30,22 @@ class TimedSteps:
     def __init__(self, spec: TrialSpec) -> None:
         self._spec = spec
         self._times_s: list[float] = []
+        self._spent_s = 0.0
 
     @property
     def times_s(self) -> Sequence[float]:
         """Seconds of each, of the slowest rank."""
         return self._times_s
 
-    def add(self, seconds: float) -> None:
-        """One more has run."""
+    def add(self, seconds: float, spent_s: float | None = None) -> None:
+        """One more has run.
+
+        Args:
+            seconds: of the whole step.
+            spent_s: what it took, where its time is composed from a part of it.
+        """
         self._times_s.append(seconds)
+        self._spent_s += seconds if spent_s is None else spent_s
 
     @property
     def step_time_s(self) -> Interval:
@@ -53,7 +60,7 @@ class TimedSteps:
         if len(self._times_s) < _LEAST_STEPS:
             return False
         is_precise = self.step_time_s.relative_half_width < self._spec.relative_half_width
-        return is_precise or sum(self._times_s) >= self._spec.timed_s
+        return is_precise or self._spent_s >= self._spec.timed_s
 
     def defeat(self, peak_memory_bytes: int) -> str | None:
         """Which rival the trial cannot beat any more, in words; None where it still may.

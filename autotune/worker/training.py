@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ class _Step:
     loss: float
     """Mean over this rank's samples."""
     seconds: float
-    """Of the slowest rank."""
+    """Of the slowest rank, for all its micro-batches, run or not."""
+    spent_s: float
+    """What it took to run those that were."""
     joules: float | None
     """That this rank's device used; None where nothing counts it."""
     has_compiled: bool
@@ -64,7 +67,7 @@ class Training:
 
     def __init__(self, spec: TrialSpec, rank: int, folder: Path, log: RankLog) -> None:
         self._started = time.perf_counter()
-        self._spec = spec
+        self._whole_spec = spec
         self._place = parallel_coordinates(spec.strategy, rank=rank, num_ranks=spec.num_ranks)
         self._log = log
         self._device_type = DeviceType(os.environ["AUTOTUNE_DEVICE_TYPE"])
@@ -76,9 +79,9 @@ class Training:
         self._energy = energy_meter(self._device)
         compile_in_this_process()
         self._compilations = CompilationCounter()
-        self._accumulation = spec.strategy.gradient_accumulation_steps(
-            spec.workload.global_batch_size, spec.num_ranks
-        )
+        self._composition = spec.composition
+        # Short steps are whole ones of a smaller batch to the engine.
+        self._spec = spec = replace(spec, workload=self._composition.workload(spec.workload))
         self._built = build_engine(spec, self._device, on_model=lambda: log.write("model"))
         self._engine = self._built.engine
         self._stepper = stepper(self._engine, log)
@@ -87,10 +90,9 @@ class Training:
         """Train and measure; the fields of `Measurement` as this rank sees them."""
         setup_time_s = time.perf_counter() - self._started
         self._log.write("ready", setup_time_s=setup_time_s)
-        spec = self._spec
-        warm_up = WarmUp(1 if self._accumulation >= _MICRO_STEPS_TO_WARM_UP else spec.warmup_steps)
+        warm_up = WarmUp(self._num_warm_up_steps())
         losses: list[float] = []
-        timed = TimedSteps(spec)
+        timed = TimedSteps(self._whole_spec)
         defeat: str | None = None
         energies: list[float | None] = []
         retries_before = skipped = index = 0
@@ -107,7 +109,7 @@ class Training:
             )
             losses.append(step.loss)
             if is_timed:
-                timed.add(step.seconds)
+                timed.add(step.seconds, spent_s=step.spent_s)
                 energies.append(step.joules)
                 defeat = timed.defeat(step.peak_reserved_bytes)
             if skipped > _MAX_SKIPPED_STEPS:
@@ -128,36 +130,49 @@ class Training:
             "num_parameters": self._built.num_parameters,
             "num_trainable_parameters": self._built.num_trainable_parameters,
             "optimizer_state_bytes": optimizer_state_bytes(self._engine),
+            "share_run": self._composition.share_run,
             "setup_time_s": setup_time_s,
             "skipped_steps": skipped,
         }
 
     def _optimizer_step(self, index: int) -> _Step:
-        """All micro-batches of one step."""
-        batches = [self._inputs(index, micro) for micro in range(self._accumulation)]
+        """All micro-batches of one step that are run."""
+        batches = [self._inputs(index, micro) for micro in range(self._composition.num_run)]
         num_compilations = self._compilations.num_compilations
         self._synchronize()
         joules_before = self._energy.joules()
-        started = time.perf_counter()
-        share = self._stepper.step(batches)
-        self._synchronize()
-        seconds = time.perf_counter() - started
+        parts, parts_s, shares = self._composition.parts(batches), [], []
+        for part in parts:
+            started = time.perf_counter()
+            shares.append(self._stepper.step(part))
+            self._synchronize()
+            parts_s.append(time.perf_counter() - started)
         joules = self._energy.joules()
         num_compilations = self._compilations.num_compilations - num_compilations
         # All ranks must agree on when to stop, so all keep what the worst of them has seen.
         worst = torch.tensor(
-            [seconds, num_compilations, self._meter.peaks().reserved],
+            [num_compilations, self._meter.peaks().reserved, *parts_s],
             device=self._device,
             dtype=torch.float64,
         )
         dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+        compilations, reserved, *parts_s = worst.tolist()
+        seconds, spent_s = self._composition.step_time_s(parts_s), sum(parts_s)
+        used = None if joules is None or joules_before is None else joules - joules_before
+        losses = [float(group_loss(share, self._spec.strategy)) for share in shares]
         return _Step(
-            loss=float(group_loss(share, self._spec.strategy)),
-            seconds=float(worst[0]),
-            joules=None if joules is None or joules_before is None else joules - joules_before,
-            has_compiled=bool(worst[1]),
-            peak_reserved_bytes=int(worst[2]),
+            loss=sum(map(operator.mul, losses, map(len, parts))) / len(batches),
+            seconds=seconds,
+            spent_s=spent_s,
+            # At the power of what was run: the counter is too slow to tell its parts.
+            joules=None if used is None else used * seconds / spent_s,
+            has_compiled=bool(compilations),
+            peak_reserved_bytes=int(reserved),
         )
+
+    def _num_warm_up_steps(self) -> int:
+        is_long = self._composition.num_run >= _MICRO_STEPS_TO_WARM_UP
+        return 1 if is_long else self._spec.warmup_steps
 
     def _inputs(self, index: int, micro: int) -> dict[str, torch.Tensor]:
         """The model's arguments for one micro-batch: this rank's part of its samples."""

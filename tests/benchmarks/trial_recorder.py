@@ -101,6 +101,7 @@ def record(cases: Iterable[Case], out: Path, seconds: float) -> None:
                         strategy=strategy,
                         num_ranks=hardware.num_devices,
                         timed_steps=case.timed_steps,
+                        composes=False,
                     ),
                     folder=trial_folder,
                     timeout_s=min(_LONGEST_TRIAL_S, left),

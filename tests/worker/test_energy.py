@@ -78,7 +78,12 @@ def _measured(tiny: Workload, *energies_j: float | None) -> Measurement:
             ),
             0,
         )
-        times = {"step_times_s": [1.0, 1.0, 1.0], "losses": [1.0] * 5, "setup_time_s": 1.0}
+        times = {
+            "step_times_s": [1.0, 1.0, 1.0],
+            "losses": [1.0] * 5,
+            "setup_time_s": 1.0,
+            "share_run": 1.0,
+        }
         result = counts | times | {"energy_j": energy_j}
         ranks.append(RankProcess(number=number, folder=Path(), result=result))
     spec = TrialSpec(workload=tiny, strategy=Strategy(), num_ranks=len(ranks))
