@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "measurement",
         "trial",
+        "goal",
         "breakdown",
         "prediction_table",
         "question",

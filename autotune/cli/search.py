@@ -207,10 +207,11 @@ def search(
     from autotune.cli.refusal import refuse_if_nothing_fits, refuse_large_model_on_cpu
     from autotune.cli.session import Session
     from autotune.errors import ConfigError
+    from autotune.goal import Goal
     from autotune.hardware import detect_hardware, shared_out, with_nvme
     from autotune.question import Question
     from autotune.rates_file import with_measured_rates
-    from autotune.samplers import Goal, SamplerKind
+    from autotune.samplers import SamplerKind
     from autotune.software import detect_software
     from autotune.space_file import load_search_space
     from autotune.workload import load_model_shape

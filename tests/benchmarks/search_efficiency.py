@@ -32,10 +32,11 @@ import numpy as np
 from deepspeed_order import DeepSpeedOrder
 from oracle_grid import GRIDS, read_grid
 
+from autotune.goal import Goal
 from autotune.predictor import AnalyticPredictor
 from autotune.protocols import Sampler
 from autotune.replay import Recorded, ReplayClock, ReplayRunner, read_recorded
-from autotune.samplers import Goal, OptunaSampler, PredictedSampler, SamplerKind
+from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind
 from autotune.samplers.improvement import Front, hypervolume
 from autotune.search_space import SearchSpace
 from autotune.strategy import Strategy

@@ -10,10 +10,11 @@ import pytest
 from planned import planned
 from planted_truth import LIMIT_BYTES, PLAN, outcome
 
+from autotune.goal import Goal
 from autotune.knobs import Optimizer
 from autotune.plan import Plan
 from autotune.predictor import AnalyticPredictor
-from autotune.samplers import Goal, PredictedSampler
+from autotune.samplers import PredictedSampler
 from autotune.strategy import Strategy
 from autotune.trial import (
     Failure,
