@@ -266,13 +266,13 @@ class Session:
             Console(file=file, width=120).print(render_report(summary), crop=False)
         if best is not None:
             folder = self._folder.path / "exports" / f"trial-{best.number}"
-            what = f"what is best for --objective {self._goal}"
+            what = f"What is best for --objective {self._goal}"
             try:
                 export_trial(summary, best, folder)
-                words = f"exported to {folder}: {what}"
+                words = f"{what} is exported to {folder}"
             except ConfigError:
                 # Of an earlier sitting, before it was run again; or somebody has edited it.
-                words = f"exported to {folder} before, which is left as it is: {what}"
+                words = f"{what} was exported to {folder} before, which is left as it is"
             console.print(words, markup=False, soft_wrap=True)
         console.print(
             f"The same command goes on from here: the study is kept in {self._folder.path}",

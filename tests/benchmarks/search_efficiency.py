@@ -166,9 +166,7 @@ def search(oracle: Oracle, name: str, seed: int, num_trials: int) -> dict[str, A
                 )
             )
             continue
-        spec = TrialSpec(
-            workload=oracle.space.workload, strategy=strategy, num_ranks=1, timed_steps=4
-        )
+        spec = TrialSpec(workload=oracle.space.workload, strategy=strategy, num_ranks=1)
         outcome = runner.run(spec, folder=Path(), timeout_s=300.0)
         launched += 1
         num_out_of_memory += bool(outcome.failure and outcome.failure.kind.is_out_of_memory)
