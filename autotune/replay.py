@@ -22,9 +22,9 @@ from autotune.worker.timed_steps import TimedSteps
 
 __all__ = ["RUN_TO_RUN", "Recorded", "ReplayClock", "ReplayRunner", "read_recorded"]
 
-RUN_TO_RUN = 0.01
-"""Deviation of the logarithm of a step time between two trials of one strategy on one machine,
-beside the scatter of its steps."""
+RUN_TO_RUN = 0.015
+"""Deviation of the logarithm of a trial's step time about that of its strategy, beside the scatter
+of its steps: two runs of the same work on one H100 were seen 3 % apart."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

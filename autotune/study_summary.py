@@ -9,10 +9,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from autotune.confirmation import Comparison, comparisons
+from autotune.goal import Goal
 from autotune.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.knobs import LossClass
 from autotune.pareto import Pick, pareto_front, pick
@@ -123,6 +125,21 @@ class StudySummary:
         front = self.front
         found = {which: pick(front, which) for which in Pick}
         return {which: trial for which, trial in found.items() if trial is not None}
+
+    def best_for(self, goal: Goal) -> Trial | None:
+        """The trial that a search was after; where it was after the front, its fast end.
+
+        None where nothing fits; for the least energy also where no device counted any.
+        """
+        match goal:
+            case Goal.BALANCED | Goal.THROUGHPUT:
+                return self.picks.get(Pick.THROUGHPUT)
+            case Goal.MEMORY:
+                return self.picks.get(Pick.MEMORY)
+            case Goal.ENERGY:
+                counted = [(t.energy_j_per_token, t) for t in self.trials if t.fits]
+                known = [(energy, trial) for energy, trial in counted if energy is not None]
+                return min(known, key=itemgetter(0))[1] if known else None
 
     def mfu(self, trial: Trial) -> float | None:
         """Model FLOPs utilisation; None where the peak rate of the device is not on record."""

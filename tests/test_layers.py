@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "measurement",
         "trial_spec",
         "trial",
+        "goal",
         "breakdown",
         "prediction_table",
         "question",

@@ -19,6 +19,7 @@ from sample_study import (
     summary,
 )
 
+from autotune.goal import Goal
 from autotune.hardware import GIB
 from autotune.interval import Interval
 from autotune.knobs import Optimizer
@@ -92,6 +93,25 @@ def test_the_report_states_the_error_and_its_json_that_of_each_trial() -> None:
 
 def test_live_tensors_on_the_cpu_are_not_compared() -> None:
     assert "allocated" not in summary(complete(0, 100, 10), hardware=LAPTOP).prediction_errors
+
+
+def test_what_is_best_depends_on_the_objective() -> None:
+    fast, lean, thrifty = complete(0, 300, 30), complete(1, 100, 10), complete(2, 200, 20)
+    assert fast.measurement is not None
+    assert thrifty.measurement is not None
+    study = summary(
+        replace(fast, measurement=replace(fast.measurement, energy_j_per_token=0.03)),
+        lean,
+        replace(thrifty, measurement=replace(thrifty.measurement, energy_j_per_token=0.02)),
+    )
+    numbers = {goal: trial.number for goal in Goal if (trial := study.best_for(goal))}
+    assert numbers == {
+        Goal.BALANCED: 0,
+        Goal.THROUGHPUT: 0,
+        Goal.MEMORY: 1,
+        Goal.ENERGY: 2,
+    }
+    assert summary(lean).best_for(Goal.ENERGY) is None
 
 
 def test_the_report_names_what_was_reused_and_why_the_search_ended() -> None:

@@ -58,12 +58,13 @@ def test_a_later_study_reuses_what_an_earlier_one_measured_and_says_so(
 ) -> None:
     folder, answer = finished
     again = [*_TINY[:-1], "again", "--seed", "1", "--budget", "2m", "--trials", "1", "--json"]
+    again += ["--confirm", "0"]
     for reuse in ("study", "auto"):
         ran = autotune(*again, "--reuse", reuse, folder=folder)
         assert ran.returncode == 0, ran.stderr
         trials = json.loads(ran.stdout)["trials"]
         reused = [trial for trial in trials if trial["reused_from"]]
-        measured = [trial for trial in answer["trials"] if trial["measurement"]]
+        measured = [trial for trial in answer["trials"] if trial["state"] == "complete"]
         assert len(reused) == len(measured)
         assert {trial["reused_from"].rpartition(" of ")[2] for trial in reused} == {"study"}
         assert sum(trial["duration_s"] > 0 for trial in trials) == 1

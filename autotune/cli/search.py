@@ -29,8 +29,8 @@ EXAMPLES = """\
 Examples:
   autotune search --model tiny --budget 2m                 no GPU needed
   autotune search --model 13B --method lora --budget 10m
-  autotune search --model ./my-model --space memory        least memory
-  autotune search --model 1.1B --space my.yaml --trials 20
+  autotune search --model ./my-model --space memory --objective memory
+  autotune search --model 1.1B --space my.yaml --trials 20 --reuse auto
   autotune search --model tiny --budget 2m --json > answer.json
 
 Durations are 90s, 30m, 2h or 1h30m. Exit status: 0 something fits,
@@ -195,7 +195,7 @@ def search(
 
     Each trial is a short, real DeepSpeed training of a few steps.
     The answer is the Pareto front of throughput and memory, and an
-    export of the fastest to train with.
+    export of what is best for --objective to train with.
 
     Ctrl-C ends the search, prints the answer so far and keeps everything;
     the same command goes on from there.
@@ -207,10 +207,11 @@ def search(
     from autotune.cli.refusal import refuse_if_nothing_fits, refuse_large_model_on_cpu
     from autotune.cli.session import Session
     from autotune.errors import ConfigError
+    from autotune.goal import Goal
     from autotune.hardware import detect_hardware, shared_out, with_nvme
     from autotune.question import Question
     from autotune.rates_file import with_measured_rates
-    from autotune.samplers import Goal, SamplerKind
+    from autotune.samplers import SamplerKind
     from autotune.software import detect_software
     from autotune.space_file import load_search_space
     from autotune.workload import load_model_shape

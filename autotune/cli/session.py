@@ -22,8 +22,9 @@ from autotune.drivers.local import LocalDriver
 from autotune.drivers.side_by_side import SideBySideDriver
 from autotune.errors import ConfigError
 from autotune.export import export_trial
+from autotune.goal import Goal
 from autotune.launcher import Launcher
-from autotune.pareto import Pick, rivals
+from autotune.pareto import rivals
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.profile import ScriptsAhead
 from autotune.progress import LiveProgress, PlainProgress
@@ -31,7 +32,7 @@ from autotune.protocols import Driver, Sampler
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
 from autotune.question import Question
 from autotune.report import format_duration, render_report, report_json
-from autotune.samplers import Goal, OptunaSampler, PredictedSampler, SamplerKind
+from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind
 from autotune.samplers.given_first import GivenFirstSampler
 from autotune.search_space import SearchSpace
 from autotune.software import Software
@@ -75,6 +76,7 @@ class Session:
         self._storage_url = storage_url
         self._must_exist = must_exist
         self._end_reason: str | None = None
+        self._goal = Goal.BALANCED
 
     def __enter__(self) -> Session:
         """Lock the folder and open the record.
@@ -117,6 +119,7 @@ class Session:
             LaunchError: trials cannot be started on this machine.
             StorageError: the record cannot be written.
         """
+        self._goal = goal
         question, limit = self._question, self._question.memory_limit_bytes
         predictor = AnalyticPredictor(question.workload, question.hardware, ScriptsAhead())
         table = self._space.table
@@ -259,7 +262,7 @@ class Session:
     def answer(self, *, as_json: bool, console: Console) -> bool:
         """Print the report, keep it in the folder, export the fastest; whether anything fits."""
         summary = summarize(self._folder, self._record, self._question, self._storage_url)
-        best = summary.picks.get(Pick.THROUGHPUT)
+        best = summary.best_for(self._goal) or summary.best_for(Goal.THROUGHPUT)
         out = answer_console()
         if as_json:
             out.print_json(json.dumps(report_json(summary)))
@@ -269,12 +272,13 @@ class Session:
             Console(file=file, width=120).print(render_report(summary), crop=False)
         if best is not None:
             folder = self._folder.path / "exports" / f"trial-{best.number}"
+            what = f"What is best for --objective {self._goal}"
             try:
                 export_trial(summary, best, folder)
-                words = f"The fastest is exported to {folder}"
+                words = f"{what} is exported to {folder}"
             except ConfigError:
                 # Of an earlier sitting, before it was run again; or somebody has edited it.
-                words = f"The fastest was exported to {folder} before, which is left as it is"
+                words = f"{what} was exported to {folder} before, which is left as it is"
             console.print(words, markup=False, soft_wrap=True)
         console.print(
             f"The same command goes on from here: the study is kept in {self._folder.path}",

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.goal import Goal
 from autotune.samplers.belief import Belief
-from autotune.samplers.goal import Goal
 from autotune.samplers.improvement import (
     Front,
     Normal,

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.goal import Goal
 from autotune.knobs import Offload
 from autotune.predictor.analytic import AnalyticPredictor
 from autotune.predictor.neighbours import Neighbours
 from autotune.samplers.belief import Belief
 from autotune.samplers.blame import chance_to_run
-from autotune.samplers.goal import Goal
 from autotune.samplers.improvement import Front, Normal, probability
 from autotune.samplers.outlook import Measured, Outlook
 from autotune.samplers.surrogate import Surrogate
@@ -43,6 +43,7 @@ _UNLIKELY = 0.01
 """That any that is left fits, where none has fitted yet."""
 
 _NUM_STEPS = 4
+_LEAST_START_S = 0.5
 _START_S = 3.0
 _SLOW_START_S = 15.0
 """What a trial costs: its steps, what comes before them, and what is more where an extension is
@@ -174,14 +175,18 @@ class PredictedSampler:
     def _cost_s(self, step_time: Belief, trials: Sequence[Trial]) -> _Array:
         """How long each row's trial is expected to run."""
         starts: dict[bool, list[float]] = {False: [], True: []}
+        nums_of_steps = []
         for trial in trials:
-            if trial.measurement is not None and trial.was_launched:
-                start = trial.duration_s - _NUM_STEPS * trial.measurement.step_time_s
-                starts[_starts_slowly(trial.strategy)].append(max(0.5, start))
+            if (measured := trial.measurement) is not None and trial.was_launched:
+                num_steps = len(measured.losses) or _NUM_STEPS
+                start = trial.duration_s - num_steps * measured.step_time_s
+                starts[_starts_slowly(trial.strategy)].append(max(_LEAST_START_S, start))
+                nums_of_steps.append(num_steps)
         usual = float(np.median(starts[False] or [_START_S]))
         slow = float(np.median(starts[True] or [usual + _SLOW_START_S]))
         start_s = np.where(self._starts_slowly, slow, usual)
-        cost_s: _Array = start_s + _NUM_STEPS * np.exp(step_time.mean)
+        usual_steps = float(np.median(nums_of_steps or [_NUM_STEPS]))
+        cost_s: _Array = start_s + usual_steps * np.exp(step_time.mean)
         return cost_s
 
     def _log_power(self, trials: Sequence[Trial]) -> _Array:

@@ -32,10 +32,11 @@ import numpy as np
 from deepspeed_order import DeepSpeedOrder
 from oracle_grid import GRIDS, read_grid
 
+from autotune.goal import Goal
 from autotune.predictor import AnalyticPredictor
 from autotune.protocols import Sampler
 from autotune.replay import Recorded, ReplayClock, ReplayRunner, read_recorded
-from autotune.samplers import Goal, OptunaSampler, PredictedSampler, SamplerKind
+from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind
 from autotune.samplers.improvement import Front, hypervolume
 from autotune.search_space import SearchSpace
 from autotune.strategy import Strategy
@@ -165,9 +166,7 @@ def search(oracle: Oracle, name: str, seed: int, num_trials: int) -> dict[str, A
                 )
             )
             continue
-        spec = TrialSpec(
-            workload=oracle.space.workload, strategy=strategy, num_ranks=1, timed_steps=4
-        )
+        spec = TrialSpec(workload=oracle.space.workload, strategy=strategy, num_ranks=1)
         outcome = runner.run(spec, folder=Path(), timeout_s=300.0)
         launched += 1
         num_out_of_memory += bool(outcome.failure and outcome.failure.kind.is_out_of_memory)
@@ -213,7 +212,6 @@ def run(question: str, measured: Path, out: Path, args: argparse.Namespace) -> N
     wanted = args.samplers.split(",")
     with out.open("a", encoding="utf-8") as file:
         for name in wanted:
-            # Nothing is drawn in these but the noise of what they measure.
             for seed in range(args.seeds):
                 if (name, seed) in done:
                     continue
@@ -238,38 +236,38 @@ def report(paths: list[Path], png: Path | None) -> None:
     """Print a table of each question, and draw the curves."""
     runs = [line for path in paths for line in _read(path)]
     questions = list(dict.fromkeys(line["question"] for line in runs))
+    shown = (4, 8, 12, 20, 40)
+    numbers = "".join(f"{n:>7}" for n in shown)
     for question in questions:
         of_question = [line for line in runs if line["question"] == question]
         print(f"{question}: {of_question[0]['num_strategies']} strategies measured\n")
+        titles = ("throughput, after trials", "hypervolume, after trials")
+        print(f"{'':34}regret of {titles[0]:<26} regret of {titles[1]:<25}")
         print(
-            f"{'':10} {'trials to':>9} {'trials to':>9}  regret of throughput after trials   "
-            "regret of hypervolume after trials   ended   out of"
-        )
-        shown = (4, 8, 12, 20, 40)
-        head = "".join(f"{n:>7}" for n in shown)
-        print(
-            f"{'':10} {_NEAR_SPEED:>8.0%}  {_NEAR_AREA:>8.0%}  {head}  {head}  after  memory  ms"
+            f"{'':10} {f'to {_NEAR_SPEED:.0%}':>10} {f'to {_NEAR_AREA:.0%}':>10} {numbers}  "
+            f"{numbers}  ended    OOM   ask ms  seeds"
         )
         for name in dict.fromkeys(line["sampler"] for line in of_question):
             lines = [line for line in of_question if line["sampler"] == name]
-            cells = [
-                _first(lines, "speed", _NEAR_SPEED),
-                _first(lines, "area", _NEAR_AREA),
-                *(
-                    "".join(f"{v:>7.1%}" for v in _at(lines, key, shown))
-                    for key in ("speed", "area")
-                ),
+            regrets = [
+                "".join(f"{v:>7.1%}" for v in _at(lines, key, shown)) for key in ("speed", "area")
             ]
             ended = [len(line["speed"]) for line in lines if line["end_reason"]]
             num = sum(len(line["speed"]) for line in lines)
             share = sum(line["num_out_of_memory"] for line in lines) / max(1, num)
             asked = median(line["ask_ms"] for line in lines)
             print(
-                f"{name:10} {cells[0]:>9} {cells[1]:>9} {cells[2]}  {cells[3]}  "
-                f"{median(ended) if ended else '-':>5}  {share:>5.1%}  {asked:.0f}"
+                f"{name:10} {_first(lines, 'speed', _NEAR_SPEED):>10} "
+                f"{_first(lines, 'area', _NEAR_AREA):>10} {regrets[0]}  {regrets[1]}  "
+                f"{median(ended) if ended else '-':>5}  {share:>5.1%}  {asked:>7.0f}  "
+                f"{len(lines):>5}"
             )
         print()
-    print("Medians over seeds; in brackets the 80th percentile. -: not within the trials run.")
+    print(
+        "Medians over seeds; in brackets the 80th percentile; -: not within the trials run.\n"
+        "to 1%, to 2%: trials until that much of throughput, or hypervolume, is lacking.\n"
+        "ended: trials after which a search ended by itself; what it had found is kept."
+    )
     if png is not None:
         _draw(runs, questions, png)
 

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from planned import planned
+from planted_truth import LIMIT_BYTES, PLAN, outcome
 
+from autotune.goal import Goal
 from autotune.knobs import Optimizer
 from autotune.plan import Plan
 from autotune.predictor import AnalyticPredictor
-from autotune.samplers import Goal, PredictedSampler
+from autotune.samplers import PredictedSampler
 from autotune.strategy import Strategy
 from autotune.trial import (
     Failure,
     FailureKind,
     Measurement,
     Outcome,
-    Phase,
     Trial,
     TrialState,
 )
-
-PLAN = planned("1.1B", "1xH100-80GB", global_batch=32)
-LIMIT_BYTES = PLAN.question.memory_limit_bytes
-Truth = Callable[[Strategy], float]
-
-
-def factor(strategy: Strategy) -> float:
-    """By how much a step really takes longer than predicted: each technique by a share."""
-    log = 0.12 * strategy.fused_kernels + 0.2 * (strategy.zero_stage in (1, 2))
-    log += 0.05 * math.sin(strategy.micro_batch_size + 3 * strategy.checkpoint_interval)
-    return math.exp(log)
 
 
 def make_sampler(
@@ -44,23 +33,6 @@ def make_sampler(
     return PredictedSampler(
         plan.candidates.table, prior, limits=plan.question.limits, goal=goal, min_gain=min_gain
     )
-
-
-def outcome(strategy: Strategy, truth: Truth = factor) -> Outcome:
-    said = AnalyticPredictor(PLAN.workload, PLAN.hardware).predict(strategy)
-    if said.peak_device_bytes > LIMIT_BYTES:
-        failure = Failure(kind=FailureKind.DEVICE_OUT_OF_MEMORY, message="x", phase=Phase.BACKWARD)
-        return Outcome(failure=failure, duration_s=3.0)
-    step_time_s = said.step_time_s * truth(strategy)
-    measurement = Measurement(
-        tokens_per_second=PLAN.workload.tokens_per_step / step_time_s,
-        step_times_s=(step_time_s,) * 2,
-        peak_allocated_bytes=said.peak_allocated_bytes,
-        peak_reserved_bytes=said.peak_memory_bytes,
-        peak_device_bytes=said.peak_device_bytes,
-        energy_j_per_token=0.01 * step_time_s * (1.3 if strategy.fused_kernels else 1),
-    )
-    return Outcome(measurement=measurement, duration_s=3.0 + 4 * step_time_s)
 
 
 def trial(number: int, strategy: Strategy, ended: Outcome) -> Trial:
