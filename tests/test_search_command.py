@@ -250,8 +250,9 @@ def test_a_search_killed_in_the_middle_resumes_and_has_lost_nothing(tmp_path: Pa
     assert ran.returncode == 0, ran.stderr
     trials = json.loads(ran.stdout)["trials"]
     assert {t["number"] for t in trials if t["state"] == "complete"} >= set(told)
-    complete = [json.dumps(t["strategy"]) for t in trials if t["state"] == "complete"]
-    assert len(complete) == len(set(complete)) == 4
+    # Some may have ended early, beaten by the others.
+    measured = [json.dumps(t["strategy"]) for t in trials if t["measurement"]]
+    assert len(measured) == len(set(measured)) == 4
 
 
 def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
@@ -321,7 +322,7 @@ def test_trials_in_another_storage_are_resumed_and_reported_from_there(tmp_path:
 def test_a_budget_shorter_than_the_warm_up_says_so(tmp_path: Path) -> None:
     ran = autotune(*_TINY, "--budget", "1s", folder=tmp_path)
     assert ran.returncode == 1
-    assert "spent before the libraries were loaded" in ran.stderr
+    assert "spent before the libraries were loaded" in " ".join(ran.stdout.split())
     assert "Traceback" not in ran.stderr
 
 

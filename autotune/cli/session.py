@@ -204,7 +204,11 @@ class Session:
             )
             driver: Driver = make_driver(
                 budget=budget,
-                spec_of=lambda trial: self._spec_of(trial, study.trials),
+                spec_of=lambda trial: self._spec_of(
+                    # The slower in no less memory may still use the least energy.
+                    trial,
+                    () if goal is Goal.ENERGY else study.trials,
+                ),
                 folder_of=self._folder.trial_folder,
                 progress=progress,
                 is_interrupted=interrupt.check,
@@ -248,14 +252,14 @@ class Session:
         else:
             progress.note("loading the libraries, once for all trials")
 
-    def _spec_of(self, trial: Trial, trials: Sequence[Trial]) -> TrialSpec:
+    def _spec_of(self, trial: Trial, others: Sequence[Trial]) -> TrialSpec:
         spec = TrialSpec(
             workload=self._question.workload,
             strategy=trial.strategy,
             num_ranks=self._question.hardware.num_devices,
             seed=self._question.seed,
             nvme_path=self._question.hardware.nvme_path,
-            rivals=rivals(trials),
+            rivals=rivals(others),
         )
         return spec if trial.confirms is None else spec.to_confirm()
 
