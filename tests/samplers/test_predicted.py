@@ -128,6 +128,16 @@ def test_what_runs_is_not_proposed_again_nor_its_like() -> None:
     assert second != first
 
 
+def test_it_does_not_end_while_trials_run() -> None:
+    sampler = make_sampler(goal=Goal.THROUGHPUT)
+    trials = search(sampler, len(ALL))
+    left = next(t.strategy for t in ALL if t.strategy not in {u.strategy for u in trials})
+    running = Trial(number=len(trials), strategy=left, state=TrialState.RUNNING)
+    assert sampler.propose([*trials, running]) is not None
+    assert sampler.end_reason is None
+    assert sampler.propose(trials) is None
+
+
 def test_a_technique_that_crashes_is_soon_left_alone() -> None:
     sampler = make_sampler(goal=Goal.THROUGHPUT)
     trials: list[Trial] = []
