@@ -220,7 +220,7 @@ def _measured(trials: Sequence[Trial], *, typical_power: float) -> Measured:
     speeds = [m.tokens_per_second for m in shown]
     return Measured(
         speed=np.array(speeds, float),
-        memory=np.array([m.peak_memory_bytes for m in shown], float),
+        memory=np.array([max(1, m.peak_memory_bytes) for m in shown], float),
         energy=np.array(
             [m.energy_j_per_token or typical_power / m.tokens_per_second for m in shown]
         ),

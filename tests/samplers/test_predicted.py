@@ -179,3 +179,21 @@ def test_a_trial_over_the_limit_is_no_part_of_the_front() -> None:
     sampler = make_sampler()
     assert len(sampler._outlook([replace(fitting, measurement=large)]).measured) == 0
     assert len(sampler._outlook([fitting]).measured) == 1
+
+
+def test_odd_measurements_are_taken_in() -> None:
+    sampler = make_sampler(min_gain=0.0)
+    trials: list[Trial] = []
+    for number in range(12):
+        strategy = sampler.propose(trials)
+        assert strategy is not None
+        ended = outcome(strategy)
+        assert ended.measurement is not None
+        odd = replace(
+            ended.measurement,
+            num_alloc_retries=number % 2,
+            peak_reserved_bytes=0 if number % 3 else LIMIT_BYTES,
+            peak_device_bytes=LIMIT_BYTES - number,
+        )
+        trials.append(trial(number, strategy, replace(ended, measurement=odd)))
+    assert len({t.strategy for t in trials}) == 12
