@@ -70,7 +70,8 @@ class Measured:
         match goal:
             case Goal.BALANCED:
                 fastest = self.log_value(Goal.THROUGHPUT, limit)
-                return math.log(hypervolume(self.front, limit)) + fastest
+                # There is none where all that fits needs nearly the limit.
+                return math.log(max(1.0, hypervolume(self.front, limit))) + fastest
             case Goal.THROUGHPUT:
                 return math.log(self.speed.max())
             case Goal.MEMORY:

@@ -106,7 +106,9 @@ class PredictedSampler:
         cost_s = self._cost_s(outlook.step_time, trials)
         best_first = np.argsort(-gains / cost_s, kind="stable")
         promising = best_first[: min(_NUM_PROMISING, np.count_nonzero(is_left))]
-        self.end_reason = self._reason_to_end(outlook, promising)
+        # What runs may still show that more is to be had.
+        if not any(trial.state is TrialState.RUNNING for trial in trials):
+            self.end_reason = self._reason_to_end(outlook, promising)
         if self.end_reason:
             return None
         if 0 < len(outlook.measured) <= _NUM_TEACHING:
@@ -218,7 +220,7 @@ def _measured(trials: Sequence[Trial], *, typical_power: float) -> Measured:
     speeds = [m.tokens_per_second for m in shown]
     return Measured(
         speed=np.array(speeds, float),
-        memory=np.array([m.peak_memory_bytes for m in shown], float),
+        memory=np.array([max(1, m.peak_memory_bytes) for m in shown], float),
         energy=np.array(
             [m.energy_j_per_token or typical_power / m.tokens_per_second for m in shown]
         ),

@@ -81,8 +81,12 @@ class Surrogate:
         return self._views.predicted
 
     def step_time(self, trials: Sequence[Trial]) -> Belief:
-        """The logarithm of the seconds of a step."""
-        measured = [(t.strategy, t.measurement) for t in trials if t.measurement is not None]
+        """The logarithm of the seconds of a step; what thrashed is no witness."""
+        measured = [
+            (trial.strategy, m)
+            for trial in trials
+            if (m := trial.measurement) is not None and m.num_alloc_retries == 0
+        ]
         observed = np.log([m.step_time_s for _, m in measured])
         seen = self._views_of_all([strategy for strategy, _ in measured])
         return believe(
@@ -102,7 +106,13 @@ class Surrogate:
             trials: of any state; what ran out of memory needs at least `limit_bytes`.
             limit_bytes: for the allocator.
         """
-        shown = [t for t in trials if t.measurement is not None or _is_too_large(t)]
+        # On the CPU the resident set may not have grown at all.
+        shown = [
+            trial
+            for trial in trials
+            if ((m := trial.measurement) is not None and m.peak_memory_bytes > 0)
+            or _is_too_large(trial)
+        ]
         seen = self._views_of_all([t.strategy for t in shown])
         expected = seen.predicted.peak_memory_bytes if seen else np.zeros(0)
         observed = np.array(

@@ -128,6 +128,16 @@ def test_what_runs_is_not_proposed_again_nor_its_like() -> None:
     assert second != first
 
 
+def test_it_does_not_end_while_trials_run() -> None:
+    sampler = make_sampler(goal=Goal.THROUGHPUT)
+    trials = search(sampler, len(ALL))
+    left = next(t.strategy for t in ALL if t.strategy not in {u.strategy for u in trials})
+    running = Trial(number=len(trials), strategy=left, state=TrialState.RUNNING)
+    assert sampler.propose([*trials, running]) is not None
+    assert sampler.end_reason is None
+    assert sampler.propose(trials) is None
+
+
 def test_a_technique_that_crashes_is_soon_left_alone() -> None:
     sampler = make_sampler(goal=Goal.THROUGHPUT)
     trials: list[Trial] = []
@@ -169,3 +179,21 @@ def test_a_trial_over_the_limit_is_no_part_of_the_front() -> None:
     sampler = make_sampler()
     assert len(sampler._outlook([replace(fitting, measurement=large)]).measured) == 0
     assert len(sampler._outlook([fitting]).measured) == 1
+
+
+def test_odd_measurements_are_taken_in() -> None:
+    sampler = make_sampler(min_gain=0.0)
+    trials: list[Trial] = []
+    for number in range(12):
+        strategy = sampler.propose(trials)
+        assert strategy is not None
+        ended = outcome(strategy)
+        assert ended.measurement is not None
+        odd = replace(
+            ended.measurement,
+            num_alloc_retries=number % 2,
+            peak_reserved_bytes=0 if number % 3 else LIMIT_BYTES,
+            peak_device_bytes=LIMIT_BYTES - number,
+        )
+        trials.append(trial(number, strategy, replace(ended, measurement=odd)))
+    assert len({t.strategy for t in trials}) == 12
