@@ -13,10 +13,13 @@ from autotune.deepspeed_config import sub_group_elements
 from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import CheckpointScope, MasterWeights, Offload, Optimizer, Precision
 from autotune.predictor.allocator import LARGE_POOL_BYTES, Allocator
-from autotune.predictor.engine_allocations import EnginePlan, Stage0, Stage3, Stages12
+from autotune.predictor.engine_allocations import Engine, EnginePlan
 from autotune.predictor.precision import FP32_BYTES, element_bytes
 from autotune.predictor.shares import zero_size
 from autotune.predictor.states import StatesModel, overlaps
+from autotune.predictor.zero0_allocations import Stage0
+from autotune.predictor.zero3_allocations import Stage3
+from autotune.predictor.zero12_allocations import Stages12
 from autotune.profile.script import AllocationScript, MicroStep
 from autotune.profile.variant import Recipe, Variant
 from autotune.strategy import Strategy
@@ -208,7 +211,8 @@ class ReservedModel:
             group_elements=_MOST_ELEMENTS if strategy.optimizer in _OF_BITSANDBYTES else 2**62,
             state_bytes=_state_bytes(strategy),
             bucket_elements=min(strategy.reduce_bucket_size, trained // e),
-            num_buckets=2 if overlaps(strategy) and ranks > 1 else 1,
+            reduce_bytes=e if strategy.sequence_parallel_size == 1 else FP32_BYTES,
+            overlaps=overlaps(strategy) and ranks > 1,
             sub_group_elements=group,
             is_offloaded=strategy.offload_optimizer is not Offload.NONE,
             tied_bytes=e * shape.vocab_size * shape.hidden_size * shape.tie_word_embeddings,
@@ -238,7 +242,7 @@ def _simulate(
     micro_step: MicroStep, first: MicroStep | None, plan: EnginePlan, capacity_bytes: int
 ) -> ReservedPeak:
     allocator = Allocator(capacity_bytes)
-    engines = {0: Stage0, 1: Stages12, 2: Stages12, 3: Stage3}
+    engines: dict[int, type[Engine]] = {0: Stage0, 1: Stages12, 2: Stages12, 3: Stage3}
     engines[plan.zero_stage](allocator, plan, micro_step, first).run(_NUM_STEPS)
     return ReservedPeak(
         reserved_bytes=allocator.peak_reserved_bytes,
