@@ -69,8 +69,8 @@ class Engine:
         self._allocator = allocator
         self._allocate = allocator.allocate
         self._plan = plan
-        self._events = micro_step.events
-        self._first_events = (first or micro_step).events
+        self._following = micro_step
+        self._first = first or micro_step
         self._weights = micro_step.weights
         self._trained = [w.size_bytes for w in micro_step.weights if w.is_trained]
         e, ranks = plan.element_bytes, plan.num_ranks
@@ -96,7 +96,7 @@ class Engine:
             before = self._allocator.peak_reserved_bytes
             for index in range(num_micro_steps):
                 self._is_first, self._is_last = index == 0, index == num_micro_steps - 1
-                self._micro_step(self._events if step or index else self._first_events)
+                self._micro_step(self._following if step or index else self._first)
                 self._end_backward()
             self._step()
             if step and self._allocator.peak_reserved_bytes == before:
@@ -109,16 +109,22 @@ class Engine:
         """A gradient is whole."""
         raise NotImplementedError
 
+    def _fetch(self, weights: tuple[int, ...]) -> None:
+        """A module is about to need its weights."""
+
+    def _release(self, weights: tuple[int, ...]) -> None:
+        """It has done with them."""
+
     def _end_backward(self) -> None:
         raise NotImplementedError
 
     def _step(self) -> None:
         raise NotImplementedError
 
-    def _micro_step(self, events: list[tuple[int, int, int]]) -> None:
+    def _micro_step(self, micro_step: MicroStep) -> None:
         allocate, free = self._allocator.allocate, self._allocator.free
         live: dict[int, int] = {}
-        for kind, which, told in events:
+        for kind, which, told in micro_step.events:
             if kind == Event.ALLOCATE:
                 live[which] = allocate(told)
             elif kind == Event.FREE:
@@ -130,6 +136,10 @@ class Engine:
                 self._take(told, address)
             elif kind == Event.WORK:
                 free(allocate(told))
+            elif kind == Event.FETCH:
+                self._fetch(micro_step.modules[told])
+            elif kind == Event.RELEASE:
+                self._release(micro_step.modules[told])
             elif self._num_workspaces < 2:
                 allocate(_CUBLAS_BYTES)
                 self._num_workspaces += 1

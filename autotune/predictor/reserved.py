@@ -126,6 +126,10 @@ class ReservedModel:
             checkpoint_scope=strategy.checkpoint_scope if has_scope else CheckpointScope.LAYER,
             mlp_tiles=strategy.mlp_tiles,
             loss_tiles=strategy.loss_tiles,
+            sequence_parallel_size=strategy.sequence_parallel_size,
+            # Without checkpoints they are of no consequence on one rank.
+            gathers_weights=strategy.zero_stage == 3
+            and (self._hardware.num_devices > 1 or has_scope),
         )
 
     def peak(self, strategy: Strategy) -> ReservedPeak | None:
@@ -148,11 +152,11 @@ class ReservedModel:
         return self._peaks[key]
 
     def _is_known(self, strategy: Strategy) -> bool:
-        stage, ranks = strategy.zero_stage, self._hardware.num_devices
+        stage = strategy.zero_stage
         is_whole = (
             strategy.tensor_parallel_size
             == strategy.pipeline_parallel_size
-            == strategy.sequence_parallel_size
+            == strategy.zero_hpz_partition_size
             == 1
         )
         is_plain = (
@@ -160,16 +164,11 @@ class ReservedModel:
             and strategy.offload_checkpoints is Offload.NONE
             and (strategy.offload_optimizer is Offload.NONE or stage in (1, 2))
         )
-        # Checkpoints under ZeRO-3 are re-entrant, which a script does not tell of.
         # Without ZeRO the engine has an fp32 master for 16-bit weights, and nothing for fp32.
-        has_engine = (
-            stage in (1, 2)
-            or (stage == 3 and ranks == 1 and not strategy.checkpoint_interval)
-            or (
-                stage == 0
-                and strategy.precision is not Precision.FP32
-                and strategy.master_weights is MasterWeights.FP32
-            )
+        has_engine = stage in (1, 2, 3) or (
+            stage == 0
+            and strategy.precision is not Precision.FP32
+            and strategy.master_weights is MasterWeights.FP32
         )
         return (
             self._hardware.device_type is DeviceType.CUDA

@@ -1,63 +1,131 @@
 """What ZeRO-3 allocates around forward and backward of one rank.
 
-Read from `runtime/zero/stage3.py` of DeepSpeed 0.19.8. Does not know a model's code.
+Read from `runtime/zero/stage3.py` of DeepSpeed 0.19.8. Does not know a model's code, nor which
+weights are gathered when.
 """
 
 from __future__ import annotations
 
-from autotune.predictor.engine_allocations import Engine
+from autotune.predictor.allocator import Allocator
+from autotune.predictor.engine_allocations import NORM_BYTES, Engine, EnginePlan
+from autotune.predictor.gathered_weights import GatheredWeights
+from autotune.profile.script import MicroStep
 
 __all__ = ["Stage3"]
 
 
 class Stage3(Engine):
-    """ZeRO-3 on one rank (`stage3.py`), where no weight is gathered."""
+    """ZeRO-3 (`stage3.py`); on one rank no weight is gathered."""
 
-    _pending = 0
+    def __init__(
+        self,
+        allocator: Allocator,
+        plan: EnginePlan,
+        micro_step: MicroStep,
+        first: MicroStep | None = None,
+    ) -> None:
+        """As any engine; weights are gathered, and gradients travel, on streams of their own."""
+        super().__init__(allocator, plan, micro_step, first)
+        self._pending: list[int] = []
+        """Weights whose gradients wait in the bucket."""
+        has_streams = plan.overlaps and plan.num_ranks > 1
+        gathering, self._reducing = (
+            Allocator(beside=allocator) if has_streams else allocator for _ in range(2)
+        )
+        elements = [self._elements(weight) for weight in range(len(self._weights))]
+        self._gathered = GatheredWeights(gathering, elements, plan.element_bytes)
+        self._sub_groups = self._divide()
+
+    def _divide(self) -> list[int]:
+        """`_create_fp16_sub_groups`: this rank's parameters that are stepped over at once."""
+        groups = [0]
+        for size in self._trained:
+            if groups[-1] >= self._plan.sub_group_elements:
+                groups.append(0)
+            groups[-1] += self._own(size // self._plan.element_bytes)
+        return groups
+
+    def _own(self, num: int) -> int:
+        return -(-num // self._plan.num_ranks)
 
     def _initialise(self) -> None:
-        """Weights go to the host and come back as one; all that was mapped is given back."""
-        plan, e, owned = self._plan, self._plan.element_bytes, self._owned
+        """Parts of weights go to the host and come back as one; what was mapped is given back."""
+        plan, e, owned = self._plan, self._plan.element_bytes, sum(self._sub_groups)
         for weight in self._weights:
             whole = self._allocate(weight.size_bytes)
-            self._allocate(weight.size_bytes)
+            self._allocate(self._own(weight.size_bytes))
             self._free(whole)
         self._allocator.reset()
         for weight in self._weights:
             if not weight.is_trained:
-                self._allocate(weight.size_bytes)
+                self._allocate(self._own(weight.size_bytes))
         self._allocate(e * owned)
-        first = self._allocate(plan.master_bytes * owned)
-        if plan.master_bytes != e:
-            self._allocate(plan.master_bytes * owned)
-            self._free(first)
-        self._pass_by([plan.master_bytes * owned])
+        self._make_masters()
+        self._pass_by([plan.master_bytes * max(self._sub_groups)])
         self._allocate(e * plan.bucket_elements)
         self._allocate(e * owned)
+        if plan.num_ranks > 1:
+            # `create_reduce_and_remove_grad_hooks` gathers each.
+            self._pass_by(self._trained)
+
+    def _make_masters(self) -> None:
+        """`_create_fp32_partitions`: a copy of the converted one, which the next takes over."""
+        plan, before = self._plan, None
+        for num in self._sub_groups:
+            if plan.master_bytes != plan.element_bytes:
+                converted = self._allocate(plan.master_bytes * num)
+                if before is not None:
+                    self._free(before)
+                before = converted
+            self._allocate(plan.master_bytes * num)
+        if before is not None:
+            self._free(before)
+
+    def _micro_step(self, micro_step: MicroStep) -> None:
+        self._gathered.begin_forward()
+        super()._micro_step(micro_step)
+
+    def _fetch(self, weights: tuple[int, ...]) -> None:
+        if self._plan.num_ranks > 1:
+            self._gathered.fetch(weights)
+
+    def _release(self, weights: tuple[int, ...]) -> None:
+        self._gathered.release(weights)
 
     def _take(self, weight: int, address: int) -> None:
-        num = self._weights[weight].size_bytes // self._plan.element_bytes
-        if self._pending + num > self._plan.bucket_elements:
+        num = self._elements(weight)
+        if sum(map(self._elements, self._pending)) + num > self._plan.bucket_elements:
             self._reduce()
         self._free(address)
-        self._pending += num
+        self._pending.append(weight)
 
     def _reduce(self) -> None:
-        """`coalesced_collectives.py`, `reduce_scatter_coalesced`: a copy of what is sent."""
-        self._pass_by([self._plan.element_bytes * self._pending])
-        self._pending = 0
+        """`__avg_scatter_grads`, and `reduce_scatter_coalesced`: a copy of what is sent.
+
+        Where gradients travel in another precision, each is converted before, and parts after.
+        """
+        plan, reducing, copies = self._plan, self._reducing, []
+        nums = [self._elements(weight) for weight in self._pending]
+        if plan.reduce_bytes != plan.element_bytes:
+            copies += [plan.reduce_bytes * num for num in nums]
+        if len(nums) > 1:
+            copies.append(plan.reduce_bytes * sum(nums))
+        if plan.reduce_bytes != plan.element_bytes:
+            copies += [plan.element_bytes * self._own(num) for num in nums]
+        for address in [reducing.allocate(size) for size in copies]:
+            reducing.free(address)
+        self._pending = []
 
     def _end_backward(self) -> None:
         self._reduce()
 
     def _step(self) -> None:
         """`_prepare_fp32_grad_for_sub_group`, one group after the other."""
-        self._add_up_norm()
-        left = self._owned
-        while left > 0:
-            num = min(left, self._plan.sub_group_elements)
-            left -= num
-            gradient = self._convert(self._allocate(self._plan.element_bytes * num), num)
+        self._gathered.release_all()
+        e = self._plan.element_bytes
+        self._pass_by([NORM_BYTES * self._own(size // e) for size in self._trained])
+        for num in self._sub_groups:
+            gradient = self._convert(self._allocate(e * num), num)
             if not self._has_states:
                 self._make_states(num)
             self._free(gradient)
