@@ -55,6 +55,7 @@ class Allocator:
         self._start_of: dict[int, int] = {}
         """Of free blocks, by where they end."""
         self._live: dict[int, int] = {}
+        self._put_aside: set[int] = set()
         self._holes: dict[int, int] = {}
         """Size of what was given back, by where it starts."""
         self._end = 0
@@ -117,7 +118,10 @@ class Allocator:
             self._device.allocated -= -1 - address
             return
         size = self._live.pop(address)
-        self._device.allocated -= size
+        if address in self._put_aside:
+            self._put_aside.remove(address)
+        else:
+            self._device.allocated -= size
         behind = address + size
         start = self._start_of.pop(address, None)
         if start is not None:
@@ -132,11 +136,23 @@ class Allocator:
             size += more
         self._add(address, size)
 
+    def put_aside(self, address: int) -> None:
+        """Count a block as given back, though another stream still works on it (`record_stream`).
+
+        `free` makes it one that can be taken.
+        """
+        if address >= 0:
+            self._put_aside.add(address)
+            self._device.allocated -= self._live[address]
+
     def reset(self) -> None:
         """Start again with an empty segment, all of it given back; peaks stay."""
-        self._device.allocated -= sum(self._live.values()) + self._small
+        self._device.allocated -= self._small
+        self._device.allocated -= sum(
+            size for address, size in self._live.items() if address not in self._put_aside
+        )
         self._free_blocks, self._size_at, self._start_of = [], {}, {}
-        self._live, self._holes = {}, {}
+        self._live, self._holes, self._put_aside = {}, {}, set()
         self._end = self._mapped_end = self._small = 0
 
     def _add(self, address: int, size: int) -> None:

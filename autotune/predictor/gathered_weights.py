@@ -9,7 +9,7 @@ soon. Does not know gradients.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from autotune.predictor.allocator import Allocator
@@ -43,9 +43,18 @@ class GatheredWeights:
         allocator: of the stream on which they are gathered.
         elements: of each weight.
         element_bytes: of all.
+        free: is told the addresses of weights that are released.
     """
 
-    def __init__(self, allocator: Allocator, elements: Sequence[int], element_bytes: int) -> None:
+    def __init__(
+        self,
+        allocator: Allocator,
+        elements: Sequence[int],
+        element_bytes: int,
+        *,
+        free: Callable[[int], None],
+    ) -> None:
+        self._give_back = free
         self._allocator = allocator
         self._elements = elements
         self._element_bytes = element_bytes
@@ -160,5 +169,5 @@ class GatheredWeights:
             self._allocator.free(gathering.buffer)
 
     def _free(self, weight: int) -> None:
-        self._allocator.free(self._buffers.pop(weight))
+        self._give_back(self._buffers.pop(weight))
         self._num_gathered -= self._elements[weight]

@@ -6,12 +6,20 @@ weights are gathered when.
 
 from __future__ import annotations
 
+from collections import deque
+
 from autotune.predictor.allocator import Allocator
 from autotune.predictor.engine_allocations import NORM_BYTES, Engine, EnginePlan
 from autotune.predictor.gathered_weights import GatheredWeights
 from autotune.profile.script import MicroStep
 
 __all__ = ["Stage3"]
+
+_BUCKETS_BEHIND = 2
+"""How many buckets of gradients the device is behind the host in backward, where what is given
+back can be taken again only after the device has done with it. The host waits for the third
+(`max_param_reduce_events`). Of 0 to 3 it fits eight trials on two H200 best: without it they took
+2 to 5 GiB more than was simulated."""
 
 
 class Stage3(Engine):
@@ -28,12 +36,16 @@ class Stage3(Engine):
         super().__init__(allocator, plan, micro_step, first)
         self._pending: list[int] = []
         """Weights whose gradients wait in the bucket."""
-        has_streams = plan.overlaps and plan.num_ranks > 1
-        gathering, self._reducing = (
-            Allocator(beside=allocator) if has_streams else allocator for _ in range(2)
+        self._late: deque[list[tuple[Allocator, int]]] = deque([[]])
+        """What was given back since each of the latest buckets was reduced."""
+        self._has_streams = plan.overlaps and plan.num_ranks > 1
+        self._gathering, self._reducing = (
+            Allocator(beside=allocator) if self._has_streams else allocator for _ in range(2)
         )
         elements = [self._elements(weight) for weight in range(len(self._weights))]
-        self._gathered = GatheredWeights(gathering, elements, plan.element_bytes)
+        self._gathered = GatheredWeights(
+            self._gathering, elements, plan.element_bytes, free=self._free_gathered
+        )
         self._sub_groups = self._divide()
 
     def _divide(self) -> list[int]:
@@ -62,7 +74,7 @@ class Stage3(Engine):
         self._allocate(e * owned)
         self._make_masters()
         self._pass_by([plan.master_bytes * max(self._sub_groups)])
-        self._allocate(e * plan.bucket_elements)
+        self._allocate(plan.reduce_bytes * plan.bucket_elements)
         self._allocate(e * owned)
         if plan.num_ranks > 1:
             # `create_reduce_and_remove_grad_hooks` gathers each.
@@ -96,18 +108,16 @@ class Stage3(Engine):
         num = self._elements(weight)
         if sum(map(self._elements, self._pending)) + num > self._plan.bucket_elements:
             self._reduce()
-        self._free(address)
+        self._give_back(self._allocator, address)
         self._pending.append(weight)
 
     def _reduce(self) -> None:
         """`__avg_scatter_grads`, and `reduce_scatter_coalesced`: a copy of what is sent.
 
-        Where gradients travel in another precision, each is converted before, and parts after.
+        The bucket has the precision in which gradients travel; parts are converted behind it.
         """
         plan, reducing, copies = self._plan, self._reducing, []
         nums = [self._elements(weight) for weight in self._pending]
-        if plan.reduce_bytes != plan.element_bytes:
-            copies += [plan.reduce_bytes * num for num in nums]
         if len(nums) > 1:
             copies.append(plan.reduce_bytes * sum(nums))
         if plan.reduce_bytes != plan.element_bytes:
@@ -115,9 +125,33 @@ class Stage3(Engine):
         for address in [reducing.allocate(size) for size in copies]:
             reducing.free(address)
         self._pending = []
+        self._late.append([])
+        self._catch_up(_BUCKETS_BEHIND)
+
+    def _give_back(self, allocator: Allocator, address: int) -> None:
+        """`record_stream`: what another stream works on is free when it has done with it."""
+        if not self._has_streams:
+            allocator.free(address)
+            return
+        allocator.put_aside(address)
+        self._late[-1].append((allocator, address))
+
+    def _free_gathered(self, address: int) -> None:
+        """In forward the host is not ahead, which has hooks of every module to run."""
+        if self._pending or len(self._late) > 1:
+            self._give_back(self._gathering, address)
+        else:
+            self._gathering.free(address)
+
+    def _catch_up(self, num_behind: int) -> None:
+        while len(self._late) > num_behind:
+            for allocator, address in self._late.popleft():
+                allocator.free(address)
 
     def _end_backward(self) -> None:
         self._reduce()
+        self._catch_up(0)
+        self._late.append([])
 
     def _step(self) -> None:
         """`_prepare_fp32_grad_for_sub_group`, one group after the other."""
