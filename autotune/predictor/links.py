@@ -49,8 +49,8 @@ class LinkModel:
     def micro_step_s(self, strategy: Strategy, share: RankShare) -> float:
         """Of every micro-step, beside what a pipeline hides.
 
-        ZeRO (arXiv 1910.02054), section 7: stages 2 and 3 reduce gradients, and stage 3 gathers the
-        weights in forward and again in backward.
+        ZeRO (arXiv 1910.02054), section 7: stages 2 and 3 reduce gradients, and stage 3 gathers
+        the weights in forward and again in backward.
         """
         if self._num_ranks == 1:
             return 0.0
@@ -87,7 +87,7 @@ class LinkModel:
 
         Only ZeRO-3 scatters; ZeRO-1 and ZeRO-2 sum on all ranks and drop what is another's
         (`stage_1_and_2.py`, `allreduce_bucket`). With Ulysses gradients travel in fp32, into
-        which they are copied, and ZeRO-3 sorts them by ranks.
+        which they are copied.
         """
         ranks, apart = zero_size(strategy, self._num_ranks), strategy.tensor_parallel_size
         if ranks == 1:
@@ -100,7 +100,6 @@ class LinkModel:
         passes = 2.0
         if strategy.zero_stage == 3:
             passes = _4BIT_SHARE if strategy.zero_quantized_gradients else 1.0
-            copied += 2 * travel
         seconds = self._ring_s(passes * travel * trained, ranks, apart)
         seconds += copied * trained / self._rates.traffic_bytes_per_s
         return seconds + self._starts_s(strategy, trained, ranks)
@@ -115,9 +114,6 @@ class LinkModel:
         first = num_bytes * (_8BIT_SHARE if strategy.zero_quantized_weights else 1.0)
         hpz = strategy.zero_hpz_partition_size
         whole = self._ring_s(first, ranks, apart)
-        if ranks > 1:
-            # Out of a flat buffer each weight is copied.
-            whole += 2 * num_bytes / self._rates.traffic_bytes_per_s
         return whole + (self._ring_s(num_bytes, hpz, apart) if hpz > 1 else whole)
 
     def _starts_s(self, strategy: Strategy, num_elements: float, ranks: int) -> float:

@@ -63,7 +63,7 @@ class StepParts:
     """The part of `host_s` before backward, where both start together: ZeRO waits for its streams
     behind every backward. 0 where they do not."""
     backward_device_share: float
-    """The part of the device's work in backward, where both start together; 1 where they do not."""
+    """Of the device's work, where both start together; 1 where they do not."""
     moved_s: float
     """Of a micro-step: what travels between host and device."""
     update_s: float
