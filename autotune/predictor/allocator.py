@@ -4,8 +4,8 @@ Read from `c10/cuda/CUDACachingAllocator.cpp`: sizes are rounded to 512 bytes; t
 block that is large enough is taken, of equal ones the lowest, and what is left of it stays free;
 neighbours that are free become one; the block at the end of the segment can grow, so it counts as
 larger than all others and is taken last; memory is mapped in pages of 20 MiB. Where the device has
-no more, whole free pages are given back, and then mapped again at other places. Of the pool of
-blocks up to 1 MiB only the bytes are known, not the places.
+no more, whole free pages are given back, and then mapped again at other places. Every stream has a
+segment of its own. Of the pool of blocks up to 1 MiB only the bytes are known, not the places.
 """
 
 from __future__ import annotations
@@ -22,15 +22,32 @@ _PAGE_BYTES = 20 * 2**20
 _SMALL_PAGE_BYTES = 2 * 2**20
 
 
+class _Device:
+    """What the segments of all streams share."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.segments: list[Allocator] = []
+        self.allocated = self.peak_allocated = self.peak_reserved = 0
+        self.num_retries = 0
+
+    @property
+    def mapped(self) -> int:
+        return sum(segment.mapped_bytes for segment in self.segments)
+
+
 class Allocator:
     """One stream's expandable segment of large blocks.
 
     Args:
         capacity_bytes: what can be mapped at most.
+        beside: that of another stream on the same device, whose capacity is shared; peaks are of
+            all streams together.
     """
 
-    def __init__(self, capacity_bytes: int = 2**62) -> None:
-        self._capacity = capacity_bytes
+    def __init__(self, capacity_bytes: int = 2**62, *, beside: Allocator | None = None) -> None:
+        self._device: _Device = beside._device if beside else _Device(capacity_bytes)
+        self._device.segments.append(self)
         self._free_blocks: list[tuple[int, int]] = []
         """Size and address, ascending; none of them at the end."""
         self._size_at: dict[int, int] = {}
@@ -38,23 +55,36 @@ class Allocator:
         self._start_of: dict[int, int] = {}
         """Of free blocks, by where they end."""
         self._live: dict[int, int] = {}
+        self._put_aside: set[int] = set()
         self._holes: dict[int, int] = {}
         """Size of what was given back, by where it starts."""
         self._end = 0
         self._mapped_end = 0
         self._small = self._peak_small = 0
-        self._allocated = 0
-        self._peak_mapped = 0
-        self.peak_allocated_bytes = 0
+
+    @property
+    def peak_allocated_bytes(self) -> int:
         """Of live blocks together, at most so far."""
-        self.num_retries = 0
-        """How often free pages were given back to go on."""
+        return self._device.peak_allocated
 
     @property
     def peak_reserved_bytes(self) -> int:
         """What was mapped, at most so far."""
-        small = -(-self._peak_small // _SMALL_PAGE_BYTES) * _SMALL_PAGE_BYTES
-        return _pages(self._peak_mapped) + small
+        small = sum(
+            -(-segment._peak_small // _SMALL_PAGE_BYTES) * _SMALL_PAGE_BYTES
+            for segment in self._device.segments
+        )
+        return self._device.peak_reserved + small
+
+    @property
+    def num_retries(self) -> int:
+        """How often free pages were given back to go on."""
+        return self._device.num_retries
+
+    @property
+    def mapped_bytes(self) -> int:
+        """What is mapped of this segment now, in whole pages."""
+        return _pages(self._mapped(self._mapped_end))
 
     def allocate(self, size_bytes: int) -> int:
         """Place a block; its address, by which it is freed again.
@@ -62,9 +92,10 @@ class Allocator:
         That of a small one is below 0, and tells its size.
         """
         size = -(-size_bytes // _ROUND_BYTES) * _ROUND_BYTES
-        self._allocated += size
-        if self._allocated > self.peak_allocated_bytes:
-            self.peak_allocated_bytes = self._allocated
+        device = self._device
+        device.allocated += size
+        if device.allocated > device.peak_allocated:
+            device.peak_allocated = device.allocated
         if size <= LARGE_POOL_BYTES:
             self._small += size
             self._peak_small = max(self._peak_small, self._small)
@@ -84,10 +115,13 @@ class Allocator:
         """Give a block back."""
         if address < 0:
             self._small -= -1 - address
-            self._allocated -= -1 - address
+            self._device.allocated -= -1 - address
             return
         size = self._live.pop(address)
-        self._allocated -= size
+        if address in self._put_aside:
+            self._put_aside.remove(address)
+        else:
+            self._device.allocated -= size
         behind = address + size
         start = self._start_of.pop(address, None)
         if start is not None:
@@ -102,11 +136,24 @@ class Allocator:
             size += more
         self._add(address, size)
 
+    def put_aside(self, address: int) -> None:
+        """Count a block as given back, though another stream still works on it (`record_stream`).
+
+        `free` makes it one that can be taken.
+        """
+        if address >= 0:
+            self._put_aside.add(address)
+            self._device.allocated -= self._live[address]
+
     def reset(self) -> None:
         """Start again with an empty segment, all of it given back; peaks stay."""
+        self._device.allocated -= self._small
+        self._device.allocated -= sum(
+            size for address, size in self._live.items() if address not in self._put_aside
+        )
         self._free_blocks, self._size_at, self._start_of = [], {}, {}
-        self._live, self._holes = {}, {}
-        self._end = self._mapped_end = self._small = self._allocated = 0
+        self._live, self._holes, self._put_aside = {}, {}, set()
+        self._end = self._mapped_end = self._small = 0
 
     def _add(self, address: int, size: int) -> None:
         insort(self._free_blocks, (size, address))
@@ -120,15 +167,18 @@ class Allocator:
 
     def _map(self, size: int) -> int:
         """Room for a block that no free one is large enough for."""
-        if self._mapped(self._end + size) > self._capacity:
-            self.num_retries += 1
-            self._give_back()
+        device = self._device
+        others = device.mapped - self.mapped_bytes
+        if others + self._mapped(self._end + size) > device.capacity_bytes:
+            device.num_retries += 1
+            for segment in device.segments:
+                segment._give_back()
         address = self._map_again(size) if self._holes else None
         if address is None:
             address = self._end
             self._end += size
             self._mapped_end = max(self._mapped_end, self._end)
-        self._peak_mapped = max(self._peak_mapped, self._mapped(self._mapped_end))
+        device.peak_reserved = max(device.peak_reserved, device.mapped)
         return address
 
     def _mapped(self, end: int) -> int:

@@ -12,7 +12,7 @@ from autotune.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.predictor.precision import has_hbm
 from autotune.rates import Rates
 
-__all__ = ["ATTENTION_HALF_TOKENS", "REFERENCE_LAUNCH_S", "Attained", "attained"]
+__all__ = ["ATTENTION_HALF_TOKENS", "COLLECTIVE_S", "REFERENCE_LAUNCH_S", "Attained", "attained"]
 
 REFERENCE_LAUNCH_S = 2.55e-6
 """One small operation with autograd on the core on which `host.py`'s times were measured."""
@@ -40,6 +40,11 @@ _LAUNCH_S = 8.1e-6
 """One small kernel from Python with autograd. From forward and backward of a Llama's layer at
 micro-batch 4, which take 4.4 ms on the host of one H100 and 1.39 ms on the reference core."""
 
+_MEASURED_LAUNCH_S = 14.4e-6
+"""What `autotune doctor` measures of a kernel on a host for which `_LAUNCH_S` holds: the driver's
+part does not grow with the size of a layer. Of two H200, one host, on which trials that wait for
+it took as long as `_LAUNCH_S` says."""
+
 _HOST_LINK_FRACTION = 0.8
 _HOST_LINK_BYTES_PER_S = 25e9
 """Pinned copies over PCIe, weight by weight as DeepSpeed does them: four fifths of the peak, no
@@ -66,8 +71,13 @@ _NETWORK_BYTES_PER_S_PCIE = 1.5e9
 """Of one device between hosts. Assumed: a port of 200 Gb/s for each GPU with HBM, as in a DGX
 A100; one port of 100 Gb/s for eight others."""
 
-_COLLECTIVE_S = 20e-6
-"""Until a collective's first byte has passed one level of a tree. Assumed."""
+COLLECTIVE_S = 17e-6
+"""Of any collective, before its first level."""
+
+_LEVEL_S = 20e-6
+"""Until a collective's first byte has passed one level of a tree. Assumed; with it 37 µs of two
+ranks, as measured on two H200 over NVLink, where sizes of up to 64 MiB take 37 µs more than their
+bytes do at the bandwidth of a gigabyte."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +124,7 @@ def attained(hardware: Hardware) -> Attained:
         traffic_bytes_per_s=stream * _TRAFFIC_FRACTION / _STREAM_FRACTION,
         stream_bytes_per_s=stream,
         kernel_s=0.0 if is_cpu else _KERNEL_S,
-        launch_s=0.0 if is_cpu else rates.kernel_launch_s or _LAUNCH_S,
+        launch_s=0.0 if is_cpu else _launch_s(rates),
         to_device_bytes_per_s=rates.host_to_device_bytes_per_s or pcie,
         to_host_bytes_per_s=rates.device_to_host_bytes_per_s or pcie,
         host_bytes_per_s=rates.host_memory_bytes_per_s or _HOST_BYTES_PER_S,
@@ -127,9 +137,17 @@ def attained(hardware: Hardware) -> Attained:
     )
 
 
+def _launch_s(rates: Rates) -> float:
+    measured = rates.kernel_launch_s
+    return _LAUNCH_S * measured / _MEASURED_LAUNCH_S if measured else _LAUNCH_S
+
+
 def _level_s(hardware: Hardware) -> float:
     measured = hardware.rates.collective_s if hardware.rates else None
-    return measured / max(1.0, math.log2(hardware.devices_per_node)) if measured else _COLLECTIVE_S
+    if not measured:
+        return _LEVEL_S
+    num_levels = max(1.0, math.log2(hardware.devices_per_node))
+    return max(0.0, measured - COLLECTIVE_S) / num_levels
 
 
 def _links(hardware: Hardware) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from autotune.predictor.arithmetic import chosen, logarithm
+from autotune.predictor.arithmetic import chosen, greatest, logarithm
 from autotune.predictor.shrinkage import Coefficient
 from autotune.predictor.time import StepParts
 from autotune.trial import Prediction
@@ -86,15 +86,21 @@ class TimeCurve:
         compute, traffic, plain, hooked, linked, moved = (math.exp(value) for value in at[:6])
         compute_s, traffic_s = compute * parts.compute_s, traffic * parts.traffic_s
         host, link_s = chosen(parts.has_hooks, hooked, plain), linked * parts.link_s
-        is_waiting = host * parts.host_s > compute_s + traffic_s + link_s
-        launched_s = chosen(is_waiting, num * host * parts.host_s, 0.0)
-        launched_s = launched_s + host * parts.update_host_s
+        device_s, host_s = compute_s + traffic_s + link_s, host * parts.host_s
+        is_waiting = host_s > device_s
+        after_forward_s = (
+            parts.forward_host_share * host_s + parts.backward_device_share * device_s
+        )
+        is_mixed = after_forward_s > greatest(host_s, device_s)
+        of_host = chosen(is_mixed, parts.forward_host_share, chosen(is_waiting, 1.0, 0.0))
+        worked = num * chosen(is_mixed, parts.backward_device_share, chosen(is_waiting, 0.0, 1.0))
+        launched_s = num * of_host * host_s + host * parts.update_host_s
         return (
-            chosen(is_waiting, 0.0, num * compute_s),
-            chosen(is_waiting, 0.0, num * traffic_s) + traffic * parts.update_s,
+            worked * compute_s,
+            worked * traffic_s + traffic * parts.update_s,
             chosen(parts.has_hooks, 0.0, launched_s),
             chosen(parts.has_hooks, launched_s, 0.0),
-            chosen(is_waiting, 0.0, num * link_s) + linked * parts.link_once_s,
+            worked * link_s + linked * parts.link_once_s,
             moved * (num * parts.moved_s + parts.moved_once_s),
             at[6] * _OVERHEAD_S,
         )

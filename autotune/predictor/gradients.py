@@ -99,6 +99,7 @@ def of_bf16_pipeline(trained: Trained) -> dict[str, Any]:
     return {
         "offload_buffers": 0,
         "accumulated_gradients": accumulated,
+        "received_gradients": 0,
         "buckets": 0,
         "buckets_in_forward": 0,
         "buckets_in_step": 0,

@@ -17,6 +17,7 @@ from autotune.knobs import Offload, Optimizer
 from autotune.predictor.attained import REFERENCE_LAUNCH_S, attained
 from autotune.predictor.layer_kernels import layer_kernels
 from autotune.predictor.links import tensor_sums
+from autotune.predictor.shares import zero_size
 from autotune.predictor.work import Repeats, repeats
 from autotune.strategy import Strategy
 from autotune.workload import Method, Workload
@@ -39,8 +40,9 @@ _ADAPTERS = _LayerTime(forward_s=0.47e-3, backward_s=0.37e-3)
 _4BIT = _LayerTime(forward_s=1.36e-3, backward_s=0.83e-3)
 """On top, where all seven are of 4 bit."""
 
-_ZERO3 = _LayerTime(forward_s=3.40e-3, backward_s=2.96e-3)
-"""In the place of `_PLAIN`: hooks of every module gather and release its weights."""
+_ZERO3 = _LayerTime(forward_s=2.70e-3, backward_s=2.38e-3)
+"""In the place of `_PLAIN`: hooks of every module gather and release its weights. Processor time
+of the thread; two ranks take no longer than one, with a process group that sends nothing."""
 
 _ZERO3_ADAPTERS = _LayerTime(forward_s=4.71e-3, backward_s=2.30e-3)
 """On top: each adapter has three modules with hooks of their own."""
@@ -57,6 +59,19 @@ fits four MLP tiles a layer as well; scaled to the reference core."""
 
 _COLLECTIVE_LAUNCHES = 7
 """Of one collective, from Python. Assumed."""
+
+_EXCHANGE = _LayerTime(forward_s=0.54e-3, backward_s=0.45e-3)
+"""On top, where Ulysses exchanges heads for tokens: DeepSpeed's wrapper and torch's up to NCCL.
+Measured on the reference core with torch's process group that sends nothing."""
+
+_EXCHANGES = (5, 4)
+"""Collectives of Ulysses in forward, one of which is of positions, and in backward."""
+
+_ENQUEUE_LAUNCHES = 4.6
+"""Of one collective, in NCCL. Measured: 37 µs a call of no size on two H200."""
+
+_GATHERED_ELEMENTS = 50_000_000
+"""Of weights that ZeRO-3 gathers in one call (`stage3_prefetch_bucket_size`)."""
 
 _TENSOR_LAUNCHES = 20
 """Of a ZeRO step for each weight tensor: copied, its norm taken, clipped, copied back. A layer of
@@ -78,6 +93,7 @@ class HostModel:
 
     def __init__(self, workload: Workload, hardware: Hardware) -> None:
         self._workload = workload
+        self._num_ranks = hardware.num_devices
         self._launch_s = attained(hardware).launch_s
         self._slowdown = self._launch_s / REFERENCE_LAUNCH_S
         self._adapted: dict[str, int] = {}
@@ -87,17 +103,20 @@ class HostModel:
 
     def micro_step_s(self, strategy: Strategy, num_layers: int) -> float:
         """Seconds to launch one micro-step of so many layers; 0 on the CPU, which is the host."""
-        times = repeats(strategy)
         forward, backward = self._layer_s(strategy)
-        # An MLP in tiles is launched tile by tile.
-        pieces = 1 + _MLP_SHARE * (strategy.mlp_tiles - 1)
-        again = _again(times)
-        seconds = (1 + again) * forward * pieces + backward * pieces
-        seconds += _CHECKPOINT_S * _num_regions(strategy)
+        again = _again(repeats(strategy))
+        seconds = (1 + again) * forward + backward + _CHECKPOINT_S * _num_regions(strategy)
         launches = 0
         if strategy.tensor_parallel_size > 1:
             launches = _COLLECTIVE_LAUNCHES * tensor_sums(self._workload.model, strategy)
         return num_layers * (self._slowdown * seconds + launches * self._launch_s)
+
+    def forward_share(self, strategy: Strategy) -> float:
+        """The part of it that is before backward."""
+        forward, backward = self._layer_s(strategy)
+        again = _again(repeats(strategy))
+        regions = _CHECKPOINT_S * _num_regions(strategy)
+        return (forward + regions / 2) / ((1 + again) * forward + backward + regions)
 
     def step_s(self, strategy: Strategy, num_layers: int) -> float:
         """Seconds to launch an optimizer step; the device waits for it, and it for the device."""
@@ -126,6 +145,22 @@ class HostModel:
             part = self._num_linears / _NUM_LINEARS
             forward += part * _4BIT.forward_s
             backward += part * _4BIT.backward_s
+        # An MLP in tiles is launched tile by tile.
+        pieces = 1 + _MLP_SHARE * (strategy.mlp_tiles - 1)
+        talk, talk_back = self._collectives_s(strategy)
+        return forward * pieces + talk, backward * pieces + talk_back
+
+    def _collectives_s(self, strategy: Strategy) -> tuple[float, float]:
+        """Of Ulysses' exchanges, and of ZeRO-3's gathering on several ranks."""
+        enqueue = _ENQUEUE_LAUNCHES * REFERENCE_LAUNCH_S
+        forward = backward = 0.0
+        if strategy.sequence_parallel_size > 1:
+            forward += _EXCHANGE.forward_s + _EXCHANGES[0] * enqueue
+            backward += _EXCHANGE.backward_s + _EXCHANGES[1] * enqueue
+        if strategy.zero_stage == 3 and zero_size(strategy, self._num_ranks) > 1:
+            gathers = -(-self._workload.model.parameters_per_layer // _GATHERED_ELEMENTS)
+            forward += gathers * enqueue
+            backward += gathers * enqueue
         return forward, backward
 
     def _num_adapted(self, strategy: Strategy) -> int:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 
 from autotune.hardware import Hardware
-from autotune.predictor.attained import attained
-from autotune.predictor.precision import element_bytes
+from autotune.predictor.attained import COLLECTIVE_S, attained
+from autotune.predictor.precision import FP32_BYTES, element_bytes
 from autotune.predictor.shares import RankShare, tokens_of_rank, zero_size
 from autotune.predictor.states import StatesModel, has_bf16_optimizer, overlaps
 from autotune.predictor.work import repeats
@@ -49,8 +49,8 @@ class LinkModel:
     def micro_step_s(self, strategy: Strategy, share: RankShare) -> float:
         """Of every micro-step, beside what a pipeline hides.
 
-        ZeRO (arXiv 1910.02054), section 7: stages 2 and 3 reduce-scatter gradients, and stage 3
-        gathers the weights in forward and again in backward.
+        ZeRO (arXiv 1910.02054), section 7: stages 2 and 3 reduce gradients, and stage 3 gathers
+        the weights in forward and again in backward.
         """
         if self._num_ranks == 1:
             return 0.0
@@ -60,33 +60,49 @@ class LinkModel:
         if strategy.zero_stage < 2:
             return seconds
         exposed = _EXPOSED_SHARE if overlaps(strategy) else 1.0
-        e, trained = element_bytes(strategy), self._states.trained_of(strategy, share)
-        seconds += exposed * self._reduce_scatter_s(strategy, e * trained)
+        trained = self._states.trained_of(strategy, share)
+        seconds += exposed * self._gradients_s(strategy, trained)
         if strategy.zero_stage == 3:
-            seconds += exposed * self._gathers_s(strategy, e * share.parameters.total)
+            num_bytes = element_bytes(strategy) * share.parameters.total
+            seconds += exposed * self._gathers_s(strategy, num_bytes)
         return seconds
 
     def step_s(self, strategy: Strategy, share: RankShare) -> float:
         """Of every step: stages 0 and 1 reduce, stages 1 and 2 gather what is new."""
-        e, trained = element_bytes(strategy), self._states.trained_of(strategy, share)
-        exposed = _EXPOSED_SHARE if overlaps(strategy) else 1.0
-        passes = {0: 2.0, 1: 2 * exposed + 1, 2: 1.0, 3: 0.0}[strategy.zero_stage]
-        if not passes:
+        if strategy.zero_stage == 3:
             return 0.0
-        ranks = zero_size(strategy, self._num_ranks)
-        if has_bf16_optimizer(strategy):
-            # Gradients are reduced, then new weights gathered (`bf16_optimizer.py`).
-            passes = 3.0
-        apart = strategy.tensor_parallel_size
-        starts = self._starts_s(strategy, trained, ranks)
-        return self._ring_s(passes * e * trained, ranks, apart) + starts
+        e, trained = element_bytes(strategy), self._states.trained_of(strategy, share)
+        ranks, apart = zero_size(strategy, self._num_ranks), strategy.tensor_parallel_size
+        seconds = 0.0
+        if strategy.zero_stage < 2:
+            exposed = _EXPOSED_SHARE if strategy.zero_stage and overlaps(strategy) else 1.0
+            seconds += exposed * self._gradients_s(strategy, trained)
+        if strategy.zero_stage or has_bf16_optimizer(strategy):
+            # New weights are gathered (`bf16_optimizer.py` does so, too).
+            seconds += self._ring_s(e * trained, ranks, apart)
+        return seconds
 
-    def _reduce_scatter_s(self, strategy: Strategy, num_bytes: float) -> float:
-        ranks = zero_size(strategy, self._num_ranks)
-        starts = self._starts_s(strategy, num_bytes / element_bytes(strategy), ranks)
-        share = _4BIT_SHARE if strategy.zero_quantized_gradients else 1.0
-        apart = strategy.tensor_parallel_size
-        return self._ring_s(share * num_bytes, ranks, apart) + starts
+    def _gradients_s(self, strategy: Strategy, trained: int) -> float:
+        """All gradients once, by the stage's own collective.
+
+        Only ZeRO-3 scatters; ZeRO-1 and ZeRO-2 sum on all ranks and drop what is another's
+        (`stage_1_and_2.py`, `allreduce_bucket`). With Ulysses gradients travel in fp32, into
+        which they are copied.
+        """
+        ranks, apart = zero_size(strategy, self._num_ranks), strategy.tensor_parallel_size
+        if ranks == 1:
+            return 0.0
+        e = travel = element_bytes(strategy)
+        copied = 0
+        if strategy.sequence_parallel_size > 1:
+            travel = FP32_BYTES
+            copied = 2 * (e + travel)
+        passes = 2.0
+        if strategy.zero_stage == 3:
+            passes = _4BIT_SHARE if strategy.zero_quantized_gradients else 1.0
+        seconds = self._ring_s(passes * travel * trained, ranks, apart)
+        seconds += copied * trained / self._rates.traffic_bytes_per_s
+        return seconds + self._starts_s(strategy, trained, ranks)
 
     def _gathers_s(self, strategy: Strategy, num_bytes: float) -> float:
         """Weights in forward, and in backward from the second copy where there is one.
@@ -182,7 +198,9 @@ class LinkModel:
         Sanders et al., Two-tree algorithms (Parallel Computing 35(12), 2009), which NCCL uses.
         """
         num_hosts = ranks / self._ranks_here(ranks, apart)
-        return self._rates.level_s * (math.log2(ranks) + math.log2(num_hosts))
+        if ranks == 1:
+            return 0.0
+        return COLLECTIVE_S + self._rates.level_s * (math.log2(ranks) + math.log2(num_hosts))
 
     def _ranks_here(self, ranks: int, apart: int) -> int:
         """Members of a group on one host."""

@@ -6,7 +6,6 @@ Does not know time, nor what any trial measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +20,7 @@ from autotune.predictor.arithmetic import (
     greatest,
     whole,
 )
+from autotune.predictor.least_shares import DOUBTED_SHARE, LEAST_SHARE_CPU, LEAST_SHARES
 from autotune.predictor.precision import element_bytes
 from autotune.predictor.reserved import ReservedModel, ScriptSource
 from autotune.predictor.shares import RankShare, tokens_of_rank, zero_size
@@ -57,30 +57,6 @@ _PROCESS_UPPER_BYTES = 800 * _MIB
 
 Measured: 70 to 160 MiB, four trials of two ranks with the presets tiny and 125M.
 """
-
-_LEAST_SHARES: Mapping[str, float] = {
-    "weights": 0.98,
-    "second copy of weights": 0.9,
-    "master weights": 0.98,
-    "optimizer states": 0.98,
-    "offload buffers": 0.5,
-    "workspace": 0.25,
-    "gradients": 0.9,
-    "gradient buckets": 0.5,
-    "activations": 0.85,
-    "logits": 0.85,
-    "gathered weights": 0.0,
-    "flattened weights": 0.0,
-}
-"""The part of each that is sure to be there: arithmetic is sure, a layer's unusual code is not."""
-
-_DOUBTED_SHARE = 0.75
-"""Of activations that were counted for another architecture than the model's.
-
-Measured: of ten architectures on one H100 GPT-2 was missed by most, 0.7 of what was counted."""
-
-_LEAST_SHARE_CPU = 0.6
-"""The CPU counts pages that were touched, and its kernels keep other things for backward."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,18 +219,23 @@ class MemoryModel:
         apart = states.step_buffers + greatest(totals["loss"], totals["backward"])
         lower = greatest(
             *(
-                sum(_LEAST_SHARES[part] * size for part, size in parts.items())
+                sum(LEAST_SHARES[part] * size for part, size in parts.items())
                 for parts in moments.values()
             )
         )
         widest = greatest(held.loss + held.logits, held.backward)
         doubted = held.doubted_share * ask(self.tokens) * widest
         if self._is_cpu:
-            expected, lower = allocated + _PROCESS_BYTES, _LEAST_SHARE_CPU * lower
+            expected, lower = allocated + _PROCESS_BYTES, LEAST_SHARE_CPU * lower
             upper = 1.5 * apart + _PROCESS_UPPER_BYTES
         else:
             fragmented = whole(held.fragmented_share * greatest(0, apart - allocated))
-            expected = allocated + fragmented + _ALLOCATOR_BYTES
+            # What is received has a segment of its own, in which nothing else has room.
+            received = states.received_gradients
+            beside = greatest(
+                totals["loss"], totals["backward"], totals["optimizer step"] - received
+            )
+            expected = greatest(allocated, beside + received) + fragmented + _ALLOCATOR_BYTES
             upper = 1.05 * greatest(apart, allocated) + 2 * _ALLOCATOR_BYTES
         return PeakMemory(
             expected_bytes=expected,
@@ -360,7 +341,7 @@ class MemoryModel:
             has_early_gradient=(strategy.loss_tiles > 1 or is_fused) and share.has_head,
             fragmented_share=_FRAGMENTED_SHARE_FUSED if is_fused else _FRAGMENTED_SHARE,
             gathered_to_save=self._gathered_to_save(strategy, share),
-            doubted_share=_DOUBTED_SHARE if self.token_model.doubt else 0.0,
+            doubted_share=DOUBTED_SHARE if self.token_model.doubt else 0.0,
         )
 
     def _gathered_to_save(self, strategy: Strategy, share: RankShare) -> int:

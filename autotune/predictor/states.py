@@ -72,6 +72,9 @@ class States:
     """Reduction buckets; from the first gradient of a micro-step on."""
     buckets_in_forward: int
     """The part of them that is there in forward already."""
+    received_gradients: int
+    """Of this rank's part, with room for all of it from the first bucket that travels in backward
+    on, on a stream of its own; 0 where none does."""
     final_gradients: int
     """All gradients that are held when backward ends."""
     first_gradient: int
@@ -172,11 +175,13 @@ class StatesModel:
         final = final_gradients(
             strategy, trained, held, num_ranks=self._num_ranks, is_accumulating=is_accumulating
         )
+        is_received = has_two and stage in (1, 2) and not trained.is_offloaded
         has_staging = trained.is_offloaded and stage < 3 and not strategy.lora_rank
         return States(
             **common,
             offload_buffers=sizes.lm_head * share.parameters.largest if has_staging else 0,
             accumulated_gradients=int(held * e),
+            received_gradients=int(e * trained.owned) if is_received else 0,
             buckets=buckets,
             buckets_in_forward=buckets_in_forward,
             final_gradients=int(final * e),

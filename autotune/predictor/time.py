@@ -26,8 +26,9 @@ from autotune.predictor.links import LinkModel
 from autotune.predictor.memory import MemoryModel
 from autotune.predictor.precision import group_bytes
 from autotune.predictor.shares import RankShare
+from autotune.predictor.states import overlaps
 from autotune.predictor.update import UpdateModel
-from autotune.predictor.work import Repeats, Work, micro_step_work
+from autotune.predictor.work import Repeats, Work, micro_step_work, repeats
 from autotune.strategy import Strategy
 from autotune.workload import Workload
 
@@ -58,6 +59,11 @@ class StepParts:
     """Of a micro-step: the least time in which the host launches it."""
     has_hooks: bool
     """Whether ZeRO-3's hooks of every module are part of that."""
+    forward_host_share: float
+    """The part of `host_s` before backward, where both start together: ZeRO waits for its streams
+    behind every backward. 0 where they do not."""
+    backward_device_share: float
+    """Of the device's work, where both start together; 1 where they do not."""
     moved_s: float
     """Of a micro-step: what travels between host and device."""
     update_s: float
@@ -76,8 +82,14 @@ class StepParts:
 
     @property
     def micro_step_s(self) -> float:
-        """Seconds of a micro-step: the device works while the host launches."""
-        launched_s: float = greatest(self.device_s, self.host_s)
+        """Seconds of a micro-step: the device works while the host launches.
+
+        Where both start together, backward begins no earlier than forward is launched.
+        """
+        after_forward_s = (
+            self.forward_host_share * self.host_s + self.backward_device_share * self.device_s
+        )
+        launched_s: float = greatest(self.device_s, self.host_s, after_forward_s)
         return launched_s + self.moved_s
 
     @property
@@ -190,6 +202,8 @@ class TimeModel:
             link_s=ask(self._links.micro_step_s, share),
             host_s=ask(self._launch_s, share),
             has_hooks=ask(_has_hooks),
+            forward_host_share=ask(self._forward_host_share),
+            backward_device_share=ask(self._backward_device_share),
             moved_s=moved_s,
             update_s=chosen(is_away, 0.0, update_s),
             update_host_s=ask(self._launch_update_s, share),
@@ -199,6 +213,25 @@ class TimeModel:
 
     def _launch_s(self, strategy: Strategy, share: RankShare) -> float:
         return self._host.micro_step_s(strategy, share.num_layers)
+
+    def _starts_together(self, strategy: Strategy) -> bool:
+        """Whether the host waits for the device behind every backward.
+
+        `independent_gradient_partition_epilogue` of `stage3.py` and of `stage_1_and_2.py`.
+        """
+        overlaps_here = overlaps(strategy) and self._hardware.num_devices > 1
+        return strategy.zero_stage == 3 or (strategy.zero_stage == 2 and overlaps_here)
+
+    def _forward_host_share(self, strategy: Strategy) -> float:
+        return self._host.forward_share(strategy) if self._starts_together(strategy) else 0.0
+
+    def _backward_device_share(self, strategy: Strategy) -> float:
+        """Backward takes twice forward's time, once where weights are frozen."""
+        if not self._starts_together(strategy):
+            return 1.0
+        times = repeats(strategy)
+        backward = (1 if strategy.lora_rank else 2) + (times.attention + times.mlp) / 2
+        return backward / (1 + backward)
 
     def _launch_update_s(self, strategy: Strategy, share: RankShare) -> float:
         return self._host.step_s(strategy, share.num_layers)
@@ -250,6 +283,7 @@ class TimeModel:
             strategy.loss_tiles,
             strategy.lora_rank,
             strategy.lora_targets,
+            strategy.sequence_parallel_size,
         )
         work = self._works.get(key)
         if work is None:

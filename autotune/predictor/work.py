@@ -180,7 +180,8 @@ class _WorkCount:
             products = slow * (4 + 8 + 4 * rest.attention) * pairs
         else:
             attention = self._attention_slowdown * (2 + 5 + 2 * rest.attention) * pairs
-        traffic = self._layer_traffic() * num_layers + self._loss_traffic()
+        traffic = (self._layer_traffic() + self._exchange_traffic()) * num_layers
+        traffic += self._loss_traffic()
         casts, fixed_casts = self._quantized()
         return Work(
             matmul_flops=self._matmul() + products,
@@ -225,6 +226,19 @@ class _WorkCount:
             + (passes + times.attention) * kernels.attention_bytes * sizes.attention
             + (passes + times.mlp) * kernels.mlp_bytes * sizes.mlp
         ) / 2 + self._border_traffic(sizes)
+
+    def _exchange_traffic(self) -> float:
+        """Ulysses: copies before and behind each exchange, in forward and in backward.
+
+        `ulysses_sp.py`: queries, keys and values are copied twice each, the output three times.
+        """
+        if self._strategy.sequence_parallel_size == 1:
+            return 0.0
+        shape = self._shape
+        queries = shape.num_attention_heads * shape.head_dim
+        keys = shape.num_key_value_heads * shape.head_dim
+        copied = 2 * (queries + 2 * keys) + 3 * queries
+        return 2 * (2 + self._repeats.attention) * copied * self._sizes.attention
 
     def _weight_traffic(self) -> float:
         """Each pass reads the weights; of those that are trained, gradients are gathered."""

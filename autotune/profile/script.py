@@ -21,7 +21,7 @@ _LEFT_OUT = -1
 
 
 class Event(IntEnum):
-    """What happens; each but the last two to one storage."""
+    """What happens; the first three to one storage."""
 
     ALLOCATE = 0
     FREE = 1
@@ -31,6 +31,10 @@ class Event(IntEnum):
     """A kernel takes a workspace and gives it back."""
     MATMUL = 4
     """The first matrix product of forward or of backward."""
+    FETCH = 5
+    """A module is about to need its weights, in forward or in backward."""
+    RELEASE = 6
+    """It has done with them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +66,10 @@ class MicroStep:
 
     events: list[tuple[int, int, int]]
     """What happens, to which storage, and bytes: of a storage or a workspace; of a gradient that
-    is ready, the number of its weight."""
+    is ready, the number of its weight; of a module, its number."""
     weights: tuple[Weight, ...]
+    modules: tuple[tuple[int, ...], ...] = ()
+    """Numbers of the weights that each module needs; of those that are fetched and released."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +77,7 @@ class AllocationScript:
     """Of one model, trained in one way."""
 
     events: tuple[tuple[int, int], ...]
-    """What happens, and to which storage; of a workspace, which."""
+    """What happens, and to which storage; of a workspace or a module, which."""
     sizes: tuple[tuple[int, int], ...]
     """Bytes of each storage in any batch, and for each sample."""
     workspaces: tuple[Workspace, ...]
@@ -79,6 +85,8 @@ class AllocationScript:
     ready: Mapping[int, int]
     """The storage of a gradient to the number of its weight."""
     repeat: Repeat | None
+    modules: tuple[tuple[int, ...], ...] = ()
+    """Numbers of the weights of each module that fetches them."""
 
     def micro_step(self, num_samples: int, *, least_bytes: int = 0) -> MicroStep:
         """Write it out for a batch, without the storages of up to `least_bytes`."""
@@ -110,6 +118,7 @@ class AllocationScript:
             weights=tuple(Weight(**one) for one in record["weights"]),
             ready=dict(record["ready"]),
             repeat=_repeat(record["repeat"]) if record["repeat"] else None,
+            modules=tuple(tuple(weights) for weights in record["modules"]),
         )
 
 
@@ -129,12 +138,14 @@ class _Writer:
         self._sizes = [fixed + num_samples * more for fixed, more in script.sizes]
         self._stride = len(script.sizes)
         self._events: list[tuple[int, int, int]] = []
+        self._modules: dict[tuple[int, ...], int] = {}
+        """Numbers by weights, in the whole model."""
 
     def micro_step(self) -> MicroStep:
         script, repeat = self._script, self._script.repeat
         if repeat is None:
             self._write(0, len(script.events), {}, 0)
-            return MicroStep(events=self._events, weights=script.weights)
+            return self._written(script.weights)
         last = repeat.times
         own = list(repeat.before)
         behind = self._shift(own, last)
@@ -148,7 +159,10 @@ class _Writer:
         start, end = repeat.weights
         weights = script.weights
         group = weights[start:end]
-        return MicroStep(events=self._events, weights=weights[:end] + group * last + weights[end:])
+        return self._written(weights[:end] + group * last + weights[end:])
+
+    def _written(self, weights: tuple[Weight, ...]) -> MicroStep:
+        return MicroStep(events=self._events, weights=weights, modules=tuple(self._modules))
 
     def _shift(self, storages: list[int], copy: int) -> dict[int, int]:
         return {storage: storage + copy * self._stride for storage in storages}
@@ -175,19 +189,24 @@ class _Writer:
                 size = sizes[which]
                 if kind == Event.READY:
                     place = names.get(which, which) if size > least else _LEFT_OUT
-                    events.append((kind, place, self._weight(which, copy)))
+                    weight = self._weight(self._script.ready[which], copy)
+                    events.append((kind, place, weight))
                 elif size > least:
                     events.append((kind, names.get(which, which), size))
             elif kind == Event.WORK:
                 size = self._script.workspaces[which].size_bytes(self._num_samples)
                 if size > least:
                     events.append((kind, _LEFT_OUT, size))
-            else:
+            elif kind == Event.MATMUL:
                 events.append((kind, _LEFT_OUT, 0))
+            else:
+                own = tuple(self._weight(one, copy) for one in self._script.modules[which])
+                number = self._modules.setdefault(own, len(self._modules))
+                events.append((kind, _LEFT_OUT, number))
 
-    def _weight(self, storage: int, copy: int) -> int:
-        """The number of a gradient's weight in the whole model."""
-        number, repeat = self._script.ready[storage], self._script.repeat
+    def _weight(self, number: int, copy: int) -> int:
+        """The number of a weight in the whole model."""
+        repeat = self._script.repeat
         if repeat is None or number < repeat.weights[0]:
             return number
         start, end = repeat.weights

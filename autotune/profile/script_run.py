@@ -6,6 +6,7 @@ was built, nor what it takes at other sizes of batch.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,10 +54,25 @@ class _ToldTape(Tape):
 
 
 class Run:
-    """One forward and backward on the tape."""
+    """One forward and backward on the tape.
 
-    def __init__(self, model: nn.Module, num_layers: int, samples: int, seq_len: int) -> None:
-        self.samples = samples
+    Args:
+        model: with its techniques on.
+        num_layers: of it.
+        batch: the model's arguments, each tensor [samples, tokens].
+        gathers_weights: whether modules fetch their weights and release them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_layers: int,
+        batch: Mapping[str, torch.Tensor],
+        *,
+        gathers_weights: bool = False,
+    ) -> None:
+        self.samples = len(batch["input_ids"])
+        self._is_reentrant = gathers_weights
         self._num_layers = num_layers
         self.tape = _ToldTape(self._launched)
         self.tape.enter(_AHEAD)
@@ -74,6 +90,7 @@ class Run:
             for w in weights
         )
         self.ready: dict[int, int] = {}
+        self.modules: list[tuple[int, ...]] = []
         self.tape.know([*weights, *model.buffers()])
         hooks = [
             weight.register_post_accumulate_grad_hook(self._on_gradient(number))
@@ -90,29 +107,63 @@ class Run:
             for module in model.modules()
             if type(module).__name__.endswith(_ROTARY)
         ]
-        self._follow(model, seq_len)
+        if gathers_weights:
+            hooks += self._watch_modules(model, numbers)
+        self._follow(model, batch)
         for hook in hooks:
             hook.remove()
         for weight in weights:
             weight.grad = None
         self._write()
 
-    def _follow(self, model: nn.Module, seq_len: int) -> None:
-        ids = torch.zeros(self.samples, seq_len, dtype=torch.long)
-        self.tape.know([ids])
-        with launches_told_to(self.tape.launch), as_on_a_gpu(), self.tape:
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    def _follow(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> None:
+        self.tape.know(batch.values())
+        with (
+            warnings.catch_warnings(),
+            launches_told_to(self.tape.launch),
+            as_on_a_gpu(),
+            self.tape,
+        ):
+            # That the ids an embedding is given have no gradient.
+            warnings.filterwarnings("ignore", "Full backward hook is firing")
+            loss = model(**batch, use_cache=False).loss
             self.tape.is_backward = True
             loss.backward()
         self._end = self.tape.position
 
     def _on_layer(self, index: int) -> Any:
+        label = index if index < self._num_layers else _BEHIND
+
         def hook(*_: Any) -> None:
             if not self.tape.is_backward:
                 self._starts[index] = self.tape.position
-                self.tape.enter(index if index < self._num_layers else _BEHIND)
+                self.tape.enter(label)
+            elif self._is_reentrant and label != _BEHIND:
+                # What is recomputed has a backward of its own.
+                self.tape.enter(label)
 
         return hook
+
+    def _watch_modules(self, model: nn.Module, numbers: Mapping[int, int]) -> list[Any]:
+        """Hooks where ZeRO-3 has its own (`parameter_offload.py`), of modules with weights."""
+        hooks: list[Any] = []
+        for module in model.modules():
+            weights = tuple(numbers[id(weight)] for weight in module.parameters(recurse=False))
+            fetch, release = (
+                self._on_module(kind, len(self.modules)) for kind in (Event.FETCH, Event.RELEASE)
+            )
+            self.modules.append(weights)
+            hooks.append(module.register_forward_pre_hook(fetch, prepend=True))
+            hooks.append(module.register_forward_hook(release))
+            if weights:
+                hooks.append(module.register_full_backward_pre_hook(fetch))
+            if weights and not isinstance(module, nn.Embedding):
+                # Token ids have no gradient that could say when it is done.
+                hooks.append(module.register_full_backward_hook(release))
+        return hooks
+
+    def _on_module(self, kind: Event, number: int) -> Any:
+        return lambda *_: self._mark(kind, number)
 
     def _on_gradient(self, number: int) -> Any:
         def hook(weight: nn.Parameter) -> None:

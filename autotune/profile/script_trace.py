@@ -23,12 +23,15 @@ from autotune.profile.script import AllocationScript, Repeat
 from autotune.profile.script_run import Run
 from autotune.profile.skeleton import build_skeleton, layer_kinds, shortened_to
 from autotune.profile.tape import Tape
+from autotune.profile.ulysses import exchanged_heads
 from autotune.profile.variant import Recipe
 from autotune.profile.workspaces import Workspace, WorkspaceKind
+from autotune.strategy import Strategy
 from autotune.techniques.blocks import attention_blocks, decoder_layers, mlp_blocks
 from autotune.techniques.checkpointing import checkpoint_layers
 from autotune.techniques.loss_tiles import tile_loss
 from autotune.techniques.mlp_tiles import tile_mlps
+from autotune.techniques.sequence_parallel import shard_tokens
 from autotune.workload import ModelShape
 
 __all__ = ["trace_script"]
@@ -86,6 +89,10 @@ def _put_techniques(model: nn.Module, num_layers: int, recipe: Recipe) -> None:
         tile_mlps(mlp_blocks(layers), recipe.mlp_tiles)
     if recipe.loss_tiles > 1:
         tile_loss(model, recipe.loss_tiles)
+    if recipe.gathers_weights:
+        for number, weight in enumerate(model.parameters()):
+            # By which checkpoints know ZeRO-3's.
+            weight.ds_id = number  # type: ignore[attr-defined]
     if recipe.checkpoint_interval:
         if recipe.checkpoint_scope is CheckpointScope.ATTENTION:
             layers = attention_blocks(layers)
@@ -99,7 +106,18 @@ def _runs(shape: ModelShape, recipe: Recipe, seq_len: int) -> list[Run]:
         if recipe.checkpoint_span > 1:
             # The first forward of all keeps every layer's input; see `_Span.call`.
             _warm_up(model, seq_len)
-        return [Run(model, shape.num_hidden_layers, n, seq_len) for n in _NUM_SAMPLES]
+        return [_run(model, shape.num_hidden_layers, recipe, n, seq_len) for n in _NUM_SAMPLES]
+
+
+def _run(model: nn.Module, num_layers: int, recipe: Recipe, samples: int, seq_len: int) -> Run:
+    ids = torch.zeros(samples, seq_len, dtype=torch.long)
+    num_ranks, batch = recipe.sequence_parallel_size, {"input_ids": ids, "labels": ids}
+    with ExitStack() as stack:
+        if num_ranks > 1:
+            strategy = Strategy(zero_stage=2, sequence_parallel_size=num_ranks)
+            batch = shard_tokens(ids, ids, strategy, shard=0)
+            stack.enter_context(exchanged_heads(model, num_ranks, samples))
+        return Run(model, num_layers, batch, gathers_weights=recipe.gathers_weights)
 
 
 def _warm_up(model: nn.Module, seq_len: int) -> None:
@@ -126,6 +144,7 @@ def _script(runs: Sequence[Run], repeat: Repeat | None) -> AllocationScript:
         weights=first.weights,
         ready=first.ready,
         repeat=repeat,
+        modules=tuple(first.modules),
     )
 
 

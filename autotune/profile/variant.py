@@ -1,7 +1,7 @@
 """What a profile is of: one model, trained in one way, at one length.
 
-Only what changes the tensors of a layer: what is recomputed, tiled or divided over ranks is put
-together from the parts of a profile. Does not know how anything is traced.
+Of a profile only what changes the tensors of a layer: the rest is put together from its parts. A
+script is of all that changes what is held when. Does not know how anything is traced.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ class Recipe:
     checkpoint_scope: CheckpointScope = CheckpointScope.LAYER
     mlp_tiles: int = 1
     loss_tiles: int = 1
+    sequence_parallel_size: int = 1
+    gathers_weights: bool = False
+    """Whether weights come and go with the modules that need them, as ZeRO-3 has it; checkpoints
+    are then re-entrant."""
 
     @property
     def checkpoint_span(self) -> int:

@@ -5,9 +5,10 @@
 
 `plan` needs no GPU: of the strategies in `several_gpus.yaml` that are expected to fit, and to take
 no more than some seconds a step, it writes down, with their predictions, the fastest of each kind
-and as many at random. `run` measures on all GPUs of this host, one part a call: the links, the
-planned trials (it goes on where it stopped), and a search of 13B. `planned_trials.py report` holds
-predicted against measured.
+and as many at random; memory is simulated for these, of fused ones where Liger is installed.
+`run` measures on all GPUs of this host, one part a call: the links, the planned trials (it goes on
+where it stopped), and a search of 13B. `planned_trials.py report` holds predicted against
+measured.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import random
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 from planned_trials import cases, planned_line
@@ -25,6 +27,8 @@ from trial_recorder import record
 
 from autotune.hardware_spec import read_hardware
 from autotune.plan import ASSUMED_SOFTWARE, Candidate, make_plan
+from autotune.predictor import AnalyticPredictor
+from autotune.profile import script_of
 from autotune.question import Question
 from autotune.space_file import load_search_space
 from autotune.strategy import Strategy
@@ -55,21 +59,31 @@ def choose(model: str, hardware: str, out: Path, number: int) -> None:
         seed=0,
     )
     plan = make_plan(question, spec, space)
-    fitting = [
+    simulating = AnalyticPredictor(workload, spec.host, script_of)
+    found = (
         candidate
         for candidate in plan.candidates
         if plan.fits(candidate) and candidate.prediction.step_time_s <= _LONGEST_STEP_S
-    ]
-    fastest = sorted(fitting, key=lambda c: -c.prediction.tokens_per_second)
-    first_of_kind: dict[tuple[object, ...], Candidate] = {}
-    for candidate in fastest:
-        first_of_kind.setdefault(_kind(candidate.strategy), candidate)
-    best = list(first_of_kind.values())[: number // 2]
-    rest = [candidate for candidate in fitting if candidate not in best]
-    drawn = random.Random(0).sample(rest, min(number - len(best), len(rest)))
+    )
+    fitting = sorted(found, key=lambda c: -c.prediction.tokens_per_second)
+    kinds = {_kind(candidate.strategy) for candidate in fitting}
+    best: dict[tuple[object, ...], Candidate] = {}
+    for candidate in fitting:
+        if len(best) == min(number // 2, len(kinds)):
+            break
+        if _kind(candidate.strategy) not in best:
+            closer = _simulated(candidate, simulating)
+            if plan.fits(closer):
+                best[_kind(candidate.strategy)] = closer
+    taken = [candidate.strategy for candidate in best.values()]
+    rest = [candidate for candidate in fitting if candidate.strategy not in taken]
+    closer_rest = (
+        _simulated(candidate, simulating) for candidate in random.Random(0).sample(rest, len(rest))
+    )
+    drawn = list(islice(filter(plan.fits, closer_rest), number - len(best)))
     # In turn, so that what is cut off by the clock is of both.
-    chosen = [pair for pairs in zip(best, drawn, strict=False) for pair in pairs]
-    chosen += best[len(drawn) :] + drawn[len(best) :]
+    chosen = [pair for pairs in zip(best.values(), drawn, strict=False) for pair in pairs]
+    chosen += [*best.values()][len(drawn) :] + drawn[len(best) :]
     with out.open("w", encoding="utf-8") as file:
         for candidate in chosen:
             line = planned_line(
@@ -79,11 +93,17 @@ def choose(model: str, hardware: str, out: Path, number: int) -> None:
                 candidate.strategy,
                 candidate.prediction,
             )
-            line["chosen"] = "predicted best" if candidate in best else "at random"
+            line["chosen"] = "predicted best" if candidate in best.values() else "at random"
             file.write(json.dumps(line) + "\n")
     print(
         f"{len(plan.candidates)} strategies, {len(fitting)} expected to fit, {len(chosen)} chosen"
     )
+
+
+def _simulated(candidate: Candidate, predictor: AnalyticPredictor) -> Candidate:
+    """The same, with what its allocations come to."""
+    prediction = predictor.predict(candidate.strategy)
+    return Candidate(strategy=candidate.strategy, prediction=prediction)
 
 
 def _kind(strategy: Strategy) -> tuple[object, ...]:

@@ -83,3 +83,21 @@ def test_small_blocks_are_counted_apart() -> None:
     for block in blocks:
         allocator.free(block)
     assert allocator.allocate(2 * MIB) == 0
+
+
+def test_a_stream_does_not_take_what_another_has_freed() -> None:
+    allocator = Allocator()
+    beside = Allocator(beside=allocator)
+    allocator.free(allocator.allocate(40 * MIB))
+    beside.free(beside.allocate(40 * MIB))
+    assert allocator.peak_reserved_bytes == 80 * MIB
+    assert allocator.peak_allocated_bytes == 40 * MIB
+
+
+def test_streams_share_what_a_device_has() -> None:
+    allocator = Allocator(100 * MIB)
+    beside = Allocator(beside=allocator)
+    allocator.free(allocator.allocate(80 * MIB))
+    beside.allocate(60 * MIB)
+    assert allocator.num_retries == 1
+    assert allocator.peak_reserved_bytes == 80 * MIB

@@ -44,6 +44,23 @@ def recorded(name: str) -> tuple[Workload, Strategy, dict[str, Any]]:
     return workload, Strategy.from_dict(trial["knobs"]), record
 
 
+def on_two_h200(**wanted: Any) -> tuple[Workload, Strategy, dict[str, Any]]:
+    """A trial of 7B on two H200 without fused kernels, and what it measured."""
+    path = Path(__file__).parents[2] / "results/several-gpus/measured-7B-2xH200.jsonl"
+    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        knobs = line["strategy"]
+        if all(
+            knobs[name] == value for name, value in ({"fused_kernels": False} | wanted).items()
+        ):
+            workload = Workload(
+                model=load_model_shape(line["model"]),
+                seq_len=line["seq_len"],
+                global_batch_size=line["global_batch_size"],
+            )
+            return workload, Strategy.from_dict(knobs), line["outcome"]["measurement"]
+    raise LookupError(wanted)
+
+
 def no_script(*_: Any) -> str:
     return "not known"
 
@@ -54,6 +71,34 @@ def test_traced_and_simulated_a_trial_takes_what_it_was_measured_to(name: str) -
     peak = MemoryModel(workload, HARDWARE, trace_script).peak(strategy)
     assert peak.expected_bytes == pytest.approx(record["peak_reserved_bytes"], rel=0.01)
     assert peak.allocated_bytes == pytest.approx(record["peak_allocated_bytes"], rel=0.005)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"zero_stage": 2, "sequence_parallel_size": 2},
+        {"zero_stage": 3, "sequence_parallel_size": 1},
+        {"zero_stage": 3, "sequence_parallel_size": 2},
+    ],
+    ids=["Ulysses", "ZeRO-3", "ZeRO-3 and Ulysses"],
+)
+def test_a_trial_of_two_ranks_takes_what_it_was_measured_to(wanted: dict[str, Any]) -> None:
+    workload, strategy, measured = on_two_h200(**wanted)
+    hardware = replace(HARDWARE, num_devices=2, device_memory_bytes=140 * 2**30)
+    peak = MemoryModel(workload, hardware, trace_script).peak(strategy)
+    assert peak.allocated_bytes == pytest.approx(measured["peak_allocated_bytes"], rel=0.005)
+    # Of ZeRO-3, it depends on how far the device is behind the host.
+    assert peak.expected_bytes == pytest.approx(measured["peak_reserved_bytes"], rel=0.03)
+    assert peak.lower_bytes < measured["peak_reserved_bytes"] < peak.upper_bytes
+
+
+def test_where_gradients_overlap_zero1_takes_what_zero2_does() -> None:
+    workload, strategy, _ = recorded("z1g2ck")
+    ranks = 2
+    one_step = replace(workload, global_batch_size=strategy.micro_batch_size * ranks)
+    model = MemoryModel(one_step, replace(HARDWARE, num_devices=ranks), trace_script)
+    peaks = [model.peak(replace(strategy, zero_stage=stage)) for stage in (1, 2)]
+    assert peaks[0].expected_bytes == peaks[1].expected_bytes
 
 
 def test_without_a_script_the_counted_peak_stays() -> None:

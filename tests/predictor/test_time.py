@@ -250,10 +250,22 @@ class TestLinks:
     def test_tensor_parallelism_talks_in_every_layer_and_sequence_parallelism_less(self) -> None:
         knobs: dict[str, Any] = {"zero_stage": 0}
         tensor = link_s(**knobs, tensor_parallel_size=4)
-        sequence = link_s(**knobs, sequence_parallel_size=4)
-        without = link_s(**knobs)
+        # With adapters, whose gradients are next to nothing: Ulysses has them travel in fp32.
+        sequence = link_s(**knobs, **LORA, sequence_parallel_size=4)
+        without = link_s(**knobs, **LORA)
 
         assert tensor - 0 > 2 * (sequence - without) > 0
+
+    def test_only_zero3_scatters_gradients(self) -> None:
+        once, twice = (link_s(zero_stage=stage, overlap_comm=False) for stage in (3, 2))
+        # Three passes each: scattered and gathered twice, summed and gathered once.
+        assert once == pytest.approx(twice, 0.01)
+
+    def test_with_ulysses_gradients_travel_in_fp32(self) -> None:
+        half, full = (
+            link_s(zero_stage=0, num_devices=2, sequence_parallel_size=size) for size in (1, 2)
+        )
+        assert full > 2 * half
 
     def test_recomputation_repeats_the_collectives_of_forward(self) -> None:
         for degree in ("tensor_parallel_size", "sequence_parallel_size"):

@@ -29,6 +29,11 @@ RECIPES = {
         PLAIN, checkpoint_interval=1, checkpoint_scope=CheckpointScope.MLP
     ),
     "tiles": replace(PLAIN, mlp_tiles=2, loss_tiles=2),
+    "Ulysses": replace(PLAIN, sequence_parallel_size=2),
+    "gathered weights": replace(PLAIN, gathers_weights=True),
+    "gathered weights, re-entrant checkpoints": replace(
+        PLAIN, gathers_weights=True, checkpoint_interval=1
+    ),
     "adapters": Recipe(variant=replace(PLAIN.variant, lora_rank=4, lora_targets=("all-linear",))),
 }
 
@@ -100,3 +105,29 @@ def test_layers_of_two_kinds_repeat_together(tmp_path: Path) -> None:
     script = trace_script(shape, PLAIN, SEQ_LEN)
     assert script.repeat is not None
     assert script.repeat.times == 2
+
+
+def test_a_module_fetches_its_weights_before_it_needs_them_and_releases_them(
+    tmp_path: Path,
+) -> None:
+    shape = llama(tmp_path, 4)
+    recipe = replace(PLAIN, gathers_weights=True, checkpoint_interval=1)
+    step = trace_script(shape, recipe, SEQ_LEN).micro_step(2)
+    at: dict[int, list[str]] = {}
+    for kind, _, told in step.events:
+        if kind in (Event.FETCH, Event.RELEASE):
+            for weight in step.modules[told]:
+                at.setdefault(weight, []).append(Event(kind).name)
+    # Forward, forward again, backward; the embedding is not told when backward is done with it.
+    assert len(at) == len(step.weights)
+    assert all(kinds[:2] == ["FETCH", "RELEASE"] for kinds in at.values())
+    layer = next(weight for weight, kinds in at.items() if len(kinds) == 6)
+    assert at[layer] == ["FETCH", "RELEASE"] * 3
+
+
+def test_ulysses_keeps_half_the_tokens_of_each_rank(tmp_path: Path) -> None:
+    shape = llama(tmp_path, 4)
+    whole = run(trace_script(shape, PLAIN, SEQ_LEN).micro_step(64))[1]
+    half = run(trace_script(shape, RECIPES["Ulysses"], SEQ_LEN).micro_step(64))[1]
+    # More than half: what attention gives back is kept in both of its layouts.
+    assert 0.5 * whole < half < 0.7 * whole
