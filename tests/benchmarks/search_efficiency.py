@@ -54,6 +54,8 @@ SAMPLERS = (
 )
 _HEADROOM = 0.05
 _NEAR_SPEED, _NEAR_AREA = 0.01, 0.02
+_LEAST_DRAWN = 1e-3
+"""Less regret is drawn as this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,21 +320,25 @@ def _draw(runs: list[dict[str, Any]], questions: list[str], png: Path) -> None:
             for name in names:
                 lines = [r for r in runs if (r["question"], r["sampler"]) == (question, name)]
                 if lines:
-                    draw_one(axis, name, [_padded(line[key], num) for line in lines])
+                    # What ended by itself keeps what it found; what was cut off is not known.
+                    most = num if any(line["end_reason"] for line in lines) else 0
+                    most = most or min(len(line[key]) for line in lines)
+                    draw_one(axis, name, [_padded(line[key], most) for line in lines])
             axis.axhline(near, color="black", linewidth=0.7, linestyle=":")
             axis.set_yscale("log")
-            axis.set_ylim(2e-3, 1)
+            axis.set_ylim(0.9 * _LEAST_DRAWN, 1)
             axis.set_title(question if row == 0 else "")
             axis.set_xlabel("trials" if row else "")
             axis.set_ylabel(words if column == 0 else "")
-    axes[0][0].legend(fontsize=8)
-    figure.tight_layout()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=3, fontsize=8)
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
     figure.savefig(png, dpi=110)
 
 
 def _curves(axis: Any, name: str, curves: list[list[float]]) -> None:
     """The median, and between which values half of the seeds are."""
-    found = np.maximum(np.array(curves), 1e-4)
+    found = np.maximum(np.array(curves), _LEAST_DRAWN)
     trials = np.arange(1, found.shape[1] + 1)
     low, middle, high = np.quantile(found, (0.25, 0.5, 0.75), axis=0)
     is_ours = name == SamplerKind.PREDICTED
