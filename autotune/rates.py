@@ -19,7 +19,7 @@ class Rates:
     memory_bytes_per_s: float | None = None
     """Copies within the device's memory, bytes read and written."""
     kernel_launch_s: float | None = None
-    """The host's time for one small kernel of a training step, autograd's work included."""
+    """The host's time for one small kernel, launched from Python with autograd on."""
     host_to_device_bytes_per_s: float | None = None
     """Pinned copies, one device at a time."""
     device_to_host_bytes_per_s: float | None = None

@@ -1,4 +1,4 @@
-"""Rates of one device and of its host: products and copies.
+"""Rates of one device and of its host: products, copies, launches.
 
 The same code for a GPU and for the CPU; only the sizes differ, so that neither takes long.
 """
@@ -15,6 +15,7 @@ __all__ = [
     "device_to_host_bytes_per_s",
     "host_memory_bytes_per_s",
     "host_to_device_bytes_per_s",
+    "kernel_launch_s",
     "matmul_flops_per_s",
     "memory_bytes_per_s",
 ]
@@ -24,6 +25,7 @@ _MATRIX_SIDES = {"cuda": 8192, "cpu": 1024}
 
 _COPIED_BYTES = {"cuda": 2**29, "cpu": 2**27}
 _TRANSFERRED_BYTES = 2**28
+_SMALL_ELEMENTS = 16
 
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
@@ -39,6 +41,12 @@ def memory_bytes_per_s(device: torch.device) -> float:
     source = torch.zeros(_COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     return 2 * source.numel() / seconds_of(lambda: target.copy_(source), device)
+
+
+def kernel_launch_s(device: torch.device) -> float:
+    """Of an addition of a few numbers that autograd records: next to nothing for the device."""
+    leaf = torch.zeros(_SMALL_ELEMENTS, device=device, requires_grad=True)
+    return seconds_of(lambda: leaf.add(1.0), device)
 
 
 def host_to_device_bytes_per_s(device: torch.device) -> float:

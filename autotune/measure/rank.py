@@ -17,7 +17,6 @@ import torch.distributed as dist
 from autotune.measure import device as devices
 from autotune.measure import links
 from autotune.measure.disk import disk_bytes_per_s
-from autotune.measure.launches import kernel_launch_s
 from autotune.measure.spec import RankSpec, events_file
 
 
@@ -44,7 +43,7 @@ def _measure_alone(spec: RankSpec, device: torch.device, log: _Log) -> None:
     dtype = torch.bfloat16 if spec.supports_bf16 else torch.float16
     log.measure("matmul_flops_per_s", lambda: devices.matmul_flops_per_s(device, dtype))
     log.measure("memory_bytes_per_s", lambda: devices.memory_bytes_per_s(device))
-    log.measure("kernel_launch_s", lambda: kernel_launch_s(device))
+    log.measure("kernel_launch_s", lambda: devices.kernel_launch_s(device))
     if device.type == "cuda":
         log.measure(
             "host_to_device_bytes_per_s", lambda: devices.host_to_device_bytes_per_s(device)
