@@ -185,8 +185,9 @@ def search(
     ray: Annotated[
         str | None,
         typer.Option(
-            help="Run trials over a Ray cluster: auto for the one that this machine is part of "
-            "(or a new one on this machine alone), or the host:port of its head.",
+            help="Run trials over a Ray cluster: auto for the one that this machine is part of, "
+            "local for a new one of this machine alone (auto too, where there is none), or the "
+            "host:port of its head.",
             show_default="this machine, without Ray",
         ),
     ] = None,

@@ -228,6 +228,9 @@ class Session:
                         unused = format_duration(budget.remaining_s)
                         self._end_reason = f"{study.end_reason}; {unused} of the budget given back"
             finally:
+                if cluster is not None:
+                    # Before the answer: what Ray prints must not come between its lines.
+                    cluster.ray.close()
                 self._folder.write_environment(
                     {
                         "versions": self._software.versions,

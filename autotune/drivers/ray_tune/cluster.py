@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autotune.drivers.ray_tune.chatter import no_chatter
 from autotune.drivers.ray_tune.trial_shape import (
     ClusterNode,
     TrialShape,
@@ -38,8 +39,9 @@ class RayCluster:
     """The nodes of one kind of device, of a cluster that others may use too.
 
     Args:
-        address: `auto` for the cluster that this machine is part of, or one started here, on the
-            loopback interface; otherwise host:port of a cluster's head.
+        address: `local` for a cluster of this machine alone, started here on the loopback
+            interface; `auto` for the one that this machine is part of, or else a local one;
+            otherwise host:port of a cluster's head.
         device_kind: which nodes to use; the most numerous kind if left out.
         devices_per_trial: of a trial; a node's if left out, without GPUs two ranks.
         nodes_per_trial: over how many nodes a trial is spread; one if it fits.
@@ -64,8 +66,10 @@ class RayCluster:
         self._refused: dict[str, str] = {}
         self._probes: dict[str, Any] = {}
         self._refreshed = -_REFRESH_S
-        self.is_local = _connect(address)
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(no_chatter())
         try:
+            self.is_local = _connect(address)
             nodes = self._first_nodes()
             self.kind = chosen_kind(nodes, device_kind)
             self.shape: TrialShape = trial_shape(
@@ -94,8 +98,8 @@ class RayCluster:
 
     @property
     def refused(self) -> dict[str, str]:
-        """Why nodes are not used, by their address."""
-        return self._refused
+        """Why nodes that lend devices are not used."""
+        return {node_id: why for node_id, why in self._refused.items() if why}
 
     @property
     def capacity(self) -> int:
@@ -148,9 +152,11 @@ class RayCluster:
 
         if node_id not in self._probes:
             self._probes[node_id] = _probe(node_id, record, self._nvme_path)
-        elif ray.wait([self._probes[node_id]], timeout=0)[0]:
+            return
+        if ray.wait([self._probes[node_id]], timeout=0)[0]:
             words = self._take(node_id, record, self._probes.pop(node_id))
-            note(words)
+            if words:
+                note(words)
 
     def _take(self, node_id: str, record: dict[str, Any], answer: Any) -> str:
         """Take in what a node says of itself; in words for people."""
@@ -164,8 +170,8 @@ class RayCluster:
             self._refused[node_id] = f"{address}: {words[-1] if words else type(error).__name__}"
             return f"node {self._refused[node_id]}: it is not used"
         if hardware is None:
-            self._refused[node_id] = f"{address}: it lends no devices"
-            return f"node {address} lends no devices"
+            self._refused[node_id] = ""
+            return ""
         node = ClusterNode(node_id=node_id, address=address, hardware=hardware)
         self._nodes[node_id] = node
         devices = f"{hardware.num_devices} x {hardware.device_kind}"
@@ -185,7 +191,7 @@ class RayCluster:
             if answer in done:
                 self._take(node_id, alive[node_id], answer)
         if not self._nodes:
-            why = "; ".join(self._refused.values()) or "none answered"
+            why = "; ".join(self.refused.values()) or "none lends GPUs or CPUs"
             raise LaunchError(f"--ray: no node can be used: {why}")
         return list(self._nodes.values())
 
@@ -194,6 +200,7 @@ class RayCluster:
         import ray
 
         ray.shutdown()
+        self._quiet.close()
 
 
 def _connect(address: str) -> bool:
@@ -213,12 +220,14 @@ def _connect(address: str) -> bool:
     # What it has to say goes to a file, once the study's folder is there.
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     logging.getLogger("ray").setLevel(logging.ERROR)
-    there = _answering(address)
-    if there is None and address != "auto":
-        raise ConfigError(f"--ray {address}: no cluster answers there; give auto, or host:port")
+    there = None if address == "local" else _answering(address)
+    if there is None and address not in ("auto", "local"):
+        raise ConfigError(
+            f"--ray {address}: no cluster answers there; give auto, local, or host:port"
+        )
     if there is None:
         _stay_on_loopback()
-        ray.init(include_dashboard=False, **quiet)
+        ray.init(address="local", include_dashboard=False, **quiet)
         return True
     try:
         ray.init(address=there, **quiet)

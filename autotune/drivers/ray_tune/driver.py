@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from autotune.budget import Budget
+from autotune.drivers.ray_tune.chatter import chatter_into
 from autotune.drivers.ray_tune.cluster import RayCluster
 from autotune.drivers.ray_tune.messages import TrialOrder
 from autotune.drivers.ray_tune.searcher import ClusterProgress, StudySearcher
@@ -100,7 +100,7 @@ class RayTuneDriver:
             is_over=self._is_over,
             max_concurrent=self._max_concurrent,
         )
-        with _chatter_to(self._log):
+        with chatter_into(self._log):
             num_restarts = num_ended = 0
             while not self._has_ended_well(searcher):
                 num_restarts = 0 if searcher.num_ended > num_ended else num_restarts + 1
@@ -194,20 +194,3 @@ def _ours(error: BaseException) -> AutotuneError | None:
             return seen
         seen = seen.__cause__ or seen.__context__
     return None
-
-
-@contextlib.contextmanager
-def _chatter_to(log: Path) -> Iterator[None]:
-    """Send what Ray says to a file, and nowhere else."""
-    logger = logging.getLogger("ray")
-    before = logger.handlers[:], logger.propagate, logger.level
-    handler = logging.FileHandler(log, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        handler.close()
-        logger.handlers, logger.propagate = before[0], before[1]
-        logger.setLevel(before[2])

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from autotune.launcher import Launcher
 from autotune.rank_process import NodeShare, RanksEnd
 from autotune.trial import Failure, FailureKind, TrialSpec
 
-__all__ = ["RankHost", "ShareEnd", "on_one_node"]
+__all__ = ["RankHost", "ShareEnd"]
 
 _END_OF_FILE_BYTES = 64 * 2**10
 """So much of the end of each file is sent to the study's folder."""
@@ -160,8 +160,3 @@ def _ends_of_files(folder: Path) -> dict[str, str]:
             data = file.read_bytes()[-_END_OF_FILE_BYTES:]
             ends[file.name] = data.decode("utf-8", errors="replace")
     return ends
-
-
-def on_one_node(hardware: Hardware) -> Hardware:
-    """What a trial has on each of its nodes."""
-    return replace(hardware, num_devices=hardware.devices_per_node, num_nodes=1)

@@ -18,7 +18,7 @@ from ray.tune import PlacementGroupFactory, Trainable
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from autotune.drivers.ray_tune.messages import TrialOrder, TrialReport
-from autotune.drivers.ray_tune.rank_host import RankHost, ShareEnd, on_one_node
+from autotune.drivers.ray_tune.rank_host import RankHost, ShareEnd
 from autotune.errors import LaunchError
 from autotune.hardware import Hardware
 from autotune.rank_process import ALL_RANKS, NodeShare, RanksEnd, outcome_of
@@ -50,7 +50,7 @@ class RayTrial(Trainable):  # type: ignore[misc]  # Ray is untyped
         self._rest: dict[Any, int] = {}
         self._ends: list[ShareEnd] = []
         self._is_running = False
-        hardware = on_one_node(self._order.hardware)
+        hardware = self._order.hardware.host
         model_type = self._order.spec.workload.model.model_type
         arguments = {"model_type": model_type, "study": self._order.study}
         group = ray.util.get_current_placement_group()
