@@ -126,19 +126,31 @@ class Study:
         if remaining_s <= 0:
             self.end_reason = "the budget is spent"
             return None
-        proposal = (
-            self._forced(remaining_s)
-            or self._proposed_within(remaining_s)
-            or self._forced(remaining_s)
-        )
-        if proposal is None:
-            return None
-        trial = self._record.start(
-            proposal.strategy, proposal.prediction, is_forced=proposal.is_forced
-        )
-        self._trials.append(trial)
-        self._running.add(trial.number)
-        return trial
+        while True:
+            self._hear_of_others()
+            proposal = (
+                self._forced(remaining_s)
+                or self._proposed_within(remaining_s)
+                or self._forced(remaining_s)
+            )
+            if proposal is None:
+                return None
+            trial = self._record.claim(
+                proposal.strategy, proposal.prediction, is_forced=proposal.is_forced
+            )
+            if trial is not None:
+                self._trials.append(trial)
+                self._running.add(trial.number)
+                return trial
+
+    def _hear_of_others(self) -> None:
+        """Take in what other searches of a shared study have written."""
+        if not self._record.is_shared:
+            return
+        num_measured = _num_measured(self._trials)
+        self._trials = self._record.trials()
+        if self._learn is not None and _num_measured(self._trials) > num_measured:
+            self._predictor = self._learn(self._trials)
 
     def _proposed_within(self, remaining_s: float) -> _Proposal | None:
         """The first proposal that is expected to end in time; None where there is none left."""
@@ -261,6 +273,10 @@ class Study:
             if reason := pruner.reason_to_skip(strategy, prediction, trials):
                 return reason
         return None
+
+
+def _num_measured(trials: Sequence[Trial]) -> int:
+    return sum(trial.measurement is not None for trial in trials)
 
 
 def _tells_of_its_strategy(trial: Trial) -> bool:

@@ -36,7 +36,11 @@ class RayNodes:
 
         self._cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "_system_config": _QUICK_DEATH},
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "_system_config": _QUICK_DEATH,
+            },
         )
         self.nodes: list[Any] = []
 
