@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -98,11 +98,8 @@ class TrialRecord:
         """The storage; searches that start at once may both want to make its tables."""
         import optuna
 
-        try:
+        with suppress(Exception) if self.is_shared else nullcontext():
             return optuna.storages.get_storage(url)
-        except Exception:
-            if not self.is_shared:
-                raise
         time.sleep(_TABLES_S)
         return optuna.storages.get_storage(url)
 
@@ -174,15 +171,11 @@ class TrialRecord:
         trial = self.start(strategy, prediction, is_forced=is_forced)
         if not self.is_shared:
             return trial
-        earlier = (
-            other
-            for other in self.trials()
-            if other.number < trial.number and other.strategy == strategy
-        )
-        for other in earlier:
-            is_open = other.failure is not None and (
-                other.failure.kind.says_nothing_about_the_strategy
-            )
+        for other in self.trials():
+            if other.number >= trial.number or other.strategy != strategy:
+                continue
+            failure = other.failure
+            is_open = failure is not None and failure.kind.says_nothing_about_the_strategy
             is_passed = is_forced and other.state is TrialState.PRUNED
             if not is_open and not is_passed:
                 self._give_way(trial, other)
@@ -282,22 +275,19 @@ class TrialRecord:
         for trial in left:
             if owners[trial.number] not in (self._owner, None):
                 continue
-            if trial.measurement is not None or trial.failure is not None:
-                # It had ended; the search was killed while it wrote that down.
-                self.finish(
-                    trial,
-                    Outcome(
-                        measurement=trial.measurement,
-                        failure=trial.failure,
-                        duration_s=trial.duration_s,
-                    ),
-                )
-                continue
-            failure = Failure(
+            # One that has an end was told, and the search killed while it wrote that down.
+            has_ended = trial.measurement is not None or trial.failure is not None
+            killed = Failure(
                 kind=FailureKind.INTERRUPTED, message="the search was killed while it ran"
             )
-            self.finish(trial, Outcome(failure=failure))
-            recovered += 1
+            outcome = Outcome(
+                measurement=trial.measurement,
+                failure=trial.failure if has_ended else killed,
+                reason=trial.reason,
+                duration_s=trial.duration_s,
+            )
+            self.finish(trial, outcome)
+            recovered += not has_ended
         return recovered
 
     def _params(self, strategy: Strategy) -> dict[str, Any]:
