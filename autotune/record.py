@@ -103,6 +103,13 @@ class TrialRecord:
         time.sleep(_TABLES_S)
         return optuna.storages.get_storage(url)
 
+    def close(self) -> None:
+        """Let the connections to a database server go."""
+        engine = getattr(getattr(self._storage, "_backend", None), "engine", None)
+        if engine is not None:
+            self._storage.remove_session()
+            engine.dispose()
+
     @contextmanager
     def _as_storage_error(self) -> Iterator[None]:
         """One clear line for whatever the storage's libraries raise."""
@@ -176,7 +183,7 @@ class TrialRecord:
                 continue
             failure = other.failure
             is_open = failure is not None and failure.kind.says_nothing_about_the_strategy
-            is_passed = is_forced and other.state is TrialState.PRUNED
+            is_passed = is_forced and not other.was_launched and other.state is TrialState.PRUNED
             if not is_open and not is_passed:
                 self._give_way(trial, other)
                 return None

@@ -22,6 +22,9 @@ __all__ = ["Study"]
 _MAX_RETRIES = 2
 """A strategy whose trial failed for reasons that are not its own is tried so often again."""
 
+_NEWS = 0.02
+"""The predictor learns again once this share of the measured trials is new to it."""
+
 _MAX_PUT_OFF = 8
 """So many proposals that take longer than what is left are put off before the search ends."""
 
@@ -80,7 +83,9 @@ class Study:
         self._confirmer = Confirmer(num_confirmed)
         self._share_run = share_run
         self._trials = record.trials()
-        self._predictor = learn(self._trials) if learn else predictor
+        self._predictor = predictor
+        self._num_learned = 0
+        self._learn_again()
         self._running: set[int] = set()
         self.end_reason: str | None = None
         """Why `ask` had nothing more, in words."""
@@ -147,10 +152,8 @@ class Study:
         """Take in what other searches of a shared study have written."""
         if not self._record.is_shared:
             return
-        num_measured = _num_measured(self._trials)
         self._trials = self._record.trials()
-        if self._learn is not None and _num_measured(self._trials) > num_measured:
-            self._predictor = self._learn(self._trials)
+        self._learn_again()
 
     def _proposed_within(self, remaining_s: float) -> _Proposal | None:
         """The first proposal that is expected to end in time; None where there is none left."""
@@ -191,9 +194,18 @@ class Study:
             ]
             return ended
         self._trials = [ended if t.number == trial.number else t for t in self._trials]
-        if self._learn is not None and ended.measurement is not None:
-            self._predictor = self._learn(self._trials)
+        self._learn_again()
         return ended
+
+    def _learn_again(self) -> None:
+        """Have the predictor learn, once there is enough that is new to it.
+
+        It learns from all trials, so that late in a long study each is a small part of it.
+        """
+        num_measured = sum(trial.measurement is not None for trial in self._trials)
+        if self._learn is not None and num_measured - self._num_learned > num_measured * _NEWS:
+            self._predictor = self._learn(self._trials)
+            self._num_learned = num_measured
 
     def _num_launched(self) -> int:
         own = [trial for trial in self._trials if trial.reused_from is None]
@@ -273,10 +285,6 @@ class Study:
             if reason := pruner.reason_to_skip(strategy, prediction, trials):
                 return reason
         return None
-
-
-def _num_measured(trials: Sequence[Trial]) -> int:
-    return sum(trial.measurement is not None for trial in trials)
 
 
 def _tells_of_its_strategy(trial: Trial) -> bool:

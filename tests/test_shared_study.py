@@ -29,8 +29,19 @@ def server() -> Iterator[str]:
         yield url
 
 
+_OPENED: list[TrialRecord] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """Leave no connection open."""
+    yield
+    while _OPENED:
+        _OPENED.pop().close()
+
+
 def open_record(url: str, owner: str, name: str = "study") -> TrialRecord:
-    return TrialRecord(
+    record = TrialRecord(
         url,
         name,
         owner=owner,
@@ -38,6 +49,8 @@ def open_record(url: str, owner: str, name: str = "study") -> TrialRecord:
         memory_limit_bytes=76 * 2**30,
         is_shared=True,
     )
+    _OPENED.append(record)
+    return record
 
 
 def _claim_all(url: str, owner: str, begin_at: float) -> None:

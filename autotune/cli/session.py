@@ -98,6 +98,7 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._record.close()
         self._folder.close()
 
     def search(

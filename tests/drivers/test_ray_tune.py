@@ -22,6 +22,8 @@ from autotune.workload import Workload
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+_TOLD = ("COMPLETE", "PRUNED")
+
 _SPACE = """
 knobs:
   zero_stage: {values: [1, 2, 3]}
@@ -109,7 +111,7 @@ def test_a_killed_driver_leaves_nothing_behind_and_goes_on(
     cluster: RayNodes, folder: Path
 ) -> None:
     arguments = (
-        *(*_SEARCH, "--global-batch", "64", "--budget", "3m", "--out", "study"),
+        *(*_SEARCH, "--global-batch", "64", "--budget", "5m", "--out", "study"),
         *("--ray", cluster.address, "--max-concurrent", "1"),
     )
     driver = autotune_process(*arguments, folder=folder)
@@ -119,8 +121,8 @@ def test_a_killed_driver_leaves_nothing_behind_and_goes_on(
     )
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
-    told = [words for state, words in _states(study) if state in ("COMPLETE", "PRUNED")]
-    wait_until(lambda: not our_processes(), 30)
+    told = [words for state, words in _states(study) if state in _TOLD]
+    wait_until(lambda: not our_processes(), 60)
     ran = autotune(*arguments, "--resume", folder=folder)
     assert ran.returncode == 0, ran.stderr
     trials = json.loads(ran.stdout)["trials"]
@@ -137,16 +139,16 @@ def test_a_lost_nodes_trial_runs_elsewhere_and_a_node_that_joins_is_used(
 ) -> None:
     study = folder / "study"
     driver = autotune_process(
-        *(*_SEARCH, "--global-batch", "64", "--budget", "3m", "--out", "study"),
+        *(*_SEARCH, "--global-batch", "64", "--budget", "5m", "--out", "study"),
         *("--ray", cluster.address),
         folder=folder,
     )
     # Both nodes have a trial: the warm servers and their ranks.
-    wait_until(lambda: sum(map(is_rank, our_processes())) == 4, 90)
+    wait_until(lambda: sum(map(is_rank, our_processes())) == 4, 200)
     cluster.kill(cluster.nodes[0])
-    wait_until(lambda: _num(study, "FAIL") == 1, 30)
+    wait_until(lambda: _num(study, "FAIL") == 1, 90)
     cluster.add()
-    stdout, stderr = driver.communicate(timeout=150)
+    stdout, stderr = driver.communicate(timeout=200)
     assert driver.returncode == 0, stderr
     trials = json.loads(stdout)["trials"]
     _ran_once_each(trials, 6)
@@ -155,7 +157,7 @@ def test_a_lost_nodes_trial_runs_elsewhere_and_a_node_that_joins_is_used(
     assert "is lost" in stderr
     assert "has joined: 2 x cpu" in stderr
     # One node was left, so with two at work again one trial began before another had ended.
-    wait_until(lambda: not our_processes(), 30)
+    wait_until(lambda: not our_processes(), 60)
     assert _placement_groups(cluster.address) == {"REMOVED"}
     assert "ray.tune" in (study / "ray.log").read_text()
     assert "ray.tune" not in stderr
@@ -193,7 +195,7 @@ def test_a_cluster_started_here_listens_on_loopback_alone(folder: Path) -> None:
             if connection.status == psutil.CONN_LISTEN
         }
 
-    wait_until(lambda: (folder / "study" / "study.db").exists(), 60)
+    wait_until(lambda: (folder / "study" / "study.db").exists(), 90)
     assert {ip for ip, _ in listening()} == {"127.0.0.1"}, listening()
     stdout, stderr = driver.communicate(timeout=90)
     assert driver.returncode == 0, stderr

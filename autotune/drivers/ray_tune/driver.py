@@ -56,6 +56,7 @@ class RayTuneDriver:
         max_concurrent: run at most so many trials at once.
         study_name: for the names of folders on the nodes.
         log: file for whatever Ray has to say.
+        trainable: what runs a trial, as `RayTrial` does if left out.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class RayTuneDriver:
         max_concurrent: int | None,
         study_name: str,
         log: Path,
+        trainable: type | None = None,
     ) -> None:
         self._cluster = cluster
         self._budget = budget
@@ -82,6 +84,7 @@ class RayTuneDriver:
         self._max_concurrent = max_concurrent
         self._study_name = study_name
         self._log = log
+        self._trainable = trainable
 
     def run(self, study: TrialSource) -> None:
         """Until the study has nothing left, the budget is spent or the user interrupts.
@@ -146,7 +149,7 @@ class RayTuneDriver:
         folder = tempfile.mkdtemp(prefix="autotune-tune-")
         try:
             tune.Tuner(
-                RayTrial,
+                self._trainable or RayTrial,
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
                     num_samples=-1,
