@@ -84,7 +84,7 @@ class Study:
         self._share_run = share_run
         self._trials = record.trials()
         self._predictor = predictor
-        self._num_learned = 0
+        self._num_learned = -1
         self._learn_again()
         self._running: set[int] = set()
         self.end_reason: str | None = None

@@ -42,10 +42,20 @@ from autotune.study import Study
 from autotune.trial import Measurement, Outcome, Trial, TrialSpec
 from autotune.workload import Workload, load_model_shape
 
+_LARGE_SPACE = """
+knobs:
+  zero_stage: [0, 1, 2, 3]
+  micro_batch_size: [1, 2, 4, 8, 16, 32, 64, 128]
+  checkpoint_interval: [0, 1, 2, 4, 8]
+  loss_tiles: [1, 4, 8, 16]
+  mlp_tiles: [1, 2, 4]
+  reduce_bucket_size: [1000000, 5000000, 10000000, 50000000, 100000000, 200000000, 500000000]
+"""
+"""Enough strategies for ten thousand trials."""
 
-def _question(num_nodes: int = 1) -> tuple[Question, SearchSpace]:
-    space_name = "default"
-    hardware = read_hardware("8xH100-80GB", num_nodes=num_nodes).all_ranks
+
+def _question(space_name: str = "default") -> tuple[Question, SearchSpace]:
+    hardware = read_hardware("8xH100-80GB").host
     workload = Workload(model=load_model_shape("7B"), seq_len=1024, global_batch_size=1024)
     software = Software(versions={}, has_liger=True, has_compiler=True)
     space = load_search_space(space_name, workload, hardware, software)
@@ -247,12 +257,16 @@ def tune(num_trials: int, num_slots: int, seconds: float, kind: SamplerKind) -> 
 
 def late(num_trials: int, kind: SamplerKind, num_asked: int = 40) -> None:
     """Ask and tell where so many trials have ended."""
-    question, space = _question(num_nodes=8)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(_LARGE_SPACE)
+        file.flush()
+        question, space = _question(file.name)
     table = space.table
     predictor = AnalyticPredictor(question.workload, question.hardware)
     with tempfile.TemporaryDirectory() as name:
         record = _record(question, space, Path(name))
         step = max(1, len(table) // (num_trials + num_asked))
+        print(f"filling the record with {num_trials} trials", flush=True)
         for row in range(0, num_trials * step, step):
             strategy: Strategy = table.strategy(row)
             outcome = made_up(strategy.to_dict(), question.workload.tokens_per_step)
