@@ -27,13 +27,14 @@ from typing import Any
 import psutil
 
 from autotune.budget import Budget
+from autotune.goal import Goal
 from autotune.hardware_spec import read_hardware
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.protocols import Sampler
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
 from autotune.question import Question
 from autotune.record import TrialRecord
-from autotune.samplers import Goal, OptunaSampler, PredictedSampler, SamplerKind
+from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind
 from autotune.search_space import SearchSpace
 from autotune.software import Software
 from autotune.space_file import load_search_space
