@@ -71,11 +71,13 @@ def _study(
 ) -> Study:
     predictor = AnalyticPredictor(question.workload, question.hardware)
     limits = question.limits
-    sampler: Sampler = OptunaSampler(space, kind=kind, seed=0)
+    sampler: Sampler
     if kind is SamplerKind.PREDICTED:
         sampler = PredictedSampler(
             space.table, predictor, limits=limits, goal=Goal.BALANCED, min_gain=0.0
         )
+    else:
+        sampler = OptunaSampler(space, kind=kind, seed=0)
     return Study(
         record,
         sampler=sampler,
