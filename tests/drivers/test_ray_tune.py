@@ -134,29 +134,34 @@ def test_a_killed_driver_leaves_nothing_behind_and_goes_on(
     assert failures == ["interrupted"]
 
 
-def test_a_lost_nodes_trial_runs_elsewhere_and_a_node_that_joins_is_used(
+def test_a_node_that_joins_is_used_and_a_lost_nodes_trial_runs_elsewhere(
     cluster: RayNodes, folder: Path
 ) -> None:
     study = folder / "study"
+    (folder / "space.yaml").write_text(f"{_SPACE}  checkpoint_interval: {{values: [0, 1]}}\n")
     driver = autotune_process(
-        *(*_SEARCH, "--global-batch", "64", "--budget", "5m", "--out", "study"),
+        *(*_SEARCH, "--global-batch", "256", "--budget", "5m", "--out", "study"),
         *("--ray", cluster.address),
         folder=folder,
     )
-    # Both nodes have a trial: the warm servers and their ranks.
-    wait_until(lambda: sum(map(is_rank, our_processes())) == 4, 200)
+
+    def num_ranks() -> int:
+        return sum(map(is_rank, our_processes()))
+
+    # A trial of two ranks on each node: two of them at first, then three.
+    wait_until(lambda: num_ranks() == 4, 200)
+    cluster.add()
+    wait_until(lambda: num_ranks() == 6, 200)
     cluster.kill(cluster.nodes[0])
     wait_until(lambda: _num(study, "FAIL") == 1, 90)
-    cluster.add()
     stdout, stderr = driver.communicate(timeout=200)
     assert driver.returncode == 0, stderr
     trials = json.loads(stdout)["trials"]
-    _ran_once_each(trials, 6)
+    _ran_once_each(trials, 12)
     [lost] = [trial for trial in trials if trial["failure"]]
     assert lost["failure"]["kind"] == "lost_node"
-    assert "is lost" in stderr
     assert "has joined: 2 x cpu" in stderr
-    # One node was left, so with two at work again one trial began before another had ended.
+    assert "is lost" in stderr
     wait_until(lambda: not our_processes(), 60)
     assert _placement_groups(cluster.address) == {"REMOVED"}
     assert "ray.tune" in (study / "ray.log").read_text()
