@@ -213,14 +213,14 @@ class Study:
 
     def _retry(self, *, but: set[Strategy]) -> Strategy | None:
         """A strategy whose trials all failed for reasons that are not its own."""
-        attempts: dict[Strategy, list[Trial]] = {}
-        for trial in self._trials:
-            attempts.setdefault(trial.strategy, []).append(trial)
+        broken = [trial.strategy for trial in self._trials if _is_broken(trial)]
+        attempts: dict[Strategy, list[Trial]] = {strategy: [] for strategy in broken}
+        if attempts:
+            for trial in self._trials:
+                if trial.strategy in attempts:
+                    attempts[trial.strategy].append(trial)
         for strategy, tried in attempts.items():
-            is_open = all(
-                trial.failure is not None and trial.failure.kind.says_nothing_about_the_strategy
-                for trial in tried
-            )
+            is_open = all(map(_is_broken, tried))
             if is_open and len(tried) <= _MAX_RETRIES and strategy not in but:
                 return strategy
         return None
@@ -230,6 +230,8 @@ class Study:
 
         None where as many as were asked for have run, or none is left that fits into the time.
         """
+        if self._num_to_force == 0:
+            return None
         launched = [trial for trial in self._trials if _tells_of_its_strategy(trial)]
         if sum(trial.is_forced for trial in launched) >= self._num_to_force:
             return None
@@ -287,8 +289,12 @@ class Study:
         return None
 
 
+def _is_broken(trial: Trial) -> bool:
+    """Whether it failed by the machinery or from outside."""
+    return trial.failure is not None and trial.failure.kind.says_nothing_about_the_strategy
+
+
 def _tells_of_its_strategy(trial: Trial) -> bool:
     """Whether it was launched, and not broken by the machinery or from outside."""
-    failure = trial.failure
-    is_broken = failure is not None and failure.kind.says_nothing_about_the_strategy
-    return (trial.state is not TrialState.PRUNED or trial.was_launched) and not is_broken
+    was_run = trial.state is not TrialState.PRUNED or trial.was_launched
+    return was_run and not _is_broken(trial)
