@@ -233,7 +233,9 @@ def _connect(address: str) -> bool:
         ray.init(address=there, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"--ray {address}: {reason}") from error
+        raise ConfigError(
+            f"--ray {address}: {reason}; if the cluster asks for a token, set RAY_AUTH_MODE=token"
+        ) from error
     return False
 
 
