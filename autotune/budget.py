@@ -74,6 +74,10 @@ class Budget:
         return self.seconds - self.elapsed_s
 
 
+_NUM_LATEST = 16
+"""A trial's time is judged by so many of the latest: more would tell no more, and cost time."""
+
+
 def expected_duration_s(
     prediction: Prediction,
     trials: Sequence[Trial],
@@ -95,6 +99,7 @@ def expected_duration_s(
         share_run: the share of each optimizer step that the trial runs.
     """
     measured = [trial for trial in trials if trial.measurement is not None and trial.was_launched]
+    measured = measured[-_NUM_LATEST:]
     ratios, overheads, nums_timed = [1.0], [_FIRST_OVERHEAD_S], [_NUM_TIMED_STEPS]
     if measured:
         ratios = [

@@ -125,6 +125,8 @@ class Confirmer:
         """
         if self._whole_s is None:
             self._whole_s = remaining_s
+        if self._num == 0:
+            return 0.0
         limit_s = _SHARE * self._whole_s
         return _duration_s(self._affordable(candidates(trials, self._num), limit_s))
 

@@ -86,7 +86,7 @@ def _files(summary: StudySummary, trial: Trial, date: str) -> dict[str, bytes]:
         summary.workload,
         summary.hardware,
         trial.strategy,
-        launch=launch_script(summary.hardware),
+        launch=launch_script(summary.hardware.host, summary.hardware.num_nodes),
         readme=guide(summary, trial),
         provenance=_provenance(summary, trial, date),
     )

@@ -175,6 +175,11 @@ class Hardware:
         """Ranks that share a host, its memory and its disk."""
         return self.num_devices // self.num_nodes
 
+    @property
+    def host(self) -> Hardware:
+        """One of the hosts alone."""
+        return replace(self, num_devices=self.devices_per_node, num_nodes=1)
+
     def __str__(self) -> str:
         """The way a person names it: `1 x H100-80GB`, `2 x cpu`, `2 nodes of 8 x H100-80GB`."""
         of_one = f"{self.devices_per_node} x {self.device_kind}"

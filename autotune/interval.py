@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import mean, stdev
 
 __all__ = ["Interval", "mean_interval"]
@@ -45,6 +46,12 @@ def mean_interval(values: Sequence[float]) -> Interval:
     Raises:
         ValueError: there are no values.
     """
+    return _mean_interval(tuple(values))
+
+
+@lru_cache(maxsize=65536)
+def _mean_interval(values: tuple[float, ...]) -> Interval:
+    """The same, worked out once: a search asks for each trial's again and again."""
     if not values:
         raise ValueError("no values have no mean")
     if len(values) < 2:

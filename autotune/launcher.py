@@ -23,7 +23,7 @@ from typing import Any
 from autotune.errors import LaunchError
 from autotune.extensions import readable_architectures
 from autotune.hardware import FULL_DISK_BYTES, DeviceType, Hardware, visible_gpus
-from autotune.rank_process import RankProcess, failure_of, measurement_of, reason_of
+from autotune.rank_process import ALL_RANKS, NodeShare, RankProcess, RanksEnd, outcome_of
 from autotune.server_process import ServerProcess
 from autotune.trial import Failure, FailureKind, Outcome, TrialSpec
 
@@ -102,6 +102,31 @@ class Launcher:
         should_stop: Callable[[], str | None] = lambda: None,
     ) -> Outcome:
         """As `protocols.Runner.run`."""
+        end = self.run_share(
+            spec,
+            ALL_RANKS,
+            folder=folder,
+            timeout_s=timeout_s,
+            on_event=on_event,
+            should_stop=should_stop,
+        )
+        return outcome_of(spec, [end])
+
+    def run_share(
+        self,
+        spec: TrialSpec,
+        share: NodeShare,
+        *,
+        folder: Path,
+        timeout_s: float,
+        on_event: Callable[[Mapping[str, Any]], None] = lambda event: None,
+        should_stop: Callable[[], str | None] = lambda: None,
+    ) -> RanksEnd:
+        """Run those ranks of a trial that are this host's, to their end.
+
+        Arguments and errors are those of `protocols.Runner.run`; `on_event` hears of the first of
+        these ranks.
+        """
         if not self._server.is_alive:
             self._server.start()
         started = time.monotonic()
@@ -110,11 +135,14 @@ class Launcher:
         spec_file = folder / "trial.json"
         used_before = _device_bytes_in_use(self._hardware, self._place)
         kills_before = _kernel_oom_kills()
-        ranks = [RankProcess(number=number, folder=folder) for number in range(spec.num_ranks)]
+        numbers = share.ranks_of(spec.num_ranks)
+        ranks = [RankProcess(number=number, folder=folder) for number in numbers]
+        environments = [share.environment(number, spec.num_ranks) for number in numbers]
         with self._fresh_swap_folder(spec) as spec:
             spec_file.write_text(json.dumps(spec.to_dict(), indent=1), encoding="utf-8")
             try:
-                stopped = self._watch(ranks, spec_file, started, timeout_s, on_event, should_stop)
+                self._fork(ranks, environments, spec_file)
+                stopped = self._watch(ranks, started, timeout_s, on_event, should_stop)
             except LaunchError as error:
                 # The server was killed under the trial; the next one gets a new server.
                 stopped = Failure(kind=FailureKind.LOST_NODE, message=str(error))
@@ -122,18 +150,12 @@ class Launcher:
                 self._end(ranks)
             is_disk_full = self._swap_disk_bytes() < FULL_DISK_BYTES
         _wait_for_device(self._hardware, self._place, used_before)
-        failure = stopped or failure_of(
-            ranks,
+        return RanksEnd(
+            ranks=tuple(ranks),
+            stopped=stopped,
             has_oom_kill=_kernel_oom_kills() > kills_before,
             is_disk_full=is_disk_full,
-        )
-        duration_s = time.monotonic() - started
-        if failure is not None:
-            return Outcome(failure=failure, duration_s=duration_s)
-        return Outcome(
-            measurement=measurement_of(spec, ranks),
-            reason=reason_of(ranks),
-            duration_s=duration_s,
+            duration_s=time.monotonic() - started,
         )
 
     @contextlib.contextmanager
@@ -159,25 +181,27 @@ class Launcher:
             self._swap_folder = None
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _watch(
-        self,
-        ranks: list[RankProcess],
-        spec_file: Path,
-        started: float,
-        timeout_s: float,
-        on_event: Callable[[Mapping[str, Any]], None],
-        should_stop: Callable[[], str | None],
-    ) -> Failure | None:
-        """Fork the ranks and wait for their end; a failure if it was brought about from here."""
-        for rank in ranks:
+    def _fork(
+        self, ranks: list[RankProcess], environments: list[dict[str, str]], spec_file: Path
+    ) -> None:
+        for rank, environment in zip(ranks, environments, strict=True):
             rank.pid = self._server.fork(
                 rank=rank.number,
                 spec=spec_file,
                 folder=rank.folder,
                 swap_folder=self._swap_folder,
-                env={"RANK": str(rank.number), "LOCAL_RANK": str(rank.number)}
-                | {"WORLD_SIZE": str(len(ranks))},
+                env=environment,
             )
+
+    def _watch(
+        self,
+        ranks: list[RankProcess],
+        started: float,
+        timeout_s: float,
+        on_event: Callable[[Mapping[str, Any]], None],
+        should_stop: Callable[[], str | None],
+    ) -> Failure | None:
+        """Wait for the ranks' end; a failure if it was brought about from here."""
         give_up_at = memory_checked = 0.0
         while any(rank.is_running for rank in ranks):
             self._collect(ranks, on_event)
@@ -213,7 +237,7 @@ class Launcher:
                     rank.status, rank.ended_at = status, time.time()
         for rank in ranks:
             for event in rank.new_events():
-                if rank.number == 0:
+                if rank is ranks[0]:
                     on_event(event)
 
     def _memory_hog(self, ranks: list[RankProcess]) -> Failure | None:

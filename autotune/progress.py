@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console, Group
@@ -23,6 +24,8 @@ __all__ = ["LiveProgress", "PlainProgress", "describe_end"]
 
 _REFRESH_S = 0.25
 _NUM_RECENT = 6
+_NUM_RUNNING = 8
+"""So many running trials are shown; on a cluster there may be hundreds."""
 
 
 def describe_end(trial: Trial) -> str:
@@ -83,6 +86,9 @@ class PlainProgress:
             self._line(f"{num_pruned - self._num_pruned} strategies pruned without a launch")
         self._num_pruned = num_pruned
 
+    def cluster_changed(self, words: str) -> None:
+        """Nothing: what comes and goes has a note of its own."""
+
     def trial_started(self, trial: Trial) -> None:
         """Nothing: its end says all."""
 
@@ -102,6 +108,26 @@ class PlainProgress:
         self._console.print(Text(stamp + words), soft_wrap=True)
 
 
+@dataclass(slots=True)
+class _Running:
+    """A trial while it runs."""
+
+    trial: Trial
+    started: float = field(default_factory=time.monotonic)
+    step: str = "starting"
+    node: str = ""
+
+    def __str__(self) -> str:
+        predicted = self.trial.prediction
+        memory = f", predicted {_expected(predicted)}" if predicted is not None else ""
+        where = f" on {self.node}" if self.node else ""
+        seconds = time.monotonic() - self.started
+        return (
+            f"running {self.trial.number}{where}: {self.trial.strategy}{memory}: "
+            f"{self.step} ({seconds:.0f} s)"
+        )
+
+
 class LiveProgress:
     """A view that renews itself in a terminal.
 
@@ -113,9 +139,8 @@ class LiveProgress:
     def __init__(self, console: Console, budget: Budget) -> None:
         self._budget = budget
         self._trials: Sequence[Trial] = ()
-        self._current: Trial | None = None
-        self._current_started = 0.0
-        self._step = ""
+        self._running: dict[int, _Running] = {}
+        self._cluster = ""
         self._notes: list[str] = []
         self._drawn = 0.0
         self._live = Live(console=console, auto_refresh=False, transient=True)
@@ -137,24 +162,30 @@ class LiveProgress:
         self._trials = tuple(trials)
         self._draw()
 
+    def cluster_changed(self, words: str) -> None:
+        """Show which nodes there are."""
+        self._cluster = words
+
     def trial_started(self, trial: Trial) -> None:
-        """Show it as the current one."""
-        self._current, self._current_started = trial, time.monotonic()
-        self._step = "starting"
+        """Show it among those that run."""
+        self._running[trial.number] = _Running(trial)
         self._draw()
 
     def trial_event(self, event: Mapping[str, Any]) -> None:
-        """Follow its steps."""
+        """Follow its steps; where several trials run, the event says whose it is."""
+        running = self._running.get(event.get("trial", next(reversed(self._running), -1)))
+        if running is None:
+            return
+        running.node = event.get("node", "")
         if event["event"] == "ready":
-            self._step = f"engine ready after {event['setup_time_s']:.1f} s"
+            running.step = f"engine ready after {event['setup_time_s']:.1f} s"
         elif event["event"] == "step":
             kind = "timed" if event["is_timed"] else "warm-up"
-            self._step = f"step {event['index'] + 1} ({kind}) {event['time_s']:.2f} s"
+            running.step = f"step {event['index'] + 1} ({kind}) {event['time_s']:.2f} s"
 
     def trial_ended(self, trial: Trial) -> None:
-        """No current trial any more, if it was this one."""
-        if self._current is not None and self._current.number == trial.number:
-            self._current = None
+        """It runs no more."""
+        self._running.pop(trial.number, None)
         self._draw()
 
     def refresh(self) -> None:
@@ -181,19 +212,12 @@ class LiveProgress:
                 Text(f"best so far: {best.strategy}: {describe_end(best)}", style="green")
             )
         lines.append(self._recent())
-        if self._current is not None:
-            predicted = self._current.prediction
-            memory = ""
-            if predicted is not None:
-                memory = f", predicted {_expected(predicted)}"
-            seconds = time.monotonic() - self._current_started
-            lines.append(
-                Text(
-                    f"running {self._current.number}: {self._current.strategy}{memory}: "
-                    f"{self._step} ({seconds:.0f} s)",
-                    style="cyan",
-                )
-            )
+        if self._cluster:
+            lines.append(Text(self._cluster, style="cyan"))
+        running = list(self._running.values())
+        lines += [Text(str(one), style="cyan") for one in running[:_NUM_RUNNING]]
+        if len(running) > _NUM_RUNNING:
+            lines.append(Text(f"… and {len(running) - _NUM_RUNNING} more", style="cyan"))
         lines.append(Text("Ctrl-C ends the search and keeps everything", style="dim"))
         return lines
 

@@ -14,9 +14,58 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from autotune.trial import Failure, FailureKind, Measurement, Phase, TrialSpec
+from autotune.trial import Failure, FailureKind, Measurement, Outcome, Phase, TrialSpec
 
-__all__ = ["RankProcess", "failure_of", "measurement_of", "reason_of"]
+__all__ = [
+    "ALL_RANKS",
+    "NodeShare",
+    "RankProcess",
+    "RanksEnd",
+    "failure_of",
+    "measurement_of",
+    "outcome_of",
+    "reason_of",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeShare:
+    """Which ranks of a trial run on one host, and how they meet those of other hosts."""
+
+    first_rank: int = 0
+    num_ranks: int | None = None
+    """How many; all of the trial if left out."""
+    address: str = ""
+    """Address and port at which rank 0 listens for ranks of other hosts; empty on one host,
+    where they meet through a file."""
+    interface: str = ""
+    """The network interface that this host reaches the others through."""
+
+    def ranks_of(self, num_ranks: int) -> range:
+        """The numbers of these ranks, of a trial with so many."""
+        return range(self.first_rank, self.first_rank + (self.num_ranks or num_ranks))
+
+    def environment(self, rank: int, num_ranks: int) -> dict[str, str]:
+        """What the environment of one rank has beside the server's."""
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank - self.first_rank),
+            "WORLD_SIZE": str(num_ranks),
+        }
+        if self.address:
+            host, _, port = self.address.rpartition(":")
+            environment |= {
+                "AUTOTUNE_RENDEZVOUS": f"tcp://{self.address}",
+                "MASTER_ADDR": host,
+                "MASTER_PORT": port,
+                "GLOO_SOCKET_IFNAME": self.interface,
+                "NCCL_SOCKET_IFNAME": self.interface,
+            }
+        return environment
+
+
+ALL_RANKS = NodeShare()
+"""A whole trial on one host."""
 
 
 @dataclass(slots=True)
@@ -69,6 +118,48 @@ class RankProcess:
             return None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RanksEnd:
+    """How the ranks of one host ended."""
+
+    ranks: tuple[RankProcess, ...]
+    stopped: Failure | None = None
+    """Why they were stopped from outside, if they were."""
+    has_oom_kill: bool = False
+    """Whether the host's kernel has killed a process for want of memory meanwhile."""
+    is_disk_full: bool = False
+    """Whether the disk that they offloaded to had no room left."""
+    duration_s: float = 0.0
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why they came to no result; None where all did."""
+        return self.stopped or failure_of(
+            self.ranks, has_oom_kill=self.has_oom_kill, is_disk_full=self.is_disk_full
+        )
+
+
+def outcome_of(spec: TrialSpec, ends: Sequence[RanksEnd]) -> Outcome:
+    """How a trial ended, whose ranks ran on one host or on several.
+
+    Where those of several hosts failed, want of memory or disk explains the rest, and a rank that
+    lost its partner explains nothing.
+    """
+    duration_s = max(end.duration_s for end in ends)
+    failures = [end.failure for end in ends if end.failure is not None]
+    if failures:
+
+        def blame(failure: Failure) -> tuple[bool, bool]:
+            has_lost_partner = failure.kind is FailureKind.COMMUNICATION
+            return not failure.kind.is_out_of_room, has_lost_partner
+
+        return Outcome(failure=min(failures, key=blame), duration_s=duration_s)
+    ranks = [rank for end in ends for rank in end.ranks]
+    return Outcome(
+        measurement=measurement_of(spec, ranks), reason=reason_of(ranks), duration_s=duration_s
+    )
+
+
 def failure_of(
     ranks: Sequence[RankProcess], *, has_oom_kill: bool, is_disk_full: bool = False
 ) -> Failure | None:
@@ -110,6 +201,9 @@ def _rank_failure(rank: RankProcess, has_oom_kill: bool, is_disk_full: bool) -> 
         kind, message = FailureKind.COMMUNICATION, "it was waiting for a rank that had failed"
     elif rank.status == -signal.SIGKILL and has_oom_kill:
         kind, message = FailureKind.HOST_OUT_OF_MEMORY, "the kernel killed it for want of memory"
+    elif rank.status == -signal.SIGKILL:
+        # No program does that to itself: somebody, or the machine, wanted it gone.
+        kind, message = FailureKind.INTERRUPTED, "it was killed from outside (SIGKILL)"
     elif rank.status == -signal.SIGABRT and is_disk_full:
         # DeepSpeed's asynchronous I/O asserts in C++ that all of a file was written.
         kind, message = FailureKind.DISK_FULL, "no room was left on the disk of --nvme-path"

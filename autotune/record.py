@@ -7,9 +7,10 @@ functions read a study without autotune.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -29,6 +30,11 @@ from autotune.trial import (
 __all__ = ["TrialRecord", "confirmed", "with_confirmations", "without_password"]
 
 _MEMORY_CONSTRAINT = "device_memory"
+_TABLES_S = 2.0
+"""After so long another search has made the tables of a new database."""
+
+_YIELDED_TO = "yielded_to"
+"""The attribute of what is no trial, since another search was first to write its strategy down."""
 
 
 class TrialRecord:
@@ -40,6 +46,7 @@ class TrialRecord:
         owner: who writes; trials that it left running when it died are its own to recover.
         choices: every value that each knob of the search space may take.
         memory_limit_bytes: what a trial may use of its device.
+        is_shared: whether other searches may write to the same study meanwhile.
 
     Raises:
         StorageError: the storage cannot be opened, or is not one.
@@ -54,8 +61,12 @@ class TrialRecord:
         choices: Mapping[str, Sequence[Any]],
         memory_limit_bytes: int,
         must_exist: bool = False,
+        is_shared: bool = False,
     ) -> None:
         import optuna
+
+        self.is_shared = is_shared
+        self._ended: dict[int, Trial] = {}
 
         self._url = url
         self._owner = owner
@@ -66,7 +77,7 @@ class TrialRecord:
             for knob, values in choices.items()
         }
         with self._as_storage_error():
-            self._storage = optuna.storages.get_storage(url)
+            self._storage = self._opened(url)
             # Its proposals are not asked for; Optuna's default would compute them at every trial.
             unused = optuna.samplers.RandomSampler()
             if must_exist:
@@ -82,6 +93,22 @@ class TrialRecord:
                     load_if_exists=True,
                 )
                 self._study.set_metric_names([objective.name for objective in OBJECTIVES])
+
+    def _opened(self, url: str) -> Any:
+        """The storage; searches that start at once may both want to make its tables."""
+        import optuna
+
+        with suppress(Exception) if self.is_shared else nullcontext():
+            return optuna.storages.get_storage(url)
+        time.sleep(_TABLES_S)
+        return optuna.storages.get_storage(url)
+
+    def close(self) -> None:
+        """Let the connections to a database server go."""
+        engine = getattr(getattr(self._storage, "_backend", None), "engine", None)
+        if engine is not None:
+            self._storage.remove_session()
+            engine.dispose()
 
     @contextmanager
     def _as_storage_error(self) -> Iterator[None]:
@@ -129,7 +156,47 @@ class TrialRecord:
         with self._as_storage_error():
             frozen = self._study.get_trials(deepcopy=False)
             waiting = optuna.trial.TrialState.WAITING
-            return [self._read(trial) for trial in frozen if trial.state is not waiting]
+            return [
+                self._ended.get(trial.number) or self._read(trial)
+                for trial in frozen
+                if trial.state is not waiting and _YIELDED_TO not in trial.user_attrs
+            ]
+
+    def claim(
+        self, strategy: Strategy, prediction: Prediction, *, is_forced: bool = False
+    ) -> Trial | None:
+        """Write down a trial that is about to run, unless another search has the strategy.
+
+        Whoever wrote first has it. Optuna numbers trials one after the other under a lock of the
+        study's row, and each is seen by whoever writes a later one; so of two searches that write
+        the same strategy at once, the later sees the earlier one's trial, and gives way. What was
+        only pruned is nobody's when it is forced to run.
+
+        Raises:
+            StorageError: the record cannot be written.
+        """
+        trial = self.start(strategy, prediction, is_forced=is_forced)
+        if not self.is_shared:
+            return trial
+        for other in self.trials():
+            if other.number >= trial.number or other.strategy != strategy:
+                continue
+            failure = other.failure
+            is_open = failure is not None and failure.kind.says_nothing_about_the_strategy
+            is_passed = is_forced and not other.was_launched and other.state is TrialState.PRUNED
+            if not is_open and not is_passed:
+                self._give_way(trial, other)
+                return None
+        return trial
+
+    def _give_way(self, trial: Trial, other: Trial) -> None:
+        """Mark a trial as none: another search had its strategy first."""
+        with self._as_storage_error():
+            trial_id = self._storage.get_trial_id_from_study_id_trial_number(
+                self._study._study_id, trial.number
+            )
+            self._storage.set_trial_user_attr(trial_id, _YIELDED_TO, other.number)
+            self._storage.set_trial_state_values(trial_id, _optuna_states()[TrialState.FAILED])
 
     def start(
         self,
@@ -213,12 +280,21 @@ class TrialRecord:
                 t.number: t.user_attrs.get("owner") for t in self._study.get_trials(deepcopy=False)
             }
         for trial in left:
-            if owners[trial.number] in (self._owner, None):
-                failure = Failure(
-                    kind=FailureKind.INTERRUPTED, message="the search was killed while it ran"
-                )
-                self.finish(trial, Outcome(failure=failure))
-                recovered += 1
+            if owners[trial.number] not in (self._owner, None):
+                continue
+            # One that has an end was told, and the search killed while it wrote that down.
+            has_ended = trial.measurement is not None or trial.failure is not None
+            killed = Failure(
+                kind=FailureKind.INTERRUPTED, message="the search was killed while it ran"
+            )
+            outcome = Outcome(
+                measurement=trial.measurement,
+                failure=trial.failure if has_ended else killed,
+                reason=trial.reason,
+                duration_s=trial.duration_s,
+            )
+            self.finish(trial, outcome)
+            recovered += not has_ended
         return recovered
 
     def _params(self, strategy: Strategy) -> dict[str, Any]:
@@ -240,7 +316,7 @@ class TrialRecord:
             failure = attributes.get("failure")
             prediction = attributes.get("prediction")
             strategy = Strategy.from_dict(attributes["strategy"])
-            return Trial(
+            trial = Trial(
                 number=frozen.number,
                 strategy=strategy,
                 state=_states()[frozen.state],
@@ -259,6 +335,10 @@ class TrialRecord:
                 f"trial {frozen.number} in {without_password(self._url)} was not written by "
                 f"this version of autotune: {error}"
             ) from error
+        if trial.state is not TrialState.RUNNING:
+            # It changes no more, and is asked for again after every other trial.
+            self._ended[trial.number] = trial
+        return trial
 
 
 def with_confirmations(runs: Iterable[Trial]) -> list[Trial]:

@@ -55,6 +55,7 @@ def open_record(
         choices=choices,
         memory_limit_bytes=question.memory_limit_bytes,
         must_exist=must_exist,
+        is_shared=storage_url is not None,
     )
     if not must_exist:
         answered = Question.from_dict(record.keep_question(question.to_dict()))

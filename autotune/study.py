@@ -22,6 +22,9 @@ __all__ = ["Study"]
 _MAX_RETRIES = 2
 """A strategy whose trial failed for reasons that are not its own is tried so often again."""
 
+_NEWS = 0.02
+"""The predictor learns again once this share of the measured trials is new to it."""
+
 _MAX_PUT_OFF = 8
 """So many proposals that take longer than what is left are put off before the search ends."""
 
@@ -80,7 +83,9 @@ class Study:
         self._confirmer = Confirmer(num_confirmed)
         self._share_run = share_run
         self._trials = record.trials()
-        self._predictor = learn(self._trials) if learn else predictor
+        self._predictor = predictor
+        self._num_learned = -1
+        self._learn_again()
         self._running: set[int] = set()
         self.end_reason: str | None = None
         """Why `ask` had nothing more, in words."""
@@ -126,19 +131,29 @@ class Study:
         if remaining_s <= 0:
             self.end_reason = "the budget is spent"
             return None
-        proposal = (
-            self._forced(remaining_s)
-            or self._proposed_within(remaining_s)
-            or self._forced(remaining_s)
-        )
-        if proposal is None:
-            return None
-        trial = self._record.start(
-            proposal.strategy, proposal.prediction, is_forced=proposal.is_forced
-        )
-        self._trials.append(trial)
-        self._running.add(trial.number)
-        return trial
+        while True:
+            self._hear_of_others()
+            proposal = (
+                self._forced(remaining_s)
+                or self._proposed_within(remaining_s)
+                or self._forced(remaining_s)
+            )
+            if proposal is None:
+                return None
+            trial = self._record.claim(
+                proposal.strategy, proposal.prediction, is_forced=proposal.is_forced
+            )
+            if trial is not None:
+                self._trials.append(trial)
+                self._running.add(trial.number)
+                return trial
+
+    def _hear_of_others(self) -> None:
+        """Take in what other searches of a shared study have written."""
+        if not self._record.is_shared:
+            return
+        self._trials = self._record.trials()
+        self._learn_again()
 
     def _proposed_within(self, remaining_s: float) -> _Proposal | None:
         """The first proposal that is expected to end in time; None where there is none left."""
@@ -179,9 +194,18 @@ class Study:
             ]
             return ended
         self._trials = [ended if t.number == trial.number else t for t in self._trials]
-        if self._learn is not None and ended.measurement is not None:
-            self._predictor = self._learn(self._trials)
+        self._learn_again()
         return ended
+
+    def _learn_again(self) -> None:
+        """Have the predictor learn, once there is enough that is new to it.
+
+        It learns from all trials, so that late in a long study each is a small part of it.
+        """
+        num_measured = sum(trial.measurement is not None for trial in self._trials)
+        if self._learn is not None and num_measured - self._num_learned > num_measured * _NEWS:
+            self._predictor = self._learn(self._trials)
+            self._num_learned = num_measured
 
     def _num_launched(self) -> int:
         own = [trial for trial in self._trials if trial.reused_from is None]
@@ -189,14 +213,14 @@ class Study:
 
     def _retry(self, *, but: set[Strategy]) -> Strategy | None:
         """A strategy whose trials all failed for reasons that are not its own."""
-        attempts: dict[Strategy, list[Trial]] = {}
-        for trial in self._trials:
-            attempts.setdefault(trial.strategy, []).append(trial)
+        broken = [trial.strategy for trial in self._trials if _is_broken(trial)]
+        attempts: dict[Strategy, list[Trial]] = {strategy: [] for strategy in broken}
+        if attempts:
+            for trial in self._trials:
+                if trial.strategy in attempts:
+                    attempts[trial.strategy].append(trial)
         for strategy, tried in attempts.items():
-            is_open = all(
-                trial.failure is not None and trial.failure.kind.says_nothing_about_the_strategy
-                for trial in tried
-            )
+            is_open = all(map(_is_broken, tried))
             if is_open and len(tried) <= _MAX_RETRIES and strategy not in but:
                 return strategy
         return None
@@ -206,6 +230,8 @@ class Study:
 
         None where as many as were asked for have run, or none is left that fits into the time.
         """
+        if self._num_to_force == 0:
+            return None
         launched = [trial for trial in self._trials if _tells_of_its_strategy(trial)]
         if sum(trial.is_forced for trial in launched) >= self._num_to_force:
             return None
@@ -263,8 +289,12 @@ class Study:
         return None
 
 
+def _is_broken(trial: Trial) -> bool:
+    """Whether it failed by the machinery or from outside."""
+    return trial.failure is not None and trial.failure.kind.says_nothing_about_the_strategy
+
+
 def _tells_of_its_strategy(trial: Trial) -> bool:
     """Whether it was launched, and not broken by the machinery or from outside."""
-    failure = trial.failure
-    is_broken = failure is not None and failure.kind.says_nothing_about_the_strategy
-    return (trial.state is not TrialState.PRUNED or trial.was_launched) and not is_broken
+    was_run = trial.state is not TrialState.PRUNED or trial.was_launched
+    return was_run and not _is_broken(trial)

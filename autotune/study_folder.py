@@ -9,6 +9,7 @@ results/<name>/
 │                       (rankN.jsonl) and the phase it was in last (rankN.phase)
 ├── exports/trial-7/    what to train with
 ├── server.log          what the process prints that all ranks are forked from
+├── ray.log             what Ray has to say, if trials ran on a cluster
 └── lock                held while a search runs; contains its process id
 """
 

@@ -52,6 +52,13 @@ from autotune.presets import PRESETS
         (["--model", "tiny", "--out", "damaged"], "damaged/question.json cannot be read"),
         (["--model", "tiny", "--storage", "sqlite:///noise.db"], "noise.db cannot be used"),
         (["--model", "tiny", "--storage", "nonsense"], "nonsense cannot be used"),
+        (["--model", "tiny", "--nodes-per-trial", "2"], "--nodes-per-trial 2: it is about a"),
+        (["--model", "tiny", "--max-concurrent", "2"], "--max-concurrent 2: it is about a"),
+        (["--model", "tiny", "--device-kind", "H100"], "--device-kind H100: it is about a"),
+        (["--model", "tiny", "--ray", "auto", "--devices", "2"], "--devices 2: on a cluster"),
+        (["--model", "tiny", "--ray", "auto", "--max-concurrent", "0"], "--max-concurrent must"),
+        (["--model", "tiny", "--ray", "nowhere"], "--ray nowhere: no cluster answers there"),
+        (["--model", "tiny", "--ray", "ray://head:10001"], "a client of Ray cannot drive"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(

@@ -89,7 +89,7 @@ def test_a_hung_rank_ends_at_its_timeout_and_tells_where_it_hung(
     assert _descendants_that_are_no_server() == []
 
 
-def test_a_rank_killed_from_outside_is_a_crash(
+def test_a_rank_killed_from_outside_is_interrupted_and_worth_another_try(
     launcher: Launcher, tiny: Workload, tmp_path: Path
 ) -> None:
     killed = threading.Event()
@@ -110,7 +110,8 @@ def test_a_rank_killed_from_outside_is_a_crash(
     )
     outcome = launcher.run(spec, folder=tmp_path, timeout_s=60, on_event=kill_a_rank)
     assert outcome.failure is not None
-    assert outcome.failure.kind is FailureKind.CRASH
+    assert outcome.failure.kind is FailureKind.INTERRUPTED
+    assert outcome.failure.kind.says_nothing_about_the_strategy
     assert "SIGKILL" in outcome.failure.message
 
 

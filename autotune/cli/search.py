@@ -32,6 +32,7 @@ Examples:
   autotune search --model ./my-model --space memory --objective memory
   autotune search --model 1.1B --space my.yaml --trials 20 --reuse auto
   autotune search --model tiny --budget 2m --json > answer.json
+  autotune search --model 7B --ray auto --gpus-per-trial 8 --budget 4h
 
 Durations are 90s, 30m, 2h or 1h30m. Exit status: 0 something fits,
 1 nothing fits or the run failed, 2 wrong use."""
@@ -109,9 +110,12 @@ def search(
     devices_per_trial: Annotated[
         int | None,
         typer.Option(
+            "--devices-per-trial",
+            "--gpus-per-trial",
             help="Devices that one trial trains on; as many trials as fit run side by side. With "
-            "1 a host of 8 GPUs answers for one. Trials that work in the host's memory run alone.",
-            show_default="all: one trial at a time",
+            "1 a host of 8 GPUs answers for one. Trials that work in the host's memory run alone. "
+            "With --ray packed on one node where they fit.",
+            show_default="all of a node: one trial at a time; with --ray, without a GPU 2",
         ),
     ] = None,
     nvme_path: Annotated[
@@ -178,6 +182,36 @@ def search(
             show_default="study.db in the study's folder",
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Run trials over a Ray cluster: auto for the one that this machine is part of, "
+            "local for a new one of this machine alone (auto too, where there is none), or the "
+            "host:port of its head.",
+            show_default="this machine, without Ray",
+        ),
+    ] = None,
+    nodes_per_trial: Annotated[
+        int | None,
+        typer.Option(
+            help="With --ray: spread the devices of a trial over so many nodes.",
+            show_default="as few as it takes",
+        ),
+    ] = None,
+    max_concurrent: Annotated[
+        int | None,
+        typer.Option(
+            help="With --ray: run at most so many trials at once.",
+            show_default="as many as the nodes hold",
+        ),
+    ] = None,
+    device_kind: Annotated[
+        str | None,
+        typer.Option(
+            help="With --ray: use the nodes with this kind of device only, such as H100-80GB.",
+            show_default="the most numerous",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="For weights, data and proposals.")] = 0,
     trial_timeout: Annotated[
         str, typer.Option(help="A trial that runs longer is taken for hung: 90s, 5m.")
@@ -202,15 +236,14 @@ def search(
     """
     started = time.monotonic()
     from autotune.budget import Budget, parse_duration
+    from autotune.cli.cluster import ClusterOptions
     from autotune.cli.console import error_console
     from autotune.cli.members import member
     from autotune.cli.refusal import refuse_if_nothing_fits, refuse_large_model_on_cpu
     from autotune.cli.session import Session
     from autotune.errors import ConfigError
     from autotune.goal import Goal
-    from autotune.hardware import detect_hardware, shared_out, with_nvme
     from autotune.question import Question
-    from autotune.rates_file import with_measured_rates
     from autotune.samplers import SamplerKind
     from autotune.software import detect_software
     from autotune.space_file import load_search_space
@@ -240,58 +273,66 @@ def search(
         lora_rank=lora_rank,
         lora_targets=lora_targets,
     )
-    hardware = with_measured_rates(detect_hardware(devices))
-    if nvme_path is not None:
-        hardware = with_nvme(hardware, nvme_path)
-    num_places = 1
-    if devices_per_trial is not None:
-        hardware, num_places = shared_out(hardware, devices_per_trial)
-    if global_batch % hardware.num_devices:
-        raise ConfigError(
-            f"--global-batch {global_batch} is not divisible by {hardware.num_devices} devices; "
-            f"choose a multiple of {hardware.num_devices}, or another --devices"
-        )
-    software = detect_software()
-    search_space = load_search_space(space, workload, hardware, software)
+    site = ClusterOptions(
+        address=ray,
+        devices=devices,
+        devices_per_trial=devices_per_trial,
+        nodes_per_trial=nodes_per_trial,
+        max_concurrent=max_concurrent,
+        device_kind=device_kind,
+        nvme_path=nvme_path,
+    )
     console = error_console()
-    refuse_large_model_on_cpu(workload, hardware, console)
-    question = Question(
-        workload=workload,
-        hardware=hardware,
-        space_name=search_space.name,
-        space_text=search_space.text,
-        headroom=headroom,
-        seed=seed,
-    )
-    refuse_if_nothing_fits(question, search_space, space, console, as_json=as_json)
-    session = Session(
-        question,
-        search_space,
-        software,
-        path=out or Path("results") / _default_name(workload, hardware),
-        storage_url=storage,
-        must_exist=resume,
-        num_places=num_places,
-    )
-    with session:
-        session.search(
-            limit,
-            sampler=kind,
-            goal=goal,
-            min_gain=min_gain,
-            reuse=reuse,
-            max_trials=trials,
-            num_forced=force_pruned,
-            num_confirmed=confirm,
-            trial_timeout_s=timeout_s,
-            console=console,
+    with site.open(console) as place:
+        hardware = place.hardware
+        if global_batch % hardware.num_devices:
+            raise ConfigError(
+                f"--global-batch {global_batch} is not divisible by {hardware.num_devices} "
+                f"devices; choose a multiple of {hardware.num_devices}, or another "
+                f"{'--devices' if ray is None else '--gpus-per-trial'}"
+            )
+        software = detect_software()
+        search_space = load_search_space(space, workload, hardware, software)
+        refuse_large_model_on_cpu(workload, hardware, console)
+        question = Question(
+            workload=workload,
+            hardware=hardware,
+            space_name=search_space.name,
+            space_text=search_space.text,
+            headroom=headroom,
+            seed=seed,
         )
-        found = session.answer(as_json=as_json, console=console)
+        refuse_if_nothing_fits(question, search_space, space, console, as_json=as_json)
+        session = Session(
+            question,
+            search_space,
+            software,
+            path=out or Path("results") / _default_name(workload, hardware),
+            storage_url=storage,
+            must_exist=resume,
+            num_places=place.num_places,
+        )
+        with session:
+            session.search(
+                limit,
+                sampler=kind,
+                goal=goal,
+                min_gain=min_gain,
+                reuse=reuse,
+                max_trials=trials,
+                num_forced=force_pruned,
+                num_confirmed=confirm,
+                trial_timeout_s=timeout_s,
+                console=console,
+                cluster=place.cluster,
+            )
+            found = session.answer(as_json=as_json, console=console)
     raise typer.Exit(0 if found else 1)
 
 
 def _default_name(workload: Workload, hardware: Hardware) -> str:
     name = workload.model.name
     model = Path(name).resolve().name if Path(name).is_dir() else name.replace("/", "-")
-    machine = f"{hardware.num_devices}x{hardware.device_kind}".replace(" ", "-")
+    nodes = f"{hardware.num_nodes}x" if hardware.num_nodes > 1 else ""
+    machine = f"{nodes}{hardware.devices_per_node}x{hardware.device_kind}".replace(" ", "-")
     return f"{model}-{workload.method}-{workload.seq_len}-{machine}"

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from autotune.budget import Budget
+from autotune.cli.cluster import Cluster
 from autotune.cli.console import answer_console
 from autotune.cli.interrupt import Interrupt
 from autotune.cli.reuse import earlier_studies, take_over
@@ -97,6 +98,7 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._record.close()
         self._folder.close()
 
     def search(
@@ -112,6 +114,7 @@ class Session:
         num_confirmed: int,
         trial_timeout_s: float,
         console: Console,
+        cluster: Cluster | None = None,
     ) -> None:
         """Run trials until the budget is spent, the space exhausted or the user has enough.
 
@@ -173,7 +176,7 @@ class Session:
                 place=place,
                 num_places=self._num_places,
             )
-            for place in range(self._num_places)
+            for place in range(self._num_places if cluster is None else 0)
         ]
 
         def say_goodbye() -> None:
@@ -186,7 +189,7 @@ class Session:
         ):
             for launcher in launchers:
                 stack.enter_context(launcher)
-            self._greet(progress, study)
+            self._greet(progress, study, is_here=cluster is None)
             if reuse is not None:
                 progress.note(f"--reuse {reuse}: {num_reused} measurements taken over")
 
@@ -194,15 +197,12 @@ class Session:
                 progress.refresh()
                 return "stopped" if interrupt.check() or budget.remaining_s <= 0 else None
 
-            seconds = _start(launchers, reason_to_stop)
-            if seconds is not None:
+            seconds = _start(launchers, reason_to_stop) if cluster is None else 0.0
+            if seconds:
                 progress.note(f"libraries loaded in {seconds:.1f} s; trials start warm from here")
-            make_driver = (
-                partial(LocalDriver, launchers[0])
-                if len(launchers) == 1
-                else partial(SideBySideDriver, launchers)
-            )
-            driver: Driver = make_driver(
+            driver = self._driver(
+                launchers,
+                cluster,
                 budget=budget,
                 spec_of=lambda trial: self._spec_of(
                     # The slower in no less memory may still use the least energy.
@@ -229,6 +229,9 @@ class Session:
                         unused = format_duration(budget.remaining_s)
                         self._end_reason = f"{study.end_reason}; {unused} of the budget given back"
             finally:
+                if cluster is not None:
+                    # Before the answer: what Ray prints must not come between its lines.
+                    cluster.ray.close()
                 self._folder.write_environment(
                     {
                         "versions": self._software.versions,
@@ -242,15 +245,37 @@ class Session:
                     }
                 )
 
-    def _greet(self, progress: LiveProgress | PlainProgress, study: Study) -> None:
+    def _driver(
+        self, launchers: Sequence[Launcher], cluster: Cluster | None, **settings: Any
+    ) -> Driver:
+        """Who owns the loop; `settings` are what all drivers are told."""
+        if cluster is not None:
+            from autotune.drivers.ray_tune import RayTuneDriver
+
+            return RayTuneDriver(
+                cluster.ray,
+                max_concurrent=cluster.max_concurrent,
+                study_name=self._folder.name,
+                log=self._folder.path / "ray.log",
+                **settings,
+            )
+        if len(launchers) == 1:
+            return LocalDriver(launchers[0], **settings)
+        return SideBySideDriver(launchers, **settings)
+
+    def _greet(
+        self, progress: LiveProgress | PlainProgress, study: Study, *, is_here: bool
+    ) -> None:
         progress.trials_changed(study.trials)
         if self._is_resumed:
             words = f"going on with {self._folder.path}: {len(study.trials)} trials so far"
             if self._num_recovered:
                 words += f", {self._num_recovered} of them cut off and run again"
             progress.note(words)
-        else:
+        elif is_here:
             progress.note("loading the libraries, once for all trials")
+        else:
+            progress.note("the nodes load the libraries, each once for all its trials")
 
     def _spec_of(self, trial: Trial, others: Sequence[Trial]) -> TrialSpec:
         spec = TrialSpec(

@@ -15,7 +15,10 @@ __all__ = ["join"]
 
 
 def join(folder: Path, *, rank: int, num_ranks: int, device_type: DeviceType) -> torch.device:
-    """Choose this rank's device and meet the others, through a file: nothing listens for it.
+    """Choose this rank's device and meet the others.
+
+    On one host they meet through a file, and nothing listens for it; ranks of several hosts meet
+    at the address in AUTOTUNE_RENDEZVOUS, where rank 0 listens.
 
     Args:
         folder: the trial's folder; the file lies in it.
@@ -37,7 +40,8 @@ def join(folder: Path, *, rank: int, num_ranks: int, device_type: DeviceType) ->
     try:
         dist.init_process_group(
             backend="nccl" if is_cuda else "gloo",
-            init_method=f"file://{folder.resolve() / 'rendezvous'}",
+            init_method=os.environ.get("AUTOTUNE_RENDEZVOUS")
+            or f"file://{folder.resolve() / 'rendezvous'}",
             rank=rank,
             world_size=num_ranks,
             timeout=timedelta(minutes=10),

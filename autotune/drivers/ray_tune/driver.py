@@ -1,0 +1,199 @@
+"""The loop on a cluster: Ray Tune's, over a study that it asks and tells through its searcher."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from autotune.budget import Budget
+from autotune.drivers.ray_tune.chatter import chatter_into
+from autotune.drivers.ray_tune.cluster import RayCluster
+from autotune.drivers.ray_tune.messages import TrialOrder
+from autotune.drivers.ray_tune.searcher import ClusterProgress, StudySearcher
+from autotune.errors import AutotuneError, LaunchError
+from autotune.protocols import TrialSource
+from autotune.trial import FailureKind, Trial, TrialSpec
+
+__all__ = ["RayTuneDriver"]
+
+_MAX_LOST_IN_A_ROW = 12
+"""So many trials lost one after the other are no accident any more."""
+
+_MAX_RESTARTS = 3
+"""So often Tune's loop is begun again after it broke down before any trial has ended."""
+
+_TUNE_SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # An actor that does not answer is killed after so many seconds.
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "10",
+    # Tune's own record is not used: the study has one.
+    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
+    # The searcher says how many trials there may be, from the nodes that are there.
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "TUNE_WARN_THRESHOLD_S": "1000",
+}
+
+
+class RayTuneDriver:
+    """Has Tune run a study's trials over a cluster.
+
+    Args:
+        cluster: where.
+        budget: when to stop; trials still running at its end are stopped.
+        spec_of: what to tell the processes of a trial.
+        folder_of: a trial's folder here, by its number.
+        progress: is told what happens.
+        is_interrupted: whether the user wants out.
+        trial_timeout_s: a trial that runs longer is taken for hung.
+        max_concurrent: run at most so many trials at once.
+        study_name: for the names of folders on the nodes.
+        log: file for whatever Ray has to say.
+        trainable: what runs a trial, as `RayTrial` does if left out.
+    """
+
+    def __init__(
+        self,
+        cluster: RayCluster,
+        *,
+        budget: Budget,
+        spec_of: Callable[[Trial], TrialSpec],
+        folder_of: Callable[[int], Path],
+        progress: ClusterProgress,
+        is_interrupted: Callable[[], bool],
+        trial_timeout_s: float,
+        max_concurrent: int | None,
+        study_name: str,
+        log: Path,
+        trainable: type | None = None,
+    ) -> None:
+        self._cluster = cluster
+        self._budget = budget
+        self._spec_of = spec_of
+        self._folder_of = folder_of
+        self._progress = progress
+        self._is_interrupted = is_interrupted
+        self._trial_timeout_s = trial_timeout_s
+        self._max_concurrent = max_concurrent
+        self._study_name = study_name
+        self._log = log
+        self._trainable = trainable
+
+    def run(self, study: TrialSource) -> None:
+        """Until the study has nothing left, the budget is spent or the user interrupts.
+
+        Raises:
+            LaunchError: trials are lost one after the other.
+            StorageError: the record cannot be written.
+        """
+        searcher = StudySearcher(
+            study,
+            nodes=self._cluster,
+            budget=self._budget,
+            order_of=self._order_of,
+            folder_of=self._folder_of,
+            progress=self._progress,
+            is_over=self._is_over,
+            max_concurrent=self._max_concurrent,
+        )
+        with chatter_into(self._log):
+            num_restarts = num_ended = 0
+            while not self._has_ended_well(searcher):
+                num_restarts = 0 if searcher.num_ended > num_ended else num_restarts + 1
+                num_ended = searcher.num_ended
+                if num_restarts > _MAX_RESTARTS:
+                    raise LaunchError(f"Ray Tune breaks down at once; see {self._log}")
+                self._progress.note("Ray Tune broke down and is started again; see ray.log")
+        reason = "the user interrupted the search" if self._is_interrupted() else None
+        searcher.end_all(FailureKind.INTERRUPTED, reason or "the budget ended while it ran")
+        if searcher.num_lost_in_a_row >= _MAX_LOST_IN_A_ROW:
+            raise LaunchError(
+                f"{_MAX_LOST_IN_A_ROW} trials were lost one after the other; see {self._log}"
+            )
+
+    def _has_ended_well(self, searcher: StudySearcher) -> bool:
+        """One life of Tune's loop; whether it came to its end."""
+        try:
+            self._fit(searcher)
+        except AutotuneError:
+            raise
+        except Exception as error:
+            cause = _ours(error)
+            if cause is not None:
+                raise cause from error
+            logging.getLogger("ray").exception("Tune's loop broke down")
+            searcher.end_all(FailureKind.LOST_NODE, "Ray Tune broke down while it ran")
+            return False
+        return True
+
+    def _fit(self, searcher: StudySearcher) -> None:
+        for name, value in _TUNE_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        from ray import tune
+
+        from autotune.drivers.ray_tune.stopper import SearchStopper
+        from autotune.drivers.ray_tune.trainable import RayTrial
+
+        def should_stop() -> bool:
+            self._progress.refresh()
+            return self._is_over() or searcher.num_lost_in_a_row >= _MAX_LOST_IN_A_ROW
+
+        # Tune keeps a folder of its own; the study's is not its business.
+        folder = tempfile.mkdtemp(prefix="autotune-tune-")
+        try:
+            tune.Tuner(
+                self._trainable or RayTrial,
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    num_samples=-1,
+                    reuse_actors=True,
+                    trial_name_creator=_name_of,
+                    trial_dirname_creator=_name_of,
+                ),
+                run_config=tune.RunConfig(
+                    name=self._study_name,
+                    storage_path=folder,
+                    verbose=0,
+                    # There is nothing in a trial to go on with.
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    stop=SearchStopper(should_stop),
+                    log_to_file=False,
+                ),
+            ).fit()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_over(self) -> bool:
+        return self._is_interrupted() or self._budget.remaining_s <= 0
+
+    def _order_of(self, trial: Trial) -> TrialOrder:
+        return TrialOrder(
+            number=trial.number,
+            spec=self._spec_of(trial),
+            hardware=self._cluster.hardware,
+            timeout_s=self._trial_timeout_s,
+            placement=self._cluster.placement,
+            study=self._study_name,
+        )
+
+
+def _name_of(trial: object) -> str:
+    """Of a trial in Tune: short, whatever its configuration."""
+    return str(getattr(trial, "trial_id", trial))
+
+
+def _ours(error: BaseException) -> AutotuneError | None:
+    """The error of ours that Tune has wrapped, if it has."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, AutotuneError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None

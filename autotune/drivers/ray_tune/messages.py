@@ -1,0 +1,91 @@
+"""What goes between the driver and a trial on another node, as JSON: the order and the report.
+
+Plain text, so that Ray pickles nothing of a study, and Tune neither walks through it nor keeps it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from autotune.hardware import DeviceType, Hardware
+from autotune.rates import Rates
+from autotune.trial import Failure, Measurement, Outcome, TrialSpec
+
+__all__ = ["TrialOrder", "TrialReport"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialOrder:
+    """All that a trial's actor is told."""
+
+    number: int
+    """The trial's, in the study."""
+    spec: TrialSpec
+    hardware: Hardware
+    """What the trial has, on all its nodes."""
+    timeout_s: float
+    placement: Mapping[str, Any]
+    """Arguments of `ray.util.placement_group`."""
+    study: str
+    """The study's name, for the names of folders."""
+
+    def to_config(self) -> dict[str, str]:
+        """As Tune's configuration of a trial."""
+        record = {name: getattr(self, name) for name in ("number", "timeout_s", "study")} | {
+            "placement": dict(self.placement),
+            "spec": self.spec.to_dict(),
+            "hardware": asdict(self.hardware),
+        }
+        return {"order": json.dumps(record)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, str]) -> TrialOrder:
+        """Read back what `to_config` gave."""
+        record = json.loads(config["order"])
+        record["spec"] = TrialSpec.from_dict(record["spec"])
+        hardware = record["hardware"]
+        hardware["device_type"] = DeviceType(hardware["device_type"])
+        hardware["rates"] = Rates(**hardware["rates"]) if hardware["rates"] else None
+        record["hardware"] = Hardware(**hardware)
+        return cls(**record)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialReport:
+    """What a trial's actor says from time to time, and at its end."""
+
+    events: tuple[Mapping[str, Any], ...] = ()
+    """What rank 0 wrote since the last report."""
+    outcome: Outcome | None = None
+    """How it ended; None while it runs."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """The end of each file in the trial's folders, by its name; once it ended."""
+
+    def to_result(self) -> dict[str, Any]:
+        """As the result of a step of Tune's."""
+        record = {"events": list(self.events), "files": dict(self.files)}
+        if self.outcome is not None:
+            record["outcome"] = asdict(self.outcome)
+        return {"report": json.dumps(record), "done": self.outcome is not None}
+
+    @classmethod
+    def from_result(cls, result: Mapping[str, Any]) -> TrialReport:
+        """Read back what `to_result` gave; an empty report where there is none."""
+        record = json.loads(result.get("report") or "{}")
+        outcome = record.get("outcome")
+        if outcome is not None:
+            measurement, failure = outcome["measurement"], outcome["failure"]
+            outcome = Outcome(
+                measurement=Measurement.from_dict(measurement) if measurement else None,
+                failure=Failure.from_dict(failure) if failure else None,
+                reason=outcome["reason"],
+                duration_s=outcome["duration_s"],
+            )
+        return cls(
+            events=tuple(record.get("events", ())),
+            outcome=outcome,
+            files=record.get("files", {}),
+        )
