@@ -86,9 +86,17 @@ def our_processes() -> list[psutil.Process]:
             if (
                 "autotune.worker.server" in process.cmdline()
                 and process.environ().get("AUTOTUNE_TEST_RUN") == os.environ["AUTOTUNE_TEST_RUN"]
+                and not _is_of_launcher(process)
             ):
                 found.append(process)
     return found
+
+
+def _is_of_launcher(process: psutil.Process) -> bool:
+    """Whether the tests' own launcher, which other tests share, started it or what forked it."""
+    parent = process.parent()
+    server = parent if parent and "autotune.worker.server" in parent.cmdline() else process
+    return server.ppid() == os.getpid()
 
 
 def is_rank(process: psutil.Process) -> bool:
