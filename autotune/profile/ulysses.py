@@ -67,4 +67,7 @@ def exchanged_heads(model: nn.Module, num_ranks: int, num_samples: int) -> Itera
         try:
             yield
         finally:
-            ALL_ATTENTION_FUNCTIONS[name] = exchange.attn
+            # What was put over the table's own entry, which shows again.
+            del ALL_ATTENTION_FUNCTIONS[name]
+            if ALL_ATTENTION_FUNCTIONS[name] is not exchange.attn:
+                ALL_ATTENTION_FUNCTIONS[name] = exchange.attn
