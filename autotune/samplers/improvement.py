@@ -19,6 +19,9 @@ __all__ = ["Front", "Normal", "expected_excess", "hypervolume", "hypervolume_gai
 
 _Array = NDArray[np.float64]
 
+_MOST_STEPS = 64
+"""Of a front; few that were measured have half as many."""
+
 _FARTHEST = 8.0
 _GRID = np.linspace(-_FARTHEST, _FARTHEST, 8001)
 _CUMULATIVE = np.array([NormalDist().cdf(x) for x in _GRID])
@@ -52,6 +55,13 @@ class Front:
         is_step = speed > highest[:-1]
         return cls(memory=memory[is_step], speed=speed[is_step])
 
+    def coarse(self) -> Front:
+        """With some of its steps where there are very many: at or below it everywhere."""
+        if len(self.memory) <= _MOST_STEPS:
+            return self
+        kept = np.linspace(0, len(self.memory) - 1, _MOST_STEPS).round().astype(int)
+        return Front(memory=self.memory[kept], speed=self.speed[kept])
+
 
 def hypervolume(front: Front, limit: float) -> float:
     """The area below the steps up to a memory limit.
@@ -70,6 +80,7 @@ def hypervolume_gain(front: Front, limit: float, speed: Normal, memory: Normal) 
     beyond the front's; so its expectation is a sum over the front's steps of expected excess times
     the expected part of the step that is at or beyond the point's memory.
     """
+    front = front.coarse()
     steps = np.concatenate([[0.0], front.speed])
     edges = np.minimum(np.concatenate([[0.0], front.memory, [limit]]), limit)
     total = np.zeros(len(speed.mean))
