@@ -280,8 +280,8 @@ def test_a_trial_that_outlives_the_budget_is_stopped_and_run_again_on_resume(
     )
     started = time.monotonic()
     ran = autotune(*arguments, "--budget", "25s", folder=tmp_path)
-    # The whole command, imports included, and a little for the answer.
-    assert time.monotonic() - started < 30
+    # It hangs for an hour; what ends it is the budget, and not the five minutes of its timeout.
+    assert time.monotonic() - started < 120
     assert ran.returncode == 1, ran.stderr
     [stopped] = json.loads(ran.stdout)["trials"]
     assert stopped["state"] == "failed"
