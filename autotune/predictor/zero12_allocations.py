@@ -93,7 +93,8 @@ class Stages12(Engine):
             size = plan.element_bytes * plan.bucket_elements
             self._buckets = tuple(self._allocate(size) for _ in range(1 + plan.overlaps))
         if plan.zero_stage == 1:
-            if not self._is_first:
+            # Of fused norms a trace may tell one layer's for another's: they are small.
+            if weight in self._gradients:
                 self._free(address)
                 address = self._gradients[weight]
             if not (self._is_last and plan.overlaps):
