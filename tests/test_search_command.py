@@ -91,10 +91,11 @@ def test_the_best_are_run_again_in_turns_and_the_report_gives_intervals(tmp_path
     assert len(answer["trials"]) == 2
     again = [trial for trial in answer["trials"] if trial["confirmations"]]
     assert 1 <= len(again) <= 2
-    assert all(len(trial["confirmations"]) >= 3 for trial in again)
     assert all(trial["throughput"]["half_width"] > 0 for trial in again)
     best = answer["picks"]["throughput"]
-    assert best in [trial["number"] for trial in again]
+    # One that a run shows to be slower has no part in the rest.
+    [runs] = [len(trial["confirmations"]) for trial in again if trial["number"] == best]
+    assert runs >= 3
     assert f"trial {best} once more:" in ran.stderr
     report = autotune("report", "study", folder=tmp_path).stdout
     assert "Run again, longer and in turns" in report
