@@ -26,7 +26,8 @@ from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import Attention, MasterWeights, Optimizer, Precision
 from autotune.predictor.activations import token_bytes
 from autotune.predictor.analytic import DEVICE_OVERHEAD_BYTES
-from autotune.predictor.memory import MemoryModel
+from autotune.predictor.memory import HeldBytes, MemoryModel
+from autotune.predictor.shares import RankShare
 from autotune.strategy import Strategy
 from autotune.workload import Method, Workload
 
@@ -162,31 +163,36 @@ def layer_extra(row: Mapping[str, str], workload: Workload, layer: int) -> int:
     return 0
 
 
+class HeavierLayers(MemoryModel):
+    """The predictor's memory, where layers hold something more."""
+
+    extra = 0.0
+    """Bytes of a token and layer."""
+
+    def _held(self, strategy: Strategy, share: RankShare) -> HeldBytes:
+        held = super()._held(strategy, share)
+        num_kept = 0 if strategy.checkpoint_interval else share.num_layers * share.num_in_flight
+        return replace(
+            held,
+            loss=held.loss + num_kept * self.extra,
+            backward=held.backward + max(1, num_kept) * self.extra,
+            end_of_backward=held.end_of_backward + self.extra,
+        )
+
+
 def deepspeed_peak(
     row: Mapping[str, str], workload: Workload, machine: Hardware, strategy: Strategy
 ) -> tuple[float, float]:
-    """The predictor's peak, where layers hold something more: live bytes, and those that stay."""
-    model = MemoryModel(workload, machine)
+    """The predictor's peak: live bytes, and those that stay."""
+    model = HeavierLayers(workload, machine)
     token = token_bytes(
         workload.model,
         strategy,
         lora_targets=workload.adapter_targets(""),
         seq_len=workload.seq_len,
     )
-    extra = layer_extra(row, workload, token.layer)
-    peaks = []
-    for share in model.states.shares(strategy):
-        num_kept = 0 if strategy.checkpoint_interval else share.num_layers * share.num_in_flight
-        held = model.held(strategy, share)
-        held = replace(
-            held,
-            loss=held.loss + num_kept * extra,
-            backward=held.backward + max(1, num_kept) * extra,
-            end_of_backward=held.end_of_backward + extra,
-        )
-        states = model.states.of(strategy, share)
-        peaks.append(model.peak_of(states, held, model.tokens(strategy)))
-    peak = max(peaks, key=lambda one: one.allocated_bytes)
+    model.extra = layer_extra(row, workload, token.layer)
+    peak = model.peak(strategy)
     lasting = sum(peak.moments[peak.moment][part] for part in _LASTING)
     return peak.allocated_bytes, lasting
 
