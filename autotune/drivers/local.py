@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autotune.budget import Budget
+from autotune.drivers.stopping import reason_to_stop
 from autotune.protocols import Progress, Runner, TrialSource
 from autotune.trial import Trial, TrialSpec
 
@@ -65,8 +66,4 @@ class LocalDriver:
 
     def _reason_to_stop(self) -> str | None:
         self._progress.refresh()
-        if self._is_interrupted():
-            return "the user interrupted the search"
-        if self._budget.remaining_s <= 0:
-            return "the budget ended while it ran"
-        return None
+        return reason_to_stop(self._budget, self._is_interrupted)

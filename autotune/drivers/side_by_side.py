@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from autotune.budget import Budget
+from autotune.drivers.stopping import reason_to_stop
 from autotune.protocols import Progress, Runner, TrialSource
 from autotune.trial import Failure, FailureKind, Outcome, Trial, TrialSpec
 
@@ -146,10 +147,8 @@ class SideBySideDriver:
     def _look_around(self) -> None:
         """Note whether it is time to stop; runners read it from their threads."""
         self._progress.refresh()
-        if self._is_interrupted():
-            self._stop_reason = "the user interrupted the search"
-        elif self._budget.remaining_s <= 0:
-            self._stop_reason = "the budget ended while it ran"
+        if reason := reason_to_stop(self._budget, self._is_interrupted):
+            self._stop_reason = reason
 
 
 def _never_run(reason: str | None) -> Outcome:

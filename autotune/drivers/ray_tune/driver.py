@@ -14,6 +14,7 @@ from autotune.drivers.ray_tune.chatter import chatter_into
 from autotune.drivers.ray_tune.cluster import RayCluster
 from autotune.drivers.ray_tune.messages import TrialOrder
 from autotune.drivers.ray_tune.searcher import ClusterProgress, StudySearcher
+from autotune.drivers.stopping import BUDGET_ENDED, reason_to_stop
 from autotune.errors import AutotuneError, LaunchError
 from autotune.protocols import TrialSource
 from autotune.trial import FailureKind, Trial, TrialSpec
@@ -111,8 +112,8 @@ class RayTuneDriver:
                 if num_restarts > _MAX_RESTARTS:
                     raise LaunchError(f"Ray Tune breaks down at once; see {self._log}")
                 self._progress.note("Ray Tune broke down and is started again; see ray.log")
-        reason = "the user interrupted the search" if self._is_interrupted() else None
-        searcher.end_all(FailureKind.INTERRUPTED, reason or "the budget ended while it ran")
+        reason = reason_to_stop(self._budget, self._is_interrupted) or BUDGET_ENDED
+        searcher.end_all(FailureKind.INTERRUPTED, reason)
         if searcher.num_lost_in_a_row >= _MAX_LOST_IN_A_ROW:
             raise LaunchError(
                 f"{_MAX_LOST_IN_A_ROW} trials were lost one after the other; see {self._log}"
@@ -171,7 +172,7 @@ class RayTuneDriver:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _is_over(self) -> bool:
-        return self._is_interrupted() or self._budget.remaining_s <= 0
+        return reason_to_stop(self._budget, self._is_interrupted) is not None
 
     def _order_of(self, trial: Trial) -> TrialOrder:
         return TrialOrder(
