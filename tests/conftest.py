@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from autotune.hardware import DeviceType, Hardware
-from autotune.launcher import Launcher
-from autotune.strategy import Strategy
-from autotune.trial import Outcome, TrialSpec
-from autotune.workload import Workload, load_model_shape
+from autotune.launch.launcher import Launcher
+from autotune.machine.hardware import DeviceType, Hardware
+from autotune.question.workload import Workload, load_model_shape
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Outcome, TrialSpec
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 

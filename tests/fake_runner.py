@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autotune.trial import Failure, FailureKind, Measurement, Outcome, TrialSpec
+from autotune.trials.trial import Failure, FailureKind, Measurement, Outcome, TrialSpec
 from autotune.worker.timed_steps import TimedSteps
 
 __all__ = ["FakeRunner"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from autotune.hardware_spec import read_hardware
-from autotune.plan import ASSUMED_SOFTWARE, Candidate, Plan, make_plan
+from autotune.machine.hardware_spec import read_hardware
+from autotune.plan.plan import ASSUMED_SOFTWARE, Candidate, Plan, make_plan
 from autotune.predictor import AnalyticPredictor
-from autotune.question import Question
-from autotune.space_file import load_search_space
-from autotune.strategy import Strategy
-from autotune.workload import Method, Workload, load_model_shape
+from autotune.question.question import Question
+from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.space.space_file import load_search_space
+from autotune.space.strategy import Strategy
 
 
 def planned(

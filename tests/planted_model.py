@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from autotune.workload import Workload, load_model_shape
+from autotune.question.workload import Workload, load_model_shape
 
 _CODE = '''
 import os, signal, subprocess, sys, time

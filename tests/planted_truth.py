@@ -8,8 +8,8 @@ from collections.abc import Callable
 from planned import planned
 
 from autotune.predictor import AnalyticPredictor
-from autotune.strategy import Strategy
-from autotune.trial import Failure, FailureKind, Measurement, Outcome, Phase
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Failure, FailureKind, Measurement, Outcome, Phase
 
 __all__ = ["LIMIT_BYTES", "PLAN", "Truth", "factor", "outcome"]
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autotune.hardware import DEVICE_KINDS, GIB, DeviceType, Hardware
-from autotune.software import Software
-from autotune.strategy import Strategy
-from autotune.study_summary import StudySummary
-from autotune.trial import Failure, FailureKind, Measurement, Phase, Prediction, Trial, TrialState
-from autotune.workload import Method, Workload, load_model_shape
+from autotune.machine.hardware import DEVICE_KINDS, GIB, DeviceType, Hardware
+from autotune.machine.software import Software
+from autotune.question.question import Question
+from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.space.strategy import Strategy
+from autotune.study.summary import StudySummary
+from autotune.trials.trial import (
+    Failure,
+    FailureKind,
+    Measurement,
+    Phase,
+    Prediction,
+    Trial,
+    TrialState,
+)
 
 H100 = DEVICE_KINDS["H100-80GB"]
 HARDWARE = Hardware(
@@ -25,6 +34,9 @@ LAPTOP = replace(HARDWARE, device_type=DeviceType.CPU, device_kind="cpu")
 SOFTWARE = Software(versions={"torch": "2.13.0"}, has_liger=True, has_compiler=True)
 WORKLOAD = Workload(model=load_model_shape("1.1B"), seq_len=1024, global_batch_size=64)
 LORA_WORKLOAD = replace(WORKLOAD, method=Method.LORA, lora_rank=8)
+QUESTION = Question(
+    workload=WORKLOAD, hardware=HARDWARE, space_name="default", space_text="knobs: {}"
+)
 
 
 def prediction(gib: float) -> Prediction:

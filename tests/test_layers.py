@@ -1,7 +1,4 @@
-"""The table of layers, held against the code: a module imports only from lower layers.
-
-Modules of one layer may import each other only in the order in which they stand here.
-"""
+"""The table of layers, held against the code: a package imports only from those above it here."""
 
 from __future__ import annotations
 
@@ -16,71 +13,31 @@ import autotune
 
 PACKAGE = Path(autotune.__file__).parent
 
-LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "interval", "presets", "knobs", "rates"),
-    (
-        "yaml_file",
-        "extensions",
-        "adapter_targets",
-        "census",
-        "model_shape",
-        "workload",
-        "hardware",
-        "rates_file",
-        "hardware_spec",
-        "software",
-        "stages",
-        "contradictions",
-        "strategy",
-        "strategy_table",
-        "memory_order",
-    ),
-    (
-        "composition",
-        "measurement",
-        "trial_spec",
-        "trial",
-        "goal",
-        "breakdown",
-        "prediction_table",
-        "question",
-        "compatibility",
-        "deepspeed_config",
-        "strategy_file",
-        "listing",
-        "search_space",
-    ),
-    ("protocols", "space_file", "budget"),
-    (
-        "techniques",
-        "worker",
-        "profile",
-        "predictor",
-        "server_process",
-        "rank_process",
-        "launcher",
-        "replay",
-        "measure",
-    ),
-    ("samplers", "pruners", "record", "study_folder", "drivers"),
-    (
-        "pareto",
-        "confirmation",
-        "study",
-        "prediction_error",
-        "study_summary",
-        "reuse",
-        "report",
-        "shortfall",
-        "export_guide",
-        "export",
-    ),
-    ("plan_calibration", "plan", "plan_report", "plan_explanation", "plan_export"),
-    ("stored_study", "progress", "doctor"),
-    ("cli",),
+LAYERS: tuple[str, ...] = (
+    "errors",
+    "knobs",
+    "yaml_file",
+    "machine",
+    "question",
+    "space",
+    "trials",
+    "techniques",
+    "worker",
+    "launch",
+    "profile",
+    "predictor",
+    "measure",
+    "samplers",
+    "pruners",
+    "drivers",
+    "study",
+    "answer",
+    "plan",
+    "doctor",
+    "cli",
 )
 
-ORDER = {name: place for place, name in enumerate(n for layer in LAYERS for n in layer)}
+ORDER = {name: place for place, name in enumerate(LAYERS)}
 
 
 def _room(path: Path) -> str:
@@ -128,8 +85,9 @@ def test_a_file_stays_readable(path: Path) -> None:
 
 def test_help_and_planning_load_no_gpu_library() -> None:
     code = (
-        "import sys, autotune.cli, autotune.space_file, autotune.predictor, autotune.export;"
-        "import autotune.plan_explanation, autotune.plan_export;"
+        "import sys, autotune.cli, autotune.space.space_file, autotune.predictor;"
+        "import autotune.answer.export;"
+        "import autotune.plan.explanation, autotune.plan.export;"
         "heavy = {'torch', 'deepspeed', 'ray', 'optuna', 'transformers'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from autotune.hardware import DeviceType, Hardware
+from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor import AnalyticPredictor
-from autotune.strategy import Strategy
-from autotune.trial import Prediction
-from autotune.workload import Workload, load_model_shape
+from autotune.question.workload import Workload, load_model_shape
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Prediction
 
 GIB = 2**30
 

@@ -9,22 +9,22 @@ import optuna
 import pytest
 from planted_model import planted_workload
 
-from autotune.budget import Budget
+from autotune.answer.progress import PlainProgress
+from autotune.drivers.budget import Budget
 from autotune.drivers.local import LocalDriver
-from autotune.hardware import Hardware
-from autotune.launcher import Launcher
+from autotune.launch.launcher import Launcher
+from autotune.machine.hardware import Hardware
+from autotune.machine.software import Software
 from autotune.predictor import AnalyticPredictor
-from autotune.progress import PlainProgress
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
-from autotune.question import Question
+from autotune.question.question import Question
+from autotune.question.workload import Workload
 from autotune.samplers import OptunaSampler, SamplerKind
-from autotune.software import Software
-from autotune.space_file import parse_search_space
-from autotune.stored_study import open_record
-from autotune.study import Study
-from autotune.study_folder import StudyFolder
-from autotune.trial import FailureKind, TrialSpec, TrialState
-from autotune.workload import Workload
+from autotune.space.space_file import parse_search_space
+from autotune.study.folder import StudyFolder
+from autotune.study.stored import open_record
+from autotune.study.study import Study
+from autotune.trials.trial import FailureKind, TrialSpec, TrialState
 
 pytestmark = pytest.mark.slow
 

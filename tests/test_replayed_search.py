@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from planted_truth import LIMIT_BYTES, PLAN, outcome
 
-from autotune.budget import Budget
+from autotune.drivers.budget import Budget
 from autotune.drivers.local import LocalDriver
-from autotune.pareto import pareto_front
+from autotune.launch.replay import Recorded, ReplayClock, ReplayRunner
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
-from autotune.record import TrialRecord
-from autotune.replay import Recorded, ReplayClock, ReplayRunner
 from autotune.samplers import PredictedSampler
-from autotune.study import Study
-from autotune.trial import Trial, TrialSpec
+from autotune.study.pareto import pareto_front
+from autotune.study.record import TrialRecord
+from autotune.study.study import Study
+from autotune.trials.trial import Trial, TrialSpec
 
 RECORDED = [Recorded(strategy=c.strategy, outcome=outcome(c.strategy)) for c in PLAN.candidates]
 FASTEST = max(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from autotune.errors import ConfigError
-from autotune.hardware import Hardware, detect_hardware, shared_out, with_nvme
-from autotune.rates_file import with_measured_rates
+from autotune.machine.hardware import Hardware, detect_hardware, shared_out, with_nvme
+from autotune.machine.rates_file import with_measured_rates
 
 if TYPE_CHECKING:
     from autotune.drivers.ray_tune import RayCluster

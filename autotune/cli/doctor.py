@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from autotune.hardware import Hardware
+    from autotune.machine.hardware import Hardware
 
 __all__ = ["EXAMPLES", "doctor"]
 
@@ -69,7 +69,7 @@ def doctor(
     )
     from autotune.doctor.machine import detect_or_none
     from autotune.errors import ConfigError
-    from autotune.hardware import detect_hardware
+    from autotune.machine.hardware import detect_hardware
 
     if not measure:
         for flag, value in (("--devices", devices), ("--nvme-path", nvme_path)):
@@ -98,9 +98,9 @@ def _measure(hardware: Hardware, nvme_path: Path | None) -> None:
 
     from autotune.cli.console import error_console
     from autotune.doctor import RATE_LINES
-    from autotune.hardware import with_nvme
+    from autotune.machine.hardware import with_nvme
+    from autotune.machine.rates_file import write_rates
     from autotune.measure import measure_rates
-    from autotune.rates_file import write_rates
 
     measured = with_nvme(hardware, nvme_path) if nvme_path is not None else hardware
     console, started = error_console(), time.monotonic()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from autotune.study_summary import StudySummary
-    from autotune.trial import Trial
+    from autotune.study.summary import StudySummary
+    from autotune.trials.trial import Trial
 
 __all__ = ["EXAMPLES", "export"]
 
@@ -56,8 +56,8 @@ def export(
     README.md        training code for DeepSpeed, the HF Trainer and Accelerate
     provenance.json  study, trial, versions, hardware, figures
     """
+    from autotune.answer.export import export_trial
     from autotune.cli.stored import read_study
-    from autotune.export import export_trial
 
     summary = read_study(study, storage)
     chosen = _chosen(summary, trial, pick)
@@ -68,7 +68,7 @@ def export(
 
 def _chosen(summary: StudySummary, number: int | None, which: str) -> Trial:
     from autotune.errors import ConfigError
-    from autotune.pareto import Pick
+    from autotune.study.pareto import Pick
 
     if number is not None:
         for trial in summary.trials:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from autotune.workload import ModelShape, Workload
+    from autotune.question.workload import ModelShape, Workload
 
 __all__ = [
     "AsJson",
@@ -79,8 +79,8 @@ def read_workload(
     Raises:
         ConfigError: an option that cannot be; the message names its flag.
     """
-    from autotune import workload
     from autotune.cli.members import member
+    from autotune.question import workload
 
     return workload.Workload(
         model=shape,

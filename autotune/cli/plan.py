@@ -21,8 +21,8 @@ from autotune.cli.options import (
 if TYPE_CHECKING:
     from autotune.predictor import ScriptSource
     from autotune.profile import AllocationScript, Recipe
-    from autotune.study_summary import StudySummary
-    from autotune.workload import ModelShape
+    from autotune.question.workload import ModelShape
+    from autotune.study.summary import StudySummary
 
 __all__ = ["EXAMPLES", "plan"]
 
@@ -174,16 +174,16 @@ def plan(
     from autotune.cli.console import answer_console, error_console
     from autotune.cli.members import member
     from autotune.cli.refusal import NUM_CLOSEST, refuse_as_nothing_fits, refuse_empty_space
-    from autotune.hardware_spec import read_hardware
-    from autotune.pareto import Pick
-    from autotune.plan import ASSUMED_SOFTWARE, make_plan
-    from autotune.plan_calibration import learn_from
-    from autotune.plan_explanation import explanation_json, render_explanation
-    from autotune.plan_export import export_plan
-    from autotune.plan_report import plan_json, render_plan
-    from autotune.question import Question
-    from autotune.space_file import load_search_space
-    from autotune.workload import load_model_shape
+    from autotune.machine.hardware_spec import read_hardware
+    from autotune.plan.calibration import learn_from
+    from autotune.plan.explanation import explanation_json, render_explanation
+    from autotune.plan.export import export_plan
+    from autotune.plan.plan import ASSUMED_SOFTWARE, make_plan
+    from autotune.plan.report import plan_json, render_plan
+    from autotune.question.question import Question
+    from autotune.question.workload import load_model_shape
+    from autotune.space.space_file import load_search_space
+    from autotune.study.pareto import Pick
 
     check_headroom(headroom)
     which = member(Pick, pick, "--pick")

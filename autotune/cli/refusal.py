@@ -9,17 +9,17 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
+from autotune.answer.shortfall import nothing_fits, related_questions, shortfall_json
 from autotune.cli.console import answer_console
 from autotune.errors import ConfigError
-from autotune.hardware import DeviceType, Hardware
+from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor import AnalyticPredictor
-from autotune.question import Question
-from autotune.search_space import SearchSpace
-from autotune.shortfall import nothing_fits, related_questions, shortfall_json
-from autotune.space_file import load_search_space
-from autotune.strategy import Strategy
-from autotune.trial import Prediction
-from autotune.workload import Workload
+from autotune.question.question import Question
+from autotune.question.workload import Workload
+from autotune.space.search_space import SearchSpace
+from autotune.space.space_file import load_search_space
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Prediction
 
 __all__ = [
     "NUM_CLOSEST",

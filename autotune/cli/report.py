@@ -32,9 +32,9 @@ def report(
     """
     import json
 
+    from autotune.answer.report import render_report, report_json
     from autotune.cli.console import answer_console
     from autotune.cli.stored import read_study
-    from autotune.report import render_report, report_json
 
     summary = read_study(study, storage)
     console = answer_console()

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from autotune.cli.stored import read_study
 from autotune.errors import AutotuneError, ConfigError
-from autotune.protocols import Predictor
-from autotune.question import Question
-from autotune.record import TrialRecord
-from autotune.reuse import difference, reusable_trials
-from autotune.search_space import SearchSpace
-from autotune.software import Software
-from autotune.study_summary import StudySummary
-from autotune.trial import Outcome
+from autotune.machine.software import Software
+from autotune.question.question import Question
+from autotune.space.search_space import SearchSpace
+from autotune.study.record import TrialRecord
+from autotune.study.reuse import difference, reusable_trials
+from autotune.study.summary import StudySummary
+from autotune.trials.protocols import Predictor
+from autotune.trials.trial import Outcome
 
 __all__ = ["AUTO", "earlier_studies", "take_over"]
 

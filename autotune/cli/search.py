@@ -20,8 +20,8 @@ from autotune.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from autotune.hardware import Hardware
-    from autotune.workload import Workload
+    from autotune.machine.hardware import Hardware
+    from autotune.question.workload import Workload
 
 __all__ = ["EXAMPLES", "search"]
 
@@ -235,19 +235,19 @@ def search(
     the same command goes on from there.
     """
     started = time.monotonic()
-    from autotune.budget import Budget, parse_duration
     from autotune.cli.cluster import ClusterOptions
     from autotune.cli.console import error_console
     from autotune.cli.members import member
     from autotune.cli.refusal import refuse_if_nothing_fits, refuse_large_model_on_cpu
     from autotune.cli.session import Session
+    from autotune.drivers.budget import Budget, parse_duration
     from autotune.errors import ConfigError
-    from autotune.goal import Goal
-    from autotune.question import Question
+    from autotune.machine.software import detect_software
+    from autotune.question.goal import Goal
+    from autotune.question.question import Question
+    from autotune.question.workload import load_model_shape
     from autotune.samplers import SamplerKind
-    from autotune.software import detect_software
-    from autotune.space_file import load_search_space
-    from autotune.workload import load_model_shape
+    from autotune.space.space_file import load_search_space
 
     limit = Budget(parse_duration(budget, "--budget"), started=started)
     timeout_s = parse_duration(trial_timeout, "--trial-timeout")

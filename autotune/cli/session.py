@@ -13,34 +13,34 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from autotune.budget import Budget
+from autotune.answer.export import export_trial
+from autotune.answer.progress import LiveProgress, PlainProgress
+from autotune.answer.report import format_duration, render_report, report_json
 from autotune.cli.cluster import Cluster
 from autotune.cli.console import answer_console
 from autotune.cli.interrupt import Interrupt
 from autotune.cli.reuse import earlier_studies, take_over
-from autotune.composition import composition_of
+from autotune.drivers.budget import Budget
 from autotune.drivers.local import LocalDriver
 from autotune.drivers.side_by_side import SideBySideDriver
 from autotune.errors import ConfigError
-from autotune.export import export_trial
-from autotune.goal import Goal
-from autotune.launcher import Launcher
-from autotune.pareto import rivals
+from autotune.launch.launcher import Launcher
+from autotune.machine.software import Software
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.profile import ScriptsAhead
-from autotune.progress import LiveProgress, PlainProgress
-from autotune.protocols import Driver, Sampler
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
-from autotune.question import Question
-from autotune.report import format_duration, render_report, report_json
+from autotune.question.goal import Goal
+from autotune.question.question import Question
 from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind
 from autotune.samplers.given_first import GivenFirstSampler
-from autotune.search_space import SearchSpace
-from autotune.software import Software
-from autotune.stored_study import open_record, summarize
-from autotune.study import Study
-from autotune.study_folder import StudyFolder
-from autotune.trial import Trial, TrialSpec
+from autotune.space.search_space import SearchSpace
+from autotune.study.folder import StudyFolder
+from autotune.study.pareto import rivals
+from autotune.study.stored import open_record, summarize
+from autotune.study.study import Study
+from autotune.trials.composition import composition_of
+from autotune.trials.protocols import Driver, Sampler
+from autotune.trials.trial import Trial, TrialSpec
 
 __all__ = ["Session"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autotune.software import detect_software
-from autotune.stored_study import open_record, space_of, summarize
-from autotune.study_folder import StudyFolder
-from autotune.study_summary import StudySummary
+from autotune.machine.software import detect_software
+from autotune.study.folder import StudyFolder
+from autotune.study.stored import open_record, space_of, summarize
+from autotune.study.summary import StudySummary
 
 __all__ = ["read_study"]
 

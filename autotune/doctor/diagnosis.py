@@ -12,8 +12,8 @@ from autotune.doctor.machine import cpu_precisions, detect_or_none, examine_mach
 from autotune.doctor.packages import examine_packages
 from autotune.doctor.rates import examine_rates, rates_table
 from autotune.doctor.toolchain import examine_toolchain
-from autotune.hardware import Hardware
-from autotune.rates_file import StoredRates
+from autotune.machine.hardware import Hardware
+from autotune.machine.rates_file import StoredRates
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from autotune.doctor.check import Check
-from autotune.hardware import DeviceType, Hardware, detect_hardware, host_memory_bytes
+from autotune.machine.hardware import DeviceType, Hardware, detect_hardware, host_memory_bytes
 
 __all__ = ["cpu_precisions", "detect_or_none", "examine_machine", "has_gpu"]
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from autotune.doctor.check import Check
 from autotune.errors import ConfigError
-from autotune.hardware import DEVICE_KINDS, GB, Hardware
-from autotune.rates import Rates
-from autotune.rates_file import StoredRates, read_rates
+from autotune.machine.hardware import DEVICE_KINDS, GB, Hardware
+from autotune.machine.rates import Rates
+from autotune.machine.rates_file import StoredRates, read_rates
 
 __all__ = ["RATE_LINES", "RateLine", "examine_rates", "rates_table"]
 

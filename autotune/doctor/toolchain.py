@@ -14,7 +14,7 @@ import sysconfig
 from pathlib import Path
 
 from autotune.doctor.check import Check, CheckStatus
-from autotune.extensions import extensions_folders, libaio_header, readable_architectures
+from autotune.machine.extensions import extensions_folders, libaio_header, readable_architectures
 
 __all__ = ["examine_toolchain"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from autotune.budget import Budget
+from autotune.drivers.budget import Budget
 from autotune.drivers.stopping import reason_to_stop
-from autotune.protocols import Progress, Runner, TrialSource
-from autotune.trial import Trial, TrialSpec
+from autotune.trials.protocols import Progress, Runner, TrialSource
+from autotune.trials.trial import Trial, TrialSpec
 
 __all__ = ["LocalDriver"]
 

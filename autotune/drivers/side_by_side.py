@@ -12,10 +12,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from autotune.budget import Budget
+from autotune.drivers.budget import Budget
 from autotune.drivers.stopping import reason_to_stop
-from autotune.protocols import Progress, Runner, TrialSource
-from autotune.trial import Failure, FailureKind, Outcome, Trial, TrialSpec
+from autotune.trials.protocols import Progress, Runner, TrialSource
+from autotune.trials.trial import Failure, FailureKind, Outcome, Trial, TrialSpec
 
 __all__ = ["SideBySideDriver"]
 

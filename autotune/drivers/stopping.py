@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from autotune.budget import Budget
+from autotune.drivers.budget import Budget
 
 __all__ = ["BUDGET_ENDED", "reason_to_stop"]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from autotune.hardware import FULL_DISK_BYTES
+from autotune.machine.hardware import FULL_DISK_BYTES
 
 __all__ = ["disk_bytes_per_s"]
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import LaunchError
-from autotune.hardware import Hardware
-from autotune.launcher import rank_environment
+from autotune.launch.launcher import rank_environment
+from autotune.machine.hardware import Hardware
+from autotune.machine.rates import Rates
 from autotune.measure.spec import RankSpec, events_file
-from autotune.rates import Rates
 
 __all__ = ["measure_rates"]
 

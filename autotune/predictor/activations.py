@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autotune.adapter_targets import has_adapter
 from autotune.knobs import Attention, CheckpointScope, ModuleGroup, Offload
 from autotune.predictor.precision import FP32_BYTES, GroupBytes, group_bytes
-from autotune.strategy import Strategy
-from autotune.workload import ModelShape
+from autotune.question.adapter_targets import has_adapter
+from autotune.question.workload import ModelShape
+from autotune.space.strategy import Strategy
 
 __all__ = ["TokenBytes", "experts_per_token", "token_bytes"]
 

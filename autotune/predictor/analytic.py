@@ -9,10 +9,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from autotune.deepspeed_config import sub_group_elements
-from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import MasterWeights, Offload
-from autotune.prediction_table import PredictionTable
+from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.arithmetic import Ask, ask_about, whole
 from autotune.predictor.corrections import TIME_COEFFICIENTS, TimeCurve
 from autotune.predictor.doubt import log_bounds, techniques
@@ -22,10 +20,12 @@ from autotune.predictor.reserved import ScriptSource
 from autotune.predictor.shrinkage import untaught
 from autotune.predictor.table import Explanation, explain_table
 from autotune.predictor.time import StepParts, TimeModel
-from autotune.strategy import Strategy
-from autotune.strategy_table import StrategyTable
-from autotune.trial import Prediction
-from autotune.workload import Workload
+from autotune.question.workload import Workload
+from autotune.space.deepspeed_config import sub_group_elements
+from autotune.space.strategy import Strategy
+from autotune.space.strategy_table import StrategyTable
+from autotune.trials.prediction_table import PredictionTable
+from autotune.trials.trial import Prediction
 
 __all__ = ["DEVICE_OVERHEAD_BYTES", "AnalyticPredictor"]
 

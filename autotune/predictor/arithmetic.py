@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from autotune.strategy import Strategy
+from autotune.space.strategy import Strategy
 
 __all__ = [
     "Ask",

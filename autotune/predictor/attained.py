@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from autotune.hardware import DEVICE_KINDS, DeviceType, Hardware
+from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
+from autotune.machine.rates import Rates
 from autotune.predictor.precision import has_hbm
-from autotune.rates import Rates
 
 __all__ = ["ATTENTION_HALF_TOKENS", "COLLECTIVE_S", "REFERENCE_LAUNCH_S", "Attained", "attained"]
 

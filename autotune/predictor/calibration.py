@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from autotune.prediction_table import PredictionTable
 from autotune.predictor.analytic import AnalyticPredictor
 from autotune.predictor.arithmetic import exponential, greatest, least, logarithm, whole
 from autotune.predictor.corrections import (
@@ -27,9 +26,10 @@ from autotune.predictor.doubt import MODEL_DEVIATION, log_bounds
 from autotune.predictor.neighbours import Neighbours
 from autotune.predictor.shrinkage import Coefficient, Curve, Fit, fit
 from autotune.predictor.table import Explanation
-from autotune.strategy import Strategy
-from autotune.strategy_table import StrategyTable
-from autotune.trial import Prediction, Trial, TrialState
+from autotune.space.strategy import Strategy
+from autotune.space.strategy_table import StrategyTable
+from autotune.trials.prediction_table import PredictionTable
+from autotune.trials.trial import Prediction, Trial, TrialState
 
 __all__ = ["CalibratedPredictor"]
 

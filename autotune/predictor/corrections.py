@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from autotune.predictor.arithmetic import chosen, greatest, logarithm
 from autotune.predictor.shrinkage import Coefficient
 from autotune.predictor.time import StepParts
-from autotune.trial import Prediction
+from autotune.trials.trial import Prediction
 
 __all__ = ["ACTIVATIONS", "MEMORY_COEFFICIENTS", "TIME_COEFFICIENTS", "MemoryCurve", "TimeCurve"]
 

@@ -12,7 +12,7 @@ from operator import mul
 from autotune.knobs import Attention, GroupPrecision, ModuleGroup, Offload, Optimizer, Precision
 from autotune.predictor.corrections import TimeCurve
 from autotune.predictor.shrinkage import Fit
-from autotune.strategy import Strategy
+from autotune.space.strategy import Strategy
 
 __all__ = ["MODEL_DEVIATION", "log_bounds", "techniques"]
 

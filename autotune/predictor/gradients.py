@@ -12,7 +12,7 @@ from typing import Any
 from autotune.knobs import Precision
 from autotune.predictor.precision import FP32_BYTES, GroupBytes
 from autotune.predictor.shares import zero_size
-from autotune.strategy import Strategy
+from autotune.space.strategy import Strategy
 
 __all__ = ["Trained", "bucket", "final_gradients", "held_gradients", "of_bf16_pipeline"]
 

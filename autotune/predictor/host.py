@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autotune.adapter_targets import ADAPTER_GROUPS, has_adapter
-from autotune.hardware import Hardware
 from autotune.knobs import Offload, Optimizer
+from autotune.machine.hardware import Hardware
 from autotune.predictor.attained import REFERENCE_LAUNCH_S, attained
 from autotune.predictor.layer_kernels import layer_kernels
 from autotune.predictor.links import tensor_sums
 from autotune.predictor.shares import zero_size
 from autotune.predictor.work import Repeats, repeats
-from autotune.strategy import Strategy
-from autotune.workload import Method, Workload
+from autotune.question.adapter_targets import ADAPTER_GROUPS, has_adapter
+from autotune.question.workload import Method, Workload
+from autotune.space.strategy import Strategy
 
 __all__ = ["HostModel"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from autotune.predictor.activations import experts_per_token
-from autotune.workload import ModelShape
+from autotune.question.workload import ModelShape
 
 __all__ = ["LayerKernels", "layer_kernels"]
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 
-from autotune.hardware import Hardware
+from autotune.machine.hardware import Hardware
 from autotune.predictor.attained import COLLECTIVE_S, attained
 from autotune.predictor.precision import FP32_BYTES, element_bytes
 from autotune.predictor.shares import RankShare, tokens_of_rank, zero_size
 from autotune.predictor.states import StatesModel, has_bf16_optimizer, overlaps
 from autotune.predictor.work import repeats
-from autotune.strategy import Strategy
-from autotune.workload import ModelShape, Workload
+from autotune.question.workload import ModelShape, Workload
+from autotune.space.strategy import Strategy
 
 __all__ = ["LinkModel", "tensor_sums"]
 

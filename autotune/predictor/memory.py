@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import CheckpointScope, Offload
+from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.arithmetic import (
     Ask,
     Stages,
@@ -26,8 +26,8 @@ from autotune.predictor.reserved import ReservedModel, ScriptSource
 from autotune.predictor.shares import RankShare, tokens_of_rank, zero_size
 from autotune.predictor.states import States, StatesModel
 from autotune.predictor.token_model import TokenModel
-from autotune.strategy import Strategy
-from autotune.workload import Workload
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
 
 __all__ = ["HeldBytes", "MemoryModel", "PeakMemory"]
 

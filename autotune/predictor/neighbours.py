@@ -12,8 +12,8 @@ from operator import attrgetter, mul, ne
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.strategy import KNOBS, Strategy
-from autotune.strategy_table import StrategyTable
+from autotune.space.strategy import KNOBS, Strategy
+from autotune.space.strategy_table import StrategyTable
 
 __all__ = ["Neighbours"]
 

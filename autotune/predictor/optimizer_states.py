@@ -5,12 +5,12 @@ Does not know where it is kept, nor over how many ranks ZeRO divides it.
 
 from __future__ import annotations
 
-from autotune.deepspeed_config import flattens_parameters
 from autotune.knobs import MasterWeights, Optimizer
 from autotune.predictor.precision import FP32_BYTES, element_bytes
 from autotune.predictor.shares import RankShare
-from autotune.strategy import Strategy
-from autotune.workload import ModelShape
+from autotune.question.workload import ModelShape
+from autotune.space.deepspeed_config import flattens_parameters
+from autotune.space.strategy import Strategy
 
 __all__ = ["optimizer_state_bytes"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import GroupPrecision, ModuleGroup, Precision
-from autotune.strategy import Strategy
+from autotune.machine.hardware import DeviceType, Hardware
+from autotune.space.strategy import Strategy
 
 __all__ = [
     "FP32_BYTES",

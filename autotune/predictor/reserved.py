@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from autotune.deepspeed_config import sub_group_elements
-from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import CheckpointScope, MasterWeights, Offload, Optimizer, Precision
+from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.allocator import LARGE_POOL_BYTES, Allocator
 from autotune.predictor.engine_allocations import Engine, EnginePlan
 from autotune.predictor.precision import FP32_BYTES, element_bytes
@@ -22,8 +21,9 @@ from autotune.predictor.zero3_allocations import Stage3
 from autotune.predictor.zero12_allocations import Stages12
 from autotune.profile.script import AllocationScript, MicroStep
 from autotune.profile.variant import Recipe, Variant
-from autotune.strategy import Strategy
-from autotune.workload import Method, ModelShape, Workload
+from autotune.question.workload import Method, ModelShape, Workload
+from autotune.space.deepspeed_config import sub_group_elements
+from autotune.space.strategy import Strategy
 
 __all__ = ["ReservedModel", "ReservedPeak", "ScriptSource"]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from autotune.stages import divide_layers
-from autotune.strategy import Strategy
-from autotune.workload import ModelShape
+from autotune.question.stages import divide_layers
+from autotune.question.workload import ModelShape
+from autotune.space.strategy import Strategy
 
 __all__ = ["Parameters", "RankShare", "ShareModel", "tokens_of_rank", "zero_size"]
 

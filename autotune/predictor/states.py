@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.deepspeed_config import sub_group_elements
-from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import MasterWeights, Offload, Optimizer, Precision
+from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.gradients import (
     Trained,
     bucket,
@@ -23,8 +22,9 @@ from autotune.predictor.gradients import (
 from autotune.predictor.optimizer_states import optimizer_state_bytes
 from autotune.predictor.precision import FP32_BYTES, GroupBytes, group_bytes
 from autotune.predictor.shares import RankShare, ShareModel, zero_size
-from autotune.strategy import Strategy
-from autotune.workload import Method, Workload
+from autotune.question.workload import Method, Workload
+from autotune.space.deepspeed_config import sub_group_elements
+from autotune.space.strategy import Strategy
 
 __all__ = ["States", "StatesModel", "has_bf16_optimizer", "overlaps"]
 

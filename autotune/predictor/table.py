@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from autotune.predictor.memory import MemoryModel, PeakMemory
 from autotune.predictor.time import StepParts, TimeModel
-from autotune.strategy_table import Column, StrategyTable
+from autotune.space.strategy_table import Column, StrategyTable
 
 __all__ = ["Explanation", "explain_table"]
 

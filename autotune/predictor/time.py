@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from autotune.hardware import Hardware
 from autotune.knobs import Offload
+from autotune.machine.hardware import Hardware
 from autotune.predictor.arithmetic import (
     Ask,
     Stages,
@@ -29,8 +29,8 @@ from autotune.predictor.shares import RankShare
 from autotune.predictor.states import overlaps
 from autotune.predictor.update import UpdateModel
 from autotune.predictor.work import Repeats, Work, micro_step_work, repeats
-from autotune.strategy import Strategy
-from autotune.workload import Workload
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
 
 __all__ = ["StepParts", "TimeModel"]
 

@@ -12,10 +12,10 @@ from dataclasses import replace
 from autotune.predictor.activations import TokenBytes, token_bytes
 from autotune.predictor.precision import group_bytes
 from autotune.predictor.traced_activations import traced_token_bytes
-from autotune.presets import PRESETS
 from autotune.profile import ModelProfile, Variant, profile_of
-from autotune.strategy import Strategy
-from autotune.workload import Workload
+from autotune.question.presets import PRESETS
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
 
 __all__ = ["TokenModel"]
 

@@ -12,7 +12,7 @@ from autotune.knobs import CheckpointScope, Offload
 from autotune.predictor.activations import TokenBytes
 from autotune.predictor.precision import GroupBytes, group_bytes
 from autotune.profile import LayerProfile, ModelProfile, Saved
-from autotune.strategy import Strategy
+from autotune.space.strategy import Strategy
 
 __all__ = ["traced_token_bytes"]
 

@@ -5,14 +5,14 @@ Does not know forward and backward, nor communication between ranks.
 
 from __future__ import annotations
 
-from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import MasterWeights, Offload, Optimizer
+from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.attained import attained
 from autotune.predictor.precision import element_bytes
 from autotune.predictor.shares import RankShare, zero_size
 from autotune.predictor.states import StatesModel
-from autotune.strategy import Strategy
-from autotune.workload import Workload
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
 
 __all__ = ["UpdateModel"]
 

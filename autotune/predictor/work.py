@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autotune.adapter_targets import has_adapter
-from autotune.hardware import Hardware
 from autotune.knobs import Attention, CheckpointScope, GroupPrecision, ModuleGroup
+from autotune.machine.hardware import Hardware
 from autotune.predictor.activations import experts_per_token
 from autotune.predictor.layer_kernels import layer_kernels
 from autotune.predictor.precision import (
@@ -19,8 +18,9 @@ from autotune.predictor.precision import (
     group_slowdowns,
 )
 from autotune.predictor.shares import RankShare
-from autotune.strategy import Strategy
-from autotune.workload import Method, Workload
+from autotune.question.adapter_targets import has_adapter
+from autotune.question.workload import Method, Workload
+from autotune.space.strategy import Strategy
 
 __all__ = ["Repeats", "Work", "micro_step_work", "repeats"]
 

@@ -22,7 +22,7 @@ from autotune.profile.liger import stand_in_for_triton
 from autotune.profile.script_trace import trace_script
 from autotune.profile.trace import trace
 from autotune.profile.variant import Recipe, Variant
-from autotune.workload import ModelShape
+from autotune.question.workload import ModelShape
 
 _PR_SET_PDEATHSIG = 1
 """`prctl` of Linux: what this process gets when the thread that started it ends."""

@@ -11,7 +11,7 @@ import threading
 from autotune.profile.process import known_script_of, script_of
 from autotune.profile.script import AllocationScript
 from autotune.profile.variant import Recipe
-from autotune.workload import ModelShape
+from autotune.question.workload import ModelShape
 
 __all__ = ["ScriptsAhead"]
 

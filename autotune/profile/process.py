@@ -21,7 +21,7 @@ from autotune.profile.model_profile import ModelProfile
 from autotune.profile.script import AllocationScript
 from autotune.profile.store import read_profile, read_script, write_record
 from autotune.profile.variant import Recipe, Variant, digest
-from autotune.workload import ModelShape
+from autotune.question.workload import ModelShape
 
 __all__ = ["known_script_of", "profile_of", "script_of"]
 

@@ -26,13 +26,13 @@ from autotune.profile.tape import Tape
 from autotune.profile.ulysses import exchanged_heads
 from autotune.profile.variant import Recipe
 from autotune.profile.workspaces import Workspace, WorkspaceKind
-from autotune.strategy import Strategy
+from autotune.question.workload import ModelShape
+from autotune.space.strategy import Strategy
 from autotune.techniques.blocks import attention_blocks, decoder_layers, mlp_blocks
 from autotune.techniques.checkpointing import checkpoint_layers
 from autotune.techniques.loss_tiles import tile_loss
 from autotune.techniques.mlp_tiles import tile_mlps
 from autotune.techniques.sequence_parallel import shard_tokens
-from autotune.workload import ModelShape
 
 __all__ = ["trace_script"]
 

@@ -18,11 +18,11 @@ from torch import nn
 from autotune.knobs import Attention
 from autotune.profile.gpu_kernels import FLASH_ATTENTION
 from autotune.profile.variant import Variant
+from autotune.question.workload import ModelShape
 from autotune.techniques.adapters import wrap_lora
 from autotune.techniques.blocks import decoder_layers
 from autotune.techniques.kernels import patch_kernels
 from autotune.worker.model import build_empty
-from autotune.workload import ModelShape
 
 __all__ = ["build_skeleton", "layer_kinds", "shortened", "shortened_to"]
 

@@ -22,9 +22,9 @@ from autotune.profile.reading import Reading
 from autotune.profile.skeleton import build_skeleton, layer_kinds, shortened
 from autotune.profile.tape import Tape
 from autotune.profile.variant import Variant
+from autotune.question.workload import ModelShape
 from autotune.techniques.blocks import causal_model, decoder_layers, is_attention
 from autotune.techniques.precision import is_norm
-from autotune.workload import ModelShape
 
 __all__ = ["trace"]
 

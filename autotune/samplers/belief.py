@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.predictor.shrinkage import Coefficient, Curve
-from autotune.strategy_table import Column
+from autotune.space.strategy_table import Column
 
 __all__ = ["Belief", "Features", "believe", "distances"]
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.strategy import KNOBS, Strategy
-from autotune.strategy_table import StrategyTable
-from autotune.trial import Trial
+from autotune.space.strategy import KNOBS, Strategy
+from autotune.space.strategy_table import StrategyTable
+from autotune.trials.trial import Trial
 
 __all__ = ["chance_to_run"]
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from autotune.protocols import Sampler
-from autotune.strategy import Strategy
-from autotune.trial import Trial
+from autotune.space.strategy import Strategy
+from autotune.trials.protocols import Sampler
+from autotune.trials.trial import Trial
 
 __all__ = ["GivenFirstSampler"]
 

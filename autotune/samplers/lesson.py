@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from optuna.trial import TrialState as OptunaState
 
-from autotune.trial import OBJECTIVES, Measurement, Trial, TrialState
+from autotune.trials.trial import OBJECTIVES, Measurement, Trial, TrialState
 
 __all__ = ["Lesson", "impossible", "lesson_of"]
 

@@ -27,9 +27,9 @@ from autotune.errors import ConfigError
 from autotune.samplers.kind import SamplerKind
 from autotune.samplers.lesson import Lesson, impossible, lesson_of
 from autotune.samplers.parameters import Parameters
-from autotune.search_space import SearchSpace
-from autotune.strategy import Strategy
-from autotune.trial import OBJECTIVES, Direction, Trial
+from autotune.space.search_space import SearchSpace
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import OBJECTIVES, Direction, Trial
 
 __all__ = ["OptunaSampler"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.goal import Goal
+from autotune.question.goal import Goal
 from autotune.samplers.belief import Belief
 from autotune.samplers.improvement import (
     Front,

@@ -11,8 +11,8 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from autotune.search_space import SearchSpace, Value
-from autotune.strategy import Strategy
+from autotune.space.search_space import SearchSpace, Value
+from autotune.space.strategy import Strategy
 
 __all__ = ["Parameters"]
 

@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.goal import Goal
 from autotune.knobs import Offload
 from autotune.predictor.analytic import AnalyticPredictor
 from autotune.predictor.neighbours import Neighbours
+from autotune.question.goal import Goal
 from autotune.samplers.belief import Belief
 from autotune.samplers.blame import chance_to_run
 from autotune.samplers.improvement import Front, Normal, probability
 from autotune.samplers.outlook import Measured, Outlook
 from autotune.samplers.surrogate import Surrogate
-from autotune.strategy import Strategy
-from autotune.strategy_table import StrategyTable
-from autotune.trial import Trial, TrialState
+from autotune.space.strategy import Strategy
+from autotune.space.strategy_table import StrategyTable
+from autotune.trials.trial import Trial, TrialState
 
 __all__ = ["PredictedSampler"]
 

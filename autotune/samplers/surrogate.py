@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.prediction_table import PredictionTable
 from autotune.predictor.analytic import AnalyticPredictor
 from autotune.predictor.corrections import (
     ACTIVATIONS,
@@ -26,9 +25,10 @@ from autotune.predictor.corrections import (
 )
 from autotune.predictor.doubt import MODEL_DEVIATION
 from autotune.samplers.belief import Belief, Features, believe, distances
-from autotune.strategy import KNOBS, Strategy
-from autotune.strategy_table import Column, StrategyTable
-from autotune.trial import Trial
+from autotune.space.strategy import KNOBS, Strategy
+from autotune.space.strategy_table import Column, StrategyTable
+from autotune.trials.prediction_table import PredictionTable
+from autotune.trials.trial import Trial
 
 __all__ = ["Surrogate"]
 

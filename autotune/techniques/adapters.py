@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from autotune.adapter_targets import ALL_LINEAR, has_adapter
 from autotune.errors import ConfigError
 from autotune.knobs import ModuleGroup
+from autotune.question.adapter_targets import ALL_LINEAR, has_adapter
 from autotune.techniques.blocks import is_attention
 
 __all__ = ["linear_layers", "wrap_lora"]

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from autotune.adapter_targets import read_targets
 from autotune.errors import ConfigError
-from autotune.strategy import Strategy
-from autotune.strategy_file import read_strategy_file
+from autotune.question.adapter_targets import read_targets
+from autotune.question.workload import Method
+from autotune.space.strategy import Strategy
+from autotune.space.strategy_file import read_strategy_file
 from autotune.techniques.adapters import wrap_lora
 from autotune.techniques.blocks import decoder_layers, mlp_blocks
 from autotune.techniques.checkpointing import checkpoint_activations
@@ -26,7 +27,6 @@ from autotune.techniques.mlp_tiles import tile_mlps
 from autotune.techniques.optimizers import build_optimizer
 from autotune.techniques.precision import set_precisions
 from autotune.techniques.sequence_parallel import divide_attention
-from autotune.workload import Method
 
 __all__ = ["apply", "apply_strategy", "create_optimizer"]
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from autotune.census import is_attention
 from autotune.errors import ConfigError
+from autotune.question.census import is_attention
 from autotune.techniques.stage import own_layers
 
 __all__ = ["attention_blocks", "causal_model", "decoder_layers", "is_attention", "mlp_blocks"]

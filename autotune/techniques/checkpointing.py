@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from autotune.errors import ConfigError
 from autotune.knobs import CheckpointScope, Offload
-from autotune.strategy import Strategy
+from autotune.space.strategy import Strategy
 from autotune.techniques.blocks import attention_blocks, mlp_blocks
 from autotune.techniques.subclass import subclass
 

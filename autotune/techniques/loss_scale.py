@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from autotune.deepspeed_config import GRADIENT_CLIPPING, INITIAL_SCALE_POWER
+from autotune.space.deepspeed_config import GRADIENT_CLIPPING, INITIAL_SCALE_POWER
 
 __all__ = ["LossScale"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from autotune.deepspeed_config import flattens_parameters, is_client_optimizer
 from autotune.knobs import Optimizer
-from autotune.strategy import Strategy
+from autotune.space.deepspeed_config import flattens_parameters, is_client_optimizer
+from autotune.space.strategy import Strategy
 from autotune.techniques.loss_scale import LossScale
 from autotune.techniques.master_weights import MasterWeights, ScaledMasterWeights
 from autotune.techniques.precision import parameter_groups

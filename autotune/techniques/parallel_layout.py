@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autotune.strategy import Strategy
+from autotune.space.strategy import Strategy
 
 __all__ = ["ParallelCoordinates", "parallel_coordinates"]
 

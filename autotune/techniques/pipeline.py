@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from autotune.errors import ConfigError
-from autotune.strategy_file import read_strategy_file
+from autotune.space.strategy_file import read_strategy_file
 from autotune.techniques.apply import apply_strategy
 from autotune.techniques.blocks import causal_model, decoder_layers
 from autotune.techniques.parallel_layout import parallel_coordinates

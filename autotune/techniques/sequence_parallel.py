@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import nn
 
 from autotune.errors import ConfigError
-from autotune.strategy import Strategy
-from autotune.strategy_file import read_strategy_file
+from autotune.space.strategy import Strategy
+from autotune.space.strategy_file import read_strategy_file
 
 __all__ = ["divide_attention", "group_loss", "sequence_units", "shard_batch", "shard_tokens"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from autotune.errors import ConfigError
-from autotune.stages import divide_layers
+from autotune.question.stages import divide_layers
 
 __all__ = ["StandIn", "cut_stage", "own_layers"]
 

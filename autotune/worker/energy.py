@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from autotune.hardware import DeviceType
+from autotune.machine.hardware import DeviceType
 
 __all__ = ["EnergyMeter", "GpuEnergyMeter", "NoEnergyMeter", "energy_meter"]
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from autotune.deepspeed_config import deepspeed_config
-from autotune.hardware import DeviceType
+from autotune.machine.hardware import DeviceType
+from autotune.space.deepspeed_config import deepspeed_config
 from autotune.techniques.apply import apply_strategy
 from autotune.techniques.optimizers import build_optimizer
 from autotune.techniques.parallel_layout import parallel_coordinates
 from autotune.techniques.pipeline import pipeline_module, sum_over_stages
 from autotune.techniques.sequence_parallel import sequence_units
-from autotune.trial import TrialSpec
+from autotune.trials.trial import TrialSpec
 from autotune.worker.model import build_model, fill_adapters
 
 __all__ = ["BuiltEngine", "build_engine", "optimizer_state_bytes"]

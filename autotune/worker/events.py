@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autotune.trial import Phase
+from autotune.trials.trial import Phase
 
 __all__ = ["RankLog"]
 

@@ -12,8 +12,8 @@ import shutil
 import torch
 
 from autotune.errors import ConfigError
-from autotune.hardware import FULL_DISK_BYTES
-from autotune.trial import FailureKind, Phase
+from autotune.machine.hardware import FULL_DISK_BYTES
+from autotune.trials.trial import FailureKind, Phase
 
 __all__ = ["classify"]
 

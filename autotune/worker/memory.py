@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from autotune.hardware import DeviceType
+from autotune.machine.hardware import DeviceType
 
 __all__ = ["MemoryMeter", "MemoryPeaks", "memory_meter"]
 

@@ -17,11 +17,11 @@ import torch
 import torch._dynamo  # before deepspeed.zero.Init, which fails without it with torch 2.13
 from torch import nn
 
-from autotune.strategy import Strategy
+from autotune.question.workload import Method, ModelShape, Workload
+from autotune.space.strategy import Strategy
 from autotune.techniques.blocks import decoder_layers
 from autotune.techniques.precision import torch_dtype
 from autotune.techniques.stage import cut_stage
-from autotune.workload import Method, ModelShape, Workload
 
 __all__ = ["build_empty", "build_model", "fill_adapters"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from autotune.hardware import DeviceType
+from autotune.machine.hardware import DeviceType
 
 __all__ = ["join"]
 

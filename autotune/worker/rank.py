@@ -9,7 +9,7 @@ import textwrap
 import traceback
 from pathlib import Path
 
-from autotune.trial import TrialSpec
+from autotune.trials.trial import TrialSpec
 from autotune.worker.events import RankLog
 from autotune.worker.failures import classify
 from autotune.worker.training import Training

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from autotune.trial import TrialSpec
+from autotune.trials.trial import TrialSpec
 
 __all__ = ["micro_batch"]
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
-from autotune.extensions import remove_abandoned_locks
+from autotune.machine.extensions import remove_abandoned_locks
 
 __all__ = ["main"]
 

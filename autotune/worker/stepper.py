@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from autotune.trial import Phase
+from autotune.trials.trial import Phase
 from autotune.worker.events import RankLog
 
 __all__ = ["PipelineStepper", "PlainStepper", "Stepper", "stepper"]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autotune.interval import Interval, mean_interval
-from autotune.trial import TrialSpec
+from autotune.trials.interval import Interval, mean_interval
+from autotune.trials.trial import TrialSpec
 
 __all__ = ["TimedSteps"]
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from autotune.hardware import DeviceType
+from autotune.machine.hardware import DeviceType
 from autotune.techniques.compilation import CompilationCounter, compile_in_this_process
 from autotune.techniques.parallel_layout import parallel_coordinates
 from autotune.techniques.sequence_parallel import group_loss, shard_tokens
-from autotune.trial import TrialSpec
+from autotune.trials.trial import TrialSpec
 from autotune.worker.energy import energy_meter
 from autotune.worker.engine import build_engine, optimizer_state_bytes
 from autotune.worker.events import RankLog

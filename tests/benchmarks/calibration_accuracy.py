@@ -25,10 +25,10 @@ from predictor_accuracy import HARDWARE
 
 from autotune.cli.stored import read_study
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor, ScriptSource
-from autotune.protocols import Predictor
-from autotune.strategy import Strategy
-from autotune.trial import Measurement, Trial, TrialState
-from autotune.workload import Method, Workload, load_model_shape
+from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.space.strategy import Strategy
+from autotune.trials.protocols import Predictor
+from autotune.trials.trial import Measurement, Trial, TrialState
 
 NUM_LEARNED = 5
 NUM_DRAWS = 40

@@ -17,8 +17,8 @@ from statistics import median, quantiles
 from calibration_accuracy import read_records
 
 from autotune.predictor import CalibratedPredictor
-from autotune.protocols import Predictor
-from autotune.trial import Trial
+from autotune.trials.protocols import Predictor
+from autotune.trials.trial import Trial
 
 
 def errors(predictor: Predictor, trials: Sequence[Trial]) -> tuple[list[float], list[float]]:

@@ -18,13 +18,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from autotune.hardware import DeviceType, detect_hardware
-from autotune.interval import mean_interval
-from autotune.launcher import Launcher
-from autotune.software import detect_software
-from autotune.strategy import Strategy
-from autotune.trial import Outcome, TrialSpec
-from autotune.workload import Workload, load_model_shape
+from autotune.launch.launcher import Launcher
+from autotune.machine.hardware import DeviceType, detect_hardware
+from autotune.machine.software import detect_software
+from autotune.question.workload import Workload, load_model_shape
+from autotune.space.strategy import Strategy
+from autotune.trials.interval import mean_interval
+from autotune.trials.trial import Outcome, TrialSpec
 
 
 def main() -> None:

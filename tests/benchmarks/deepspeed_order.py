@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from autotune.search_space import SearchSpace
-from autotune.strategy import Strategy
-from autotune.trial import Trial
+from autotune.space.search_space import SearchSpace
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Trial
 
 __all__ = ["DeepSpeedOrder"]
 

@@ -5,9 +5,9 @@ Does not know which engine trains them.
 
 from __future__ import annotations
 
-from autotune.adapter_targets import has_adapter
 from autotune.knobs import ModuleGroup
-from autotune.workload import ModelShape
+from autotune.question.adapter_targets import has_adapter
+from autotune.question.workload import ModelShape
 
 __all__ = ["dropout_bytes", "megatron_layer_bytes", "old_opt_bytes"]
 

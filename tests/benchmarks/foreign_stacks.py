@@ -13,8 +13,8 @@ from foreign_layers import dropout_bytes
 
 from autotune.knobs import GroupPrecision, Precision
 from autotune.predictor.activations import token_bytes
-from autotune.strategy import Strategy
-from autotune.workload import Method, Workload
+from autotune.question.workload import Method, Workload
+from autotune.space.strategy import Strategy
 
 __all__ = ["FOREIGN_STACKS", "ForeignPeak", "Stack", "foreign_peak", "stack_of"]
 

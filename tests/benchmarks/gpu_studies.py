@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from autotune.hardware import DeviceType, detect_hardware
+from autotune.machine.hardware import DeviceType, detect_hardware
 
 STUDIES = {
     "1.1B-full-8m": (

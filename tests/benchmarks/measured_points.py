@@ -16,7 +16,7 @@ from pathlib import Path
 
 from trial_recorder import Case, Knobs, record
 
-from autotune.workload import Method
+from autotune.question.workload import Method
 
 MODELS = Path(__file__).parent / "models"
 FULL, LORA, QLORA = Method.FULL, Method.LORA, Method.QLORA

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 from planned_trials import MODELS, planned_line
 
-from autotune.hardware import Hardware
-from autotune.hardware_spec import read_hardware
-from autotune.plan import ASSUMED_SOFTWARE
+from autotune.machine.hardware import Hardware
+from autotune.machine.hardware_spec import read_hardware
+from autotune.plan.plan import ASSUMED_SOFTWARE
 from autotune.predictor import AnalyticPredictor
-from autotune.search_space import SearchSpace
-from autotune.space_file import load_search_space
-from autotune.workload import Method, Workload, load_model_shape
+from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.space.search_space import SearchSpace
+from autotune.space.space_file import load_search_space
 
 __all__ = ["GRIDS", "HARDWARE", "Grid", "read_grid"]
 

@@ -23,13 +23,13 @@ from typing import Any
 from calibration_accuracy import LEAST_LATER, NUM_DRAWS, NUM_LEARNED, Errors
 from trial_recorder import GIB, Case, read_records, record
 
-from autotune.hardware_spec import read_hardware
+from autotune.machine.hardware_spec import read_hardware
+from autotune.machine.rates import Rates
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.profile import script_of
-from autotune.rates import Rates
-from autotune.strategy import Strategy
-from autotune.trial import Measurement, Prediction, Trial, TrialState
-from autotune.workload import Method, Workload, load_model_shape
+from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Measurement, Prediction, Trial, TrialState
 
 MODELS = Path(__file__).parent / "models"
 

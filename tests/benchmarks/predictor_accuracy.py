@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from autotune.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.knobs import MasterWeights, Optimizer
+from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.predictor import AnalyticPredictor
-from autotune.strategy import Strategy
-from autotune.trial import Prediction
-from autotune.workload import Method, ModelShape, Workload
+from autotune.question.workload import Method, ModelShape, Workload
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Prediction
 
 GIB = 2**30
 

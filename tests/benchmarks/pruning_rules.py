@@ -19,11 +19,11 @@ from statistics import fmean
 
 from calibration_accuracy import read_records
 
-from autotune.hardware import GIB
-from autotune.pareto import pareto_front
+from autotune.machine.hardware import GIB
 from autotune.profile import script_of
 from autotune.pruners import PredictedMemoryPruner
-from autotune.trial import Prediction, Trial
+from autotune.study.pareto import pareto_front
+from autotune.trials.trial import Prediction, Trial
 
 CARDS_GIB = (22, 24, 32, 40, 45, 48, 80)
 NUM_STEPS = 41

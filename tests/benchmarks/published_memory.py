@@ -22,14 +22,14 @@ from foreign_stacks import FOREIGN_STACKS, foreign_peak, stack_of
 from published_rows import GIB, NotUsableError, hardware_of, read_rows, shape_of, strategy_ranks
 
 from autotune.errors import ConfigError
-from autotune.hardware import DeviceType, Hardware
 from autotune.knobs import Attention, MasterWeights, Optimizer, Precision
+from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.activations import token_bytes
 from autotune.predictor.analytic import DEVICE_OVERHEAD_BYTES
 from autotune.predictor.memory import HeldBytes, MemoryModel
 from autotune.predictor.shares import RankShare
-from autotune.strategy import Strategy
-from autotune.workload import Method, Workload
+from autotune.question.workload import Method, Workload
+from autotune.space.strategy import Strategy
 
 _ATTENTION = "q_proj,k_proj,v_proj,o_proj"
 _MLP = "up_proj,down_proj,gate_proj"

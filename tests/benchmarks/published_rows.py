@@ -9,8 +9,8 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from autotune.hardware import DEVICE_KINDS, DeviceType, Hardware
-from autotune.workload import ModelShape
+from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
+from autotune.question.workload import ModelShape
 
 __all__ = ["NotUsableError", "hardware_of", "read_rows", "shape_of", "strategy_ranks"]
 

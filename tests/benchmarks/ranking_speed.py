@@ -20,17 +20,17 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from autotune.hardware_spec import read_hardware
-from autotune.pareto import front_rows
-from autotune.plan import ASSUMED_SOFTWARE
+from autotune.machine.hardware_spec import read_hardware
+from autotune.plan.plan import ASSUMED_SOFTWARE
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
-from autotune.question import Question
+from autotune.question.question import Question
+from autotune.question.workload import Workload, load_model_shape
 from autotune.samplers import PredictedSampler
-from autotune.search_space import SearchSpace
-from autotune.space_file import parse_search_space
-from autotune.strategy_table import StrategyTable
-from autotune.trial import Measurement, Trial, TrialState
-from autotune.workload import Workload, load_model_shape
+from autotune.space.search_space import SearchSpace
+from autotune.space.space_file import parse_search_space
+from autotune.space.strategy_table import StrategyTable
+from autotune.study.pareto import front_rows
+from autotune.trials.trial import Measurement, Trial, TrialState
 
 NUM_STRATEGIES = 1_000_000
 NUM_TRIALS = 40

@@ -26,22 +26,22 @@ from typing import Any
 
 import psutil
 
-from autotune.budget import Budget
-from autotune.goal import Goal
-from autotune.hardware_spec import read_hardware
+from autotune.drivers.budget import Budget
+from autotune.machine.hardware_spec import read_hardware
+from autotune.machine.software import Software
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
-from autotune.protocols import Sampler
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
-from autotune.question import Question
-from autotune.record import TrialRecord
+from autotune.question.goal import Goal
+from autotune.question.question import Question
+from autotune.question.workload import Workload, load_model_shape
 from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind
-from autotune.search_space import SearchSpace
-from autotune.software import Software
-from autotune.space_file import load_search_space
-from autotune.strategy import Strategy
-from autotune.study import Study
-from autotune.trial import Measurement, Outcome, Trial, TrialSpec
-from autotune.workload import Workload, load_model_shape
+from autotune.space.search_space import SearchSpace
+from autotune.space.space_file import load_search_space
+from autotune.space.strategy import Strategy
+from autotune.study.record import TrialRecord
+from autotune.study.study import Study
+from autotune.trials.protocols import Sampler
+from autotune.trials.trial import Measurement, Outcome, Trial, TrialSpec
 
 _LARGE_SPACE = """
 knobs:

@@ -20,8 +20,8 @@ from predictor_accuracy import HARDWARE, error_line
 
 from autotune.predictor.memory import MemoryModel
 from autotune.profile import script_of
-from autotune.strategy import Strategy
-from autotune.workload import Method, Workload, load_model_shape
+from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.space.strategy import Strategy
 
 MODELS = Path(__file__).parent / "models"
 

@@ -5,9 +5,9 @@
     python tests/benchmarks/search_efficiency.py report RUNS.jsonl... [--png CURVES.png]
 
 QUESTION is one of `oracle_grid.py`, MEASURED.jsonl what `planned_trials.py` measured of it. The
-measured strategies are the space; trials are played back with noise (`autotune/replay.py`). Every
-sampler gets the same trials for the same strategies, and is spared what is predicted not to fit,
-as in `autotune search`; DeepSpeed Autotuning's order is not.
+measured strategies are the space; trials are played back with noise (`autotune/launch/replay.py`).
+Every sampler gets the same trials for the same strategies, and is spared what is predicted not to
+fit, as in `autotune search`; DeepSpeed Autotuning's order is not.
 
 Regret of throughput: by how much the fastest of the trials so far, as it was measured, is slower
 than the fastest of all, both by the record. Regret of hypervolume: what the trials so far lack of
@@ -32,16 +32,16 @@ import numpy as np
 from deepspeed_order import DeepSpeedOrder
 from oracle_grid import GRIDS, read_grid
 
-from autotune.goal import Goal
+from autotune.launch.replay import Recorded, ReplayClock, ReplayRunner, read_recorded
 from autotune.predictor import AnalyticPredictor
-from autotune.protocols import Sampler
-from autotune.replay import Recorded, ReplayClock, ReplayRunner, read_recorded
+from autotune.question.goal import Goal
 from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind
 from autotune.samplers.improvement import Front, hypervolume
-from autotune.search_space import SearchSpace
-from autotune.strategy import Strategy
-from autotune.strategy_table import StrategyTable
-from autotune.trial import Trial, TrialSpec, TrialState
+from autotune.space.search_space import SearchSpace
+from autotune.space.strategy import Strategy
+from autotune.space.strategy_table import StrategyTable
+from autotune.trials.protocols import Sampler
+from autotune.trials.trial import Trial, TrialSpec, TrialState
 
 DEEPSPEED = "deepspeed"
 SAMPLERS = (

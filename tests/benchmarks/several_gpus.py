@@ -25,14 +25,14 @@ from pathlib import Path
 from planned_trials import cases, planned_line
 from trial_recorder import record
 
-from autotune.hardware_spec import read_hardware
-from autotune.plan import ASSUMED_SOFTWARE, Candidate, make_plan
+from autotune.machine.hardware_spec import read_hardware
+from autotune.plan.plan import ASSUMED_SOFTWARE, Candidate, make_plan
 from autotune.predictor import AnalyticPredictor
 from autotune.profile import script_of
-from autotune.question import Question
-from autotune.space_file import load_search_space
-from autotune.strategy import Strategy
-from autotune.workload import Workload, load_model_shape
+from autotune.question.question import Question
+from autotune.question.workload import Workload, load_model_shape
+from autotune.space.space_file import load_search_space
+from autotune.space.strategy import Strategy
 
 SPACE = Path(__file__).with_suffix(".yaml")
 SEQ_LEN = 2048

@@ -25,12 +25,12 @@ from statistics import median, quantiles
 from predictor_accuracy import HARDWARE, read_point
 
 from autotune.cli.stored import read_study
-from autotune.hardware import Hardware
+from autotune.machine.hardware import Hardware
+from autotune.machine.rates import Rates
 from autotune.predictor import AnalyticPredictor
-from autotune.rates import Rates
-from autotune.strategy import Strategy
-from autotune.trial import TrialState
-from autotune.workload import Method, Workload, load_model_shape
+from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import TrialState
 
 MODELS = Path(__file__).parent / "models"
 MACHINE = replace(HARDWARE, supports_tf32=True, supports_fp8=True)

@@ -21,15 +21,15 @@ from typing import Any
 from published_rows import NotUsableError, hardware_of, read_rows, shape_of, strategy_ranks
 
 import autotune.predictor.work
-from autotune.hardware import Hardware
 from autotune.knobs import Attention
+from autotune.machine.hardware import Hardware
+from autotune.machine.rates import Rates
 from autotune.predictor.arithmetic import Ask
 from autotune.predictor.memory import MemoryModel
 from autotune.predictor.shares import ShareModel
 from autotune.predictor.time import StepParts, TimeModel
-from autotune.rates import Rates
-from autotune.strategy import Strategy
-from autotune.workload import Workload
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
 
 Group = tuple[str, str, int, int]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from trial_recorder import GIB, Case, Knobs, read_records, record
 
-from autotune.workload import Method
+from autotune.question.workload import Method
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autotune.compatibility import conflict
 from autotune.errors import ConfigError
-from autotune.hardware import DeviceType, Hardware, detect_hardware
-from autotune.launcher import Launcher
+from autotune.launch.launcher import Launcher
+from autotune.machine.hardware import DeviceType, Hardware, detect_hardware
+from autotune.machine.software import detect_software
 from autotune.predictor import AnalyticPredictor
-from autotune.software import detect_software
-from autotune.strategy import Strategy
-from autotune.trial import Outcome, Prediction, TrialSpec
-from autotune.workload import Method, Workload, load_model_shape
+from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.space.compatibility import conflict
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Outcome, Prediction, TrialSpec
 
 GIB = 2**30
 _LONGEST_TRIAL_S = 60

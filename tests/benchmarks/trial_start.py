@@ -34,20 +34,20 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-from autotune import launcher as launcher_module
-from autotune.budget import Budget
+from autotune.drivers.budget import Budget
 from autotune.drivers.local import LocalDriver
-from autotune.hardware import DeviceType, Hardware, detect_hardware
-from autotune.launcher import Launcher
+from autotune.launch import launcher as launcher_module
+from autotune.launch.launcher import Launcher
+from autotune.machine.hardware import DeviceType, Hardware, detect_hardware
+from autotune.machine.software import detect_software
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
-from autotune.record import TrialRecord
+from autotune.question.workload import Workload, load_model_shape
 from autotune.samplers.predicted import PredictedSampler
-from autotune.software import detect_software
-from autotune.space_file import load_search_space
-from autotune.strategy import Strategy
-from autotune.study import Study
-from autotune.trial import Outcome, TrialSpec
-from autotune.workload import Workload, load_model_shape
+from autotune.space.space_file import load_search_space
+from autotune.space.strategy import Strategy
+from autotune.study.record import TrialRecord
+from autotune.study.study import Study
+from autotune.trials.trial import Outcome, TrialSpec
 
 PHASES = ("fork", "join", "model", "engine", "first", "warm-up", "timed", "end", "free")
 _IMPORT = re.compile(r"^import time: +(\d+) \| +(\d+) \| (\S.*)$")

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from planned_trials import MODELS, planned_line
 
-from autotune.hardware_spec import read_hardware
-from autotune.plan import ASSUMED_SOFTWARE
+from autotune.machine.hardware_spec import read_hardware
+from autotune.plan.plan import ASSUMED_SOFTWARE
 from autotune.predictor import AnalyticPredictor
 from autotune.profile import script_of
-from autotune.space_file import load_search_space
-from autotune.workload import Method, Workload, load_model_shape
+from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.space.space_file import load_search_space
 
 HARDWARE = "1xH100-80GB"
 FULL, LORA = Method.FULL, Method.LORA

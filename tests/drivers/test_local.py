@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from fake_runner import FakeRunner
 
-from autotune.budget import Budget
+from autotune.drivers.budget import Budget
 from autotune.drivers.local import LocalDriver
-from autotune.strategy import Strategy
-from autotune.trial import Failure, FailureKind, Outcome, Trial, TrialSpec, TrialState
-from autotune.workload import Workload
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Failure, FailureKind, Outcome, Trial, TrialSpec, TrialState
 
 CRASH = Failure(kind=FailureKind.CRASH, message="planted")
 

@@ -18,8 +18,8 @@ from ray_nodes import RayNodes, is_rank, our_processes, ray_nodes, wait_until
 
 from autotune.drivers.ray_tune import RayCluster
 from autotune.errors import ConfigError
-from autotune.strategy import Strategy
-from autotune.workload import Workload
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -11,12 +11,12 @@ import pytest
 from fake_runner import FakeRunner
 from test_local import Diary, ScriptedStudy
 
-from autotune.budget import Budget
+from autotune.drivers.budget import Budget
 from autotune.drivers.side_by_side import SideBySideDriver
 from autotune.errors import LaunchError
 from autotune.knobs import Offload
-from autotune.trial import Outcome, Trial, TrialSpec, TrialState
-from autotune.workload import Workload
+from autotune.question.workload import Workload
+from autotune.trials.trial import Outcome, Trial, TrialSpec, TrialState
 
 
 class Floor:

@@ -11,10 +11,10 @@ from sample_study import HARDWARE, LAPTOP
 from autotune.drivers.ray_tune.messages import TrialOrder, TrialReport
 from autotune.drivers.ray_tune.trial_shape import ClusterNode, chosen_kind, trial_shape
 from autotune.errors import ConfigError
-from autotune.hardware import GIB, Hardware
-from autotune.strategy import Strategy
-from autotune.trial import Failure, FailureKind, Outcome, Phase, TrialSpec
-from autotune.workload import Workload
+from autotune.machine.hardware import GIB, Hardware
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Failure, FailureKind, Outcome, Phase, TrialSpec
 
 
 def nodes(*counts: int, like: Hardware = HARDWARE) -> list[ClusterNode]:

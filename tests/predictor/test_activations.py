@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from autotune.predictor.activations import TokenBytes, token_bytes
-from autotune.strategy import Strategy
-from autotune.workload import load_model_shape
+from autotune.question.workload import load_model_shape
+from autotune.space.strategy import Strategy
 
 
 def bytes_of(

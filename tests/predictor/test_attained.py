@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from autotune.hardware import DEVICE_KINDS, Hardware
-from autotune.hardware_spec import read_hardware
+from autotune.machine.hardware import DEVICE_KINDS, Hardware
+from autotune.machine.hardware_spec import read_hardware
+from autotune.machine.rates import Rates
 from autotune.predictor import AnalyticPredictor
 from autotune.predictor.attained import COLLECTIVE_S, attained
-from autotune.rates import Rates
-from autotune.strategy import Strategy
-from autotune.workload import Workload, load_model_shape
+from autotune.question.workload import Workload, load_model_shape
+from autotune.space.strategy import Strategy
 
 MEASURED = Rates(
     matmul_flops_per_s=1e14,

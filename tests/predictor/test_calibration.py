@@ -14,14 +14,14 @@ from statistics import fmean
 import pytest
 from sample_study import HARDWARE, WORKLOAD, failed, pruned
 
+from autotune.machine.software import Software
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.predictor.corrections import MemoryCurve, TimeCurve
-from autotune.protocols import Predictor
-from autotune.software import Software
-from autotune.stored_study import open_record, space_of
-from autotune.strategy import Strategy
-from autotune.study_folder import StudyFolder
-from autotune.trial import FailureKind, Measurement, Prediction, Trial, TrialState
+from autotune.space.strategy import Strategy
+from autotune.study.folder import StudyFolder
+from autotune.study.stored import open_record, space_of
+from autotune.trials.protocols import Predictor
+from autotune.trials.trial import FailureKind, Measurement, Prediction, Trial, TrialState
 
 ROOT = Path(__file__).parents[2]
 PRIOR = AnalyticPredictor(WORKLOAD, HARDWARE)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from autotune.hardware_spec import read_hardware
+from autotune.machine.hardware_spec import read_hardware
 from autotune.predictor import AnalyticPredictor
-from autotune.strategy import Strategy
-from autotune.workload import Workload, load_model_shape
+from autotune.question.workload import Workload, load_model_shape
+from autotune.space.strategy import Strategy
 
 WORKLOAD = Workload(model=load_model_shape("7B"), seq_len=1024, global_batch_size=64)
 

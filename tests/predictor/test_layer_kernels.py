@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from autotune.predictor.layer_kernels import layer_kernels
-from autotune.workload import ModelShape
+from autotune.question.workload import ModelShape
 
 HIDDEN, WIDTH, HEADS, KEY_HEADS, TOKENS, VOCAB = 256, 704, 4, 2, 64, 64
 MOVES_NOTHING = (

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from autotune.predictor.activations import token_bytes
-from autotune.strategy import Strategy
+from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.space.strategy import Strategy
 from autotune.techniques.apply import apply_strategy
 from autotune.worker.model import build_model
-from autotune.workload import Method, Workload, load_model_shape
 
 pytestmark = pytest.mark.slow
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from conftest import RunTrial
 
-from autotune.hardware import Hardware
+from autotune.machine.hardware import Hardware
 from autotune.predictor.states import StatesModel
-from autotune.strategy import Strategy
-from autotune.workload import Workload
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
 
 pytestmark = pytest.mark.slow
 

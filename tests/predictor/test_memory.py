@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from autotune.hardware import DEVICE_KINDS, DeviceType, Hardware
+from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.predictor import AnalyticPredictor
 from autotune.predictor.memory import MemoryModel
-from autotune.strategy import Strategy
-from autotune.trial import Prediction
-from autotune.workload import Workload, load_model_shape
+from autotune.question.workload import Workload, load_model_shape
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Prediction
 
 KIND = DEVICE_KINDS["H100-80GB"]
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from autotune.hardware import DEVICE_KINDS, DeviceType, Hardware
+from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.predictor import reserved
 from autotune.predictor.memory import MemoryModel
 from autotune.profile import AllocationScript, Recipe
 from autotune.profile.script import Event, MicroStep
 from autotune.profile.script_trace import trace_script
-from autotune.strategy import Strategy
-from autotune.workload import Method, ModelShape, Workload, load_model_shape
+from autotune.question.workload import Method, ModelShape, Workload, load_model_shape
+from autotune.space.strategy import Strategy
 
 RECORDED = Path(__file__).parent / "allocations"
 H100 = DEVICE_KINDS["H100-80GB"]

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from autotune.deepspeed_config import deepspeed_config
-from autotune.hardware import DEVICE_KINDS, DeviceType, Hardware
+from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.predictor.states import States, StatesModel
-from autotune.strategy import Strategy
-from autotune.workload import Workload, load_model_shape
+from autotune.question.workload import Workload, load_model_shape
+from autotune.space.deepspeed_config import deepspeed_config
+from autotune.space.strategy import Strategy
 
 H100 = DEVICE_KINDS["H100-80GB"]
 ONE = Hardware(

@@ -8,18 +8,18 @@ from random import Random
 import numpy as np
 import pytest
 
-from autotune.hardware import DeviceType, Hardware
-from autotune.hardware_spec import read_hardware
-from autotune.plan import ASSUMED_SOFTWARE
-from autotune.prediction_table import PredictionTable
+from autotune.machine.hardware import DeviceType, Hardware
+from autotune.machine.hardware_spec import read_hardware
+from autotune.plan.plan import ASSUMED_SOFTWARE
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.predictor import table as predictor_table
-from autotune.protocols import Predictor
-from autotune.space_file import load_search_space
-from autotune.strategy import Strategy
-from autotune.strategy_table import StrategyTable
-from autotune.trial import Measurement, Trial, TrialState
-from autotune.workload import Method, Workload, load_model_shape
+from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.space.space_file import load_search_space
+from autotune.space.strategy import Strategy
+from autotune.space.strategy_table import StrategyTable
+from autotune.trials.prediction_table import PredictionTable
+from autotune.trials.protocols import Predictor
+from autotune.trials.trial import Measurement, Trial, TrialState
 
 FIELDS = [field.name for field in fields(PredictionTable)]
 

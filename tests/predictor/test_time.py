@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from autotune.hardware import DEVICE_KINDS, DeviceType, Hardware
+from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.predictor import AnalyticPredictor
 from autotune.predictor.host import HostModel
 from autotune.predictor.links import LinkModel
@@ -15,8 +15,8 @@ from autotune.predictor.precision import group_slowdowns
 from autotune.predictor.shares import ShareModel
 from autotune.predictor.states import StatesModel
 from autotune.predictor.work import Work, micro_step_work
-from autotune.strategy import Strategy
-from autotune.workload import Method, Workload, load_model_shape
+from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.space.strategy import Strategy
 
 
 def hardware(kind: str = "H100-80GB", num_devices: int = 1) -> Hardware:

@@ -12,8 +12,8 @@ from autotune.predictor.activations import TokenBytes, token_bytes
 from autotune.predictor.traced_activations import traced_token_bytes
 from autotune.profile import ModelProfile, Variant
 from autotune.profile.trace import trace
-from autotune.strategy import Strategy
-from autotune.workload import load_model_shape
+from autotune.question.workload import load_model_shape
+from autotune.space.strategy import Strategy
 
 SEQ_LEN = 256
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autotune.workload import ModelShape, load_model_shape
+from autotune.question.workload import ModelShape, load_model_shape
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64,

@@ -12,7 +12,7 @@ from small_shapes import small_shape
 
 from autotune.knobs import Attention
 from autotune.profile import ModelProfile, Variant, process, profile_of
-from autotune.workload import load_model_shape
+from autotune.question.workload import load_model_shape
 
 SDPA = Variant(attention=Attention.SDPA, element_bytes=2)
 LIGER = replace(SDPA, fused_kernels=True)

@@ -16,7 +16,7 @@ from autotune.profile import AllocationScript, Recipe, Variant
 from autotune.profile import script_trace as script_trace_module
 from autotune.profile.script import Event, MicroStep
 from autotune.profile.script_trace import trace_script
-from autotune.workload import ModelShape
+from autotune.question.workload import ModelShape
 
 SEQ_LEN = 64
 PLAIN = Recipe(variant=Variant(attention=Attention.SDPA, element_bytes=2))

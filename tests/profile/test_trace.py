@@ -10,11 +10,11 @@ from small_shapes import small_shape
 
 from autotune.knobs import Attention
 from autotune.predictor.activations import token_bytes
-from autotune.presets import PRESETS
 from autotune.profile import LayerProfile, ModelProfile, Variant
 from autotune.profile.trace import trace
-from autotune.strategy import Strategy
-from autotune.workload import ModelShape, load_model_shape
+from autotune.question.presets import PRESETS
+from autotune.question.workload import ModelShape, load_model_shape
+from autotune.space.strategy import Strategy
 
 SEQ_LEN = 256
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from sample_study import complete
 
 from autotune.samplers.given_first import GivenFirstSampler
-from autotune.strategy import Strategy
-from autotune.trial import Trial
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Trial
 
 
 class Ended:

@@ -2,8 +2,8 @@ import pytest
 from optuna.trial import TrialState as OptunaState
 
 from autotune.samplers.lesson import Lesson, impossible, lesson_of
-from autotune.strategy import Strategy
-from autotune.trial import Failure, FailureKind, Measurement, Prediction, Trial, TrialState
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Failure, FailureKind, Measurement, Prediction, Trial, TrialState
 
 LIMIT = 1000
 

@@ -10,13 +10,13 @@ import pytest
 from planned import planned
 from planted_truth import LIMIT_BYTES, PLAN, outcome
 
-from autotune.goal import Goal
 from autotune.knobs import Optimizer
-from autotune.plan import Plan
+from autotune.plan.plan import Plan
 from autotune.predictor import AnalyticPredictor
+from autotune.question.goal import Goal
 from autotune.samplers import PredictedSampler
-from autotune.strategy import Strategy
-from autotune.trial import (
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import (
     Failure,
     FailureKind,
     Measurement,

@@ -8,14 +8,15 @@ import optuna
 import pytest
 
 from autotune.errors import ConfigError
-from autotune.hardware import DeviceType, Hardware
+from autotune.machine.hardware import DeviceType, Hardware
+from autotune.machine.software import Software
 from autotune.predictor import AnalyticPredictor
-from autotune.protocols import Sampler
+from autotune.question.workload import Workload, load_model_shape
 from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind
-from autotune.search_space import Knob, SearchSpace
-from autotune.software import Software
-from autotune.strategy import Strategy
-from autotune.trial import (
+from autotune.space.search_space import Knob, SearchSpace
+from autotune.space.strategy import Strategy
+from autotune.trials.protocols import Sampler
+from autotune.trials.trial import (
     Failure,
     FailureKind,
     Measurement,
@@ -23,7 +24,6 @@ from autotune.trial import (
     Trial,
     TrialState,
 )
-from autotune.workload import Workload, load_model_shape
 
 GIB = 2**30
 LIMIT_BYTES = 20 * GIB

@@ -10,10 +10,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from two_ranks import NUM_RANKS, Facts, look_into, tokens, train_step
 
-from autotune.strategy import Strategy
-from autotune.trial import TrialSpec
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import TrialSpec
 from autotune.worker.engine import build_engine
-from autotune.workload import Workload
 
 NUM_STEPS = 5
 

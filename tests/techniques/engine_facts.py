@@ -15,17 +15,17 @@ from torch import nn
 from two_ranks import NUM_RANKS, Facts, look_into, train_step
 
 import autotune
-from autotune.deepspeed_config import deepspeed_config
-from autotune.hardware import DeviceType
 from autotune.knobs import ModuleGroup
-from autotune.strategy import Strategy
-from autotune.strategy_file import StrategyFile
+from autotune.machine.hardware import DeviceType
+from autotune.question.workload import Workload
+from autotune.space.deepspeed_config import deepspeed_config
+from autotune.space.strategy import Strategy
+from autotune.space.strategy_file import StrategyFile
 from autotune.techniques.loss_scale import LossScale
 from autotune.techniques.precision import module_groups
-from autotune.trial import TrialSpec
+from autotune.trials.trial import TrialSpec
 from autotune.worker.engine import build_engine
 from autotune.worker.model import build_model
-from autotune.workload import Workload
 
 NUM_STEPS = 5
 LEARNING_RATE = 0.1

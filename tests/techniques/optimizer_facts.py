@@ -10,10 +10,10 @@ from unittest import mock
 import torch
 from two_ranks import NUM_RANKS, Facts, look_into, train_step
 
-from autotune.strategy import Strategy
-from autotune.trial import TrialSpec
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import TrialSpec
 from autotune.worker.engine import build_engine, optimizer_state_bytes
-from autotune.workload import Workload
 
 NUM_STEPS = {"muon": 5}
 """Of the optimizer whose losses are compared; three show that another learns."""

@@ -13,8 +13,8 @@ from typing import Any
 from conftest import RunTrial
 from small_models import small_workload
 
-from autotune.trial import Measurement
-from autotune.workload import Workload
+from autotune.question.workload import Workload
+from autotune.trials.trial import Measurement
 
 NUM_STEPS = 5
 

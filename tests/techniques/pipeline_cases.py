@@ -8,12 +8,12 @@ import torch
 from small_models import small_workload
 from torch import nn
 
-from autotune.compatibility.attention import plain_attention
-from autotune.deepspeed_config import deepspeed_config
-from autotune.hardware import DeviceType
-from autotune.strategy import Strategy
+from autotune.machine.hardware import DeviceType
+from autotune.question.workload import Workload
+from autotune.space.compatibility.attention import plain_attention
+from autotune.space.deepspeed_config import deepspeed_config
+from autotune.space.strategy import Strategy
 from autotune.worker.model import build_model
-from autotune.workload import Workload
 
 _SIZES: dict[str, Any] = {"vocab_size": 512, "hidden_size": 96, "intermediate_size": 256}
 

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from autotune.compatibility.attention import plain_attention
-from autotune.strategy import Strategy
-from autotune.strategy_file import StrategyFile
+from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.space.compatibility.attention import plain_attention
+from autotune.space.strategy import Strategy
+from autotune.space.strategy_file import StrategyFile
 from autotune.techniques.apply import apply_strategy
-from autotune.workload import Method, Workload, load_model_shape
 
 NUM_LAYERS = 4
 

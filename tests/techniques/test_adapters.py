@@ -16,8 +16,8 @@ from torch import nn
 
 import autotune
 from autotune.errors import ConfigError
-from autotune.strategy import Strategy
-from autotune.workload import Method, Workload, load_model_shape
+from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.space.strategy import Strategy
 
 CHANGES: dict[str, dict[str, Any]] = {
     "llama": {},

@@ -17,8 +17,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import autotune
 from autotune.errors import ConfigError
-from autotune.strategy import Strategy
-from autotune.workload import Method
+from autotune.question.workload import Method
+from autotune.space.strategy import Strategy
 
 
 class _TupleLayer(LlamaDecoderLayer):

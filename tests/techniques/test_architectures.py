@@ -14,10 +14,10 @@ from conftest import RunTrial
 from sample_study import SOFTWARE
 from small_models import small_workload
 
-from autotune.compatibility import conflict
-from autotune.hardware import Hardware
-from autotune.strategy import Strategy
-from autotune.workload import Method, Workload
+from autotune.machine.hardware import Hardware
+from autotune.question.workload import Method, Workload
+from autotune.space.compatibility import conflict
+from autotune.space.strategy import Strategy
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ from small_models import EVERY_FORM, NUM_LAYERS, applied, build
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from autotune.compatibility.blocks import WITHOUT_MLP_MODULE
 from autotune.errors import ConfigError
+from autotune.space.compatibility.blocks import WITHOUT_MLP_MODULE
 from autotune.techniques.blocks import attention_blocks, decoder_layers, mlp_blocks
 
 LAYERS: dict[str, Any] = {"checkpoint_interval": 1}

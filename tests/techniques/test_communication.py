@@ -10,13 +10,13 @@ import pytest
 from communication_facts import communication_facts
 from two_ranks import Facts
 
-from autotune.compatibility import conflict
-from autotune.deepspeed_config import deepspeed_config
 from autotune.errors import ConfigError
-from autotune.hardware import DeviceType, Hardware
-from autotune.software import Software
-from autotune.strategy import Strategy
-from autotune.workload import Workload, load_model_shape
+from autotune.machine.hardware import DeviceType, Hardware
+from autotune.machine.software import Software
+from autotune.question.workload import Workload, load_model_shape
+from autotune.space.compatibility import conflict
+from autotune.space.deepspeed_config import deepspeed_config
+from autotune.space.strategy import Strategy
 
 SMALL_BUCKET = 1_000_000
 SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 1, "head_dim": 128}

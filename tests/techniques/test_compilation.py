@@ -17,9 +17,9 @@ from small_models import applied, build
 from torch import nn
 from torch._dynamo.utils import counters
 
-from autotune.software import detect_software
+from autotune.machine.software import detect_software
+from autotune.question.workload import Method, Workload
 from autotune.techniques.compilation import CompilationCounter, compile_in_this_process
-from autotune.workload import Method, Workload
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,10 +13,10 @@ from plain_training import printed_losses
 from sample_study import LAPTOP, complete, summary
 from small_models import write_config
 
-from autotune.export import export_trial
-from autotune.strategy import Strategy
+from autotune.answer.export import export_trial
+from autotune.question.workload import Workload, load_model_shape
+from autotune.space.strategy import Strategy
 from autotune.worker.model import build_model
-from autotune.workload import Workload, load_model_shape
 
 pytestmark = pytest.mark.slow
 

@@ -13,10 +13,10 @@ from small_models import build
 from torch import nn
 
 from autotune.errors import ConfigError
-from autotune.strategy import Strategy
+from autotune.question.workload import Method, Workload
+from autotune.space.strategy import Strategy
 from autotune.techniques.fp8 import Fp8Linear, use_fp8
 from autotune.techniques.precision import set_precisions
-from autotune.workload import Method, Workload
 
 
 def _relative_error(got: torch.Tensor | None, wanted: torch.Tensor | None) -> float:

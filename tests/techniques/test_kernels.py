@@ -17,13 +17,13 @@ from transformers.models.gpt_neox import modeling_gpt_neox
 from transformers.models.llama import modeling_llama
 
 import autotune
-from autotune.deepspeed_config import deepspeed_config
 from autotune.errors import ConfigError
-from autotune.hardware import DeviceType
-from autotune.software import detect_software
-from autotune.strategy import Strategy
+from autotune.machine.hardware import DeviceType
+from autotune.machine.software import detect_software
+from autotune.question.workload import Method, Workload
+from autotune.space.deepspeed_config import deepspeed_config
+from autotune.space.strategy import Strategy
 from autotune.worker.model import build_model
-from autotune.workload import Method, Workload
 
 
 def _apply(model: nn.Module, folder: Path, **knobs: Any) -> nn.Module:

@@ -12,8 +12,8 @@ import pytest
 from conftest import RunTrial
 
 from autotune.knobs import LossClass
-from autotune.strategy import LOSS_CLASSES
-from autotune.workload import Workload
+from autotune.question.workload import Workload
+from autotune.space.strategy import LOSS_CLASSES
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from small_models import EVERY_FORM, applied, build
 from torch import nn
 
 from autotune.errors import ConfigError
-from autotune.workload import Method
+from autotune.question.workload import Method
 
 LONG = torch.randint(0, 64, (2, 128), generator=torch.Generator().manual_seed(0))
 

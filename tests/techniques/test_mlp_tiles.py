@@ -12,9 +12,9 @@ from small_models import EVERY_FORM, NUM_LAYERS, applied, build
 from torch import nn
 
 from autotune.errors import ConfigError
+from autotune.question.workload import Method
 from autotune.techniques.blocks import decoder_layers, mlp_blocks
 from autotune.techniques.mlp_tiles import tile_mlps
-from autotune.workload import Method
 
 LONG = torch.randint(0, 64, (2, 128), generator=torch.Generator().manual_seed(0))
 

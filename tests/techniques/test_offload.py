@@ -17,14 +17,14 @@ from typing import Any
 import psutil
 import pytest
 
-from autotune.compatibility import conflict
-from autotune.hardware import Hardware, with_nvme
-from autotune.launcher import Launcher
-from autotune.software import Software, detect_software
-from autotune.strategy import Strategy
-from autotune.trial import FailureKind, Outcome, Phase, TrialSpec
+from autotune.launch.launcher import Launcher
+from autotune.machine.hardware import Hardware, with_nvme
+from autotune.machine.software import Software, detect_software
+from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.space.compatibility import conflict
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import FailureKind, Outcome, Phase, TrialSpec
 from autotune.worker.failures import classify
-from autotune.workload import Method, Workload, load_model_shape
 
 pytestmark = pytest.mark.slow
 
@@ -221,9 +221,9 @@ def _endless(workload: Workload, nvme: Path) -> TrialSpec:
 _SEARCH = """
 import json, sys
 from pathlib import Path
-from autotune.hardware import detect_hardware
-from autotune.launcher import Launcher
-from autotune.trial import TrialSpec
+from autotune.machine.hardware import detect_hardware
+from autotune.launch.launcher import Launcher
+from autotune.trials.trial import TrialSpec
 
 spec, folder = TrialSpec.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2])
 with Launcher(detect_hardware(2), model_type="llama", folder=folder) as launcher:
@@ -276,7 +276,7 @@ def test_a_full_disk_is_its_own_kind_of_failure(
 ) -> None:
     if not is_watched:
         # As where the disk is filled faster than the launcher looks: a rank finds it full.
-        monkeypatch.setattr("autotune.launcher._MEMORY_POLL_S", 1e9)
+        monkeypatch.setattr("autotune.launch.launcher._MEMORY_POLL_S", 1e9)
     swapped = run_swapping(small_disk, offload_optimizer="nvme", offload_param="nvme")
     failure = swapped.outcome.failure
     assert failure is not None

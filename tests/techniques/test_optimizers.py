@@ -14,12 +14,12 @@ from optimizer_facts import optimizer_facts
 from small_models import TIED, build
 from two_ranks import Facts
 
-from autotune.deepspeed_config import deepspeed_config, is_client_optimizer
-from autotune.hardware import DeviceType, detect_hardware
 from autotune.knobs import Optimizer
-from autotune.strategy import Strategy
+from autotune.machine.hardware import DeviceType, detect_hardware
+from autotune.question.workload import Method, Workload
+from autotune.space.deepspeed_config import deepspeed_config, is_client_optimizer
+from autotune.space.strategy import Strategy
 from autotune.techniques.optimizers import build_optimizer
-from autotune.workload import Method, Workload
 
 ON_ALL_STAGES = ("adamw", "adamw_8bit", "lion", "lion_8bit", "sgd", "muon")
 BYTE_AND_ABSMAX = 1 + 4 / 256

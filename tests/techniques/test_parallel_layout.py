@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from deepspeed.runtime.pipe.topology import PipeDataParallelTopology
 
-from autotune.strategy import Strategy
+from autotune.space.strategy import Strategy
 from autotune.techniques.parallel_layout import parallel_coordinates
 
 

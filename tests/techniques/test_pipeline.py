@@ -16,11 +16,11 @@ from pipeline_cases import PIPELINED, build_stage, pipeline_workload
 from plain_training import printed_losses
 from small_models import TIED, write_strategy
 
-from autotune.deepspeed_config import deepspeed_config
-from autotune.hardware import DeviceType
-from autotune.strategy import Strategy
-from autotune.trial import Measurement, TrialSpec
-from autotune.workload import Method, Workload
+from autotune.machine.hardware import DeviceType
+from autotune.question.workload import Method, Workload
+from autotune.space.deepspeed_config import deepspeed_config
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Measurement, TrialSpec
 
 pytestmark = pytest.mark.slow
 
@@ -203,7 +203,7 @@ import json, os, sys
 from dataclasses import replace
 import deepspeed, torch
 import autotune
-from autotune.trial import TrialSpec
+from autotune.trials.trial import TrialSpec
 from autotune.worker.model import build_model
 from autotune.worker.samples import micro_batch
 

@@ -19,10 +19,10 @@ from two_ranks import Facts
 
 from autotune.errors import ConfigError
 from autotune.knobs import ModuleGroup
-from autotune.strategy import Strategy
+from autotune.question.workload import Method, Workload
+from autotune.space.strategy import Strategy
 from autotune.techniques.master_weights import MasterWeights
 from autotune.techniques.precision import module_groups, parameter_groups, set_precisions
-from autotune.workload import Method, Workload
 
 BF16, FP16, FP32 = "torch.bfloat16", "torch.float16", "torch.float32"
 

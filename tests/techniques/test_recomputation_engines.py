@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from autotune.launcher import Launcher
-from autotune.strategy import Strategy
-from autotune.trial import TrialSpec
-from autotune.workload import Method, Workload
+from autotune.launch.launcher import Launcher
+from autotune.question.workload import Method, Workload
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import TrialSpec
 
 pytestmark = pytest.mark.slow
 

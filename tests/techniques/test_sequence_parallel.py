@@ -9,8 +9,8 @@ import pytest
 from conftest import RunTrial
 from parallel_cases import LLAMA, largest_difference, parallel_workload, train, train_on_one_rank
 
-from autotune.compatibility.parallel import SEQUENCE_PARALLEL_MODEL_TYPES
-from autotune.workload import Method
+from autotune.question.workload import Method
+from autotune.space.compatibility.parallel import SEQUENCE_PARALLEL_MODEL_TYPES
 
 pytestmark = pytest.mark.slow
 

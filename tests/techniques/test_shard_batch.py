@@ -12,7 +12,7 @@ from torch import nn
 
 import autotune
 from autotune.errors import ConfigError
-from autotune.strategy import Strategy
+from autotune.space.strategy import Strategy
 from autotune.techniques.sequence_parallel import divide_attention, shard_tokens
 
 IDS = torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(0))

@@ -14,14 +14,14 @@ from small_models import build, write_strategy
 from torch import nn
 
 import autotune
-from autotune.compatibility import conflict
-from autotune.compatibility.parallel import PIPELINE_PARALLEL_MODEL_TYPES
 from autotune.errors import ConfigError
-from autotune.hardware import Hardware
-from autotune.strategy import Strategy
+from autotune.machine.hardware import Hardware
+from autotune.question.workload import Workload
+from autotune.space.compatibility import conflict
+from autotune.space.compatibility.parallel import PIPELINE_PARALLEL_MODEL_TYPES
+from autotune.space.strategy import Strategy
 from autotune.techniques.blocks import decoder_layers
 from autotune.techniques.stage import StandIn, cut_stage
-from autotune.workload import Workload
 
 
 @pytest.mark.parametrize("name", PIPELINED)

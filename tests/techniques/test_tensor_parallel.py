@@ -8,7 +8,7 @@ import pytest
 from conftest import RunTrial
 from parallel_cases import LLAMA, largest_difference, parallel_workload, train, train_on_one_rank
 
-from autotune.compatibility.parallel import TENSOR_PARALLEL_MODEL_TYPES
+from autotune.space.compatibility.parallel import TENSOR_PARALLEL_MODEL_TYPES
 
 pytestmark = pytest.mark.slow
 

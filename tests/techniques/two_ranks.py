@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from autotune.hardware import DeviceType
-from autotune.trial import TrialSpec
+from autotune.machine.hardware import DeviceType
+from autotune.trials.trial import TrialSpec
 from autotune.worker.process_group import join
 from autotune.worker.samples import micro_batch
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import RunTrial
 
-from autotune.rank_process import RankProcess, measurement_of
-from autotune.strategy import Strategy
-from autotune.trial import Measurement, TrialSpec
+from autotune.launch.rank_process import RankProcess, measurement_of
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Measurement, TrialSpec
 from autotune.worker.energy import GpuEnergyMeter, NoEnergyMeter, energy_meter
-from autotune.workload import Workload
 
 
 class _NVMLError(Exception):

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from autotune.strategy import Strategy
-from autotune.trial import Rival, TrialSpec
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Rival, TrialSpec
 from autotune.worker.timed_steps import TimedSteps
-from autotune.workload import Workload
 
 GIB = 2**30
 

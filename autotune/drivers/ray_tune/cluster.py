@@ -23,7 +23,7 @@ from autotune.drivers.ray_tune.trial_shape import (
     trial_shape,
 )
 from autotune.errors import ConfigError, LaunchError
-from autotune.hardware import DeviceType, Hardware, detect_hardware, with_nvme
+from autotune.machine.hardware import DeviceType, Hardware, detect_hardware, with_nvme
 
 __all__ = ["RayCluster", "kind_of_this_node", "node_hardware"]
 

@@ -9,15 +9,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from autotune.budget import Budget
+from autotune.drivers.budget import Budget
 from autotune.drivers.ray_tune.chatter import chatter_into
 from autotune.drivers.ray_tune.cluster import RayCluster
 from autotune.drivers.ray_tune.messages import TrialOrder
 from autotune.drivers.ray_tune.searcher import ClusterProgress, StudySearcher
 from autotune.drivers.stopping import BUDGET_ENDED, reason_to_stop
 from autotune.errors import AutotuneError, LaunchError
-from autotune.protocols import TrialSource
-from autotune.trial import FailureKind, Trial, TrialSpec
+from autotune.trials.protocols import TrialSource
+from autotune.trials.trial import FailureKind, Trial, TrialSpec
 
 __all__ = ["RayTuneDriver"]
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from autotune.hardware import DeviceType, Hardware
-from autotune.rates import Rates
-from autotune.trial import Failure, Measurement, Outcome, TrialSpec
+from autotune.machine.hardware import DeviceType, Hardware
+from autotune.machine.rates import Rates
+from autotune.trials.trial import Failure, Measurement, Outcome, TrialSpec
 
 __all__ = ["TrialOrder", "TrialReport"]
 

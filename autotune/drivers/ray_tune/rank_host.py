@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import LaunchError
-from autotune.hardware import DeviceType, Hardware
-from autotune.launcher import Launcher
-from autotune.rank_process import NodeShare, RanksEnd
-from autotune.trial import Failure, FailureKind, TrialSpec
+from autotune.launch.launcher import Launcher
+from autotune.launch.rank_process import NodeShare, RanksEnd
+from autotune.machine.hardware import DeviceType, Hardware
+from autotune.trials.trial import Failure, FailureKind, TrialSpec
 
 __all__ = ["RankHost", "ShareEnd"]
 

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
-from autotune.budget import Budget
+from autotune.drivers.budget import Budget
 from autotune.drivers.ray_tune.messages import TrialOrder, TrialReport
-from autotune.protocols import Progress, TrialSource
-from autotune.trial import Failure, FailureKind, Outcome, Trial
+from autotune.trials.protocols import Progress, TrialSource
+from autotune.trials.trial import Failure, FailureKind, Outcome, Trial
 
 __all__ = ["ClusterProgress", "StudySearcher"]
 

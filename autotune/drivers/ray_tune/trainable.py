@@ -20,9 +20,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from autotune.drivers.ray_tune.messages import TrialOrder, TrialReport
 from autotune.drivers.ray_tune.rank_host import RankHost, ShareEnd
 from autotune.errors import LaunchError
-from autotune.hardware import Hardware
-from autotune.rank_process import ALL_RANKS, NodeShare, RanksEnd, outcome_of
-from autotune.trial import Failure, FailureKind, TrialSpec
+from autotune.launch.rank_process import ALL_RANKS, NodeShare, RanksEnd, outcome_of
+from autotune.machine.hardware import Hardware
+from autotune.trials.trial import Failure, FailureKind, TrialSpec
 
 __all__ = ["RayTrial"]
 

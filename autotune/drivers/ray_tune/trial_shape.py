@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autotune.errors import ConfigError
-from autotune.hardware import DeviceType, Hardware
+from autotune.machine.hardware import DeviceType, Hardware
 
 __all__ = ["ClusterNode", "TrialShape", "chosen_kind", "trial_shape"]
 

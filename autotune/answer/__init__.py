@@ -1,0 +1,1 @@
+"""What a person is handed: progress, report, and a folder to train with."""

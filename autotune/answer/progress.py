@@ -1,0 +1,233 @@
+"""What a person sees on stderr while a search runs: a live view, or plain lines in a pipe.
+
+Shows; decides nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from autotune.answer.report import format_gib
+from autotune.drivers.budget import Budget
+from autotune.trials.trial import Prediction, Trial, TrialState
+
+__all__ = ["LiveProgress", "PlainProgress", "describe_end"]
+
+_REFRESH_S = 0.25
+_NUM_RECENT = 6
+_NUM_RUNNING = 8
+"""So many running trials are shown; on a cluster there may be hundreds."""
+
+
+def describe_end(trial: Trial) -> str:
+    """How a trial ended, in one line."""
+    return f"forced: {_end(trial)}" if trial.is_forced else _end(trial)
+
+
+def _end(trial: Trial) -> str:
+    if trial.measurement is not None and trial.state is not TrialState.PRUNED:
+        measured = trial.measurement
+        peak = format_gib(measured.peak_memory_bytes)
+        words = f"{measured.tokens_per_second:,.0f} tokens/s in {peak} GiB"
+        if trial.prediction is not None:
+            words += f" (predicted {_expected(trial.prediction)})"
+        if measured.num_alloc_retries:
+            return words + ", but its allocator thrashes"
+        return words if trial.fits else words + ", over the memory limit"
+    if trial.failure is not None:
+        phase = f" in {trial.failure.phase}" if trial.failure.phase else ""
+        return f"{trial.failure.kind.replace('_', ' ')}{phase}: {trial.failure.message}"
+    return f"ended early: {trial.reason}" if trial.was_launched else f"pruned: {trial.reason}"
+
+
+def _expected(prediction: Prediction) -> str:
+    peak = format_gib(prediction.peak_memory_bytes)
+    return f"{prediction.tokens_per_second:,.0f} tokens/s in {peak} GiB"
+
+
+class PlainProgress:
+    """One line a trial, for logs and pipes.
+
+    Args:
+        console: where to write.
+        budget: for the time stamps.
+    """
+
+    def __init__(self, console: Console, budget: Budget) -> None:
+        self._console = console
+        self._budget = budget
+        self._num_pruned = 0
+
+    def __enter__(self) -> PlainProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def note(self, words: str) -> None:
+        """A line of its own."""
+        self._line(words)
+
+    def trials_changed(self, trials: Sequence[Trial]) -> None:
+        """Say how many were pruned since the last line."""
+        num_pruned = sum(
+            trial.state is TrialState.PRUNED and not trial.was_launched for trial in trials
+        )
+        if num_pruned > self._num_pruned:
+            self._line(f"{num_pruned - self._num_pruned} strategies pruned without a launch")
+        self._num_pruned = num_pruned
+
+    def cluster_changed(self, words: str) -> None:
+        """Nothing: what comes and goes has a note of its own."""
+
+    def trial_started(self, trial: Trial) -> None:
+        """Nothing: its end says all."""
+
+    def trial_event(self, event: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def trial_ended(self, trial: Trial) -> None:
+        """The trial's line."""
+        name = trial.number if trial.confirms is None else f"{trial.confirms} once more"
+        self._line(f"trial {name}: {trial.strategy}: {describe_end(trial)}")
+
+    def refresh(self) -> None:
+        """Nothing moves."""
+
+    def _line(self, words: str) -> None:
+        stamp = f"[{self._budget.elapsed_s:6.1f} s] "
+        self._console.print(Text(stamp + words), soft_wrap=True)
+
+
+@dataclass(slots=True)
+class _Running:
+    """A trial while it runs."""
+
+    trial: Trial
+    started: float = field(default_factory=time.monotonic)
+    step: str = "starting"
+    node: str = ""
+
+    def __str__(self) -> str:
+        predicted = self.trial.prediction
+        memory = f", predicted {_expected(predicted)}" if predicted is not None else ""
+        where = f" on {self.node}" if self.node else ""
+        seconds = time.monotonic() - self.started
+        return (
+            f"running {self.trial.number}{where}: {self.trial.strategy}{memory}: "
+            f"{self.step} ({seconds:.0f} s)"
+        )
+
+
+class LiveProgress:
+    """A view that renews itself in a terminal.
+
+    Args:
+        console: a terminal.
+        budget: what is left of it is shown.
+    """
+
+    def __init__(self, console: Console, budget: Budget) -> None:
+        self._budget = budget
+        self._trials: Sequence[Trial] = ()
+        self._running: dict[int, _Running] = {}
+        self._cluster = ""
+        self._notes: list[str] = []
+        self._drawn = 0.0
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> LiveProgress:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def note(self, words: str) -> None:
+        """A line above the view."""
+        self._notes = [words]
+        self._draw()
+
+    def trials_changed(self, trials: Sequence[Trial]) -> None:
+        """Take the new record."""
+        self._trials = tuple(trials)
+        self._draw()
+
+    def cluster_changed(self, words: str) -> None:
+        """Show which nodes there are."""
+        self._cluster = words
+
+    def trial_started(self, trial: Trial) -> None:
+        """Show it among those that run."""
+        self._running[trial.number] = _Running(trial)
+        self._draw()
+
+    def trial_event(self, event: Mapping[str, Any]) -> None:
+        """Follow its steps; where several trials run, the event says whose it is."""
+        running = self._running.get(event.get("trial", next(reversed(self._running), -1)))
+        if running is None:
+            return
+        running.node = event.get("node", "")
+        if event["event"] == "ready":
+            running.step = f"engine ready after {event['setup_time_s']:.1f} s"
+        elif event["event"] == "step":
+            kind = "timed" if event["is_timed"] else "warm-up"
+            running.step = f"step {event['index'] + 1} ({kind}) {event['time_s']:.2f} s"
+
+    def trial_ended(self, trial: Trial) -> None:
+        """It runs no more."""
+        self._running.pop(trial.number, None)
+        self._draw()
+
+    def refresh(self) -> None:
+        """Redraw a few times a second."""
+        if time.monotonic() - self._drawn >= _REFRESH_S:
+            self._draw()
+
+    def _draw(self) -> None:
+        self._drawn = time.monotonic()
+        self._live.update(Group(*self._lines()), refresh=True)
+
+    def _lines(self) -> list[Text | Table]:
+        counts = Counter(trial.state for trial in self._trials)
+        states = "  ".join(f"{state} {counts[state]}" for state in TrialState if counts[state])
+        left = max(0.0, self._budget.remaining_s)
+        lines: list[Text | Table] = [
+            Text(f"budget left {left:.0f} s of {self._budget.seconds:.0f} s   {states}"),
+            *(Text(note, style="yellow") for note in self._notes),
+        ]
+        fitting = [trial for trial in self._trials if trial.fits]
+        if fitting:
+            best = max(fitting, key=lambda t: t.tokens_per_second)
+            lines.append(
+                Text(f"best so far: {best.strategy}: {describe_end(best)}", style="green")
+            )
+        lines.append(self._recent())
+        if self._cluster:
+            lines.append(Text(self._cluster, style="cyan"))
+        running = list(self._running.values())
+        lines += [Text(str(one), style="cyan") for one in running[:_NUM_RUNNING]]
+        if len(running) > _NUM_RUNNING:
+            lines.append(Text(f"… and {len(running) - _NUM_RUNNING} more", style="cyan"))
+        lines.append(Text("Ctrl-C ends the search and keeps everything", style="dim"))
+        return lines
+
+    def _recent(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        launched = [
+            t for t in self._trials if t.was_launched and t.state is not TrialState.RUNNING
+        ]
+        for trial in launched[-_NUM_RECENT:]:
+            table.add_row(
+                Text(str(trial.number)), Text(str(trial.strategy)), Text(describe_end(trial))
+            )
+        return table

@@ -1,0 +1,376 @@
+"""Runs trials: each one a group of rank processes forked from a warm server.
+
+Knows processes, signals, files and clocks; does not know what a strategy means. However a trial
+ends, none of its processes is left and its device memory is free again before `run` returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import LaunchError
+from autotune.launch.rank_process import ALL_RANKS, NodeShare, RankProcess, RanksEnd, outcome_of
+from autotune.launch.server_process import ServerProcess
+from autotune.machine.extensions import readable_architectures
+from autotune.machine.hardware import FULL_DISK_BYTES, DeviceType, Hardware, visible_gpus
+from autotune.trials.trial import Failure, FailureKind, Outcome, TrialSpec
+
+__all__ = ["Launcher", "rank_environment"]
+
+_POLL_S = 0.02
+_MEMORY_POLL_S = 0.1
+_GRACE_S = 1.0
+"""How long the other ranks may go on after one has failed, to tell their own reason."""
+
+_HOST_FLOOR_BYTES = 256 * 2**20
+"""With less host memory than this left, the trial is stopped before the kernel kills at random."""
+
+_MAX_LOW_POLLS = 10
+"""So many looks in a row must find it low: virtual machines are given memory as they fill it."""
+
+
+class Launcher:
+    """Runs trials on devices of this host, one at a time.
+
+    Args:
+        hardware: the devices of a trial, one rank each.
+        model_type: Hugging Face's name of the architecture, imported before the first fork.
+        folder: where the server's own log goes.
+        place: which of the launchers that run side by side this is; each has devices of its own.
+        num_places: how many there are.
+    """
+
+    def __init__(
+        self,
+        hardware: Hardware,
+        *,
+        model_type: str,
+        folder: Path,
+        place: int = 0,
+        num_places: int = 1,
+    ) -> None:
+        self._hardware = hardware
+        self._place = place
+        self._num_low_polls = 0
+        self._swap_folder: Path | None = None
+        self._server = ServerProcess(
+            model_type=model_type,
+            environment=rank_environment(hardware, place, num_places),
+            log=folder / (f"server{place}.log" if num_places > 1 else "server.log"),
+        )
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self, should_stop: Callable[[], str | None] = lambda: None) -> float | None:
+        """Start the server and wait until it is warm; the seconds it took to import.
+
+        Args:
+            should_stop: asked while it imports; a sentence ends the wait, and None is returned.
+
+        Raises:
+            LaunchError: it ended or did not answer.
+        """
+        return self._server.start(should_stop)
+
+    def close(self) -> None:
+        """End the server and everything below it."""
+        self._server.close()
+
+    def run(
+        self,
+        spec: TrialSpec,
+        *,
+        folder: Path,
+        timeout_s: float,
+        on_event: Callable[[Mapping[str, Any]], None] = lambda event: None,
+        should_stop: Callable[[], str | None] = lambda: None,
+    ) -> Outcome:
+        """As `protocols.Runner.run`."""
+        end = self.run_share(
+            spec,
+            ALL_RANKS,
+            folder=folder,
+            timeout_s=timeout_s,
+            on_event=on_event,
+            should_stop=should_stop,
+        )
+        return outcome_of(spec, [end])
+
+    def run_share(
+        self,
+        spec: TrialSpec,
+        share: NodeShare,
+        *,
+        folder: Path,
+        timeout_s: float,
+        on_event: Callable[[Mapping[str, Any]], None] = lambda event: None,
+        should_stop: Callable[[], str | None] = lambda: None,
+    ) -> RanksEnd:
+        """Run those ranks of a trial that are this host's, to their end.
+
+        Arguments and errors are those of `protocols.Runner.run`; `on_event` hears of the first of
+        these ranks.
+        """
+        if not self._server.is_alive:
+            self._server.start()
+        started = time.monotonic()
+        # Ranks that met in an earlier life of this folder are not there any more.
+        (folder / "rendezvous").unlink(missing_ok=True)
+        spec_file = folder / "trial.json"
+        used_before = _device_bytes_in_use(self._hardware, self._place)
+        kills_before = _kernel_oom_kills()
+        numbers = share.ranks_of(spec.num_ranks)
+        ranks = [RankProcess(number=number, folder=folder) for number in numbers]
+        environments = [share.environment(number, spec.num_ranks) for number in numbers]
+        with self._fresh_swap_folder(spec) as spec:
+            spec_file.write_text(json.dumps(spec.to_dict(), indent=1), encoding="utf-8")
+            try:
+                self._fork(ranks, environments, spec_file)
+                stopped = self._watch(ranks, started, timeout_s, on_event, should_stop)
+            except LaunchError as error:
+                # The server was killed under the trial; the next one gets a new server.
+                stopped = Failure(kind=FailureKind.LOST_NODE, message=str(error))
+            finally:
+                self._end(ranks)
+            is_disk_full = self._swap_disk_bytes() < FULL_DISK_BYTES
+        _wait_for_device(self._hardware, self._place, used_before)
+        return RanksEnd(
+            ranks=tuple(ranks),
+            stopped=stopped,
+            has_oom_kill=_kernel_oom_kills() > kills_before,
+            is_disk_full=is_disk_full,
+            duration_s=time.monotonic() - started,
+        )
+
+    @contextlib.contextmanager
+    def _fresh_swap_folder(self, spec: TrialSpec) -> Iterator[TrialSpec]:
+        """The trial with an NVMe folder of its own, if it uses one; removed with all its files.
+
+        The ranks are dead by then, so nobody writes to it again.
+        """
+        if spec.nvme_path is None or not spec.strategy.uses_nvme:
+            yield spec
+            return
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="autotune-swap-", dir=spec.nvme_path))
+        except OSError as error:
+            raise LaunchError(
+                f"--nvme-path {spec.nvme_path}: no folder can be made in it: "
+                f"{error.strerror or error}"
+            ) from error
+        self._swap_folder = folder
+        try:
+            yield replace(spec, nvme_path=str(folder))
+        finally:
+            self._swap_folder = None
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _fork(
+        self, ranks: list[RankProcess], environments: list[dict[str, str]], spec_file: Path
+    ) -> None:
+        for rank, environment in zip(ranks, environments, strict=True):
+            rank.pid = self._server.fork(
+                rank=rank.number,
+                spec=spec_file,
+                folder=rank.folder,
+                swap_folder=self._swap_folder,
+                env=environment,
+            )
+
+    def _watch(
+        self,
+        ranks: list[RankProcess],
+        started: float,
+        timeout_s: float,
+        on_event: Callable[[Mapping[str, Any]], None],
+        should_stop: Callable[[], str | None],
+    ) -> Failure | None:
+        """Wait for the ranks' end; a failure if it was brought about from here."""
+        give_up_at = memory_checked = 0.0
+        while any(rank.is_running for rank in ranks):
+            self._collect(ranks, on_event)
+            now = time.monotonic()
+            if any(rank.has_failed for rank in ranks):
+                give_up_at = give_up_at or now + _GRACE_S
+                if now >= give_up_at:
+                    return None
+            elif now - started > timeout_s:
+                _dump_stacks(ranks)
+                return _stopped(
+                    ranks, FailureKind.TIMEOUT, f"it did not end within {timeout_s:.0f} s"
+                )
+            elif reason := should_stop():
+                return _stopped(ranks, FailureKind.INTERRUPTED, reason)
+            if now - memory_checked >= _MEMORY_POLL_S:
+                memory_checked = now
+                if hog := self._memory_hog(ranks) or self._disk_hog(ranks):
+                    return hog
+        self._collect(ranks, on_event, wait_s=0.0)
+        return None
+
+    def _collect(
+        self,
+        ranks: list[RankProcess],
+        on_event: Callable[[Mapping[str, Any]], None],
+        wait_s: float = _POLL_S,
+    ) -> None:
+        """Take in what ended and what was written."""
+        for pid, status in self._server.exits(wait_s):
+            for rank in ranks:
+                if rank.pid == pid:
+                    rank.status, rank.ended_at = status, time.time()
+        for rank in ranks:
+            for event in rank.new_events():
+                if rank is ranks[0]:
+                    on_event(event)
+
+    def _memory_hog(self, ranks: list[RankProcess]) -> Failure | None:
+        """Host memory running out, or a CPU rank beyond its share of it."""
+        import psutil
+
+        limit = self._hardware.device_memory_bytes
+        if self._hardware.device_type is DeviceType.CPU:
+            for rank in ranks:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    resident = psutil.Process(rank.pid).memory_info().rss
+                    if resident > limit:
+                        message = (
+                            f"rank {rank.number} grew to {resident / 2**30:.1f} GiB, "
+                            f"its share of the host is {limit / 2**30:.1f} GiB"
+                        )
+                        return _stopped([rank], FailureKind.HOST_OUT_OF_MEMORY, message)
+        available = psutil.virtual_memory().available
+        self._num_low_polls = self._num_low_polls + 1 if available < _HOST_FLOOR_BYTES else 0
+        if self._num_low_polls >= _MAX_LOW_POLLS:
+            message = f"only {available / 2**20:.0f} MiB of host memory were left"
+            return _stopped(ranks, FailureKind.HOST_OUT_OF_MEMORY, message)
+        return None
+
+    def _disk_hog(self, ranks: list[RankProcess]) -> Failure | None:
+        """The disk under --nvme-path running full, by the trial or by anybody else."""
+        free = self._swap_disk_bytes()
+        if free >= FULL_DISK_BYTES:
+            return None
+        message = f"only {free / 2**20:.0f} MiB were left on the disk of --nvme-path"
+        return _stopped(ranks, FailureKind.DISK_FULL, message)
+
+    def _swap_disk_bytes(self) -> float:
+        """Room on the disk of the trial's swap folder; without one, no end of it."""
+        folder = self._swap_folder
+        return math.inf if folder is None else shutil.disk_usage(folder).free
+
+    def _end(self, ranks: list[RankProcess]) -> None:
+        """Kill what still runs, and everything it started."""
+        for rank in ranks:
+            if rank.pid and rank.is_running:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(rank.pid, signal.SIGKILL)
+        with contextlib.suppress(LaunchError):
+            self._server.sweep()
+        for rank in ranks:
+            for _ in rank.new_events():
+                pass
+
+
+def rank_environment(hardware: Hardware, place: int = 0, num_places: int = 1) -> dict[str, str]:
+    """The environment of the server, and so of every rank.
+
+    Args:
+        hardware: the devices of a trial.
+        place: which of the launchers that run side by side it is for.
+        num_places: how many there are; they share the cores.
+    """
+    environment = dict(os.environ)
+    cores = os.cpu_count() or 1
+    defaults = {
+        "OMP_NUM_THREADS": str(max(1, cores // (hardware.num_devices * num_places))),
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+    environment = defaults | environment
+    environment |= {
+        "AUTOTUNE_DEVICE_TYPE": str(hardware.device_type),
+        # Ask NVML whether there is a GPU, so that the server itself makes no CUDA context.
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        # Ranks of one host meet through a file and talk over the loopback interface alone. The
+        # address is only read by DeepSpeed's check that a launcher set one.
+        "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if hardware.device_type is DeviceType.CPU:
+        environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    elif num_places > 1:
+        names = environment.get("CUDA_VISIBLE_DEVICES")
+        visible = names.split(",") if names else list(map(str, range(len(visible_gpus()))))
+        own = visible[_devices(hardware, place)]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(name.strip() for name in own)
+    # torch calls ninja by name; an environment that is not activated has it beside its Python.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    architectures = environment.get("TORCH_CUDA_ARCH_LIST", "")
+    environment["TORCH_CUDA_ARCH_LIST"] = readable_architectures(architectures)
+    return environment
+
+
+def _dump_stacks(ranks: list[RankProcess]) -> None:
+    """Have every rank write where it hangs into its error log."""
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank.pid, signal.SIGUSR1)
+    time.sleep(0.2)
+
+
+def _stopped(ranks: list[RankProcess], kind: FailureKind, message: str) -> Failure:
+    first = ranks[0]
+    return Failure(kind=kind, message=message, phase=first.phase(), rank=first.number)
+
+
+def _kernel_oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory, as Linux counts them."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def _devices(hardware: Hardware, place: int) -> slice:
+    """Which of the visible devices are a launcher's own."""
+    return slice(place * hardware.num_devices, (place + 1) * hardware.num_devices)
+
+
+def _device_bytes_in_use(hardware: Hardware, place: int) -> int:
+    """Memory in use on the launcher's GPUs, by anybody; 0 on the CPU."""
+    if hardware.device_type is not DeviceType.CUDA:
+        return 0
+    return sum(gpu.used_bytes for gpu in visible_gpus()[_devices(hardware, place)])
+
+
+def _wait_for_device(
+    hardware: Hardware, place: int, used_before: int, timeout_s: float = 5.0
+) -> None:
+    """The driver frees a dead process's memory a moment later; wait until it has."""
+    slack = 64 * 2**20 * hardware.num_devices
+    deadline = time.monotonic() + timeout_s
+    limit = used_before + slack
+    while _device_bytes_in_use(hardware, place) > limit and time.monotonic() < deadline:
+        time.sleep(0.02)

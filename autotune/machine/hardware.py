@@ -1,0 +1,366 @@
+"""What training runs on: the kind of device, how many, their memory and rates.
+
+Does not know the model. Detection asks NVML and the operating system, so no CUDA context is made
+and torch is not imported.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from autotune.machine.rates import Rates
+
+__all__ = [
+    "DEVICE_KINDS",
+    "FULL_DISK_BYTES",
+    "DeviceKind",
+    "DeviceType",
+    "Hardware",
+    "detect_hardware",
+    "host_memory_bytes",
+    "with_nvme",
+]
+
+GB = 10**9
+GIB = 2**30
+
+FULL_DISK_BYTES = 64 * 2**20
+"""With less than this left, a disk is taken to be full.
+
+DeepSpeed's asynchronous I/O tells no errors: a write that found no room is noticed when the file
+is read back too short.
+"""
+
+
+class DeviceType(StrEnum):
+    """The backend that holds the tensors: torch's own name for it."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceKind:
+    """One line of a data sheet. Rates are dense peaks, without sparsity."""
+
+    name: str
+    """The name that `Hardware.device_kind` carries."""
+    nvml_name: str
+    """A part of the name that NVML reports, by which the device is recognised."""
+    memory_bytes: int
+    """Memory of one device, as NVML reports it, to the GiB."""
+    flops_per_s: float
+    """Peak of bf16 (or fp16 where the device has no bf16) matrix products, fp32 accumulate."""
+    memory_bytes_per_s: float
+    """Peak bandwidth of the device memory."""
+    compute_capability: tuple[int, int]
+    """CUDA's number for what the device can do."""
+    nvlink_bytes_per_s: float
+    """Peak of all its NVLinks together, in one direction; 0 where there are none."""
+    pcie_bytes_per_s: float
+    """Peak of its PCIe connection, in one direction."""
+
+    @property
+    def supports_bf16(self) -> bool:
+        """Whether matrix products in bf16 run at full rate."""
+        return self.compute_capability >= _AMPERE
+
+    @property
+    def supports_tf32(self) -> bool:
+        """Whether fp32 matrix products can use TensorFloat-32."""
+        return self.compute_capability >= _AMPERE
+
+    @property
+    def supports_fp8(self) -> bool:
+        """Whether it has matrix products in 8-bit floating point."""
+        return self.compute_capability >= _ADA
+
+
+# CUDA C++ Programming Guide, "Compute Capabilities": the first with bf16 and TF32, and with fp8.
+_AMPERE = (8, 0)
+_ADA = (8, 9)
+
+
+def _kind(
+    name: str,
+    nvml_name: str,
+    gib: int,
+    tflops: float,
+    gb_per_s: float,
+    capability: tuple[int, int],
+    *,
+    nvlink_gb: float = 0.0,
+    pcie: int = 4,
+) -> DeviceKind:
+    return DeviceKind(
+        name=name,
+        nvml_name=nvml_name,
+        memory_bytes=gib * GIB,
+        flops_per_s=tflops * 1e12,
+        memory_bytes_per_s=gb_per_s * GB,
+        compute_capability=capability,
+        nvlink_bytes_per_s=nvlink_gb * GB,
+        pcie_bytes_per_s=_PCIE_GB_PER_S[pcie] * GB,
+    )
+
+
+_PCIE_GB_PER_S = {3: 15.75, 4: 31.5, 5: 63.0}
+"""Sixteen lanes of each generation."""
+
+DEVICE_KINDS: dict[str, DeviceKind] = {
+    kind.name: kind
+    for kind in (
+        # Vendor data sheets, dense rates. The first match of `nvml_name` wins. NVLink bridges,
+        # which PCIe cards may have in pairs, are not counted.
+        _kind("B200", "B200", 180, 2250, 8000, (10, 0), nvlink_gb=900, pcie=5),
+        _kind("H200", "H200", 140, 989, 4800, (9, 0), nvlink_gb=450, pcie=5),
+        _kind("H100-80GB", "H100", 80, 989, 3350, (9, 0), nvlink_gb=450, pcie=5),
+        _kind("A100-80GB", "A100-SXM4-80GB", 80, 312, 2039, (8, 0), nvlink_gb=300),
+        _kind("A100-80GB-PCIe", "A100 80GB", 80, 312, 1935, (8, 0)),
+        _kind("A100-40GB", "A100", 40, 312, 1555, (8, 0), nvlink_gb=300),
+        _kind("L40S", "L40S", 45, 362, 864, (8, 9)),
+        _kind("L4", "L4", 22, 121, 300, (8, 9)),
+        _kind("V100-32GB", "V100-SXM2-32GB", 32, 125, 900, (7, 0), nvlink_gb=150, pcie=3),
+        _kind("V100-16GB", "V100", 16, 125, 900, (7, 0), nvlink_gb=150, pcie=3),
+        _kind("RTX5090", "RTX 5090", 32, 210, 1792, (12, 0), pcie=5),
+        _kind("RTX4090", "RTX 4090", 24, 165, 1008, (8, 9)),
+        _kind("RTX3090", "RTX 3090", 24, 71, 936, (8, 6)),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hardware:
+    """The devices that a trial may use: of one host, or in a plan of several that are alike."""
+
+    device_type: DeviceType
+    """Where tensors live."""
+    device_kind: str
+    """A name of `DEVICE_KINDS`, NVML's name of an unknown GPU, or `cpu`."""
+    num_devices: int
+    """Ranks of a trial, on all hosts together: one for each device."""
+    device_memory_bytes: int
+    """Memory one rank may use: the GPU's, or on the CPU its share of the host's."""
+    host_memory_bytes: int
+    """Memory of one host, or of the container that limits it."""
+    flops_per_s: float
+    """Peak rate of one device's matrix products at 16 bit."""
+    memory_bytes_per_s: float
+    """Peak bandwidth of one device's memory."""
+    supports_bf16: bool = True
+    """Whether bf16 is worth proposing."""
+    supports_fp16: bool = True
+    """Whether DeepSpeed takes fp16."""
+    supports_tf32: bool = False
+    """Whether fp32 matrix products can use TensorFloat-32."""
+    supports_fp8: bool = False
+    """Whether there are matrix products in 8-bit floating point."""
+    nvme_path: str | None = None
+    """Folder for what is offloaded to NVMe, if one was named."""
+    nvme_free_bytes: int = 0
+    """Room on its disk, of each host, when the search began."""
+    num_nodes: int = 1
+    """Hosts that the devices are spread over evenly."""
+    rates: Rates | None = None
+    """What this very machine was measured to attain, if it was."""
+
+    @property
+    def devices_per_node(self) -> int:
+        """Ranks that share a host, its memory and its disk."""
+        return self.num_devices // self.num_nodes
+
+    @property
+    def host(self) -> Hardware:
+        """One of the hosts alone."""
+        return replace(self, num_devices=self.devices_per_node, num_nodes=1)
+
+    def __str__(self) -> str:
+        """The way a person names it: `1 x H100-80GB`, `2 x cpu`, `2 nodes of 8 x H100-80GB`."""
+        of_one = f"{self.devices_per_node} x {self.device_kind}"
+        return of_one if self.num_nodes == 1 else f"{self.num_nodes} nodes of {of_one}"
+
+
+def host_memory_bytes() -> int:
+    """Memory of the host, or of the control group that limits this process."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    limit_file = Path("/sys/fs/cgroup/memory.max")
+    try:
+        text = limit_file.read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(text)) if text.isdigit() else total
+
+
+def _cpu_computes_fp16() -> bool:
+    """Whether DeepSpeed takes fp16 on this CPU, which oneDNN decides by the instruction set.
+
+    Where /proc/cpuinfo names no AVX512-FP16, as on other architectures, it is taken for missing.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return "avx512_fp16" in flags.split()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """One GPU as NVML sees it."""
+
+    name: str
+    memory_bytes: int
+    used_bytes: int
+    """In use now, by anybody."""
+    compute_capability: tuple[int, int]
+
+
+def visible_gpus() -> list[Gpu]:
+    """The GPUs that CUDA would use, in its order; empty where there is no driver.
+
+    `CUDA_VISIBLE_DEVICES` may name them by index or by UUID; as for CUDA, the first name that
+    stands for none ends the list.
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        handles = [
+            pynvml.nvmlDeviceGetHandleByIndex(index)
+            for index in range(pynvml.nvmlDeviceGetCount())
+        ]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            names = {str(index): handle for index, handle in enumerate(handles)}
+            names |= {str(pynvml.nvmlDeviceGetUUID(handle)): handle for handle in handles}
+            handles = [names.get(part.strip()) for part in visible.split(",")]
+            handles = handles[: handles.index(None)] if None in handles else handles
+        memories = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
+        return [
+            Gpu(
+                name=str(pynvml.nvmlDeviceGetName(handle)),
+                memory_bytes=int(memory.total),
+                used_bytes=int(memory.used),
+                compute_capability=_capability(handle),
+            )
+            for handle, memory in zip(handles, memories, strict=True)
+        ]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _capability(handle: Any) -> tuple[int, int]:
+    import pynvml
+
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return int(major), int(minor)
+
+
+def _kind_of(nvml_name: str) -> DeviceKind | None:
+    return next((kind for kind in DEVICE_KINDS.values() if kind.nvml_name in nvml_name), None)
+
+
+def detect_hardware(num_devices: int | None = None) -> Hardware:
+    """What this machine has: all its GPUs, or else the CPU with two ranks.
+
+    Args:
+        num_devices: use only so many of them (GPUs), or so many ranks (CPU).
+
+    Raises:
+        ConfigError: more GPUs asked for than there are, or fewer than one.
+    """
+    from autotune.errors import ConfigError
+
+    if num_devices is not None and num_devices < 1:
+        raise ConfigError(f"--devices must be at least 1, got {num_devices}")
+    host = host_memory_bytes()
+    gpus = [] if os.environ.get("DS_ACCELERATOR") == "cpu" else visible_gpus()
+    if not gpus:
+        ranks = num_devices or 2
+        return Hardware(
+            device_type=DeviceType.CPU,
+            device_kind="cpu",
+            num_devices=ranks,
+            device_memory_bytes=host // ranks,
+            host_memory_bytes=host,
+            # Order-of-magnitude rates of a laptop core.
+            flops_per_s=5e10 * max(1, (os.cpu_count() or 1) // ranks),
+            memory_bytes_per_s=1e10,
+            supports_fp16=_cpu_computes_fp16(),
+        )
+    if num_devices is not None and num_devices > len(gpus):
+        raise ConfigError(
+            f"--devices {num_devices} asked for, but this machine has {len(gpus)} GPU(s)"
+        )
+    used = gpus[: num_devices or len(gpus)]
+    name, capability = used[0].name, min(gpu.compute_capability for gpu in used)
+    kind = _kind_of(name)
+    return Hardware(
+        device_type=DeviceType.CUDA,
+        device_kind=kind.name if kind else name,
+        num_devices=len(used),
+        device_memory_bytes=min(gpu.memory_bytes for gpu in used),
+        host_memory_bytes=host,
+        flops_per_s=kind.flops_per_s if kind else 1e14,
+        memory_bytes_per_s=kind.memory_bytes_per_s if kind else 1e12,
+        supports_bf16=capability >= _AMPERE,
+        supports_tf32=capability >= _AMPERE,
+        supports_fp8=capability >= _ADA,
+    )
+
+
+def shared_out(hardware: Hardware, num_devices: int) -> tuple[Hardware, int]:
+    """The devices of one trial where several run side by side, and how many of them do.
+
+    Memory and cores of the host stay whole: what works there runs alone.
+
+    Raises:
+        ConfigError: the devices cannot be shared out so.
+    """
+    from autotune.errors import ConfigError
+
+    if num_devices < 1 or hardware.num_devices % num_devices:
+        raise ConfigError(
+            f"--devices-per-trial {num_devices} does not divide {hardware.num_devices} devices; "
+            "choose a divisor, or another --devices"
+        )
+    return replace(hardware, num_devices=num_devices), hardware.num_devices // num_devices
+
+
+def with_nvme(hardware: Hardware, path: Path) -> Hardware:
+    """The same machine with a folder for what is offloaded to NVMe.
+
+    Writes one page there and removes it, since permissions, a read-only mount and a file system
+    without O_DIRECT (which DeepSpeed's asynchronous I/O opens files with) show in no other way.
+
+    Raises:
+        ConfigError: there is no such folder, or DeepSpeed could not write to it.
+    """
+    from autotune.errors import ConfigError
+
+    if not path.is_dir():
+        what = "this is a file" if path.exists() else "no such folder"
+        raise ConfigError(f"--nvme-path {path}: {what}; name an existing folder")
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".autotune-", dir=path) as probe:
+            probe.write(b"0")
+            probe.flush()
+            os.close(os.open(probe.name, os.O_RDONLY | getattr(os, "O_DIRECT", 0)))
+        free = shutil.disk_usage(path).free
+    except OSError as error:
+        raise ConfigError(
+            f"--nvme-path {path}: cannot be written, or not with O_DIRECT: "
+            f"{error.strerror or error}; name a folder of yours on a local disk"
+        ) from error
+    return replace(hardware, nvme_path=str(path.resolve()), nvme_free_bytes=free)

@@ -1,0 +1,1 @@
+"""The answer for hardware that is not here, from predictions alone."""

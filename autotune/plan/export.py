@@ -1,0 +1,94 @@
+"""A planned strategy as a folder to train with, marked in every text as not measured.
+
+Does not know how the folder is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from autotune.answer.export import export_files, write_export
+from autotune.answer.export_guide import guide_text, launch_script, loss_words
+from autotune.answer.report import format_gib
+from autotune.plan.plan import Candidate, Plan
+from autotune.plan.report import plan_assumptions
+from autotune.study.pareto import Pick
+
+__all__ = ["export_plan"]
+
+_MARK = "NOT MEASURED"
+
+
+def export_plan(plan: Plan, which: Pick, folder: Path) -> Path:
+    """Write the folder: ds_config.json, strategy.yaml, launch.sh, README.md, provenance.json.
+
+    A folder that already holds this very export is left as it is.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: the folder holds something else.
+        StorageError: the folder cannot be written.
+    """
+    return write_export(folder, lambda date: _files(plan, plan.picks[which], date))
+
+
+def _files(plan: Plan, candidate: Candidate, date: str) -> Mapping[str, bytes]:
+    spec = plan.spec
+    return export_files(
+        plan.workload,
+        plan.hardware,
+        candidate.strategy,
+        note=f"{_MARK}: planned by prediction alone",
+        launch=launch_script(spec.host, spec.num_nodes),
+        readme=guide_text(
+            _origin(plan, candidate),
+            plan.workload,
+            plan.hardware,
+            candidate.strategy,
+            is_measured=False,
+        ),
+        provenance=_provenance(plan, candidate, date),
+    )
+
+
+def _origin(plan: Plan, candidate: Candidate) -> str:
+    prediction, workload = candidate.prediction, plan.workload
+    lower, upper = prediction.peak_memory_lower_bytes, prediction.peak_memory_upper_bytes
+    bounds, between = prediction.tokens_per_second_bounds, ""
+    if bounds is not None:
+        between = f" ({bounds[0]:,.0f} to {bounds[1]:,.0f})"
+    disk = ""
+    if candidate.strategy.uses_nvme:
+        disk = f"""
+`nvme_path` in `ds_config.json`, {plan.hardware.nvme_path}, is where the disk was taken to be \
+mounted: set yours."""
+    return f"""\
+**{_MARK}**: from `autotune plan`, which runs nothing. {workload.model.name},
+{workload.seq_len} tokens a sample, {workload.global_batch_size} samples a step, on {plan.spec}.
+Predicted {prediction.tokens_per_second:,.0f} tokens/s{between} and a peak of \
+{format_gib(prediction.peak_memory_bytes)} GiB on one device, between {format_gib(lower)}
+and {format_gib(upper)} GiB. `autotune search` on the machine itself measures.
+The strategy {loss_words(plan.loss_class(candidate), plan.reference)}.{disk}"""
+
+
+def _provenance(plan: Plan, candidate: Candidate, date: str) -> dict[str, Any]:
+    return {
+        "exported_at": date,
+        "measured": False,
+        "note": f"{_MARK}: planned by prediction alone",
+        "strategy": candidate.strategy.to_dict(),
+        "strategy_in_words": str(candidate.strategy),
+        "loss_class": str(plan.loss_class(candidate)),
+        "prediction": asdict(candidate.prediction),
+        "assumptions": list(plan_assumptions(plan)),
+        "calibrated_from": plan.lesson.to_dict() if plan.lesson is not None else None,
+        "reference": plan.reference.to_dict(),
+        "workload": plan.workload.to_dict(),
+        "hardware": asdict(plan.spec.host),
+        "num_nodes": plan.spec.num_nodes,
+    }

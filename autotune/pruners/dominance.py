@@ -1,0 +1,58 @@
+"""What is not worth launching by order: what needs no less than a trial that ran out of memory.
+
+Does not know how strategies are proposed or run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autotune.pruners.memory_order import holds_as_much, needs_as_much
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Failure, FailureKind, Phase, Prediction, Trial
+
+__all__ = ["DominancePruner"]
+
+
+class DominancePruner:
+    """Skips what needs at least as much memory as a trial that ran out of it."""
+
+    def reason_to_skip(
+        self, strategy: Strategy, prediction: Prediction, trials: Sequence[Trial]
+    ) -> str | None:
+        """Which trial shows that the strategy cannot fit, in words; None where none does."""
+        for trial in trials:
+            failure = trial.failure
+            if failure is None or not failure.kind.is_out_of_memory:
+                continue
+            of_host = failure.kind is FailureKind.HOST_OUT_OF_MEMORY
+            if failure.phase is Phase.INIT:
+                if holds_as_much(strategy, trial.strategy, of_host=of_host):
+                    return (
+                        f"{_lesson(trial, failure)}, before any batch; "
+                        "this holds at least the same states"
+                    )
+            elif needs_as_much(
+                strategy, trial.strategy, of_host=of_host
+            ) and not _is_predicted_smaller(prediction, trial):
+                return (
+                    f"{_lesson(trial, failure)} with micro-batch "
+                    f"{trial.strategy.micro_batch_size}; this needs at least as much"
+                )
+        return None
+
+
+def _lesson(trial: Trial, failure: Failure) -> str:
+    kind = "host memory" if failure.kind is FailureKind.HOST_OUT_OF_MEMORY else "memory"
+    where = f" in {failure.phase}" if failure.phase else ""
+    return f"trial {trial.number} ran out of {kind}{where}"
+
+
+def _is_predicted_smaller(prediction: Prediction, trial: Trial) -> bool:
+    """Whether the predictor says that the order is broken.
+
+    A larger micro-batch leaves fewer micro-steps, and with a single one no gradients are held from
+    one to the next, which may save more than the activations cost.
+    """
+    failed = trial.prediction
+    return failed is not None and prediction.peak_memory_bytes < failed.peak_memory_bytes

@@ -1,0 +1,232 @@
+"""A decoder-only model's numbers: its sizes, its linear layers and its parameters.
+
+From a census of the built model where there is one, and else by the published layer definitions.
+Does not know where a configuration comes from, nor what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autotune.knobs import ModuleGroup
+from autotune.question.adapter_targets import ADAPTER_GROUPS, ALL_LINEAR, has_adapter
+from autotune.question.census import Census
+
+__all__ = ["ModelShape"]
+
+_PLAIN_MLP = {"opt", "gpt2", "gpt_neox", "gptj", "gpt_neo", "bloom", "falcon", "phi"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """The numbers of an architecture that memory and time depend on.
+
+    Without a census parameter counts follow the published layer definitions; biases and positions
+    are counted where the architecture has them. `tests/question/test_workload.py` holds both against built
+    models.
+    """
+
+    name: str
+    """As the user typed it."""
+    model_type: str
+    """Hugging Face's `model_type`."""
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    embedding_size: int
+    """Width of the embedding table; differs from `hidden_size` in OPT-350M alone."""
+    num_experts: int = 1
+    """MLPs of a layer (Mixtral); 1 for dense models."""
+    config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The whole Hugging Face configuration, for building the model."""
+    source: str | None = None
+    """Folder or Hugging Face id whose own code builds the model; only with --trust-remote-code."""
+    census: Census | None = field(default=None, hash=False)
+    """The parameters of the built model. None for presets, which are counted without transformers,
+    and for models that cannot be built from their configuration."""
+
+    def __post_init__(self) -> None:
+        """Take a census that comes from JSON."""
+        if isinstance(self.census, Mapping):
+            object.__setattr__(self, "census", Census.from_dict(self.census))
+
+    @property
+    def has_gated_mlp(self) -> bool:
+        """Whether the MLP has a gate beside up and down (SwiGLU, GeGLU)."""
+        return self.model_type not in _PLAIN_MLP
+
+    @property
+    def attention_linears(self) -> dict[str, tuple[int, int]]:
+        """The linear layers of one attention block, by name: (inputs, outputs).
+
+        The mean over all layers, where they differ.
+        """
+        if self.census is not None:
+            return self._of_one_layer(self.census.attention_linears)
+        h, q = self.hidden_size, self.num_attention_heads * self.head_dim
+        kv = self.num_key_value_heads * self.head_dim
+        if self.model_type == "gpt2":
+            return {"c_attn": (h, q + 2 * kv), "c_proj": (q, h)}
+        if self.model_type in ("gpt_neox", "bloom", "falcon"):
+            return {"query_key_value": (h, q + 2 * kv), "dense": (q, h)}
+        if self.model_type == "phi3":
+            return {"qkv_proj": (h, q + 2 * kv), "o_proj": (q, h)}
+        outs = {"opt": "out_proj", "gpt_neo": "out_proj", "gptj": "out_proj", "phi": "dense"}
+        out = outs.get(self.model_type, "o_proj")
+        return {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), out: (q, h)}
+
+    @property
+    def mlp_linears(self) -> dict[str, tuple[int, int]]:
+        """The linear layers of one MLP, by name: (inputs, outputs); of a mixture, one expert's."""
+        if self.census is not None and self.num_experts == 1:
+            return self._of_one_layer(self.census.mlp_linears)
+        h, f = self.hidden_size, self.intermediate_size
+        if self.model_type == "phi3":
+            return {"gate_up_proj": (h, 2 * f), "down_proj": (f, h)}
+        if self.has_gated_mlp:
+            return {"gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h)}
+        if self.model_type in ("gpt2", "gpt_neo"):
+            return {"c_fc": (h, f), "c_proj": (f, h)}
+        if self.model_type == "gptj":
+            return {"fc_in": (h, f), "fc_out": (f, h)}
+        if self.model_type in ("gpt_neox", "bloom", "falcon"):
+            return {"dense_h_to_4h": (h, f), "dense_4h_to_h": (f, h)}
+        return {"fc1": (h, f), "fc2": (f, h)}
+
+    @property
+    def linear_parameters_per_layer(self) -> int:
+        """Weights of the linear layers of one decoder block, without biases."""
+        if self.census is not None:
+            return (self.census.attention + self.census.mlp) // self.num_hidden_layers
+        attention = sum(i * o for i, o in self.attention_linears.values())
+        return attention + self.num_experts * sum(i * o for i, o in self.mlp_linears.values())
+
+    @property
+    def largest_weight(self) -> int:
+        """Elements of the largest single parameter; a mixture's experts are one parameter."""
+        if self.census is not None:
+            return self.census.largest
+        linears = [*self.attention_linears.values(), *self.mlp_linears.values()]
+        mlp = sum(i * o for i, o in self.mlp_linears.values())
+        experts = mlp * self.num_experts if self.num_experts > 1 else 0
+        embedding = self.vocab_size * max(self.hidden_size, self.embedding_size)
+        return max(embedding, experts, *(i * o for i, o in linears))
+
+    @property
+    def linear_sides(self) -> int:
+        """Rows and columns of the weights of all linear layers of the decoder blocks, added up."""
+        if self.census is not None:
+            return self.census.sides
+        attention = sum(i + o for i, o in self.attention_linears.values())
+        mlp = sum(i + o for i, o in self.mlp_linears.values())
+        return self.num_hidden_layers * (attention + self.num_experts * mlp)
+
+    @property
+    def parameters_per_layer(self) -> int:
+        """All parameters of one decoder block."""
+        if self.census is not None:
+            return self.census.layers // self.num_hidden_layers
+        linears = [*self.attention_linears.values(), *self.mlp_linears.values()]
+        if self.model_type == "qwen2":
+            biases = sum(o for name, (_, o) in self.attention_linears.items() if name != "o_proj")
+        else:
+            biases = 0 if self.has_gated_mlp else sum(o for _, o in linears)
+        norms = 2 * self.norm_parameters
+        router = self.hidden_size * self.num_experts if self.num_experts > 1 else 0
+        return self.linear_parameters_per_layer + biases + norms + router
+
+    @property
+    def norm_parameters(self) -> int:
+        """Of the last norm: weights, and biases beside plain MLPs (LayerNorm)."""
+        if self.census is not None:
+            return self.census.norm
+        return self.hidden_size * (1 if self.has_gated_mlp else 2)
+
+    @property
+    def embedding_parameters(self) -> int:
+        """The token embedding, with learned positions where the architecture has them."""
+        if self.census is not None:
+            return self.census.embedding
+        positions = {"opt": self.max_position_embeddings + 2, "gpt2": self.max_position_embeddings}
+        projections = 2 * self.embedding_size * self.hidden_size
+        return (
+            self.vocab_size * self.embedding_size
+            + positions.get(self.model_type, 0) * self.hidden_size
+            + (projections if self.embedding_size != self.hidden_size else 0)
+        )
+
+    @property
+    def lm_head_parameters(self) -> int:
+        """The output projection; 0 where it shares the embedding's weights."""
+        if self.census is not None:
+            return self.census.lm_head
+        return 0 if self.tie_word_embeddings else self.vocab_size * self.hidden_size
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters, shared ones once."""
+        return (
+            self.embedding_parameters
+            + self._layer_parameters
+            + self.norm_parameters
+            + self.lm_head_parameters
+        )
+
+    @property
+    def _layer_parameters(self) -> int:
+        if self.census is not None:
+            return self.census.layers
+        return self.num_hidden_layers * self.parameters_per_layer
+
+    def _of_one_layer(self, linears: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+        """The mean of sides that were added up over all layers."""
+        num = self.num_hidden_layers
+        return {
+            name: (inputs // num, outputs // num) for name, (inputs, outputs) in linears.items()
+        }
+
+    @property
+    def adapter_linears(self) -> dict[ModuleGroup, dict[str, tuple[int, int]]]:
+        """The linear layers of one decoder block that can have adapters, by group and name.
+
+        Not the experts of a mixture: transformers keeps their weights as one tensor, which is no
+        linear layer.
+        """
+        return {
+            ModuleGroup.ATTENTION: self.attention_linears,
+            ModuleGroup.MLP: self.mlp_linears if self.num_experts == 1 else {},
+        }
+
+    def unknown_target(self, targets: tuple[str, ...]) -> str | None:
+        """The first target of LoRA that this model has no layer for, in words."""
+        groups = [group for group in ADAPTER_GROUPS if self.adapter_linears[group]]
+        names = [name for group in groups for name in self.adapter_linears[group]]
+        known = dict.fromkeys((ALL_LINEAR, *map(str, groups), *names))
+        for target in targets:
+            if target not in known:
+                return (
+                    f"{self.name} has no linear layer {target!r}; choose from {', '.join(known)}"
+                )
+        return None
+
+    def num_lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
+        """Parameters of the adapters: rank x (inputs + outputs) for each target of each layer."""
+        linears: Mapping[ModuleGroup, Mapping[str, tuple[int, int]]] = self.adapter_linears
+        num_layers = self.num_hidden_layers
+        if self.census is not None:
+            attention, mlp = self.census.attention_linears, self.census.mlp_linears
+            linears, num_layers = {ModuleGroup.ATTENTION: attention, ModuleGroup.MLP: mlp}, 1
+        return num_layers * sum(
+            rank * (inputs + outputs)
+            for group, sides in linears.items()
+            for name, (inputs, outputs) in sides.items()
+            if has_adapter(name, group, targets)
+        )

@@ -1,0 +1,107 @@
+"""What a search was asked: it decides whether two searches may share one study.
+
+Budget, sampler and timeouts are not part of it: they say how long and how, not what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from autotune.errors import ConfigError
+from autotune.machine.hardware import DeviceType, Hardware
+from autotune.machine.rates import Rates
+from autotune.question.workload import Workload
+
+__all__ = ["Question"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """One question: this workload, on this hardware, over this space, with so much to spare."""
+
+    workload: Workload
+    hardware: Hardware
+    space_name: str
+    space_text: str
+    """The search space file, whole."""
+    headroom: float = 0.05
+    """Share of device memory that a strategy must leave free."""
+    seed: int = 0
+
+    @property
+    def memory_limit_bytes(self) -> int:
+        """What a strategy may use of each device."""
+        return int(self.hardware.device_memory_bytes * (1 - self.headroom))
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Room on each device, on the host and on disk, as `Prediction` takes them."""
+        return {
+            "device_bytes": self.memory_limit_bytes,
+            "host_bytes": self.hardware.host_memory_bytes,
+            "disk_bytes": self.hardware.nvme_free_bytes,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; `from_dict` reads it back."""
+        return asdict(self) | {
+            "workload": self.workload.to_dict(),
+            "hardware": asdict(self.hardware) | {"device_type": str(self.hardware.device_type)},
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Question:
+        """Read back what `to_dict` wrote.
+
+        Raises:
+            ConfigError: it is no question of autotune.
+        """
+        try:
+            hardware = dict(record["hardware"])
+            hardware["device_type"] = DeviceType(hardware["device_type"])
+            hardware["rates"] = Rates(**hardware["rates"]) if hardware.get("rates") else None
+            rest = {k: v for k, v in record.items() if k not in ("workload", "hardware")}
+            return cls(
+                workload=Workload.from_dict(record["workload"]),
+                hardware=Hardware(**hardware),
+                **rest,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"this is no question of autotune: {error}") from error
+
+    def differences(self, other: Question) -> list[str]:
+        """What another question asks differently, in words; empty where both are the same.
+
+        The exact size of host memory does not count: it moves by a few pages from boot to boot.
+        """
+        pairs = {
+            "--model": (self.workload.model, other.workload.model),
+            "--seq-len": (self.workload.seq_len, other.workload.seq_len),
+            "--global-batch": (self.workload.global_batch_size, other.workload.global_batch_size),
+            "--method": (str(self.workload.method), str(other.workload.method)),
+            "--lora-rank": (self.workload.lora_rank, other.workload.lora_rank),
+            "--lora-targets": (self.workload.lora_targets, other.workload.lora_targets),
+            "hardware": (str(self.hardware), str(other.hardware)),
+            "--nvme-path": (
+                self.hardware.nvme_path or "not given",
+                other.hardware.nvme_path or "not given",
+            ),
+            "--headroom": (self.headroom, other.headroom),
+            "--seed": (self.seed, other.seed),
+        }
+        words = [
+            f"{name} {_in_words(theirs)} there, {_in_words(ours)} here"
+            for name, (ours, theirs) in pairs.items()
+            if ours != theirs
+        ]
+        if self.space_text != other.space_text:
+            words.append(f"--space {other.space_name} there, {self.space_name} here (or edited)")
+        return words
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(getattr(value, "name", value))

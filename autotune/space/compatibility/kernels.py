@@ -1,0 +1,76 @@
+"""Kernels against the device, what is installed and the architecture."""
+
+from __future__ import annotations
+
+from autotune.knobs import Attention
+from autotune.machine.hardware import DeviceType, Hardware
+from autotune.machine.software import Software
+from autotune.question.workload import Workload
+from autotune.space.compatibility.attention import ATTENTIONS_MISSING
+from autotune.space.strategy import Strategy
+
+__all__ = ["LIGER_MODEL_TYPES", "conflict"]
+
+LIGER_MODEL_TYPES = frozenset(
+    ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3")
+)
+"""Architectures for which Liger 0.8 has fused kernels."""
+
+_MAX_FLASH_HEAD_DIM = 256
+"""Of FlashAttention 2."""
+
+
+def conflict(
+    strategy: Strategy, workload: Workload, hardware: Hardware, software: Software
+) -> str | None:
+    """Why the question does not allow these knobs, in words; None where it does."""
+    return (
+        _fused_kernels(strategy, workload, hardware, software)
+        or _attention(strategy, workload, hardware, software)
+        or _torch_compile(strategy, hardware, software)
+    )
+
+
+def _fused_kernels(
+    strategy: Strategy, workload: Workload, hardware: Hardware, software: Software
+) -> str | None:
+    if not strategy.fused_kernels:
+        return None
+    if hardware.device_type is not DeviceType.CUDA:
+        return "fused_kernels needs a GPU"
+    if not software.has_liger:
+        return "fused_kernels needs Liger: pip install 'autotune[liger]'"
+    if workload.model.model_type not in LIGER_MODEL_TYPES:
+        return f"Liger has no fused kernels for {workload.model.model_type}"
+    return None
+
+
+def _attention(
+    strategy: Strategy, workload: Workload, hardware: Hardware, software: Software
+) -> str | None:
+    attention, model = strategy.attention, workload.model
+    if model.model_type in ATTENTIONS_MISSING[attention]:
+        return f"transformers has no {attention} attention for {model.model_type}"
+    if attention is not Attention.FLASH:
+        return None
+    if hardware.device_type is not DeviceType.CUDA:
+        return f"attention {attention} needs a GPU"
+    if not software.has_flash_attention:
+        return f"attention {attention} needs FlashAttention: pip install flash-attn"
+    if model.head_dim > _MAX_FLASH_HEAD_DIM:
+        return (
+            f"attention {attention} takes heads of at most {_MAX_FLASH_HEAD_DIM}, "
+            f"{model.name} has {model.head_dim}"
+        )
+    return None
+
+
+def _torch_compile(strategy: Strategy, hardware: Hardware, software: Software) -> str | None:
+    if not strategy.torch_compile:
+        return None
+    if hardware.device_type is DeviceType.CUDA:
+        if not software.has_gpu_inductor:
+            return "torch_compile needs Triton and a C compiler, to make code for a GPU"
+    elif not software.has_cpu_inductor:
+        return "torch_compile needs a C++ compiler, to make code for a CPU"
+    return None

@@ -1,0 +1,26 @@
+"""Optimizers against the device and what is installed."""
+
+from __future__ import annotations
+
+from autotune.knobs import Optimizer
+from autotune.machine.hardware import DeviceType, Hardware
+from autotune.machine.software import Software
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
+
+__all__ = ["conflict"]
+
+
+def conflict(
+    strategy: Strategy, workload: Workload, hardware: Hardware, software: Software
+) -> str | None:
+    """Why the question does not allow these knobs, in words; None where it does."""
+    is_cuda = hardware.device_type is DeviceType.CUDA
+    if strategy.optimizer is Optimizer.PAGED_ADAMW_8BIT and not is_cuda:
+        return (
+            "optimizer paged_adamw_8bit needs a GPU, whose driver moves the pages; elsewhere "
+            "bitsandbytes pages nothing: take adamw_8bit"
+        )
+    if strategy.optimizer is Optimizer.MUON and not software.has_compiler:
+        return "optimizer muon needs a C++ compiler: DeepSpeed has its kernels compiled by torch"
+    return None

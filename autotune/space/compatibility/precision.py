@@ -1,0 +1,90 @@
+"""Precision against what the device computes with, and the model's shape."""
+
+from __future__ import annotations
+
+from autotune.knobs import FP8_MULTIPLE, GroupPrecision, ModuleGroup, Precision
+from autotune.machine.hardware import Hardware
+from autotune.machine.software import Software
+from autotune.question.workload import Method, ModelShape, Workload
+from autotune.space.strategy import Strategy
+
+__all__ = ["conflict"]
+
+
+def conflict(
+    strategy: Strategy, workload: Workload, hardware: Hardware, software: Software
+) -> str | None:
+    """Why the question does not allow these knobs, in words; None where it does."""
+    return (
+        _device(strategy, hardware)
+        or _fp8(strategy, workload, hardware)
+        or _groups(strategy, workload)
+    )
+
+
+def _device(strategy: Strategy, hardware: Hardware) -> str | None:
+    if Precision.BF16 in strategy.parameter_precisions and not hardware.supports_bf16:
+        return f"{hardware.device_kind} has no bf16"
+    # Without ZeRO, or beside other precisions, fp16 does without DeepSpeed's, which asks for it.
+    needs_fp16 = strategy.parameter_precisions == {Precision.FP16} and not strategy.scales_own_loss
+    if needs_fp16 and not hardware.supports_fp16:
+        return "DeepSpeed computes fp16 on CPUs with AVX512-FP16 only, and this one has none"
+    if strategy.tf32 and not hardware.supports_tf32:
+        return (
+            f"tf32 needs a GPU of compute capability 8.0 or above: {hardware.device_kind} is none"
+        )
+    return None
+
+
+def _fp8(strategy: Strategy, workload: Workload, hardware: Hardware) -> str | None:
+    groups = [group for group in ModuleGroup if strategy.precision_of(group) is GroupPrecision.FP8]
+    for group in groups:
+        knob = f"{group}_precision"
+        if not hardware.supports_fp8:
+            return (
+                f"{knob} fp8 needs a GPU of compute capability 8.9 or above: "
+                f"{hardware.device_kind} is none"
+            )
+        if workload.method is Method.QLORA:
+            return f"{knob} fp8 does not go with qlora, whose weights have 4 bit"
+        if words := _unfit_for_fp8(group, workload.model):
+            return f"{knob} fp8 {words}"
+    return None
+
+
+def _unfit_for_fp8(group: ModuleGroup, model: ModelShape) -> str | None:
+    """Why the products of a group cannot be in 8 bit."""
+    if group is not ModuleGroup.LM_HEAD and model.model_type == "gpt2":
+        return f"needs linear layers, and {model.name} has convolutions in their place"
+    if group is ModuleGroup.MLP and model.num_experts > 1:
+        return f"needs linear layers, and the experts of {model.name} are none"
+    linears = {
+        ModuleGroup.ATTENTION: model.attention_linears,
+        ModuleGroup.MLP: model.mlp_linears,
+        ModuleGroup.LM_HEAD: {"the head": (model.embedding_size, model.vocab_size)},
+    }[group]
+    for name, sides in linears.items():
+        if any(side % FP8_MULTIPLE for side in sides):
+            return (
+                f"needs sides that are multiples of {FP8_MULTIPLE}, got {sides[0]} x {sides[1]} "
+                f"({name} of {model.name})"
+            )
+    return None
+
+
+def _groups(strategy: Strategy, workload: Workload) -> str | None:
+    own = {group: strategy.parameter_precision(group) for group in ModuleGroup}
+    embedding, head = own[ModuleGroup.EMBEDDING], own[ModuleGroup.LM_HEAD]
+    if workload.model.tie_word_embeddings and embedding is not head:
+        return (
+            f"embedding and lm_head of {workload.model.name} share their weights: their "
+            f"precisions must be one, got {embedding} and {head}"
+        )
+    if workload.method is Method.QLORA:
+        for group in (ModuleGroup.ATTENTION, ModuleGroup.MLP):
+            if own[group] is not strategy.precision:
+                return (
+                    f"{group}_precision {own[group]} does not go with qlora, whose 4-bit layers "
+                    f"compute in precision {strategy.precision}"
+                )
+    return None

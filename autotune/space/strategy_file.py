@@ -1,0 +1,206 @@
+"""`strategy.yaml` of an export: a strategy with what is needed to put it on a user's own model.
+
+Knows the file's form. Does not know torch, nor DeepSpeed's keys.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, PlainValidator, create_model
+
+from autotune.errors import ConfigError
+from autotune.question.adapter_targets import ALL_LINEAR
+from autotune.question.workload import Method
+from autotune.space.strategy import Strategy, read_knob
+from autotune.yaml_file import Section, parse_yaml, read_text
+
+__all__ = ["StrategyFile", "knob_type", "read_strategy_file"]
+
+_HEADER = """\
+A training strategy found by autotune. What DeepSpeed's JSON can hold is in ds_config.json; the
+rest is put on a model by
+  model = autotune.apply(model, "strategy.yaml")
+  optimizer = autotune.create_optimizer(model, "strategy.yaml")
+Edit both files or neither."""
+
+_IN_JSON = "in ds_config.json"
+
+_COMMENTS = {
+    "method": "full, lora or qlora",
+    "zero_stage": _IN_JSON,
+    "tensor_parallel_size": _IN_JSON,
+    "pipeline_parallel_size": "autotune.pipeline: stages of consecutive layers",
+    "sequence_parallel_size": "autotune.apply and autotune.shard_batch",
+    "offload_optimizer": _IN_JSON,
+    "offload_ratio": _IN_JSON,
+    "offload_param": _IN_JSON,
+    "micro_batch_size": _IN_JSON,
+    "checkpoint_interval": "autotune.apply: keep every k-th layer's input; 0 keeps all",
+    "checkpoint_scope": "autotune.apply: what is recomputed: layer, attention or mlp",
+    "offload_checkpoints": "autotune.apply: where the kept inputs wait",
+    "mlp_tiles": "autotune.apply: pieces of each MLP, one after the other",
+    "loss_tiles": "autotune.apply: pieces of logits and loss",
+    "optimizer": "in ds_config.json, else autotune.create_optimizer; 8-bit ones keep embeddings "
+    "in 32 bit with zero_stage 0 alone",
+    "precision": "in ds_config.json; load the model in it too",
+    "embedding_precision": "autotune.apply",
+    "attention_precision": "autotune.apply",
+    "mlp_precision": "autotune.apply",
+    "norm_precision": "autotune.apply",
+    "lm_head_precision": "autotune.apply",
+    "master_weights": _IN_JSON,
+    "tf32": "autotune.apply: TensorFloat-32 for fp32 matrix products",
+    "reduce_bucket_size": _IN_JSON,
+    "overlap_comm": _IN_JSON,
+    "zero_quantized_weights": _IN_JSON,
+    "zero_quantized_gradients": _IN_JSON,
+    "zero_hpz_partition_size": _IN_JSON,
+    "fused_kernels": "autotune.apply: Liger's kernels",
+    "attention": "autotune.apply: transformers' attn_implementation",
+    "torch_compile": "autotune.apply: compiles the decoder layers",
+    "lora_rank": "autotune.apply: PEFT adapters; 0 trains all",
+    "lora_alpha": "autotune.apply: scale of the adapters; 0 is twice the rank",
+    "lora_targets": "autotune.apply: linear layers with adapters",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StrategyFile:
+    """What `strategy.yaml` says."""
+
+    model: str
+    """The model that it was found for, as the user named it."""
+    seq_len: int
+    """Tokens of the longest sample that it was found for."""
+    global_batch_size: int
+    """Samples of one optimizer step over all ranks."""
+    method: Method
+    lora_targets: tuple[str, ...]
+    learning_rate: float
+    """Of an optimizer that is not built from DeepSpeed's JSON."""
+    strategy: Strategy
+
+    def to_yaml(self) -> str:
+        """As the text of the file, each key with a comment; `read_strategy_file` reads it back."""
+        from ruamel.yaml import YAML
+        from ruamel.yaml.comments import CommentedMap
+
+        workload = CommentedMap(
+            model=self.model,
+            seq_len=self.seq_len,
+            global_batch_size=self.global_batch_size,
+            method=str(self.method),
+            lora_targets=list(self.lora_targets),
+        )
+        strategy = CommentedMap(self.strategy.to_dict())
+        for section in (workload, strategy):
+            for key in section:
+                if key in _COMMENTS:
+                    section.yaml_add_eol_comment(_COMMENTS[key], key, column=38)
+        document = CommentedMap(
+            workload=workload, learning_rate=self.learning_rate, strategy=strategy
+        )
+        document.yaml_set_start_comment(_HEADER)
+        for key, comment in (
+            ("workload", "\nWhat it was found for."),
+            ("learning_rate", "\nOf autotune.create_optimizer; ds_config.json has its own."),
+            ("strategy", "\nHow it was trained, and which of the two files puts it to work."),
+        ):
+            document.yaml_set_comment_before_after_key(key, before=comment)
+        yaml = YAML()
+        # Flow style would put a comment inside a list; a line is never folded.
+        yaml.default_flow_style, yaml.width = False, 4096
+        stream = io.StringIO()
+        yaml.dump(document, stream)
+        return stream.getvalue()
+
+
+def knob_type(name: str) -> Any:
+    """The type of one knob's values, for a pydantic model of a file."""
+    return Annotated[Any, PlainValidator(partial(_read_value, name))]
+
+
+def _read_value(name: str, value: object) -> Any:
+    try:
+        read = read_knob(name, value)
+    except ConfigError as error:
+        if isinstance(value, str) and _is_number(value):
+            raise ConfigError(f"{error}, which is text: write it without quotes") from None
+        raise
+    except (OverflowError, ValueError):
+        raise ConfigError(f"{name} takes whole numbers, got {value!r}") from None
+    return read
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+class _Workload(Section):
+    model: str
+    seq_len: int = Field(ge=1)
+    global_batch_size: int = Field(ge=1)
+    method: Method
+    lora_targets: tuple[str, ...] = (ALL_LINEAR,)
+
+
+class _Knobs(Section):
+    unknown_key = "there is no knob"
+
+
+def _to_strategy(knobs: _Knobs) -> Strategy:
+    return Strategy(**dict(knobs))
+
+
+# A knob that the file leaves out keeps its default, so that files outlive a new knob.
+_StrategyKnobs = create_model(
+    "Strategy",
+    __base__=_Knobs,
+    **{knob.name: (knob_type(knob.name), knob.default) for knob in fields(Strategy)},  # type: ignore
+)
+
+
+class _Document(Section):
+    workload: _Workload
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    strategy: Annotated[Any, AfterValidator(_to_strategy)]
+
+
+_StrategyDocument = create_model(
+    "StrategyDocument",
+    __base__=_Document,
+    strategy=(Annotated[_StrategyKnobs, AfterValidator(_to_strategy)], ...),
+)
+
+
+def read_strategy_file(path: Path) -> StrategyFile:
+    """Read a strategy back.
+
+    Raises:
+        ConfigError: no such file, or a mistake in it; the message has file and line.
+    """
+    text = read_text(path, str(path), if_missing="; `autotune export` writes one")
+    document = parse_yaml(text, str(path), _StrategyDocument)
+    workload, strategy = document.workload, document.strategy
+    if (strategy.lora_rank > 0) != (workload.method is not Method.FULL):
+        raise ConfigError(
+            f"{path}: lora_rank {strategy.lora_rank} does not go with method {workload.method}"
+        )
+    return StrategyFile(
+        model=workload.model,
+        seq_len=workload.seq_len,
+        global_batch_size=workload.global_batch_size,
+        method=workload.method,
+        lora_targets=workload.lora_targets,
+        learning_rate=document.learning_rate,
+        strategy=strategy,
+    )

@@ -1,0 +1,144 @@
+"""The Pareto front: what nothing else beats in both throughput and memory.
+
+Of a study only what was measured, and fits, counts. Does not know how anything was predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.trials.trial import Rival, Trial
+
+__all__ = [
+    "Objectives",
+    "Pick",
+    "front_of",
+    "front_rows",
+    "pareto_front",
+    "pick",
+    "pick_of",
+    "rivals",
+]
+
+Candidate = TypeVar("Candidate")
+
+Objectives = tuple[float, int]
+"""Tokens per second, and bytes of peak memory."""
+
+
+class Pick(StrEnum):
+    """Which trial of a front is wanted."""
+
+    THROUGHPUT = "throughput"
+    """The fastest."""
+    MEMORY = "memory"
+    """The one that needs the least memory."""
+    BALANCED = "balanced"
+    """The knee: beyond it, more speed costs much memory and less memory much speed."""
+
+
+def front_of(
+    candidates: Sequence[Candidate], objectives: Callable[[Candidate], Objectives]
+) -> list[Candidate]:
+    """The candidates that none beats in both objectives, fastest first.
+
+    Of candidates with equal values the first one stands for all.
+
+    Args:
+        candidates: all of them fit.
+        objectives: tokens per second and peak memory of one.
+    """
+
+    def order(candidate: Candidate) -> tuple[float, int]:
+        tokens_per_second, memory_bytes = objectives(candidate)
+        return -tokens_per_second, memory_bytes
+
+    front: list[Candidate] = []
+    for candidate in sorted(candidates, key=order):
+        # All before are as fast or faster, so only less memory earns a place.
+        if not front or objectives(candidate)[1] < objectives(front[-1])[1]:
+            front.append(candidate)
+    return front
+
+
+def front_rows(
+    tokens_per_second: NDArray[np.float64], memory_bytes: NDArray[np.int64]
+) -> NDArray[np.intp]:
+    """The same of what stands in rows: their numbers, those of the fastest first."""
+    order = np.lexsort((memory_bytes, -tokens_per_second))
+    least = np.minimum.accumulate(memory_bytes[order])
+    is_less = np.ones(len(order), bool)
+    is_less[1:] = least[1:] < least[:-1]
+    return order[is_less]
+
+
+def pick_of(
+    front: Sequence[Candidate], which: Pick, objectives: Callable[[Candidate], Objectives]
+) -> Candidate | None:
+    """One candidate of what `front_of` gave; None where that is empty.
+
+    The knee is the one farthest beyond the straight line between the two ends of the front, both
+    objectives scaled to run from 0 to 1 over it: I. Das, "On characterizing the knee of the Pareto
+    curve based on normal-boundary intersection", Structural Optimization 18 (1999). Where none
+    lies beyond the line, as on a front of one or two, the fastest is balanced too.
+    """
+    if not front:
+        return None
+    if which is Pick.THROUGHPUT:
+        return front[0]
+    if which is Pick.MEMORY:
+        return front[-1]
+    fastest, leanest = objectives(front[0]), objectives(front[-1])
+    speed_range, memory_range = fastest[0] - leanest[0], fastest[1] - leanest[1]
+    if not speed_range or not memory_range:
+        return front[0]
+
+    def beyond_the_line(candidate: Candidate) -> float:
+        tokens_per_second, memory_bytes = objectives(candidate)
+        speed = (tokens_per_second - leanest[0]) / speed_range
+        saving = (fastest[1] - memory_bytes) / memory_range
+        # The ends are (1, 0) and (0, 1); the distance from their line goes with this sum.
+        return round(speed + saving - 1, 9)
+
+    return max(front, key=beyond_the_line)
+
+
+def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
+    """The front of the trials that were measured and fit; of equals the first that was run."""
+    fitting = sorted((trial for trial in trials if trial.fits), key=lambda trial: trial.number)
+    return front_of(fitting, _measured)
+
+
+def pick(front: Sequence[Trial], which: Pick) -> Trial | None:
+    """One trial of what `pareto_front` gave; None where that is empty.
+
+    The fastest is one that was confirmed, where its interval reaches the fastest that was not.
+    """
+    found = pick_of(front, which, _measured)
+    if which is not Pick.THROUGHPUT or found is None or found.is_confirmed:
+        return found
+    return next((trial for trial in front if _may_be_faster(trial, found)), found)
+
+
+def _may_be_faster(trial: Trial, fastest: Trial) -> bool:
+    interval = trial.throughput
+    is_close = interval is not None and interval.upper >= fastest.tokens_per_second
+    return trial.is_confirmed and is_close
+
+
+def rivals(trials: Sequence[Trial]) -> tuple[Rival, ...]:
+    """The front so far, as what a running trial is held against."""
+    return tuple(
+        Rival(number=trial.number, tokens_per_second=speed, peak_memory_bytes=memory_bytes)
+        for trial in pareto_front(trials)
+        for speed, memory_bytes in (_measured(trial),)
+    )
+
+
+def _measured(trial: Trial) -> Objectives:
+    return trial.tokens_per_second, trial.peak_memory_bytes

@@ -1,0 +1,398 @@
+"""The record of a study: its trials, in an Optuna storage.
+
+The only file that knows how a trial is laid out in Optuna: the strategy as parameters, the two
+objectives as values, everything else as user attributes. So Optuna's dashboard and Optuna's own
+functions read a study without autotune.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, replace
+from typing import Any
+
+from autotune.errors import ConfigError, StorageError
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import (
+    OBJECTIVES,
+    Failure,
+    FailureKind,
+    Measurement,
+    Outcome,
+    Prediction,
+    Trial,
+    TrialState,
+)
+
+__all__ = ["TrialRecord", "confirmed", "with_confirmations", "without_password"]
+
+_MEMORY_CONSTRAINT = "device_memory"
+_TABLES_S = 2.0
+"""After so long another search has made the tables of a new database."""
+
+_YIELDED_TO = "yielded_to"
+"""The attribute of what is no trial, since another search was first to write its strategy down."""
+
+
+class TrialRecord:
+    """The trials of one study; several searches may share a storage, each under its own name.
+
+    Args:
+        url: any Optuna storage URL; a file is `sqlite:///PATH`.
+        name: the study's name in it.
+        owner: who writes; trials that it left running when it died are its own to recover.
+        choices: every value that each knob of the search space may take.
+        memory_limit_bytes: what a trial may use of its device.
+        is_shared: whether other searches may write to the same study meanwhile.
+
+    Raises:
+        StorageError: the storage cannot be opened, or is not one.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        owner: str,
+        choices: Mapping[str, Sequence[Any]],
+        memory_limit_bytes: int,
+        must_exist: bool = False,
+        is_shared: bool = False,
+    ) -> None:
+        import optuna
+
+        self.is_shared = is_shared
+        self._ended: dict[int, Trial] = {}
+
+        self._url = url
+        self._owner = owner
+        self._memory_limit_bytes = memory_limit_bytes
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
+            knob: optuna.distributions.CategoricalDistribution(tuple(values))
+            for knob, values in choices.items()
+        }
+        with self._as_storage_error():
+            self._storage = self._opened(url)
+            # Its proposals are not asked for; Optuna's default would compute them at every trial.
+            unused = optuna.samplers.RandomSampler()
+            if must_exist:
+                self._study = optuna.load_study(
+                    study_name=name, storage=self._storage, sampler=unused
+                )
+            else:
+                self._study = optuna.create_study(
+                    storage=self._storage,
+                    study_name=name,
+                    sampler=unused,
+                    directions=[objective.direction.value for objective in OBJECTIVES],
+                    load_if_exists=True,
+                )
+                self._study.set_metric_names([objective.name for objective in OBJECTIVES])
+
+    def _opened(self, url: str) -> Any:
+        """The storage; searches that start at once may both want to make its tables."""
+        import optuna
+
+        with suppress(Exception) if self.is_shared else nullcontext():
+            return optuna.storages.get_storage(url)
+        time.sleep(_TABLES_S)
+        return optuna.storages.get_storage(url)
+
+    def close(self) -> None:
+        """Let the connections to a database server go."""
+        engine = getattr(getattr(self._storage, "_backend", None), "engine", None)
+        if engine is not None:
+            self._storage.remove_session()
+            engine.dispose()
+
+    @contextmanager
+    def _as_storage_error(self) -> Iterator[None]:
+        """One clear line for whatever the storage's libraries raise."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        except (StorageError, ConfigError):
+            raise
+        except Exception as error:  # each database driver has exceptions of its own
+            lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+            reason = lines[0] if lines else type(error).__name__
+            shown = without_password(self._url)
+            raise StorageError(
+                f"the study storage {shown} cannot be used: {reason}; "
+                "name another with --storage, or another folder with --out"
+            ) from error
+
+    def keep_question(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the stored study was asked; `question` from now on where it does not say.
+
+        Raises:
+            StorageError: the record cannot be written.
+        """
+        with self._as_storage_error():
+            kept: Mapping[str, Any] | None = self._study.user_attrs.get("question")
+            if kept is not None:
+                return kept
+            self._study.set_user_attr("question", dict(question))
+            return question
+
+    def trials(self) -> list[Trial]:
+        """All trials, oldest first; runs that confirm one are part of it, none of their own.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        return with_confirmations(self._runs())
+
+    def _runs(self) -> list[Trial]:
+        """Trials, and runs that confirm them."""
+        import optuna
+
+        with self._as_storage_error():
+            frozen = self._study.get_trials(deepcopy=False)
+            waiting = optuna.trial.TrialState.WAITING
+            return [
+                self._ended.get(trial.number) or self._read(trial)
+                for trial in frozen
+                if trial.state is not waiting and _YIELDED_TO not in trial.user_attrs
+            ]
+
+    def claim(
+        self, strategy: Strategy, prediction: Prediction, *, is_forced: bool = False
+    ) -> Trial | None:
+        """Write down a trial that is about to run, unless another search has the strategy.
+
+        Whoever wrote first has it. Optuna numbers trials one after the other under a lock of the
+        study's row, and each is seen by whoever writes a later one; so of two searches that write
+        the same strategy at once, the later sees the earlier one's trial, and gives way. What was
+        only pruned is nobody's when it is forced to run.
+
+        Raises:
+            StorageError: the record cannot be written.
+        """
+        trial = self.start(strategy, prediction, is_forced=is_forced)
+        if not self.is_shared:
+            return trial
+        for other in self.trials():
+            if other.number >= trial.number or other.strategy != strategy:
+                continue
+            failure = other.failure
+            is_open = failure is not None and failure.kind.says_nothing_about_the_strategy
+            is_passed = is_forced and not other.was_launched and other.state is TrialState.PRUNED
+            if not is_open and not is_passed:
+                self._give_way(trial, other)
+                return None
+        return trial
+
+    def _give_way(self, trial: Trial, other: Trial) -> None:
+        """Mark a trial as none: another search had its strategy first."""
+        with self._as_storage_error():
+            trial_id = self._storage.get_trial_id_from_study_id_trial_number(
+                self._study._study_id, trial.number
+            )
+            self._storage.set_trial_user_attr(trial_id, _YIELDED_TO, other.number)
+            self._storage.set_trial_state_values(trial_id, _optuna_states()[TrialState.FAILED])
+
+    def start(
+        self,
+        strategy: Strategy,
+        prediction: Prediction,
+        *,
+        is_forced: bool = False,
+        reused_from: str | None = None,
+        confirms: int | None = None,
+    ) -> Trial:
+        """Write down a trial that is about to run, or was run in an earlier study.
+
+        Args:
+            strategy: what it runs.
+            prediction: what is expected of it.
+            is_forced: although it had been pruned.
+            reused_from: the trial of an earlier study that measured it, in words.
+            confirms: the number of the trial that it runs once more.
+        """
+        attributes = self._attributes(strategy, prediction)
+        attributes |= {"is_forced": is_forced, "reused_from": reused_from}
+        if confirms is not None:
+            attributes["confirms"] = confirms
+        return self._add(TrialState.RUNNING, strategy, attributes)
+
+    def finish(self, trial: Trial, outcome: Outcome) -> Trial:
+        """Write down how a running trial ended."""
+        import optuna
+
+        ended = replace(
+            trial,
+            state=outcome.state,
+            measurement=outcome.measurement,
+            failure=outcome.failure,
+            reason=outcome.reason,
+            duration_s=outcome.duration_s,
+        )
+        with self._as_storage_error():
+            stored = next(
+                t for t in self._study.get_trials(deepcopy=False) if t.number == trial.number
+            )
+            handle = optuna.trial.Trial(self._study, stored._trial_id)
+            for key, value in _outcome_attributes(outcome).items():
+                handle.set_user_attr(key, value)
+            values = None
+            if outcome.state is TrialState.COMPLETE and outcome.measurement is not None:
+                values = [float(getattr(outcome.measurement, o.name)) for o in OBJECTIVES]
+                excess = outcome.measurement.peak_device_bytes - self._memory_limit_bytes
+                if outcome.measurement.num_alloc_retries:
+                    excess = max(excess, 1)
+                handle.set_constraint(_MEMORY_CONSTRAINT, float(excess))
+            self._study.tell(handle, values=values, state=_optuna_states()[outcome.state])
+        return ended
+
+    def add_pruned(self, strategy: Strategy, prediction: Prediction, reason: str) -> Trial:
+        """Write down a trial that was not worth launching."""
+        attributes = self._attributes(strategy, prediction) | {"reason": reason}
+        return self._add(TrialState.PRUNED, strategy, attributes)
+
+    def _add(self, state: TrialState, strategy: Strategy, attributes: dict[str, Any]) -> Trial:
+        """Write a trial in one transaction: no killed search leaves a half of it."""
+        import optuna
+
+        template = optuna.trial.create_trial(
+            state=_optuna_states()[state],
+            params=self._params(strategy),
+            distributions=self._distributions,
+            user_attrs=attributes,
+        )
+        with self._as_storage_error():
+            # `Study.add_trial` does the same, but does not say which trial it made.
+            trial_id = self._storage.create_new_trial(self._study._study_id, template)
+            return self._read(self._storage.get_trial(trial_id))
+
+    def recover(self) -> int:
+        """End the trials that this owner left running when it was killed; how many there were."""
+        left = [trial for trial in self._runs() if trial.state is TrialState.RUNNING]
+        recovered = 0
+        with self._as_storage_error():
+            owners = {
+                t.number: t.user_attrs.get("owner") for t in self._study.get_trials(deepcopy=False)
+            }
+        for trial in left:
+            if owners[trial.number] not in (self._owner, None):
+                continue
+            # One that has an end was told, and the search killed while it wrote that down.
+            has_ended = trial.measurement is not None or trial.failure is not None
+            killed = Failure(
+                kind=FailureKind.INTERRUPTED, message="the search was killed while it ran"
+            )
+            outcome = Outcome(
+                measurement=trial.measurement,
+                failure=trial.failure if has_ended else killed,
+                reason=trial.reason,
+                duration_s=trial.duration_s,
+            )
+            self.finish(trial, outcome)
+            recovered += not has_ended
+        return recovered
+
+    def _params(self, strategy: Strategy) -> dict[str, Any]:
+        values = strategy.to_dict()
+        return {knob: values[knob] for knob in self._distributions}
+
+    def _attributes(self, strategy: Strategy, prediction: Prediction) -> dict[str, Any]:
+        return {
+            "strategy": strategy.to_dict(),
+            "strategy_in_words": str(strategy),
+            "prediction": asdict(prediction),
+            "owner": self._owner,
+        }
+
+    def _read(self, frozen: Any) -> Trial:
+        attributes = frozen.user_attrs
+        try:
+            measurement = attributes.get("measurement")
+            failure = attributes.get("failure")
+            prediction = attributes.get("prediction")
+            strategy = Strategy.from_dict(attributes["strategy"])
+            trial = Trial(
+                number=frozen.number,
+                strategy=strategy,
+                state=_states()[frozen.state],
+                prediction=Prediction.from_dict(prediction) if prediction else None,
+                measurement=Measurement.from_dict(measurement) if measurement else None,
+                failure=Failure.from_dict(failure) if failure else None,
+                reason=attributes.get("reason"),
+                duration_s=attributes.get("duration_s", 0.0),
+                memory_limit_bytes=self._memory_limit_bytes,
+                is_forced=attributes.get("is_forced", False),
+                reused_from=attributes.get("reused_from"),
+                confirms=attributes.get("confirms"),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StorageError(
+                f"trial {frozen.number} in {without_password(self._url)} was not written by "
+                f"this version of autotune: {error}"
+            ) from error
+        if trial.state is not TrialState.RUNNING:
+            # It changes no more, and is asked for again after every other trial.
+            self._ended[trial.number] = trial
+        return trial
+
+
+def with_confirmations(runs: Iterable[Trial]) -> list[Trial]:
+    """The trials among these, each with what the runs that confirm it showed."""
+    confirming: dict[int, list[Trial]] = {}
+    trials = []
+    for run in runs:
+        if run.confirms is None:
+            trials.append(run)
+        else:
+            confirming.setdefault(run.confirms, []).append(run)
+    return [confirmed(trial, confirming.get(trial.number, ())) for trial in trials]
+
+
+def confirmed(trial: Trial, runs: Iterable[Trial]) -> Trial:
+    """The trial with what some more runs of its strategy showed, as far as they ended."""
+    for run in runs:
+        if run.measurement is not None:
+            trial = replace(trial, confirmations=(*trial.confirmations, run.measurement))
+        elif run.failure is not None and not run.failure.kind.says_nothing_about_the_strategy:
+            trial = replace(trial, has_failed_again=True)
+    return trial
+
+
+def _outcome_attributes(outcome: Outcome) -> dict[str, Any]:
+    attributes: dict[str, Any] = {"duration_s": outcome.duration_s}
+    if outcome.measurement is not None:
+        attributes["measurement"] = asdict(outcome.measurement)
+    if outcome.failure is not None:
+        attributes["failure"] = asdict(outcome.failure)
+    if outcome.reason is not None:
+        attributes["reason"] = outcome.reason
+    return attributes
+
+
+def _optuna_states() -> dict[TrialState, Any]:
+    from optuna.trial import TrialState as OptunaState
+
+    return {
+        TrialState.RUNNING: OptunaState.RUNNING,
+        TrialState.COMPLETE: OptunaState.COMPLETE,
+        TrialState.PRUNED: OptunaState.PRUNED,
+        TrialState.FAILED: OptunaState.FAIL,
+    }
+
+
+def _states() -> dict[Any, TrialState]:
+    return {theirs: ours for ours, theirs in _optuna_states().items()}
+
+
+def without_password(url: str) -> str:
+    """A storage URL as it may be shown."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    if not at:
+        return url
+    return f"{scheme}{separator}{credentials.partition(':')[0]}:***@{host}"

@@ -1,0 +1,100 @@
+"""A study as it stands in its folder and storage, for whoever wants to read it."""
+
+from __future__ import annotations
+
+from autotune.errors import ConfigError, StorageError
+from autotune.machine.software import Software
+from autotune.question.question import Question
+from autotune.space.compatibility import reference_strategy
+from autotune.space.search_space import SearchSpace
+from autotune.space.space_file import parse_search_space
+from autotune.study.folder import StudyFolder
+from autotune.study.record import TrialRecord, without_password
+from autotune.study.summary import StudySummary
+
+__all__ = ["open_record", "space_of", "summarize"]
+
+
+def space_of(question: Question, software: Software) -> SearchSpace:
+    """The search space of a question, from the copy that the question keeps."""
+    return parse_search_space(
+        question.space_text,
+        f"{question.space_name}.yaml",
+        question.workload,
+        question.hardware,
+        software,
+    )
+
+
+def open_record(
+    folder: StudyFolder,
+    space: SearchSpace,
+    question: Question,
+    storage_url: str | None,
+    *,
+    must_exist: bool = False,
+) -> TrialRecord:
+    """The trials of a study folder, made if there are none yet and `must_exist` is not set.
+
+    Raises:
+        ConfigError: the storage holds the answer to another question under the folder's name.
+        StorageError: the storage cannot be opened, or there is none.
+    """
+    if must_exist and storage_url is None and not folder.has_storage:
+        raise StorageError(
+            f"{folder.path} has no study.db; if the search was given --storage, give the same here"
+        )
+    choices = {
+        knob: tuple(dict.fromkeys((*values, space.reference.to_dict()[knob])))
+        for knob, values in space.choices.items()
+    }
+    record = TrialRecord(
+        storage_url or folder.storage_url,
+        folder.name,
+        owner=folder.owner,
+        choices=choices,
+        memory_limit_bytes=question.memory_limit_bytes,
+        must_exist=must_exist,
+        is_shared=storage_url is not None,
+    )
+    if not must_exist:
+        answered = Question.from_dict(record.keep_question(question.to_dict()))
+        if differences := question.differences(answered):
+            raise ConfigError(
+                f"--storage: its study {folder.name} answers another question: "
+                f"{'; '.join(differences)}. Ask the same one, or name another folder with --out"
+            )
+    return record
+
+
+def summarize(
+    folder: StudyFolder, record: TrialRecord, question: Question, storage_url: str | None
+) -> StudySummary:
+    """Everything there is to say about the study now."""
+    environment = folder.read_environment()
+    workload = question.workload
+    asked: dict[str, object] = {
+        "model": workload.model.name,
+        "seq-len": workload.seq_len,
+        "global-batch": workload.global_batch_size,
+        "method": str(workload.method),
+        "space": question.space_name,
+        "headroom": question.headroom,
+        "seed": question.seed,
+    }
+    for flag in ("sampler", "objective"):
+        if environment.get(flag):
+            asked[flag] = environment[flag]
+    return StudySummary(
+        name=folder.name,
+        question=asked,
+        workload=workload,
+        hardware=question.hardware,
+        reference=reference_strategy(workload, question.hardware),
+        trials=tuple(record.trials()),
+        elapsed_s=float(environment.get("elapsed_s", 0.0)),
+        versions=environment.get("versions", {}),
+        end_reason=environment.get("end_reason"),
+        folder=folder.path,
+        storage_url=without_password(storage_url) if storage_url else None,
+    )

@@ -1,0 +1,218 @@
+"""What there is to say about a study: its trials, and the figures that follow from them.
+
+Does not know where trials are stored, nor how a figure is shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from autotune.knobs import LossClass
+from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
+from autotune.question.goal import Goal
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
+from autotune.study.confirmation import Comparison, comparisons
+from autotune.study.pareto import Pick, pareto_front, pick
+from autotune.study.prediction_error import PredictionError, errors_of, prediction_errors
+from autotune.trials.trial import FailureKind, Trial, TrialState
+
+__all__ = ["StudySummary", "model_flops_utilisation"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudySummary:
+    """A finished or running study."""
+
+    name: str
+    question: Mapping[str, object]
+    """What was asked, by flag without its dashes."""
+    workload: Workload
+    hardware: Hardware
+    reference: Strategy
+    """The strategy whose loss-changing knobs all others are compared with."""
+    trials: tuple[Trial, ...]
+    elapsed_s: float
+    """Wall time of all searches of this study together."""
+    versions: Mapping[str, str]
+    end_reason: str | None = None
+    """Why the last search ended, in words."""
+    folder: Path | None = None
+    """The study folder as the user named it; None stands for `results/<name>`."""
+    storage_url: str | None = None
+    """Where trials are kept if not in the folder, as it may be shown."""
+
+    @property
+    def counts(self) -> dict[TrialState, int]:
+        """Trials by state, all states named."""
+        found = Counter(trial.state for trial in self.trials)
+        return {state: found[state] for state in TrialState}
+
+    @property
+    def num_launched(self) -> int:
+        """Trials that ran to an end of their own; those stopped from outside do not count."""
+        return sum(
+            trial.was_launched
+            and not (trial.failure and trial.failure.kind is FailureKind.INTERRUPTED)
+            for trial in self.trials
+        )
+
+    @property
+    def num_out_of_memory(self) -> int:
+        """Launched trials that ran out of device or host memory."""
+        return sum(
+            trial.was_launched
+            and trial.failure is not None
+            and trial.failure.kind.is_out_of_memory
+            for trial in self.trials
+        )
+
+    @property
+    def out_of_memory_share(self) -> float | None:
+        """Share of launched trials that ran out of memory."""
+        return self.num_out_of_memory / self.num_launched if self.num_launched else None
+
+    @property
+    def trials_per_minute(self) -> float | None:
+        """Launched trials for each minute of the search."""
+        return 60 * self.num_launched / self.elapsed_s if self.elapsed_s > 0 else None
+
+    @property
+    def num_unfit(self) -> int:
+        """Complete trials over the memory limit, or with a thrashing allocator."""
+        complete = [trial for trial in self.trials if trial.state is TrialState.COMPLETE]
+        return sum(not trial.fits for trial in complete)
+
+    @property
+    def prediction_errors(self) -> dict[str, PredictionError]:
+        """How far what was predicted before each launch was off, by quantity."""
+        errors = prediction_errors(self.trials)
+        return {name: error for name, error in errors.items() if self._is_comparable(name)}
+
+    def _is_comparable(self, quantity: str) -> bool:
+        """On the CPU the resident set is measured: nobody can tell live tensors in it."""
+        return quantity != "allocated" or self.hardware.device_type is not DeviceType.CPU
+
+    @property
+    def forced(self) -> list[Trial]:
+        """Trials that ran although their prediction had pruned them."""
+        return [trial for trial in self.trials if trial.is_forced]
+
+    @property
+    def reused(self) -> list[Trial]:
+        """Trials that an earlier study measured."""
+        return [trial for trial in self.trials if trial.reused_from is not None]
+
+    @property
+    def front(self) -> list[Trial]:
+        """The Pareto front, fastest first."""
+        return pareto_front(self.trials)
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """What runs in turns say about the order of the trials that were run again."""
+        return comparisons([trial for trial in self.trials if trial.fits])
+
+    @property
+    def picks(self) -> dict[Pick, Trial]:
+        """The named trials of the front; empty where nothing fits."""
+        front = self.front
+        found = {which: pick(front, which) for which in Pick}
+        return {which: trial for which, trial in found.items() if trial is not None}
+
+    def best_for(self, goal: Goal) -> Trial | None:
+        """The trial that a search was after; where it was after the front, its fast end.
+
+        None where nothing fits; for the least energy also where no device counted any.
+        """
+        match goal:
+            case Goal.BALANCED | Goal.THROUGHPUT:
+                return self.picks.get(Pick.THROUGHPUT)
+            case Goal.MEMORY:
+                return self.picks.get(Pick.MEMORY)
+            case Goal.ENERGY:
+                counted = [(t.energy_j_per_token, t) for t in self.trials if t.fits]
+                known = [(energy, trial) for energy, trial in counted if energy is not None]
+                return min(known, key=itemgetter(0))[1] if known else None
+
+    def mfu(self, trial: Trial) -> float | None:
+        """Model FLOPs utilisation; None where the peak rate of the device is not on record."""
+        if trial.measurement is None or self.hardware.device_kind not in DEVICE_KINDS:
+            return None
+        return model_flops_utilisation(
+            trial.tokens_per_second, self.workload, self.hardware, trial.strategy
+        )
+
+    def headroom(self, trial: Trial) -> float | None:
+        """Share of the device's memory that was free at the peak, as the driver counts it."""
+        if trial.measurement is None:
+            return None
+        return 1 - trial.measurement.peak_device_bytes / self.hardware.device_memory_bytes
+
+    def loss_class(self, trial: Trial) -> LossClass:
+        """Whether the trial's strategy can change what is learned."""
+        return trial.strategy.loss_class(self.reference)
+
+    def record(self, trial: Trial) -> dict[str, Any]:
+        """A trial with what follows from it, as JSON values; None for NaN and infinity."""
+        record = trial.to_dict() | {
+            "strategy_in_words": str(trial.strategy),
+            "loss_class": str(self.loss_class(trial)),
+            "mfu": self.mfu(trial),
+            "headroom": self.headroom(trial),
+        }
+        if trial.measurement is not None:
+            record["measurement"] = asdict(trial.measurement) | {
+                "step_time_s": trial.measurement.step_time_s,
+                "peak_memory_bytes": trial.measurement.peak_memory_bytes,
+            }
+            if trial.prediction is not None:
+                errors = errors_of(trial.prediction, trial.measurement)
+                record["prediction_errors"] = {
+                    name: error for name, error in errors.items() if self._is_comparable(name)
+                }
+        finite: dict[str, Any] = _finite(record)
+        return finite
+
+
+def model_flops_utilisation(
+    tokens_per_second: float, workload: Workload, hardware: Hardware, strategy: Strategy
+) -> float:
+    """Share of the devices' peak rate that goes into the model's own matrix products."""
+    flops_per_s = tokens_per_second * _flops_per_token(workload, strategy)
+    return flops_per_s / (hardware.flops_per_s * hardware.num_devices)
+
+
+def _flops_per_token(workload: Workload, strategy: Strategy) -> float:
+    """Matrix products that one token of training needs, without recomputation.
+
+    6 N + 12 L H Q T: Chowdhery et al., PaLM (arXiv 2204.02311), appendix B, with N the weights
+    that take part in matrix products. Frozen weights have no gradient of their own: 4 N.
+    """
+    model = workload.model
+    attention = sum(i * o for i, o in model.attention_linears.values())
+    mlp = sum(i * o for i, o in model.mlp_linears.values())
+    if model.num_experts > 1:
+        mlp *= int(model.config.get("num_experts_per_tok") or model.num_experts)
+    layers = model.num_hidden_layers
+    weights = layers * (attention + mlp) + model.vocab_size * model.hidden_size
+    scores = 12 * layers * model.num_attention_heads * model.head_dim * workload.seq_len
+    if strategy.lora_rank:
+        adapters = workload.num_trainable_parameters(strategy.lora_rank, strategy.lora_targets)
+        return 4 * weights + 6 * adapters + scores
+    return 6 * weights + scores
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

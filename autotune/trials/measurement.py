@@ -1,0 +1,69 @@
+"""What one run of a strategy showed; does not know which trial it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from autotune.trials.interval import Interval, mean_interval
+
+__all__ = ["Measurement"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """What one finished trial showed. Memory is of the rank that needed most."""
+
+    tokens_per_second: float
+    """Wall-clock training throughput over all ranks at the strategy's accumulation."""
+    step_times_s: tuple[float, ...]
+    """Wall time of each timed optimizer step, slowest rank; composed where `share_run` is less
+    than 1."""
+    peak_allocated_bytes: int
+    """Peak of live tensors; on the CPU growth of the resident set since the fork."""
+    peak_reserved_bytes: int
+    """Peak of the allocator's pool; on the CPU as `peak_allocated_bytes`."""
+    peak_device_bytes: int
+    """Peak of the whole device as NVML sees it; on the CPU the peak resident set."""
+    num_alloc_retries: int = 0
+    """Times the allocator had to flush its cache during timed steps: it thrashes."""
+    losses: tuple[float, ...] = ()
+    """Mean loss of each optimizer step, warm-up included, over all ranks."""
+    num_parameters: int = 0
+    num_trainable_parameters: int = 0
+    optimizer_state_bytes: int = 0
+    """What the optimizer keeps on one rank beside the weights, wherever it keeps it."""
+    setup_time_s: float = 0.0
+    """From the fork to the first step: context, process group, model, engine."""
+    share_run: float = 1.0
+    """Share of each optimizer step's micro-batches that was run; `losses` are of these."""
+    skipped_steps: int = 0
+    """Optimizer steps skipped on fp16 overflow; never timed."""
+    energy_j_per_token: float | None = None
+    """What all devices used in the timed steps; None where a device counts no energy."""
+
+    @property
+    def step_time_s(self) -> float:
+        """Median of the timed optimizer steps."""
+        return median(self.step_times_s)
+
+    @property
+    def throughput(self) -> Interval:
+        """Tokens per second; the interval is that of the mean step time."""
+        scatter = mean_interval(self.step_times_s).relative_half_width
+        return Interval(mean=self.tokens_per_second, half_width=scatter * self.tokens_per_second)
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The memory objective: what the allocator held at most."""
+        return self.peak_reserved_bytes
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Measurement:
+        """Read back what `dataclasses.asdict` gave, through JSON or not."""
+        values = dict(record)
+        values["step_times_s"] = tuple(values["step_times_s"])
+        values["losses"] = tuple(values["losses"])
+        return cls(**values)

@@ -1,0 +1,84 @@
+"""All that the processes of one trial are told; does not know what came of other trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
+from autotune.trials.composition import Composition, composition_of
+
+__all__ = ["CONFIRMING_S", "Rival", "TrialSpec"]
+
+CONFIRMING_S = 6.0
+"""Timed steps of a run that confirms a trial end after so many seconds together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rival:
+    """A trial on the front so far: what another one has to beat in speed or in memory."""
+
+    number: int
+    tokens_per_second: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialSpec:
+    """All that the processes of one trial are told."""
+
+    workload: Workload
+    strategy: Strategy
+    num_ranks: int
+    seed: int = 0
+    learning_rate: float = 1e-5
+    """Of the optimizer; time and memory do not depend on it."""
+    warmup_steps: int = 2
+    """Optimizer steps before the clock starts."""
+    timed_steps: int = 20
+    """Timed optimizer steps at most."""
+    timed_s: float = 4.0
+    """They end after so many seconds together, but not before two."""
+    relative_half_width: float = 0.02
+    """They end once the 95 % interval of their mean is within this share of it; 0: they do not."""
+    composes: bool = True
+    """Of long optimizer steps run a part only, and compose their time; their losses are those of
+    smaller batches."""
+    rivals: tuple[Rival, ...] = ()
+    """The trial ends early, as pruned, once it cannot beat one of these any more."""
+    nvme_path: str | None = None
+    """Folder for what is offloaded to NVMe; the runner gives each trial a fresh one below it."""
+
+    @property
+    def composition(self) -> Composition:
+        """How its optimizer steps are run."""
+        found = composition_of(self.workload, self.strategy, self.num_ranks)
+        return found if self.composes else replace(found, num_run=found.num_micro_steps)
+
+    def to_confirm(self) -> TrialSpec:
+        """The same for longer, and to its end: what a trial of the final choice is run as."""
+        return replace(
+            self,
+            timed_steps=2 * self.timed_steps,
+            timed_s=CONFIRMING_S,
+            relative_half_width=self.relative_half_width / 2,
+            rivals=(),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; `from_dict` reads it back."""
+        return asdict(self) | {
+            "workload": self.workload.to_dict(),
+            "strategy": self.strategy.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> TrialSpec:
+        """Read back what `to_dict` wrote, through JSON or not."""
+        values = dict(record)
+        values["workload"] = Workload.from_dict(values["workload"])
+        values["strategy"] = Strategy.from_dict(values["strategy"])
+        values["rivals"] = tuple(Rival(**rival) for rival in values.get("rivals", ()))
+        return cls(**values)

@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from rich.console import Console, RenderableType
+from sample_study import (
+    HARDWARE,
+    LAPTOP,
+    LORA_WORKLOAD,
+    WORKLOAD,
+    complete,
+    failed,
+    prediction,
+    pruned,
+    summary,
+)
+
+from autotune.answer.report import format_interval, pareto_table, render_report, report_json
+from autotune.answer.shortfall import nothing_fits, related_questions
+from autotune.knobs import Optimizer
+from autotune.machine.hardware import GIB
+from autotune.question.goal import Goal
+from autotune.question.workload import Method
+from autotune.space.strategy import Strategy
+from autotune.study.summary import StudySummary
+from autotune.trials.interval import Interval
+from autotune.trials.trial import FailureKind, Trial, TrialState
+
+STRATEGY = Strategy(zero_stage=3, micro_batch_size=16, checkpoint_interval=2, fused_kernels=True)
+
+
+def printed(renderable: RenderableType, width: int = 120) -> str:
+    """As it comes out of a pipe."""
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(renderable)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def study() -> StudySummary:
+    return summary(
+        complete(0, 45_000, 60, strategy=STRATEGY, predicted_gib=54),
+        complete(1, 30_000, 20, strategy=Strategy(zero_stage=1, optimizer=Optimizer.ADAMW_8BIT)),
+        complete(2, 50_000, 78),
+        failed(3, FailureKind.DEVICE_OUT_OF_MEMORY),
+        failed(4, FailureKind.CRASH, "signal [bold]11[/bold]"),
+        pruned(5, "predicted 90.1 GiB is more than 76.0 GiB"),
+        pruned(6, "predicted 95.7 GiB is more than 76.0 GiB"),
+    )
+
+
+def test_counts_name_every_state(study: StudySummary) -> None:
+    assert study.counts == {
+        TrialState.RUNNING: 0,
+        TrialState.COMPLETE: 3,
+        TrialState.PRUNED: 2,
+        TrialState.FAILED: 2,
+    }
+
+
+def test_out_of_memory_share_is_of_launched_trials(study: StudySummary) -> None:
+    assert study.num_launched == 5
+    assert study.out_of_memory_share == pytest.approx(1 / 5)
+
+
+def test_trials_per_minute_counts_launched_trials(study: StudySummary) -> None:
+    assert study.trials_per_minute == pytest.approx(2.5)
+
+
+def test_prediction_errors_are_medians_and_95th_percentiles_of_complete_trials() -> None:
+    trials = [complete(n, 100, 10, predicted_gib=10 + n) for n in range(3)]
+    errors = summary(*trials, failed(3, FailureKind.CRASH)).prediction_errors
+    assert list(errors) == ["allocated", "reserved", "step time"]
+    assert errors["reserved"].median == pytest.approx(0.1)
+    assert errors["reserved"].p95 == pytest.approx(0.19)
+    assert errors["reserved"].num_trials == 3
+    # 1 s predicted, 1.1 s measured.
+    assert errors["step time"].median == pytest.approx(0.1 / 1.1)
+
+
+def test_the_report_states_the_error_and_its_json_that_of_each_trial() -> None:
+    study = summary(complete(0, 100, 10, predicted_gib=11))
+    text = printed(render_report(study), width=200)
+    assert "95th percentile of 1 measured trials): allocated 10%, 10%; reserved 10%, 10%" in text
+    document = report_json(study)
+    assert document["prediction_errors"]["reserved"]["median"] == pytest.approx(0.1)
+    assert document["trials"][0]["prediction_errors"]["reserved"] == pytest.approx(0.1)
+
+
+def test_live_tensors_on_the_cpu_are_not_compared() -> None:
+    assert "allocated" not in summary(complete(0, 100, 10), hardware=LAPTOP).prediction_errors
+
+
+def test_what_is_best_depends_on_the_objective() -> None:
+    fast, lean, thrifty = complete(0, 300, 30), complete(1, 100, 10), complete(2, 200, 20)
+    assert fast.measurement is not None
+    assert thrifty.measurement is not None
+    study = summary(
+        replace(fast, measurement=replace(fast.measurement, energy_j_per_token=0.03)),
+        lean,
+        replace(thrifty, measurement=replace(thrifty.measurement, energy_j_per_token=0.02)),
+    )
+    numbers = {goal: trial.number for goal in Goal if (trial := study.best_for(goal))}
+    assert numbers == {
+        Goal.BALANCED: 0,
+        Goal.THROUGHPUT: 0,
+        Goal.MEMORY: 1,
+        Goal.ENERGY: 2,
+    }
+    assert summary(lean).best_for(Goal.ENERGY) is None
+
+
+def test_the_report_names_what_was_reused_and_why_the_search_ended() -> None:
+    reused = replace(complete(4, 100, 10), reused_from="trial 7 of results/a", duration_s=0.0)
+    study = replace(summary(reused, complete(5, 90, 9)), end_reason="the budget is spent")
+    text = printed(render_report(study), width=200)
+    assert "The search ended: the budget is spent." in text
+    assert "reused, not launched: 1 trials" in text
+    assert "reused: trial 7 of results/a" in text
+    assert study.num_launched == 1
+    document = report_json(study)
+    assert document["end_reason"] == "the budget is spent"
+    assert [trial["reused_from"] for trial in document["trials"]] == ["trial 7 of results/a", None]
+
+
+def test_the_report_names_trials_that_were_forced() -> None:
+    forced = replace(complete(4, 100, 10), is_forced=True)
+    text = printed(render_report(summary(forced, complete(5, 90, 9))), width=200)
+    assert "pruned them: trials 4; 1 of 1 fit." in text
+
+
+def test_a_study_without_trials_has_no_shares() -> None:
+    empty = summary()
+    assert empty.out_of_memory_share is None
+    assert empty.prediction_errors == {}
+    assert empty.picks == {}
+
+
+def test_energy_has_a_column_only_where_it_was_measured() -> None:
+    metered, unmetered = complete(0, 1000.0, 10.0), complete(1, 500.0, 5.0)
+    assert metered.measurement is not None
+    measurement = replace(metered.measurement, energy_j_per_token=0.00934)
+    study = summary(replace(metered, measurement=measurement), unmetered)
+    assert "mJ per" in printed(render_report(study))
+    assert "9.34" in printed(render_report(study))
+    energies = [t["measurement"]["energy_j_per_token"] for t in report_json(study)["trials"]]
+    assert energies == [0.00934, None]
+    assert "mJ per" not in printed(render_report(summary(metered, unmetered)))
+
+
+def test_mfu_follows_palm_for_full_fine_tuning() -> None:
+    study = summary(complete(0, 40_000, 20))
+    model = WORKLOAD.model
+    weights = model.num_parameters - model.embedding_parameters
+    flops = 6 * weights + 12 * 22 * 2048 * 1024
+    expected = 40_000 * flops / (2 * HARDWARE.flops_per_s)
+    assert study.mfu(study.trials[0]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_mfu_is_unknown_where_the_peak_rate_is_a_guess() -> None:
+    study = summary(complete(0, 40_000, 20), hardware=LAPTOP)
+    assert study.mfu(study.trials[0]) is None
+    assert "MFU" not in printed(render_report(study))
+
+
+def test_report_has_measured_and_predicted_memory_side_by_side(study: StudySummary) -> None:
+    row = next(line for line in printed(render_report(study)).splitlines() if "45,000" in line)
+    assert "60.0" in row
+    assert "54.0" in row
+    assert "25%" in row
+    assert "neutral" in row
+
+
+def test_report_names_the_picks(study: StudySummary) -> None:
+    text = printed(render_report(study))
+    assert "pick: throughput, balanced" in text
+    assert "pick: memory" in text
+    assert "autotune export results/llama --pick throughput  # trial 0" in text
+
+
+def test_report_marks_strategies_that_change_the_loss(study: StudySummary) -> None:
+    row = next(line for line in printed(render_report(study)).splitlines() if "30,000" in line)
+    assert "changing" in row
+
+
+def test_report_counts_complete_trials_that_do_not_fit(study: StudySummary) -> None:
+    assert "do not count as fitting: 1" in printed(render_report(study), width=200)
+
+
+def test_report_shows_failures_by_kind_and_keeps_their_text_as_it_is(study: StudySummary) -> None:
+    text = printed(render_report(study))
+    assert "device out of memory" in text
+    assert "signal [bold]11[/bold]" in text
+
+
+def test_reasons_that_differ_in_figures_only_are_counted_together(study: StudySummary) -> None:
+    text = printed(render_report(study))
+    assert "2  predicted 90.1 GiB is more than 76.0 GiB" in text
+    assert "95.7" not in text
+
+
+@pytest.mark.parametrize("width", [72, 80, 120])
+def test_report_loses_no_word_of_a_strategy_at_any_width(study: StudySummary, width: int) -> None:
+    text = printed(render_report(study), width)
+    letters = "".join(character for character in text if character.isalnum())
+    assert max(len(line) for line in text.splitlines() if "autotune export" not in line) <= width
+    assert "…" not in text
+    for word in ("microbatch", "checkpoint", "fused", "adamw"):
+        assert word in letters
+
+
+def test_report_without_a_terminal_has_no_control_codes(study: StudySummary) -> None:
+    assert "\x1b" not in printed(render_report(study))
+
+
+def test_report_of_a_study_where_nothing_fits_says_so() -> None:
+    text = printed(render_report(summary(failed(0, FailureKind.DEVICE_OUT_OF_MEMORY))))
+    assert "No trial fits" in text
+
+
+def test_report_json_is_strict_json_with_the_front_and_picks(study: StudySummary) -> None:
+    document = json.loads(json.dumps(report_json(study), allow_nan=False))
+    assert document["front"] == [0, 1]
+    assert document["picks"] == {"throughput": 0, "memory": 1, "balanced": 0}
+    assert document["counts"]["pruned"] == 2
+    assert document["trials"][0]["loss_class"] == "neutral"
+    assert document["trials"][0]["measurement"]["losses"] == [10.5, None]
+
+
+def test_report_json_documents_each_of_its_keys(study: StudySummary) -> None:
+    document = report_json(study)
+    assert report_json.__doc__ is not None
+    for key in (*document, *document["trials"][0]):
+        assert f"`{key}`" in report_json.__doc__
+
+
+def test_nothing_fits_says_how_much_is_missing_and_of_what() -> None:
+    text = printed(
+        nothing_fits(
+            [(STRATEGY, prediction(100))],
+            limit_bytes=76 * GIB,
+            hardware=HARDWARE,
+            alternatives={"--method lora": prediction(30)},
+        ),
+        width=200,
+    )
+    assert "24.0 GiB are missing" in text
+    assert "optimizer states 50.0 GiB, activations 25.0 GiB" in text
+    assert "--method lora: predicted 30.0 GiB" in text
+
+
+def test_nothing_fits_names_the_smallest_device_that_would_do() -> None:
+    text = printed(
+        nothing_fits(
+            [(STRATEGY, prediction(100))], limit_bytes=76 * GIB, hardware=HARDWARE, alternatives={}
+        )
+    )
+    assert "2 x H200: 140.0 GiB each" in text
+
+
+def test_related_questions_each_change_one_thing() -> None:
+    words = [words for words, _, _ in related_questions(WORKLOAD, HARDWARE)]
+    assert words[:2] == ["--method lora", "--method qlora"]
+    assert "--seq-len 128" in words
+    assert "8 x H100-80GB instead of 2" in words
+    assert words[-1] == "--model tiny"
+
+
+def test_related_questions_of_lora_do_not_lead_back_to_full_fine_tuning() -> None:
+    methods = {workload.method for _, workload, _ in related_questions(LORA_WORKLOAD, HARDWARE)}
+    assert methods == {Method.LORA, Method.QLORA}
+
+
+def test_related_questions_on_the_cpu_ask_for_no_gpu() -> None:
+    for _, workload, hardware in related_questions(WORKLOAD, LAPTOP):
+        assert workload.method is not Method.QLORA
+        assert hardware.num_devices == LAPTOP.num_devices
+
+
+def test_a_front_with_every_column_fits_a_terminal_of_80() -> None:
+    trial = complete(0, 76_233.0, 57.2, strategy=STRATEGY)
+    assert trial.prediction is not None
+    assert trial.measurement is not None
+    trial = replace(
+        trial,
+        prediction=replace(
+            trial.prediction,
+            tokens_per_second=75_967.0,
+            step_time_lower_s=0.95,
+            step_time_upper_s=1.06,
+        ),
+        measurement=replace(trial.measurement, energy_j_per_token=0.0153),
+    )
+    front = printed(pareto_table(summary(trial)), width=80)
+    assert max(map(len, front.splitlines())) <= 80
+    for words in ("75,967", "71,667", "79,965", "57.2", "15.3", "neutral"):
+        assert words in front
+
+
+def test_the_report_says_what_running_the_best_again_has_shown() -> None:
+    def again(trial: Trial, *speeds: float) -> Trial:
+        assert trial.measurement is not None
+        runs = [replace(trial.measurement, tokens_per_second=speed) for speed in speeds]
+        return replace(trial, confirmations=tuple(runs))
+
+    study = summary(
+        again(complete(0, 1300, 40), 1000, 1010, 990),
+        again(complete(1, 1200, 39), 1003, 1008, 991),
+        again(complete(2, 500, 10), 500, 501, 502),
+    )
+    text = printed(render_report(study), width=200)
+    assert "trials 0 (3 times), 1 (3 times), 2 (3 times)" in text
+    assert "1,001" in text
+    assert "± 22" in text
+    assert "Trials 1 and 0 are a tie: they differ by 0.1% ± 0.6%." in text
+    assert re.search(r"Trial 0 is faster than trial 2, by 99\.\d% ± \d\.\d%\.", text)
+    document = report_json(study)
+    assert [c["verdict"] for c in document["comparisons"]] == ["tie", "faster"]
+    assert document["picks"]["throughput"] == 1
+
+
+def test_an_interval_as_wide_as_its_mean_says_nothing() -> None:
+    assert format_interval(Interval(mean=1887.0, half_width=8343.0)) == "1,887"
+    assert format_interval(Interval(mean=76233.4, half_width=410.2)) == "76,233\n± 410"

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sample_study import QUESTION
+
+from autotune.errors import ConfigError, StorageError
+from autotune.study.folder import StudyFolder
+
+
+def test_a_new_folder_keeps_its_question(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "deep" / "study")
+    assert not folder.open(QUESTION)
+    assert folder.read_question() == QUESTION
+    folder.close()
+
+
+def test_the_same_question_is_found_again(tmp_path: Path) -> None:
+    for was_there in (False, True):
+        folder = StudyFolder(tmp_path / "study")
+        assert folder.open(QUESTION, must_exist=was_there) == was_there
+        folder.close()
+
+
+def test_another_question_is_refused_and_lets_the_lock_go(tmp_path: Path) -> None:
+    first = StudyFolder(tmp_path / "study")
+    first.open(QUESTION)
+    first.close()
+    second = StudyFolder(tmp_path / "study")
+    with pytest.raises(ConfigError, match="holds another question: --seed 0 there, 7 here"):
+        second.open(replace(QUESTION, seed=7))
+    assert second.read_question() == QUESTION
+    second.open(QUESTION)
+    second.close()
+
+
+def test_a_study_that_must_exist_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--resume: .* holds no study"):
+        StudyFolder(tmp_path / "study").open(QUESTION, must_exist=True)
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError, match="not empty and holds no study"):
+        StudyFolder(tmp_path).open(QUESTION)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "study").write_text("")
+    with pytest.raises(ConfigError, match="this is a file"):
+        StudyFolder(tmp_path / "study").open(QUESTION)
+
+
+def test_a_search_killed_before_its_question_was_written_leaves_nothing_in_the_way(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "lock").write_text("123")
+    (tmp_path / "question.tmp").write_text('{"workl')
+    folder = StudyFolder(tmp_path)
+    assert not folder.open(QUESTION)
+    folder.close()
+
+
+def test_two_holders_exclude_each_other_and_the_second_hears_the_pid(tmp_path: Path) -> None:
+    first = StudyFolder(tmp_path / "study")
+    first.open(QUESTION)
+    with pytest.raises(StorageError, match=rf"another search is running .*pid {os.getpid()}\)"):
+        StudyFolder(tmp_path / "study").open(QUESTION)
+    first.close()
+
+
+def test_a_killed_holder_lets_go_of_the_lock(tmp_path: Path) -> None:
+    hold = (
+        "import sys, time; from pathlib import Path; from sample_study import QUESTION;"
+        "from autotune.study.folder import StudyFolder;"
+        "folder = StudyFolder(Path(sys.argv[1])); folder.open(QUESTION);"
+        "print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / "study")],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        holder.send_signal(signal.SIGKILL)
+    folder = StudyFolder(tmp_path / "study")
+    assert folder.open(QUESTION)
+    folder.close()
+
+
+def test_a_question_that_cannot_be_read_is_told_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "question.json").write_text("{")
+    with pytest.raises(StorageError, match=r"question\.json cannot be read"):
+        StudyFolder(tmp_path).read_question()
+
+
+def test_what_is_no_study_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="is no study folder"):
+        StudyFolder(tmp_path).read_question()
+    assert StudyFolder(tmp_path).read_environment() == {}
+
+
+def test_a_study_is_named_after_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert StudyFolder(Path()).name == tmp_path.name
+    assert StudyFolder(Path("a/b")).storage_url == f"sqlite:///{tmp_path}/a/b/study.db"
