@@ -24,8 +24,8 @@ class ModelShape:
     """The numbers of an architecture that memory and time depend on.
 
     Without a census parameter counts follow the published layer definitions; biases and positions
-    are counted where the architecture has them. `tests/question/test_workload.py` holds both against built
-    models.
+    are counted where the architecture has them. `tests/question/test_workload.py` holds both
+    against built models.
     """
 
     name: str

@@ -85,7 +85,7 @@ _SpaceDocument = create_model(
 def bundled_spaces() -> dict[str, Path]:
     """The search spaces that come with autotune, by name."""
     # Beside the package in a checkout, inside it when installed as a wheel.
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "search_spaces"
     folder = inside if inside.is_dir() else package.parent / "search_spaces"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

@@ -28,8 +28,8 @@ ATTENTIONS_MISSING: dict[Attention, frozenset[str]] = {
     ),
 }
 """Decoder-only architectures by what they lack: `_supports_sdpa` and `_supports_flash_attn` of
-their classes in transformers 5.24, against which `tests/space/compatibility/test_attention.py` holds
-them."""
+their classes in transformers 5.24, against which `tests/space/compatibility/test_attention.py`
+holds them."""
 
 
 def plain_attention(model_type: str) -> Attention:
