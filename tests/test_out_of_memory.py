@@ -12,6 +12,7 @@ from planted_model import planted_workload
 from autotune.answer.progress import PlainProgress
 from autotune.drivers.budget import Budget
 from autotune.drivers.local import LocalDriver
+from autotune.drivers.terms import Terms
 from autotune.launch.launcher import Launcher
 from autotune.machine.hardware import Hardware
 from autotune.machine.software import Software
@@ -65,14 +66,16 @@ def test_what_needs_more_than_a_strategy_that_ran_out_is_pruned_with_its_reason(
     with Launcher(small, model_type="llama", folder=folder.path) as launcher:
         LocalDriver(
             launcher,
-            budget=budget,
-            spec_of=lambda trial: TrialSpec(
-                workload=workload, strategy=trial.strategy, num_ranks=2
+            Terms(
+                budget=budget,
+                spec_of=lambda trial: TrialSpec(
+                    workload=workload, strategy=trial.strategy, num_ranks=2
+                ),
+                folder_of=folder.trial_folder,
+                progress=PlainProgress(Console(stderr=True), budget),
+                is_interrupted=lambda: False,
+                trial_timeout_s=60.0,
             ),
-            folder_of=folder.trial_folder,
-            progress=PlainProgress(Console(stderr=True), budget),
-            is_interrupted=lambda: False,
-            trial_timeout_s=60.0,
         ).run(study)
     folder.close()
 

@@ -11,6 +11,7 @@ from planted_truth import LIMIT_BYTES, PLAN, outcome
 
 from autotune.drivers.budget import Budget
 from autotune.drivers.local import LocalDriver
+from autotune.drivers.terms import Terms
 from autotune.launch.replay import Recorded, ReplayClock, ReplayRunner
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
@@ -57,12 +58,14 @@ def search(record: TrialRecord, clock: ReplayClock, budget_s: float, min_gain: f
     )
     driver = LocalDriver(
         ReplayRunner(RECORDED, clock=clock, sleep=clock.sleep),
-        budget=Budget(budget_s, started=clock(), clock=clock),
-        spec_of=spec_of,
-        folder_of=lambda number: Path(),
-        progress=Silence(),
-        is_interrupted=lambda: False,
-        trial_timeout_s=300.0,
+        Terms(
+            budget=Budget(budget_s, started=clock(), clock=clock),
+            spec_of=spec_of,
+            folder_of=lambda number: Path(),
+            progress=Silence(),
+            is_interrupted=lambda: False,
+            trial_timeout_s=300.0,
+        ),
     )
     driver.run(study)
     return study

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -23,6 +22,7 @@ from autotune.cli.reuse import earlier_studies, take_over
 from autotune.drivers.budget import Budget
 from autotune.drivers.local import LocalDriver
 from autotune.drivers.side_by_side import SideBySideDriver
+from autotune.drivers.terms import Terms
 from autotune.errors import ConfigError
 from autotune.launch.launcher import Launcher
 from autotune.machine.software import Software
@@ -200,9 +200,7 @@ class Session:
             seconds = _start(launchers, reason_to_stop) if cluster is None else 0.0
             if seconds:
                 progress.note(f"libraries loaded in {seconds:.1f} s; trials start warm from here")
-            driver = self._driver(
-                launchers,
-                cluster,
+            terms = Terms(
                 budget=budget,
                 spec_of=lambda trial: self._spec_of(
                     # The slower in no less memory may still use the least energy.
@@ -214,6 +212,7 @@ class Session:
                 is_interrupted=interrupt.check,
                 trial_timeout_s=trial_timeout_s,
             )
+            driver = self._driver(terms, launchers, cluster)
             try:
                 driver.run(study)
                 if interrupt.check():
@@ -246,22 +245,22 @@ class Session:
                 )
 
     def _driver(
-        self, launchers: Sequence[Launcher], cluster: Cluster | None, **settings: Any
+        self, terms: Terms, launchers: Sequence[Launcher], cluster: Cluster | None
     ) -> Driver:
-        """Who owns the loop; `settings` are what all drivers are told."""
+        """Who owns the loop."""
         if cluster is not None:
             from autotune.drivers.ray_tune import RayTuneDriver
 
             return RayTuneDriver(
                 cluster.ray,
+                terms,
                 max_concurrent=cluster.max_concurrent,
                 study_name=self._folder.name,
                 log=self._folder.path / "ray.log",
-                **settings,
             )
         if len(launchers) == 1:
-            return LocalDriver(launchers[0], **settings)
-        return SideBySideDriver(launchers, **settings)
+            return LocalDriver(launchers[0], terms)
+        return SideBySideDriver(launchers, terms)
 
     def _greet(
         self, progress: LiveProgress | PlainProgress, study: Study, *, is_here: bool

@@ -6,16 +6,14 @@ the others and be disturbed: it runs alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from autotune.drivers.budget import Budget
-from autotune.drivers.stopping import reason_to_stop
-from autotune.trials.protocols import Progress, Runner, TrialSource
-from autotune.trials.trial import Failure, FailureKind, Outcome, Trial, TrialSpec
+from autotune.drivers.terms import Terms
+from autotune.trials.protocols import Runner, TrialSource
+from autotune.trials.trial import Failure, FailureKind, Outcome, Trial
 
 __all__ = ["SideBySideDriver"]
 
@@ -30,32 +28,13 @@ class SideBySideDriver:
 
     Args:
         runners: each runs one trial at a time, on devices of its own.
-        budget: when to stop; trials still running at its end are stopped.
-        spec_of: what to tell the processes of a trial.
-        folder_of: a trial's folder, by its number.
-        progress: is told what happens; of events those of one trial at a time.
-        is_interrupted: whether the user wants out.
-        trial_timeout_s: a trial that runs longer is taken for hung.
+        terms: what every driver is told; of events the progress gets those of one trial at a time.
     """
 
-    def __init__(
-        self,
-        runners: Sequence[Runner],
-        *,
-        budget: Budget,
-        spec_of: Callable[[Trial], TrialSpec],
-        folder_of: Callable[[int], Path],
-        progress: Progress,
-        is_interrupted: Callable[[], bool],
-        trial_timeout_s: float,
-    ) -> None:
+    def __init__(self, runners: Sequence[Runner], terms: Terms) -> None:
         self._runners = tuple(runners)
-        self._budget = budget
-        self._spec_of = spec_of
-        self._folder_of = folder_of
-        self._progress = progress
-        self._is_interrupted = is_interrupted
-        self._trial_timeout_s = trial_timeout_s
+        self._terms = terms
+        self._progress = terms.progress
         self._stop_reason: str | None = None
         self._events: SimpleQueue[tuple[int, Mapping[str, Any]]] = SimpleQueue()
         self._running: dict[Future[Outcome], tuple[Trial, int]] = {}
@@ -98,7 +77,7 @@ class SideBySideDriver:
         """The next trial, unless one runs alone."""
         if any(trial.strategy.uses_host for trial, _ in self._running.values()):
             return None
-        trial = study.ask(self._budget.remaining_s)
+        trial = study.ask(self._terms.budget.remaining_s)
         self._progress.trials_changed(study.trials)
         if trial is not None and trial.strategy.uses_host:
             self._progress.note(
@@ -116,9 +95,9 @@ class SideBySideDriver:
         self._progress.trial_started(trial)
         future = pool.submit(
             self._runners[place].run,
-            self._spec_of(trial),
-            folder=self._folder_of(trial.number),
-            timeout_s=self._trial_timeout_s,
+            self._terms.spec_of(trial),
+            folder=self._terms.folder_of(trial.number),
+            timeout_s=self._terms.trial_timeout_s,
             on_event=lambda event: self._events.put((trial.number, event)),
             should_stop=lambda: self._stop_reason,
         )
@@ -147,7 +126,7 @@ class SideBySideDriver:
     def _look_around(self) -> None:
         """Note whether it is time to stop; runners read it from their threads."""
         self._progress.refresh()
-        if reason := reason_to_stop(self._budget, self._is_interrupted):
+        if reason := self._terms.reason_to_stop():
             self._stop_reason = reason
 
 

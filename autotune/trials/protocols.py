@@ -104,6 +104,10 @@ class Progress(Protocol):
         """Something to know besides trials."""
         ...
 
+    def cluster_changed(self, words: str) -> None:
+        """Which nodes of a cluster there are now."""
+        ...
+
     def trials_changed(self, trials: Sequence[Trial]) -> None:
         """The record as it now stands."""
         ...

@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 
 from autotune.drivers.budget import Budget
+from autotune.drivers.terms import Terms
 from autotune.machine.hardware_spec import read_hardware
 from autotune.machine.software import Software
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
@@ -231,14 +232,16 @@ def tune(num_trials: int, num_slots: int, seconds: float, kind: SamplerKind) -> 
 
         driver = RayTuneDriver(
             Slots(question, num_slots),  # type: ignore[arg-type]
-            budget=Budget(10 * 3600.0),
-            spec_of=lambda trial: TrialSpec(
-                workload=question.workload, strategy=trial.strategy, num_ranks=8
+            Terms(
+                budget=Budget(10 * 3600.0),
+                spec_of=lambda trial: TrialSpec(
+                    workload=question.workload, strategy=trial.strategy, num_ranks=8
+                ),
+                folder_of=folder_of,
+                progress=Silent(),  # type: ignore[arg-type]
+                is_interrupted=lambda: False,
+                trial_timeout_s=600.0,
             ),
-            folder_of=folder_of,
-            progress=Silent(),  # type: ignore[arg-type]
-            is_interrupted=lambda: False,
-            trial_timeout_s=600.0,
             max_concurrent=None,
             study_name="scale",
             log=folder / "ray.log",

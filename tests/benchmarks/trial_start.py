@@ -36,6 +36,7 @@ from unittest import mock
 
 from autotune.drivers.budget import Budget
 from autotune.drivers.local import LocalDriver
+from autotune.drivers.terms import Terms
 from autotune.launch import launcher as launcher_module
 from autotune.launch.launcher import Launcher
 from autotune.machine.hardware import DeviceType, Hardware, detect_hardware
@@ -228,14 +229,16 @@ def _overhead(launcher: Launcher, workload: Workload, hardware: Hardware, second
     watch, began = _Stopwatch(launcher), time.monotonic()
     LocalDriver(
         watch,
-        budget=Budget(seconds),
-        spec_of=lambda trial: TrialSpec(
-            workload=workload, strategy=trial.strategy, num_ranks=hardware.num_devices
+        Terms(
+            budget=Budget(seconds),
+            spec_of=lambda trial: TrialSpec(
+                workload=workload, strategy=trial.strategy, num_ranks=hardware.num_devices
+            ),
+            folder_of=folder_of,
+            progress=_Silent(),
+            is_interrupted=lambda: False,
+            trial_timeout_s=120.0,
         ),
-        folder_of=folder_of,
-        progress=_Silent(),
-        is_interrupted=lambda: False,
-        trial_timeout_s=120.0,
     ).run(study)
     whole = time.monotonic() - began
     num = sum(trial.was_launched for trial in study.trials)

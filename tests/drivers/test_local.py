@@ -10,6 +10,7 @@ from fake_runner import FakeRunner
 
 from autotune.drivers.budget import Budget
 from autotune.drivers.local import LocalDriver
+from autotune.drivers.terms import Terms
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 from autotune.trials.trial import Failure, FailureKind, Outcome, Trial, TrialSpec, TrialState
@@ -110,18 +111,20 @@ class Drive:
         )
         LocalDriver(
             runner,
-            budget=Budget(budget_s, clock=self.clock),
-            spec_of=lambda trial: TrialSpec(
-                workload=self._tiny,
-                strategy=trial.strategy,
-                num_ranks=2,
-                timed_steps=4,
-                relative_half_width=0.0,
+            Terms(
+                budget=Budget(budget_s, clock=self.clock),
+                spec_of=lambda trial: TrialSpec(
+                    workload=self._tiny,
+                    strategy=trial.strategy,
+                    num_ranks=2,
+                    timed_steps=4,
+                    relative_half_width=0.0,
+                ),
+                folder_of=lambda number: self._folder / str(number),
+                progress=self.diary,
+                is_interrupted=lambda: self.clock.now >= self.interrupted_at_s,
+                trial_timeout_s=timeout_s,
             ),
-            folder_of=lambda number: self._folder / str(number),
-            progress=self.diary,
-            is_interrupted=lambda: self.clock.now >= self.interrupted_at_s,
-            trial_timeout_s=timeout_s,
         ).run(study)
 
 

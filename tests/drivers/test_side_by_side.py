@@ -13,6 +13,7 @@ from test_local import Diary, ScriptedStudy
 
 from autotune.drivers.budget import Budget
 from autotune.drivers.side_by_side import SideBySideDriver
+from autotune.drivers.terms import Terms
 from autotune.errors import LaunchError
 from autotune.knobs import Offload
 from autotune.question.workload import Workload
@@ -107,19 +108,21 @@ def drive(tiny: Workload, tmp_path: Path) -> Drive:
         diary = Diary()
         SideBySideDriver(
             runners or [Counted(floor, step_time_s) for _ in range(2)],
-            budget=Budget(budget_s),
-            spec_of=lambda trial: TrialSpec(
-                workload=tiny,
-                strategy=trial.strategy,
-                num_ranks=1,
-                seed=trial.number,
-                timed_steps=4,
-                relative_half_width=0.0,
+            Terms(
+                budget=Budget(budget_s),
+                spec_of=lambda trial: TrialSpec(
+                    workload=tiny,
+                    strategy=trial.strategy,
+                    num_ranks=1,
+                    seed=trial.number,
+                    timed_steps=4,
+                    relative_half_width=0.0,
+                ),
+                folder_of=lambda number: tmp_path,
+                progress=diary,
+                is_interrupted=is_interrupted,
+                trial_timeout_s=30.0,
             ),
-            folder_of=lambda number: tmp_path,
-            progress=diary,
-            is_interrupted=is_interrupted,
-            trial_timeout_s=30.0,
         ).run(study)
         return floor.beside, diary
 

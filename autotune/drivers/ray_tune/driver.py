@@ -6,18 +6,16 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from autotune.drivers.budget import Budget
 from autotune.drivers.ray_tune.chatter import chatter_into
 from autotune.drivers.ray_tune.cluster import RayCluster
 from autotune.drivers.ray_tune.messages import TrialOrder
-from autotune.drivers.ray_tune.searcher import ClusterProgress, StudySearcher
-from autotune.drivers.stopping import BUDGET_ENDED, reason_to_stop
+from autotune.drivers.ray_tune.searcher import StudySearcher
+from autotune.drivers.terms import BUDGET_ENDED, Terms
 from autotune.errors import AutotuneError, LaunchError
 from autotune.trials.protocols import TrialSource
-from autotune.trials.trial import FailureKind, Trial, TrialSpec
+from autotune.trials.trial import FailureKind, Trial
 
 __all__ = ["RayTuneDriver"]
 
@@ -48,12 +46,7 @@ class RayTuneDriver:
 
     Args:
         cluster: where.
-        budget: when to stop; trials still running at its end are stopped.
-        spec_of: what to tell the processes of a trial.
-        folder_of: a trial's folder here, by its number.
-        progress: is told what happens.
-        is_interrupted: whether the user wants out.
-        trial_timeout_s: a trial that runs longer is taken for hung.
+        terms: what every driver is told.
         max_concurrent: run at most so many trials at once.
         study_name: for the names of folders on the nodes.
         log: file for whatever Ray has to say.
@@ -63,25 +56,15 @@ class RayTuneDriver:
     def __init__(
         self,
         cluster: RayCluster,
+        terms: Terms,
         *,
-        budget: Budget,
-        spec_of: Callable[[Trial], TrialSpec],
-        folder_of: Callable[[int], Path],
-        progress: ClusterProgress,
-        is_interrupted: Callable[[], bool],
-        trial_timeout_s: float,
         max_concurrent: int | None,
         study_name: str,
         log: Path,
         trainable: type | None = None,
     ) -> None:
         self._cluster = cluster
-        self._budget = budget
-        self._spec_of = spec_of
-        self._folder_of = folder_of
-        self._progress = progress
-        self._is_interrupted = is_interrupted
-        self._trial_timeout_s = trial_timeout_s
+        self._terms = terms
         self._max_concurrent = max_concurrent
         self._study_name = study_name
         self._log = log
@@ -97,10 +80,10 @@ class RayTuneDriver:
         searcher = StudySearcher(
             study,
             nodes=self._cluster,
-            budget=self._budget,
+            budget=self._terms.budget,
             order_of=self._order_of,
-            folder_of=self._folder_of,
-            progress=self._progress,
+            folder_of=self._terms.folder_of,
+            progress=self._terms.progress,
             is_over=self._is_over,
             max_concurrent=self._max_concurrent,
         )
@@ -111,8 +94,8 @@ class RayTuneDriver:
                 num_ended = searcher.num_ended
                 if num_restarts > _MAX_RESTARTS:
                     raise LaunchError(f"Ray Tune breaks down at once; see {self._log}")
-                self._progress.note("Ray Tune broke down and is started again; see ray.log")
-        reason = reason_to_stop(self._budget, self._is_interrupted) or BUDGET_ENDED
+                self._terms.progress.note("Ray Tune broke down and is started again; see ray.log")
+        reason = self._terms.reason_to_stop() or BUDGET_ENDED
         searcher.end_all(FailureKind.INTERRUPTED, reason)
         if searcher.num_lost_in_a_row >= _MAX_LOST_IN_A_ROW:
             raise LaunchError(
@@ -143,7 +126,7 @@ class RayTuneDriver:
         from autotune.drivers.ray_tune.trainable import RayTrial
 
         def should_stop() -> bool:
-            self._progress.refresh()
+            self._terms.progress.refresh()
             return self._is_over() or searcher.num_lost_in_a_row >= _MAX_LOST_IN_A_ROW
 
         # Tune keeps a folder of its own; the study's is not its business.
@@ -172,14 +155,14 @@ class RayTuneDriver:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _is_over(self) -> bool:
-        return reason_to_stop(self._budget, self._is_interrupted) is not None
+        return self._terms.reason_to_stop() is not None
 
     def _order_of(self, trial: Trial) -> TrialOrder:
         return TrialOrder(
             number=trial.number,
-            spec=self._spec_of(trial),
+            spec=self._terms.spec_of(trial),
             hardware=self._cluster.hardware,
-            timeout_s=self._trial_timeout_s,
+            timeout_s=self._terms.trial_timeout_s,
             placement=self._cluster.placement,
             study=self._study_name,
         )

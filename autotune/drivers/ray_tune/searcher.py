@@ -18,21 +18,9 @@ from autotune.drivers.ray_tune.messages import TrialOrder, TrialReport
 from autotune.trials.protocols import Progress, TrialSource
 from autotune.trials.trial import Failure, FailureKind, Outcome, Trial
 
-__all__ = ["ClusterProgress", "StudySearcher"]
+__all__ = ["StudySearcher"]
 
 _LOST = "its worker or its node was lost"
-
-
-class ClusterProgress(Progress, Protocol):
-    """Shows what happens on a cluster too."""
-
-    def note(self, words: str) -> None:
-        """Something worth a line of its own."""
-        ...
-
-    def cluster_changed(self, words: str) -> None:
-        """Which nodes there are now."""
-        ...
 
 
 class Nodes(Protocol):
@@ -82,7 +70,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         budget: Budget,
         order_of: Callable[[Trial], TrialOrder],
         folder_of: Callable[[int], Path],
-        progress: ClusterProgress,
+        progress: Progress,
         is_over: Callable[[], bool],
         max_concurrent: int | None = None,
     ) -> None:
