@@ -119,6 +119,22 @@ class Oracle:
         speed = self.space.workload.tokens_per_step / measured.step_time_s
         return speed, float(measured.peak_memory_bytes)
 
+    def front(self) -> list[Strategy]:
+        """What fits and nothing else beats in both."""
+        return [
+            strategy
+            for strategy, (speed, memory) in self.figures.items()
+            if not any(
+                s >= speed and m <= memory and (s, m) != (speed, memory)
+                for s, m in self.figures.values()
+            )
+        ]
+
+    def is_pruned(self, strategy: Strategy) -> bool:
+        """Whether a search would never launch it."""
+        row = self.space.table.find(strategy)
+        return row is None or not self.is_expected_to_fit[row]
+
     def area_of(self, strategies: list[Strategy]) -> float:
         """Below the front of what fits of them."""
         figures = [self.figures[s] for s in strategies if s in self.figures]
@@ -197,6 +213,8 @@ def search(oracle: Oracle, name: str, seed: int, num_trials: int) -> dict[str, A
         "num_strategies": len(table),
         "end_reason": sampler.end_reason if launched < num_trials else None,
         "num_out_of_memory": num_out_of_memory,
+        "num_front": len(front := oracle.front()),
+        "num_front_pruned": sum(map(oracle.is_pruned, front)),
         "ask_ms": 1000 * asked_s / max(1, len(trials)),
         **found,
     }
@@ -242,7 +260,11 @@ def report(paths: list[Path], png: Path | None) -> None:
     numbers = "".join(f"{n:>7}" for n in shown)
     for question in questions:
         of_question = [line for line in runs if line["question"] == question]
-        print(f"{question}: {of_question[0]['num_strategies']} strategies measured\n")
+        first = of_question[0]
+        print(
+            f"{question}: {first['num_strategies']} strategies measured; "
+            f"{first['num_front']} on the front, {first['num_front_pruned']} of them pruned\n"
+        )
         titles = ("throughput, after trials", "hypervolume, after trials")
         print(f"{'':34}regret of {titles[0]:<26} regret of {titles[1]:<25}")
         print(
@@ -267,7 +289,7 @@ def report(paths: list[Path], png: Path | None) -> None:
         print()
     print(
         "Medians over seeds; in brackets the 80th percentile; -: not within the trials run.\n"
-        "to 1%, to 2%: trials until that much of throughput, or hypervolume, is lacking.\n"
+        "to 1%, to 2%: trials until no more of throughput, or hypervolume, is lacking for good.\n"
         "ended: trials after which a search ended by itself; what it had found is kept."
     )
     if png is not None:
@@ -276,12 +298,15 @@ def report(paths: list[Path], png: Path | None) -> None:
 
 def _first(lines: list[dict[str, Any]], key: str, near: float) -> str:
     """Trials until the regret is small enough for good."""
-    firsts = sorted(
-        next((n + 1 for n, regret in enumerate(line[key]) if regret <= near), np.inf)
-        for line in lines
-    )
+    firsts = sorted(_for_good(line[key], near) for line in lines)
     middle, late = (float(np.quantile(firsts, q, method="higher")) for q in (0.5, 0.8))
     return f"{_count(middle)} ({_count(late)})"
+
+
+def _for_good(regrets: list[float], near: float) -> float:
+    late = [n for n, regret in enumerate(regrets, start=1) if regret > near]
+    first = late[-1] + 1 if late else 1
+    return first if first <= len(regrets) else np.inf
 
 
 def _count(number: float) -> str:
