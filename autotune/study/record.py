@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import ConfigError, StorageError
 from autotune.space.strategy import Strategy
+from autotune.study.confirmed import with_confirmations
 from autotune.study.trial_rows import TrialRows
 from autotune.trials.trial import (
     OBJECTIVES,
@@ -31,7 +32,7 @@ from autotune.trials.trial import (
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["TrialRecord", "confirmed", "with_confirmations", "without_password"]
+__all__ = ["TrialRecord", "without_password"]
 
 _MEMORY_CONSTRAINT = "device_memory"
 _TABLES_S = 2.0
@@ -349,28 +350,6 @@ class TrialRecord:
             # It changes no more, and is asked for again after every other trial.
             self._ended[trial.number] = trial
         return trial
-
-
-def with_confirmations(runs: Iterable[Trial]) -> list[Trial]:
-    """The trials among these, each with what the runs that confirm it showed."""
-    confirming: dict[int, list[Trial]] = {}
-    trials = []
-    for run in runs:
-        if run.confirms is None:
-            trials.append(run)
-        else:
-            confirming.setdefault(run.confirms, []).append(run)
-    return [confirmed(trial, confirming.get(trial.number, ())) for trial in trials]
-
-
-def confirmed(trial: Trial, runs: Iterable[Trial]) -> Trial:
-    """The trial with what some more runs of its strategy showed, as far as they ended."""
-    for run in runs:
-        if run.measurement is not None:
-            trial = replace(trial, confirmations=(*trial.confirmations, run.measurement))
-        elif run.failure is not None and not run.failure.kind.says_nothing_about_the_strategy:
-            trial = replace(trial, has_failed_again=True)
-    return trial
 
 
 def _outcome_attributes(outcome: Outcome) -> dict[str, Any]:

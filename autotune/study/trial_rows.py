@@ -1,8 +1,8 @@
 """A trial's rows in Optuna's tables: written when it begins, and once more when it ends.
 
 Optuna's own functions write the same rows one at a time, and look into the database before each:
-about a hundred statements a trial, most of what a search cost. Here each half is one transaction of
-six, so that no killed search leaves a part of it. Does not know what the rows mean.
+some hundred statements a trial, and most of what a search cost. Here each half is one transaction
+of six, so that no killed search leaves a part of it. Does not know what the rows mean.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class TrialRows:
         row = {"study_id": self._study_id, "state": state, "datetime_start": _now()}
         if state.is_finished():
             row["datetime_complete"] = row["datetime_start"]
-        [trial_id] = connection.execute(trials.insert().values(row)).inserted_primary_key
+        inserted = connection.execute(trials.insert().values(row)).inserted_primary_key
+        assert inserted is not None
+        trial_id = inserted[0]
         earlier = (trials.c.study_id == self._study_id) & (trials.c.trial_id < trial_id)
         number = connection.scalar(sql.select(sql.func.count()).where(earlier)) or 0
         connection.execute(
