@@ -104,9 +104,7 @@ class OptunaSampler:
             return self._draw(tried) or self._random.choice(untried)
 
     def _places_of(self, tried: set[Strategy]) -> set[int | None]:
-        """Where in the space they are, each looked for once: equal strategies of two objects are
-        compared knob by knob.
-        """
+        """Where in the space they are; each is looked for once, since that compares all knobs."""
         for strategy in tried:
             if strategy not in self._place_of:
                 self._place_of[strategy] = self._places.get(strategy)
