@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from autotune.predictor.shrinkage import Coefficient, Curve
 from autotune.space.strategy_table import Column
 
-__all__ = ["Belief", "Features", "believe", "distances"]
+__all__ = ["Belief", "Features", "Kernel", "believe", "distances"]
 
 _BATCH = "micro_batch_size"
 
@@ -32,6 +32,9 @@ _DOUBT = 0.5
 """Deviation of the logarithm of the scale before any observation."""
 
 _NUM_ROUNDS = 4
+
+_NEWS = 0.02
+"""Scale and length are sought again once this share of the observations is new."""
 
 _Array = NDArray[np.float64]
 _Places = NDArray[np.intp]
@@ -74,6 +77,20 @@ class Features:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kernel:
+    """The scale of what is left, and over how many knobs it fades, as last found."""
+
+    scale: float = 1.0
+    length: float = _LENGTHS[1]
+    num_seen: int = 0
+    """Observations that they were sought among."""
+
+    def is_outdated(self, num_seen: int) -> bool:
+        """Whether enough has been observed since."""
+        return abs(num_seen - self.num_seen) > _NEWS * num_seen
+
+
 @dataclass(frozen=True, kw_only=True)
 class Belief:
     """What is believed of the quantity's logarithm for each row of a table."""
@@ -84,6 +101,11 @@ class Belief:
     noise: float
     """Deviation of a measurement about the truth."""
     _process: _Process
+
+    @property
+    def kernel(self) -> Kernel:
+        """As it was found."""
+        return self._process.kernel
 
     def covariance(self, rows: _Places) -> _Array:
         """Between some rows."""
@@ -101,20 +123,26 @@ class _Process:
         noises: _Array,
         apart: _Array,
         coefficients: Sequence[Coefficient],
+        kernel: Kernel,
+        num_seen: int,
     ) -> None:
         self._table, self._seen, self._apart = table, seen, apart
         self._observed, self._noises = observed, noises
         self._coefficients = coefficients
         self._spreads = np.array([c.spread for c in coefficients])
         self._at: list[float] = [0.0] * len(coefficients)
-        self._scale, self._length = 1.0, _LENGTHS[1]
+        self.kernel = kernel
+        self._scale, self._length = kernel.scale, kernel.length
         if seen is not None:
             self._distance = distances(seen.knobs, seen.knobs)
+            if kernel.is_outdated(num_seen):
+                self._seek_kernel(seen)
+                self.kernel = Kernel(scale=self._scale, length=self._length, num_seen=num_seen)
             self._fit(seen)
         self._slopes = table.slopes(self._at)
 
-    def _fit(self, seen: Features) -> None:
-        """Scale and length by their posterior, coefficients by Gauss and Newton."""
+    def _seek_kernel(self, seen: Features) -> None:
+        """Scale and length by their posterior."""
         best = -math.inf
         at = self._at
         for scale, length in itertools.product(_SCALES, _LENGTHS):
@@ -123,6 +151,9 @@ class _Process:
             if likelihood > best:
                 best, chosen = likelihood, (scale, length)
         self._scale, self._length = chosen
+
+    def _fit(self, seen: Features) -> None:
+        """Coefficients by Gauss and Newton."""
         for _ in range(_NUM_ROUNDS):
             self._condition(seen, self._at)
             moved = self._spreads**2 * (self._seen_slopes.T @ self._weights)
@@ -140,9 +171,8 @@ class _Process:
         matrix = self._prior(seen, seen, self._seen_slopes, self._seen_slopes, self._distance)
         matrix[np.diag_indices(seen.num)] += self._noises**2
         self._root = np.linalg.cholesky(matrix)
-        half = np.linalg.solve(self._root, left)
-        self._weights = np.linalg.solve(self._root.T, half)
-        return float(-0.5 * half @ half - np.log(np.diag(self._root)).sum())
+        self._weights = np.linalg.solve(matrix, left)
+        return float(-0.5 * left @ self._weights - np.log(np.diag(self._root)).sum())
 
     def _prior(
         self, a: Features, b: Features, slopes_a: _Array, slopes_b: _Array, distance: _Array
@@ -184,6 +214,8 @@ def believe(
     apart: _Array,
     noise: float,
     extra_noise: _Array | float = 0.0,
+    kernel: Kernel | None = None,
+    num_seen: int | None = None,
 ) -> Belief:
     """What is believed of each row of a table.
 
@@ -195,9 +227,14 @@ def believe(
         apart: the `distances` between rows and observed strategies.
         noise: deviation of a measurement about the truth.
         extra_noise: of single observations, beside that.
+        kernel: as found before; sought anew if left out.
+        num_seen: how much was observed, where not all of it is given.
     """
     noises = np.hypot(noise, np.broadcast_to(extra_noise, len(observed)))
-    return _Process(table, seen, observed, noises, apart, coefficients).posterior(noise)
+    kernel = kernel or Kernel()
+    num_seen = num_seen or len(observed)
+    process = _Process(table, seen, observed, noises, apart, coefficients, kernel, num_seen)
+    return process.posterior(noise)
 
 
 def distances(ours: Mapping[str, Column], theirs: Mapping[str, Column]) -> _Array:

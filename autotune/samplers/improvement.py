@@ -23,8 +23,11 @@ _MOST_STEPS = 64
 """Of a front; few that were measured have half as many."""
 
 _FARTHEST = 8.0
-_GRID = np.linspace(-_FARTHEST, _FARTHEST, 8001)
-_CUMULATIVE = np.array([NormalDist().cdf(x) for x in _GRID])
+_NUM_PER_DEVIATION = 500
+_CUMULATIVE = np.array(
+    [NormalDist().cdf(x) for x in np.linspace(-_FARTHEST, _FARTHEST, 16 * _NUM_PER_DEVIATION + 1)]
+)
+_RISE = np.diff(_CUMULATIVE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,5 +118,8 @@ def _ramp(x: _Array) -> _Array:
 
 
 def _cumulative(x: _Array) -> _Array:
-    found: _Array = np.interp(x, _GRID, _CUMULATIVE)
+    """Between its values on an even grid, whose place is known without a search."""
+    place = (np.clip(x, -_FARTHEST, _FARTHEST) + _FARTHEST) * _NUM_PER_DEVIATION
+    below = np.minimum(place.astype(np.intp), len(_RISE) - 1)
+    found: _Array = _CUMULATIVE[below] + (place - below) * _RISE[below]
     return found

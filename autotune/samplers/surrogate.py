@@ -24,7 +24,7 @@ from autotune.predictor.corrections import (
     TimeCurve,
 )
 from autotune.predictor.doubt import MODEL_DEVIATION
-from autotune.samplers.belief import Belief, Features, believe, distances
+from autotune.samplers.belief import Belief, Features, Kernel, believe, distances
 from autotune.space.strategy import KNOBS, Strategy
 from autotune.space.strategy_table import Column, StrategyTable
 from autotune.trials.prediction_table import PredictionTable
@@ -77,6 +77,7 @@ class Surrogate:
         self._effects = tuple(sorted(names))
         self._views = self._views_of(table)
         self._columns: dict[Strategy, _Array] = {}
+        self._time_kernel, self._memory_kernel = Kernel(), Kernel()
         self._seen: tuple[tuple[Strategy, ...], _Views] = ((), self._views)
 
     @property
@@ -93,7 +94,7 @@ class Surrogate:
         ]
         observed = np.log([m.step_time_s for _, m in measured])
         seen = self._views_of_all([strategy for strategy, _ in measured])
-        return believe(
+        belief = believe(
             self._views.time,
             seen.time if seen else None,
             observed,
@@ -101,7 +102,11 @@ class Surrogate:
             apart=self._apart([strategy for strategy, _ in measured]),
             noise=_TIME_NOISE,
             extra_noise=np.array([_scatter(m.step_times_s) for _, m in measured]),
+            kernel=self._time_kernel,
+            num_seen=_num_telling(trials),
         )
+        self._time_kernel = belief.kernel
+        return belief
 
     def peak_memory(self, trials: Sequence[Trial], limit_bytes: int) -> Belief:
         """The logarithm of the bytes that the allocator reserves.
@@ -126,7 +131,7 @@ class Surrogate:
             ]
         )
         extra = np.array([0.0 if t.measurement else _OUT_OF_MEMORY_NOISE for t in shown])
-        return believe(
+        belief = believe(
             self._views.memory,
             seen.memory if seen else None,
             np.log(observed),
@@ -134,7 +139,11 @@ class Surrogate:
             apart=self._apart([trial.strategy for trial in shown]),
             noise=_MEMORY_NOISE,
             extra_noise=extra,
+            kernel=self._memory_kernel,
+            num_seen=_num_telling(trials),
         )
+        self._memory_kernel = belief.kernel
+        return belief
 
     def _apart(self, strategies: Sequence[Strategy]) -> _Array:
         """Distances of the table's rows from some strategies, each worked out once."""
@@ -223,6 +232,10 @@ def _witnesses(trials: Sequence[Trial]) -> Sequence[Trial]:
     )
     kept = {*fastest[: _MOST_WITNESSES // 2], *range(len(telling))[-_MOST_WITNESSES // 2 :]}
     return [telling[place] for place in sorted(kept)]
+
+
+def _num_telling(trials: Sequence[Trial]) -> int:
+    return sum(bool(trial.measurement) or _is_too_large(trial) for trial in trials)
 
 
 def _is_too_large(trial: Trial) -> bool:

@@ -18,17 +18,18 @@ from autotune.drivers.ray_tune import RayCluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-_SPACE = "knobs: {zero_stage: [1, 2], micro_batch_size: [1, 2]}\n"
+_SPACE = "knobs: {zero_stage: [1], micro_batch_size: [1, 2]}\n"
 _SEARCH = (
     *("search", "--model", "tiny", "--seq-len", "32", "--global-batch", "8", "--json"),
     *("--space", "space.yaml", "--sampler", "grid", "--confirm", "0", "--budget", "3m"),
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[RayNodes]:
-    """Two nodes of this machine's CPU."""
+    """Two nodes of this machine's CPU, and one that says it is of another kind."""
     with ray_nodes(num_nodes=2) as nodes:
+        nodes.add(labels={"device-kind": "old-cpu"})
         yield nodes
 
 
@@ -56,37 +57,36 @@ def _searched(cluster: RayNodes, folder: Path, *more: str) -> tuple[int, str, st
 
 
 def _has_run_all(stdout: str) -> bool:
-    """Whether each of the four strategies came to an end of its own."""
+    """Whether each of the strategies came to an end of its own."""
     ends = [trial["state"] for trial in json.loads(stdout)["trials"]]
-    return len(ends) >= 4 and set(ends) <= {"complete", "pruned"} and "complete" in ends
+    return len(ends) >= 2 and set(ends) <= {"complete", "pruned"} and "complete" in ends
 
 
-def test_a_search_runs_on_nodes_of_one_kind_alone(cluster: RayNodes, tmp_path: Path) -> None:
-    numerous = {_raylet(node) for node in cluster.nodes}
-    old = _raylet(cluster.add(labels={"device-kind": "old-cpu"}))
+def test_a_search_runs_on_the_most_numerous_kind_alone(cluster: RayNodes, tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(_SPACE)
-
-    status, stdout, stderr, used = _searched(cluster, tmp_path, "--out", "numerous")
+    status, stdout, stderr, used = _searched(cluster, tmp_path, "--out", "study")
     assert status == 0, stderr
     assert "2 nodes, 4 x cpu" in stderr
     assert "Not used: nodes with old-cpu; --device-kind old-cpu would use them" in stderr
     assert _has_run_all(stdout)
     assert used
-    assert used <= numerous
-
-    chosen = ("--device-kind", "old-cpu", "--out", "chosen")
-    status, stdout, stderr, used = _searched(cluster, tmp_path, *chosen)
-    assert status == 0, stderr
-    assert "1 node, 2 x old-cpu" in stderr
-    assert _has_run_all(stdout)
-    assert used == {old}
+    assert used <= {_raylet(node) for node in cluster.nodes[:2]}
 
     # A study goes on with the kind that it began with, or not at all.
-    mixed = ("--device-kind", "old-cpu", "--out", "numerous", "--resume")
+    mixed = ("--device-kind", "old-cpu", "--out", "study", "--resume")
     status, _, stderr, used = _searched(cluster, tmp_path, *mixed)
     assert status == 2
     assert "old-cpu" in stderr
     assert not used
+
+
+def test_a_search_runs_on_the_kind_that_is_asked_for(cluster: RayNodes, tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(_SPACE)
+    status, stdout, stderr, used = _searched(cluster, tmp_path, "--device-kind", "old-cpu")
+    assert status == 0, stderr
+    assert "1 node, 2 x old-cpu" in stderr
+    assert _has_run_all(stdout)
+    assert used == {_raylet(cluster.nodes[2])}
 
 
 def test_a_node_with_other_software_is_not_used(cluster: RayNodes, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_node_with_other_software_is_not_used(cluster: RayNodes, tmp_path: Pat
         assert "deepspeed 0.0.1 (where the search runs: " in why
         assert "install the same on all nodes" in why
         [selector] = reached.placement["bundle_label_selector"]
-        assert selector == {"ray.io/node-id": f"!in({node_id})"}
+        assert node_id in selector["ray.io/node-id"]
 
     (tmp_path / "space.yaml").write_text(_SPACE)
     status, stdout, stderr, used = _searched(cluster, tmp_path, "--out", "study")
