@@ -1,10 +1,11 @@
 """What a search costs beside its trials: 64 at once under Ray Tune, and asking late in a study.
 
-    python tests/benchmarks/ray_scale.py tune [--trials 1000] [--slots 64] [--seconds 6]
+    python tests/benchmarks/ray_scale.py tune [--trials 1000] [--slots 64] [--nodes 64]
     python tests/benchmarks/ray_scale.py late [--trials 10000] [--sampler random]
 
 `tune` drives a study through Ray Tune as `autotune search --ray` does: the same driver, searcher,
-sampler, predictor, pruners and record; but a trial sleeps and makes its figures up. `late` asks
+sampler, predictor, pruners and record; but a trial sleeps and makes its figures up. Its slots lie
+on so many nodes of Ray's, each with a raylet of its own on this machine. `late` asks
 and tells at the end of a study of so many finished trials. The question is that of a 7B model on
 hosts of eight H100; no GPU is needed. Times are of the processor, which other work on the machine
 changes little.
@@ -43,6 +44,9 @@ from autotune.study.record import TrialRecord
 from autotune.study.study import Study
 from autotune.trials.protocols import Sampler
 from autotune.trials.trial import Measurement, Outcome, Trial, TrialSpec
+
+_STORE_BYTES = 80 * 2**20
+"""Of a node: nearly the least that Ray takes."""
 
 _LARGE_SPACE = """
 knobs:
@@ -186,10 +190,38 @@ class Slots:
         return f"{self.capacity} nodes"
 
 
-def tune(num_trials: int, num_slots: int, seconds: float, kind: SamplerKind) -> None:
+def _start_ray(num_slots: int, num_nodes: int) -> Callable[[], None]:
+    """A cluster of so many nodes that share the slots out; what ends it."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": num_slots if num_nodes == 1 else 0,
+            "include_dashboard": False,
+            "object_store_memory": _STORE_BYTES,
+        },
+    )
+    for _ in range(num_nodes if num_nodes > 1 else 0):
+        cluster.add_node(num_cpus=num_slots // num_nodes, object_store_memory=_STORE_BYTES)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+    alive = sum(node["Alive"] for node in ray.nodes())
+    print(f"Ray has {alive} nodes, the head among them; CPUs {ray.cluster_resources()['CPU']:.0f}")
+
+    def end() -> None:
+        ray.shutdown()
+        cluster.shutdown()
+
+    return end
+
+
+def tune(
+    num_trials: int, num_slots: int, num_nodes: int, seconds: float, kind: SamplerKind
+) -> None:
     """A study through Ray Tune."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-    import ray
     from ray.tune import PlacementGroupFactory, Trainable
 
     from autotune.drivers.ray_tune import RayTuneDriver
@@ -214,13 +246,7 @@ def tune(num_trials: int, num_slots: int, seconds: float, kind: SamplerKind) -> 
             return TrialReport(outcome=outcome).to_result()
 
     question, space = _question()
-    ray.init(
-        address="local",
-        num_cpus=num_slots,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
+    end_ray = _start_ray(num_slots, num_nodes)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         study = Timed(_study(question, space, _record(question, space, folder), kind), num_trials)
@@ -250,7 +276,7 @@ def tune(num_trials: int, num_slots: int, seconds: float, kind: SamplerKind) -> 
         cpu_before, started = time.process_time(), time.perf_counter()
         driver.run(study)
         cpu_s, wall_s = time.process_time() - cpu_before, time.perf_counter() - started
-    ray.shutdown()
+    end_ray()
     num = len(study.told_s)
     print(f"{num} trials of {seconds:.0f} s, {num_slots} at once: {wall_s:.0f} s")
     print(f"space: {len(space.table)} strategies; ended: {study.end_reason or 'all were run'}")
@@ -293,6 +319,7 @@ def main() -> None:
     parser.add_argument("part", choices=("tune", "late"))
     parser.add_argument("--trials", type=int)
     parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--sampler", type=SamplerKind, default=SamplerKind.PREDICTED)
     asked = parser.parse_args()
@@ -305,7 +332,7 @@ def main() -> None:
         f"{os.getloadavg()[0]:.1f} before it began"
     )
     if asked.part == "tune":
-        tune(asked.trials or 1000, asked.slots, asked.seconds, asked.sampler)
+        tune(asked.trials or 1000, asked.slots, asked.nodes, asked.seconds, asked.sampler)
     else:
         late(asked.trials or 10_000, asked.sampler)
 
