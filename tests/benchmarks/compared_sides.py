@@ -16,8 +16,9 @@ __all__ = ["Side", "read_sides", "report"]
 GOAL_SPEED, GOAL_TRIALS = 1.5, 10.0
 
 FREE = {
-    "peer": "DeepSpeed Autotuning, fast mode: ZeRO stage 0 to 3 and micro-batch. It measures "
-    "without accumulation; it was given a no-op `pdsh`, a `deepspeed` on the PATH, "
+    "peer": "DeepSpeed Autotuning, fast mode: ZeRO stage 0 to 3, micro-batch and "
+    "accumulation, at a global batch of its own; every run in which it learned something is a "
+    "trial, that of the model's size too; it was given a no-op `pdsh`, a `deepspeed` on the PATH, "
     "TORCH_CUDA_ARCH_LIST and its compiled Adam",
     "autotune": "`autotune search` with its default space: every knob in it leaves the loss as "
     "it is; among them fused kernels, tiles and finer checkpoints, which the peer does not have",

@@ -49,7 +49,8 @@ class Experiment:
 
     name: str
     tokens_per_second: float | None
-    """As the autotuner has it, which accumulates nothing; None where it was not measured."""
+    """As the autotuner has it: of its timers round three steps, at a batch of its own; None where
+    it was not measured."""
     has_failed: bool
     is_out_of_memory: bool
     started_s: float

@@ -104,7 +104,7 @@ def search(folder: Path, given: argparse.Namespace) -> Side:
     command = [
         *("autotune", "search", "--model", given.model, "--seq-len", str(given.seq_len)),
         *("--global-batch", str(given.global_batch), "--budget", f"{60 * given.minutes:.0f}s"),
-        *("--out", "study"),
+        *("--devices", "1", "--out", "study"),
     ]
     progress = folder / "autotune.progress.txt"
     started = time.time()
@@ -206,14 +206,13 @@ def confirm(folder: Path, given: argparse.Namespace) -> None:
             folder / f"confirm-{side.name}",
             given.model,
             given.seq_len,
-            # One rank, where the search's CPU trials have two.
-            {key: value for key, value in side.config.items() if key != "train_batch_size"},
+            side.config,
             side.arguments,
             num_steps=_NUM_STEPS,
         )
         timed = times_s[_NUM_WARM:]
         size = side.config["train_micro_batch_size_per_gpu"]
-        tokens = size * side.config["gradient_accumulation_steps"] * given.seq_len
+        tokens = size * side.config.get("gradient_accumulation_steps", 1) * given.seq_len
         speed = tokens / median(timed) if timed else None
         out.write_text(json.dumps({"tokens_per_second": speed, "step_times_s": times_s}))
         print(f"{side.name}: {f'{speed:,.0f} tokens/s' if speed else 'failed'}", flush=True)
