@@ -138,4 +138,4 @@ def read_sides(folder: Path) -> list[Side]:
 
 def _confirmed(folder: Path, name: str) -> float | None:
     path = folder / f"confirmed-{name}.json"
-    return json.loads(path.read_text())["tokens_per_second"] if path.exists() else None
+    return json.loads(path.read_text()).get("tokens_per_second") if path.exists() else None

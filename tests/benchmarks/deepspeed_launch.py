@@ -100,7 +100,8 @@ def autotune_by_deepspeed(
     taken = json.loads(ended.read_text())
     found = list(_experiments(home, seq_len, taken["started"]))
     (home / "experiments.json").write_text(json.dumps([asdict(e) for e in found], indent=1))
-    return " ".join(taken["command"]), taken["minutes"], found
+    words = [Path(word).name if "/" in word else word for word in taken["command"]]
+    return " ".join(words), taken["minutes"], found
 
 
 def time_plain_steps(

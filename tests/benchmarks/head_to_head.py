@@ -10,10 +10,10 @@
 Run one after the other: all use the whole GPU. `prepare` writes the machine down and compiles what
 DeepSpeed compiles once per machine, before anybody's minutes. Each side's minutes count from its
 command's start. `confirm` runs the best of each side once more, in one and the same plain script
-and at the same global batch; the report compares these figures. What has ended is not run again;
-`by-hand` and `confirm` go on where they were cut off, the others begin anew. The question is
-Llama-1.1B at sequence 1024, global batch 128 (--model, --seq-len, --global-batch), on one GPU.
-Without a GPU the tiny model takes its place.
+and as near to that global batch as its micro-batch divides it; the report compares these figures.
+What has ended is not run again; `by-hand` and `confirm` go on where they were cut off, the others
+begin anew. The question is Llama-1.1B at sequence 1024, global batch 128 (--model, --seq-len,
+--global-batch), on one GPU. Without a GPU the tiny model takes its place.
 """
 
 from __future__ import annotations
@@ -81,10 +81,6 @@ def peer(folder: Path, given: argparse.Namespace) -> Side:
         sys.exit(f"it measured nothing; see {home / 'log.txt'}")
     best = max(measured, key=lambda one: one.tokens_per_second or 0.0)
     num_out_of_memory = sum(one.is_out_of_memory for one in found)
-    config = {key: value for key, value in best.config.items() if key != "autotuning"}
-    size = config["train_micro_batch_size_per_gpu"]
-    accumulation = max(1, round(given.global_batch / size))
-    batch = {"gradient_accumulation_steps": accumulation, "train_batch_size": size * accumulation}
     return Side(
         name="peer",
         command=command,
@@ -95,7 +91,7 @@ def peer(folder: Path, given: argparse.Namespace) -> Side:
         best=best.name,
         best_tokens_per_second=best.tokens_per_second or 0.0,
         seconds_to_best=best.ended_s,
-        config=config | batch,
+        config={key: value for key, value in best.config.items() if key != "autotuning"},
     )
 
 
@@ -202,20 +198,35 @@ def confirm(folder: Path, given: argparse.Namespace) -> None:
         out = folder / f"confirmed-{side.name}.json"
         if out.exists():
             continue
-        times_s = time_plain_steps(
-            folder / f"confirm-{side.name}",
-            given.model,
-            given.seq_len,
-            side.config,
-            side.arguments,
-            num_steps=_NUM_STEPS,
-        )
-        timed = times_s[_NUM_WARM:]
-        size = side.config["train_micro_batch_size_per_gpu"]
-        tokens = size * side.config.get("gradient_accumulation_steps", 1) * given.seq_len
-        speed = tokens / median(timed) if timed else None
-        out.write_text(json.dumps({"tokens_per_second": speed, "step_times_s": times_s}))
+        found: dict[str, Any] = {}
+        # Accumulation takes memory: what was found at the edge may run only as it was found.
+        for config in (_at_global_batch(side.config, given.global_batch), side.config):
+            times_s = time_plain_steps(
+                folder / f"confirm-{side.name}",
+                given.model,
+                given.seq_len,
+                config,
+                side.arguments,
+                num_steps=_NUM_STEPS,
+            )
+            if times_s:
+                tokens = config["train_batch_size"] * given.seq_len
+                speed = tokens / median(times_s[_NUM_WARM:])
+                found = {"tokens_per_second": speed, "step_times_s": times_s, "config": config}
+                break
+        out.write_text(json.dumps(found, indent=1))
+        speed = found.get("tokens_per_second")
         print(f"{side.name}: {f'{speed:,.0f} tokens/s' if speed else 'failed'}", flush=True)
+
+
+def _at_global_batch(config: dict[str, Any], global_batch: int) -> dict[str, Any]:
+    """The same with as much accumulation as comes nearest, on one device."""
+    size = config["train_micro_batch_size_per_gpu"]
+    accumulation = max(1, round(global_batch / size))
+    return config | {
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": size * accumulation,
+    }
 
 
 def _tokens_per_second(line: dict[str, Any]) -> float:
