@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -102,6 +103,8 @@ def search(folder: Path, given: argparse.Namespace) -> Side:
         *("--global-batch", str(given.global_batch), "--budget", f"{60 * given.minutes:.0f}s"),
         *("--devices", "1", "--out", "study"),
     ]
+    # A study that was cut off would go on, with more minutes than the others have.
+    shutil.rmtree(folder / "study", ignore_errors=True)
     progress = folder / "autotune.progress.txt"
     started = time.time()
     with progress.open("w") as file:
