@@ -76,6 +76,8 @@ class OptunaSampler:
         self._parameters = Parameters(space)
         self._distributions = self._parameters.distributions
         self._random = random.Random(seed)
+        self._places = {strategy: place for place, strategy in enumerate(self._strategies)}
+        self._place_of: dict[Strategy, int | None] = {}
         self._asked: dict[Strategy, optuna.Trial] = {}
         self._learned: set[Strategy] = set()
         with _quiet():
@@ -87,7 +89,8 @@ class OptunaSampler:
     def propose(self, trials: Sequence[Trial]) -> Strategy | None:
         """A possible strategy that none of `trials` has, or None when there is none left."""
         tried = {trial.strategy for trial in trials}
-        untried = [strategy for strategy in self._strategies if strategy not in tried]
+        taken = self._places_of(tried)
+        untried = [s for place, s in enumerate(self._strategies) if place not in taken]
         if not untried:
             return None
         if self._kind is SamplerKind.GRID:
@@ -99,6 +102,13 @@ class OptunaSampler:
             if self._kind.learns:
                 self._learn(trials)
             return self._draw(tried) or self._random.choice(untried)
+
+    def _places_of(self, tried: set[Strategy]) -> set[int | None]:
+        """Where in the space they are; each is looked for once, since that compares all knobs."""
+        for strategy in tried:
+            if strategy not in self._place_of:
+                self._place_of[strategy] = self._places.get(strategy)
+        return {self._place_of[strategy] for strategy in tried}
 
     def _forget_what_was_not_taken(self, tried: set[Strategy]) -> None:
         """A proposal that was put off may be drawn again."""

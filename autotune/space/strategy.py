@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, get_type_hints
 
 from autotune.errors import ConfigError
@@ -40,8 +41,16 @@ def _changing(*, at_least: int = 1) -> dict[str, Any]:
     return {"loss": LossClass.CHANGING, "at_least": at_least}
 
 
+class _HashedOnce:
+    """Has room for its hash: a strategy is looked up among all that were tried at every ask."""
+
+    __slots__ = ("_hash",)
+
+    _hash: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Strategy:
+class Strategy(_HashedOnce):
     """How one run trains.
 
     The knobs stand in the order in which a sampler decides them.
@@ -116,6 +125,15 @@ class Strategy:
         words = contradiction(self)
         if words:
             raise ConfigError(words)
+
+    def __hash__(self) -> int:
+        """Of all knobs, worked out once."""
+        try:
+            return self._hash
+        except AttributeError:
+            value = hash(_all_knobs(self))
+            object.__setattr__(self, "_hash", value)
+            return value
 
     @property
     def model_parallel_size(self) -> int:
@@ -279,6 +297,7 @@ def _words(s: Strategy) -> list[str]:
 
 
 KNOBS: tuple[str, ...] = tuple(knob.name for knob in fields(Strategy))
+_all_knobs = attrgetter(*KNOBS)
 """The names of all knobs, in the order in which a sampler decides them."""
 
 LOSS_CLASSES: dict[str, LossClass] = {

@@ -1,6 +1,6 @@
 """The record of a study: its trials, in an Optuna storage.
 
-The only file that knows how a trial is laid out in Optuna: the strategy as parameters, the two
+The only file that knows what of a trial is what in Optuna: the strategy as parameters, the two
 objectives as values, everything else as user attributes. So Optuna's dashboard and Optuna's own
 functions read a study without autotune.
 """
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.errors import ConfigError, StorageError
 from autotune.space.strategy import Strategy
+from autotune.study.confirmed import with_confirmations
+from autotune.study.trial_rows import TrialRows
 from autotune.trials.trial import (
     OBJECTIVES,
     Failure,
@@ -27,7 +29,10 @@ from autotune.trials.trial import (
     TrialState,
 )
 
-__all__ = ["TrialRecord", "confirmed", "with_confirmations", "without_password"]
+if TYPE_CHECKING:
+    import optuna
+
+__all__ = ["TrialRecord", "without_password"]
 
 _MEMORY_CONSTRAINT = "device_memory"
 _TABLES_S = 2.0
@@ -93,22 +98,21 @@ class TrialRecord:
                     load_if_exists=True,
                 )
                 self._study.set_metric_names([objective.name for objective in OBJECTIVES])
+            self._rows = TrialRows(self._storage, self._study._study_id, self._distributions)
 
-    def _opened(self, url: str) -> Any:
+    def _opened(self, url: str) -> optuna.storages.RDBStorage:
         """The storage; searches that start at once may both want to make its tables."""
         import optuna
 
         with suppress(Exception) if self.is_shared else nullcontext():
-            return optuna.storages.get_storage(url)
+            return optuna.storages.RDBStorage(url)
         time.sleep(_TABLES_S)
-        return optuna.storages.get_storage(url)
+        return optuna.storages.RDBStorage(url)
 
     def close(self) -> None:
         """Let the connections to a database server go."""
-        engine = getattr(getattr(self._storage, "_backend", None), "engine", None)
-        if engine is not None:
-            self._storage.remove_session()
-            engine.dispose()
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     @contextmanager
     def _as_storage_error(self) -> Iterator[None]:
@@ -154,13 +158,22 @@ class TrialRecord:
         import optuna
 
         with self._as_storage_error():
-            frozen = self._study.get_trials(deepcopy=False)
             waiting = optuna.trial.TrialState.WAITING
             return [
                 self._ended.get(trial.number) or self._read(trial)
-                for trial in frozen
+                for trial in self._stored()
                 if trial.state is not waiting and _YIELDED_TO not in trial.user_attrs
             ]
+
+    def _stored(self) -> list[optuna.trial.FrozenTrial]:
+        """All that is in the storage.
+
+        A shared study is read before each trial, so Optuna keeps what has ended; another is read
+        when it is opened and when it is summed up, and nothing of it is kept.
+        """
+        if self.is_shared:
+            return self._study.get_trials(deepcopy=False)
+        return self._storage.get_all_trials(self._study._study_id, deepcopy=False)
 
     def claim(
         self, strategy: Strategy, prediction: Prediction, *, is_forced: bool = False
@@ -192,11 +205,8 @@ class TrialRecord:
     def _give_way(self, trial: Trial, other: Trial) -> None:
         """Mark a trial as none: another search had its strategy first."""
         with self._as_storage_error():
-            trial_id = self._storage.get_trial_id_from_study_id_trial_number(
-                self._study._study_id, trial.number
-            )
-            self._storage.set_trial_user_attr(trial_id, _YIELDED_TO, other.number)
-            self._storage.set_trial_state_values(trial_id, _optuna_states()[TrialState.FAILED])
+            state = _optuna_states()[TrialState.FAILED]
+            self._rows.end(trial.number, state, attributes={_YIELDED_TO: other.number})
 
     def start(
         self,
@@ -216,16 +226,22 @@ class TrialRecord:
             reused_from: the trial of an earlier study that measured it, in words.
             confirms: the number of the trial that it runs once more.
         """
-        attributes = self._attributes(strategy, prediction)
-        attributes |= {"is_forced": is_forced, "reused_from": reused_from}
-        if confirms is not None:
-            attributes["confirms"] = confirms
-        return self._add(TrialState.RUNNING, strategy, attributes)
+        trial = Trial(
+            number=-1,
+            strategy=strategy,
+            state=TrialState.RUNNING,
+            prediction=prediction,
+            memory_limit_bytes=self._memory_limit_bytes,
+            is_forced=is_forced,
+            reused_from=reused_from,
+            confirms=confirms,
+        )
+        told = {"is_forced": is_forced or None, "reused_from": reused_from, "confirms": confirms}
+        # What is not so is not written: each attribute is a row.
+        return self._add(trial, {name: value for name, value in told.items() if value is not None})
 
     def finish(self, trial: Trial, outcome: Outcome) -> Trial:
         """Write down how a running trial ended."""
-        import optuna
-
         ended = replace(
             trial,
             state=outcome.state,
@@ -234,51 +250,58 @@ class TrialRecord:
             reason=outcome.reason,
             duration_s=outcome.duration_s,
         )
+        values: list[float] = []
+        constraints: dict[str, float] = {}
+        if outcome.state is TrialState.COMPLETE and outcome.measurement is not None:
+            values = [float(getattr(outcome.measurement, o.name)) for o in OBJECTIVES]
+            excess = outcome.measurement.peak_device_bytes - self._memory_limit_bytes
+            if outcome.measurement.num_alloc_retries:
+                excess = max(excess, 1)
+            constraints[_MEMORY_CONSTRAINT] = float(excess)
         with self._as_storage_error():
-            stored = next(
-                t for t in self._study.get_trials(deepcopy=False) if t.number == trial.number
+            self._rows.end(
+                trial.number,
+                _optuna_states()[outcome.state],
+                values=values,
+                attributes=_outcome_attributes(outcome),
+                constraints=constraints,
             )
-            handle = optuna.trial.Trial(self._study, stored._trial_id)
-            for key, value in _outcome_attributes(outcome).items():
-                handle.set_user_attr(key, value)
-            values = None
-            if outcome.state is TrialState.COMPLETE and outcome.measurement is not None:
-                values = [float(getattr(outcome.measurement, o.name)) for o in OBJECTIVES]
-                excess = outcome.measurement.peak_device_bytes - self._memory_limit_bytes
-                if outcome.measurement.num_alloc_retries:
-                    excess = max(excess, 1)
-                handle.set_constraint(_MEMORY_CONSTRAINT, float(excess))
-            self._study.tell(handle, values=values, state=_optuna_states()[outcome.state])
         return ended
 
     def add_pruned(self, strategy: Strategy, prediction: Prediction, reason: str) -> Trial:
         """Write down a trial that was not worth launching."""
-        attributes = self._attributes(strategy, prediction) | {"reason": reason}
-        return self._add(TrialState.PRUNED, strategy, attributes)
-
-    def _add(self, state: TrialState, strategy: Strategy, attributes: dict[str, Any]) -> Trial:
-        """Write a trial in one transaction: no killed search leaves a half of it."""
-        import optuna
-
-        template = optuna.trial.create_trial(
-            state=_optuna_states()[state],
-            params=self._params(strategy),
-            distributions=self._distributions,
-            user_attrs=attributes,
+        trial = Trial(
+            number=-1,
+            strategy=strategy,
+            state=TrialState.PRUNED,
+            prediction=prediction,
+            reason=reason,
+            memory_limit_bytes=self._memory_limit_bytes,
         )
+        return self._add(trial, {"reason": reason})
+
+    def _add(self, trial: Trial, told: Mapping[str, Any]) -> Trial:
+        """Write a trial down; the trial with its number."""
+        assert trial.prediction is not None
+        attributes = {
+            "strategy": trial.strategy.to_dict(),
+            "strategy_in_words": str(trial.strategy),
+            "prediction": asdict(trial.prediction),
+            "owner": self._owner,
+            **told,
+        }
+        values = attributes["strategy"]
+        params = {knob: values[knob] for knob in self._distributions}
         with self._as_storage_error():
-            # `Study.add_trial` does the same, but does not say which trial it made.
-            trial_id = self._storage.create_new_trial(self._study._study_id, template)
-            return self._read(self._storage.get_trial(trial_id))
+            number = self._rows.add(_optuna_states()[trial.state], params, attributes)
+        return replace(trial, number=number)
 
     def recover(self) -> int:
         """End the trials that this owner left running when it was killed; how many there were."""
         left = [trial for trial in self._runs() if trial.state is TrialState.RUNNING]
         recovered = 0
         with self._as_storage_error():
-            owners = {
-                t.number: t.user_attrs.get("owner") for t in self._study.get_trials(deepcopy=False)
-            }
+            owners = {t.number: t.user_attrs.get("owner") for t in self._stored()}
         for trial in left:
             if owners[trial.number] not in (self._owner, None):
                 continue
@@ -296,18 +319,6 @@ class TrialRecord:
             self.finish(trial, outcome)
             recovered += not has_ended
         return recovered
-
-    def _params(self, strategy: Strategy) -> dict[str, Any]:
-        values = strategy.to_dict()
-        return {knob: values[knob] for knob in self._distributions}
-
-    def _attributes(self, strategy: Strategy, prediction: Prediction) -> dict[str, Any]:
-        return {
-            "strategy": strategy.to_dict(),
-            "strategy_in_words": str(strategy),
-            "prediction": asdict(prediction),
-            "owner": self._owner,
-        }
 
     def _read(self, frozen: Any) -> Trial:
         attributes = frozen.user_attrs
@@ -335,32 +346,10 @@ class TrialRecord:
                 f"trial {frozen.number} in {without_password(self._url)} was not written by "
                 f"this version of autotune: {error}"
             ) from error
-        if trial.state is not TrialState.RUNNING:
+        if self.is_shared and trial.state is not TrialState.RUNNING:
             # It changes no more, and is asked for again after every other trial.
             self._ended[trial.number] = trial
         return trial
-
-
-def with_confirmations(runs: Iterable[Trial]) -> list[Trial]:
-    """The trials among these, each with what the runs that confirm it showed."""
-    confirming: dict[int, list[Trial]] = {}
-    trials = []
-    for run in runs:
-        if run.confirms is None:
-            trials.append(run)
-        else:
-            confirming.setdefault(run.confirms, []).append(run)
-    return [confirmed(trial, confirming.get(trial.number, ())) for trial in trials]
-
-
-def confirmed(trial: Trial, runs: Iterable[Trial]) -> Trial:
-    """The trial with what some more runs of its strategy showed, as far as they ended."""
-    for run in runs:
-        if run.measurement is not None:
-            trial = replace(trial, confirmations=(*trial.confirmations, run.measurement))
-        elif run.failure is not None and not run.failure.kind.says_nothing_about_the_strategy:
-            trial = replace(trial, has_failed_again=True)
-    return trial
 
 
 def _outcome_attributes(outcome: Outcome) -> dict[str, Any]:

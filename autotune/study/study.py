@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 
 from autotune.drivers.budget import expected_duration_s
+from autotune.predictor.remembered import RememberedPredictor
 from autotune.space.strategy import Strategy
 from autotune.study.confirmation import Confirmer
-from autotune.study.record import TrialRecord, confirmed
+from autotune.study.confirmed import confirmed
+from autotune.study.record import TrialRecord
 from autotune.trials.protocols import Predictor, Pruner, Sampler
 from autotune.trials.trial import Outcome, Prediction, Trial, TrialState
 
@@ -24,6 +26,10 @@ _MAX_RETRIES = 2
 
 _NEWS = 0.02
 """The predictor learns again once this share of the measured trials is new to it."""
+
+_MOST_LEARNED = 400
+"""The predictor learns from so many trials at most, taken evenly from all that were measured: more
+would hardly move its few coefficients, and cost time at every prediction."""
 
 _MAX_PUT_OFF = 8
 """So many proposals that take longer than what is left are put off before the search ends."""
@@ -75,7 +81,7 @@ class Study:
     ) -> None:
         self._record = record
         self._sampler = sampler
-        self._prior = predictor
+        self._prior = RememberedPredictor(predictor)
         self._learn = learn
         self._pruners = tuple(pruners)
         self._max_trials = max_trials
@@ -83,7 +89,7 @@ class Study:
         self._confirmer = Confirmer(num_confirmed)
         self._share_run = share_run
         self._trials = record.trials()
-        self._predictor = predictor
+        self._predictor = self._prior
         self._num_learned = -1
         self._learn_again()
         self._running: set[int] = set()
@@ -200,11 +206,13 @@ class Study:
     def _learn_again(self) -> None:
         """Have the predictor learn, once there is enough that is new to it.
 
-        It learns from all trials, so that late in a long study each is a small part of it.
+        Late in a long study each trial is a small part of what it learns from.
         """
         num_measured = sum(trial.measurement is not None for trial in self._trials)
         if self._learn is not None and num_measured - self._num_learned > num_measured * _NEWS:
-            self._predictor = self._learn(self._trials)
+            measured = [trial for trial in self._trials if trial.measurement is not None]
+            told = measured[:: -(-num_measured // _MOST_LEARNED) or 1]
+            self._predictor = RememberedPredictor(self._learn(told))
             self._num_learned = num_measured
 
     def _num_launched(self) -> int:

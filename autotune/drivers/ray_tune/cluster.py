@@ -10,12 +10,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autotune.drivers.ray_tune.chatter import no_chatter
+from autotune.drivers.ray_tune.node_software import own_versions, require_versions
 from autotune.drivers.ray_tune.trial_shape import (
     ClusterNode,
     TrialShape,
@@ -110,16 +111,16 @@ class RayCluster:
     def placement(self) -> dict[str, Any]:
         """How to reserve a trial's share, as `ray.util.placement_group` takes it.
 
-        Nodes of other kinds are ruled out; a node that has only just joined is not known yet, so
-        a trial looks again where it has landed.
+        Nodes of other kinds, and those that are refused, are ruled out; a node that has only just
+        joined is not known yet, so a trial looks again where it has landed.
         """
         placement: dict[str, Any] = {
             "bundles": self.shape.bundles,
             "strategy": self.shape.strategy,
         }
-        if self.others:
-            wrong = ",".join(sorted(node.node_id for node in self.others))
-            selector = {"ray.io/node-id": f"!in({wrong})"}
+        wrong = sorted([*(node.node_id for node in self.others), *self.refused])
+        if wrong:
+            selector = {"ray.io/node-id": f"!in({','.join(wrong)})"}
             placement["bundle_label_selector"] = [selector] * self.shape.num_nodes
         return placement
 
@@ -287,12 +288,18 @@ def _probe(node_id: str, record: dict[str, Any], nvme_path: Path | None) -> Any:
             num_cpus=int(resources.get("CPU", 0)),
             kind=record.get("Labels", {}).get(_KIND_LABEL),
             nvme_path=nvme_path,
+            versions=own_versions(),
         )
     )
 
 
 def node_hardware(
-    *, num_gpus: int, num_cpus: int, kind: str | None, nvme_path: Path | None = None
+    *,
+    num_gpus: int,
+    num_cpus: int,
+    kind: str | None,
+    nvme_path: Path | None = None,
+    versions: Mapping[str, str] | None = None,
 ) -> Hardware | None:
     """What this node lends; None where that is nothing. Runs on the node.
 
@@ -301,13 +308,16 @@ def node_hardware(
         num_cpus: CPUs that Ray gives out here.
         kind: what its label says.
         nvme_path: a folder for what is offloaded to NVMe.
+        versions: what must be installed here.
 
     Raises:
-        ConfigError: Ray gives out more GPUs than there are, or the folder cannot be used.
+        ConfigError: Ray gives out more GPUs than there are, the folder cannot be used, or other
+            versions are installed.
     """
     num_devices = num_gpus or num_cpus
     if num_devices == 0:
         return None
+    require_versions(versions or {})
     hardware = _detect(DeviceType.CUDA if num_gpus else DeviceType.CPU, num_devices)
     if num_gpus and hardware.device_type is not DeviceType.CUDA:
         raise ConfigError(f"Ray gives out {num_gpus} GPU(s) here, but NVML sees none")

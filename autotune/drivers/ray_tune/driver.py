@@ -11,6 +11,7 @@ from pathlib import Path
 from autotune.drivers.ray_tune.chatter import chatter_into
 from autotune.drivers.ray_tune.cluster import RayCluster
 from autotune.drivers.ray_tune.messages import TrialOrder
+from autotune.drivers.ray_tune.node_software import own_versions
 from autotune.drivers.ray_tune.searcher import StudySearcher
 from autotune.drivers.terms import BUDGET_ENDED, Terms
 from autotune.errors import AutotuneError, LaunchError
@@ -69,6 +70,7 @@ class RayTuneDriver:
         self._study_name = study_name
         self._log = log
         self._trainable = trainable
+        self._versions = own_versions()
 
     def run(self, study: TrialSource) -> None:
         """Until the study has nothing left, the budget is spent or the user interrupts.
@@ -165,6 +167,7 @@ class RayTuneDriver:
             timeout_s=self._terms.trial_timeout_s,
             placement=self._cluster.placement,
             study=self._study_name,
+            versions=self._versions,
         )
 
 

@@ -31,11 +31,14 @@ class TrialOrder:
     """Arguments of `ray.util.placement_group`."""
     study: str
     """The study's name, for the names of folders."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """What must be installed where it runs."""
 
     def to_config(self) -> dict[str, str]:
         """As Tune's configuration of a trial."""
         record = {name: getattr(self, name) for name in ("number", "timeout_s", "study")} | {
             "placement": dict(self.placement),
+            "versions": dict(self.versions),
             "spec": self.spec.to_dict(),
             "hardware": asdict(self.hardware),
         }

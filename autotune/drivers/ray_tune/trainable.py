@@ -18,8 +18,9 @@ from ray.tune import PlacementGroupFactory, Trainable
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from autotune.drivers.ray_tune.messages import TrialOrder, TrialReport
+from autotune.drivers.ray_tune.node_software import require_versions
 from autotune.drivers.ray_tune.rank_host import RankHost, ShareEnd
-from autotune.errors import LaunchError
+from autotune.errors import ConfigError, LaunchError
 from autotune.launch.rank_process import ALL_RANKS, NodeShare, RanksEnd, outcome_of
 from autotune.machine.hardware import Hardware
 from autotune.trials.trial import Failure, FailureKind, TrialSpec
@@ -53,6 +54,7 @@ class RayTrial(Trainable):  # type: ignore[misc]  # Ray is untyped
         hardware = self._order.hardware.host
         model_type = self._order.spec.workload.model.model_type
         arguments = {"model_type": model_type, "study": self._order.study}
+        versions = dict(self._order.versions)
         group = ray.util.get_current_placement_group()
         bundles = self._order.placement["bundles"]
         self._seats = [
@@ -63,11 +65,11 @@ class RayTrial(Trainable):  # type: ignore[misc]  # Ray is untyped
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     group, placement_group_bundle_index=index
                 ),
-            ).remote(hardware, **arguments)
+            ).remote(hardware, versions=versions, **arguments)
             for index in range(1, len(bundles))
         ]
         warming = [seat.warm.remote() for seat in self._seats]
-        _check_kind(self._order.hardware)
+        _check_node(self._order.hardware, self._order.versions)
         self._host = RankHost(hardware, **arguments)
         try:
             self._host.warm()
@@ -158,13 +160,15 @@ class RayTrial(Trainable):  # type: ignore[misc]  # Ray is untyped
 class _Seat:
     """The ranks of a trial on a node that is not its first."""
 
-    def __init__(self, hardware: Hardware, *, model_type: str, study: str) -> None:
+    def __init__(
+        self, hardware: Hardware, *, versions: dict[str, str], model_type: str, study: str
+    ) -> None:
         self._host = RankHost(hardware, model_type=model_type, study=study)
-        self._kind = hardware
+        self._hardware, self._versions = hardware, versions
 
     def warm(self) -> None:
         """Start the server."""
-        _check_kind(self._kind)
+        _check_node(self._hardware, self._versions)
         self._host.warm()
 
     def run(self, spec: dict[str, Any], share: NodeShare, timeout_s: float) -> ShareEnd:
@@ -187,8 +191,12 @@ class _Seat:
 _seats: Any = ray.remote(_Seat)
 
 
-def _check_kind(hardware: Hardware) -> None:
-    """Raises LaunchError where the node is of another kind than the study is about."""
+def _check_node(hardware: Hardware, versions: Mapping[str, str]) -> None:
+    """A trial may land on a node that joined only now, and has not been asked what it is.
+
+    Raises:
+        LaunchError: it is of another kind than the study is about, or has other software.
+    """
     from autotune.drivers.ray_tune.cluster import kind_of_this_node
 
     kind = kind_of_this_node(hardware.device_type)
@@ -196,6 +204,10 @@ def _check_kind(hardware: Hardware) -> None:
         raise LaunchError(
             f"node {_own_address()} has {kind}, and the study is about {hardware.device_kind}"
         )
+    try:
+        require_versions(versions)
+    except ConfigError as error:
+        raise LaunchError(f"node {_own_address()}: {error}") from error
 
 
 def _without_partner(end: RanksEnd) -> RanksEnd:
