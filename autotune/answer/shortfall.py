@@ -166,10 +166,12 @@ def _breakdown(prediction: Prediction) -> Text:
 def _nearest_fits(
     peak: int, limit_bytes: int, hardware: Hardware, alternatives: Mapping[str, Prediction]
 ) -> Iterator[Text]:
-    lines = [
-        f"{words}: predicted {format_gib(other.peak_device_bytes)} GiB"
-        for words, other in alternatives.items()
-    ]
+    lines = []
+    for words, other in alternatives.items():
+        line = f"{words}: predicted {format_gib(other.peak_device_bytes)} GiB"
+        if other.host_memory_bytes:
+            line += f", with {format_gib(other.host_memory_bytes)} GiB of host memory"
+        lines.append(line)
     # The same share of the larger device stays free.
     needed = peak * hardware.device_memory_bytes / limit_bytes
     larger = [kind for kind in DEVICE_KINDS.values() if kind.memory_bytes >= needed]

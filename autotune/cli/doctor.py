@@ -15,8 +15,12 @@ __all__ = ["EXAMPLES", "doctor"]
 EXAMPLES = """\
 Examples:
   autotune doctor
+  autotune doctor --build
   autotune doctor --measure
   autotune doctor --measure --nvme-path /local_nvme
+
+--build compiles once per machine what a search would otherwise compile within its
+budget, about a minute for the first trial with an optimizer on the host.
 
 What --measure finds is kept for this kind of device below ~/.config/autotune
 (or XDG_CONFIG_HOME), and predictions on this machine use it from then on."""
@@ -31,6 +35,14 @@ def doctor(
             help="Measure this machine's own rates first, in less than a minute: matrix products, "
             "memory, launches, copies and, with several GPUs, the links between them. GPUs are "
             "used for some seconds.",
+        ),
+    ] = False,
+    build: Annotated[
+        bool,
+        typer.Option(
+            "--build",
+            help="Compile DeepSpeed's extensions that trials may need (CPU Adam, and async I/O "
+            "where libaio is installed), so that no search waits for it.",
         ),
     ] = False,
     devices: Annotated[
@@ -52,9 +64,9 @@ def doctor(
 ) -> None:
     """Examine this machine: GPUs, packages, compilers, memory, disk; say what to install.
 
-    Nothing is compiled or downloaded and, without --measure, no GPU memory
-    is used. Exits with 1 where something is missing without which no trial
-    can run.
+    Nothing is downloaded; without --build nothing is compiled and, without
+    --measure, no GPU memory is used. Exits with 1 where something is missing
+    without which no trial can run, or could not be compiled.
     """
     import json
 
@@ -79,6 +91,7 @@ def doctor(
     else:
         hardware = detect_hardware(devices)
         _measure(hardware, nvme_path)
+    is_built = not build or _build(hardware or detect_hardware(devices))
     checks = examine(with_torch=True)
     stored = examine_rates(hardware)[1] if hardware is not None else None
     console = answer_console()
@@ -88,7 +101,18 @@ def doctor(
         console.print(render(checks))
         if stored is not None and hardware is not None:
             console.print(render_rates(stored, hardware))
-    raise typer.Exit(exit_status(checks))
+    raise typer.Exit(exit_status(checks) if is_built else 1)
+
+
+def _build(hardware: Hardware) -> bool:
+    """Compile, and tell of it on stderr; whether all that can be is there."""
+    from autotune.cli.console import error_console
+    from autotune.doctor import compile_extensions
+
+    console = error_console()
+    return compile_extensions(
+        hardware, lambda words: console.print(words, markup=False, soft_wrap=True)
+    )
 
 
 def _measure(hardware: Hardware, nvme_path: Path | None) -> None:

@@ -32,6 +32,9 @@ __all__ = [
 NUM_CLOSEST = 3
 """Strategies that are named where nothing fits."""
 
+_LEANEST_SPACE = "memory"
+"""The bundled space of whatever saves memory."""
+
 _MAX_CPU_PARAMETERS = 1_000_000_000
 """Larger models take minutes a step on a CPU: no search of them ends."""
 
@@ -129,12 +132,21 @@ def _alternatives(
     limits = question.limits
     alternatives: dict[str, Prediction] = {}
     kinds_found = set()
-    for words, workload, hardware in related_questions(question.workload, question.hardware):
-        # --method, --seq-len, --model, or a number of devices: the nearest of each kind is enough.
+    asked = [
+        (*related, space_file)
+        for related in related_questions(question.workload, question.hardware)
+    ]
+    if space_file != _LEANEST_SPACE:
+        # The question itself, by whatever saves memory.
+        words = f"--space {_LEANEST_SPACE}, which may change the loss"
+        asked.insert(0, (words, question.workload, question.hardware, _LEANEST_SPACE))
+    for words, workload, hardware, name in asked:
+        # --space, --method, --seq-len, --model, or a number of devices: the nearest of each kind
+        # is enough.
         kind = words.split()[0].strip("0123456789")
         if kind in kinds_found:
             continue
-        related = load_search_space(space_file, workload, hardware, space.software)
+        related = load_search_space(name, workload, hardware, space.software)
         other = AnalyticPredictor(workload, hardware)
         rows = other.predict_table(related.table).closest(1, **limits)
         leanest = other.predict(related.table.strategy(rows[0])) if rows else None

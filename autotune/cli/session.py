@@ -25,6 +25,7 @@ from autotune.drivers.side_by_side import SideBySideDriver
 from autotune.drivers.terms import Terms
 from autotune.errors import ConfigError
 from autotune.launch.launcher import Launcher
+from autotune.machine.extensions import is_compiled
 from autotune.machine.software import Software
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.profile import ScriptsAhead
@@ -34,6 +35,7 @@ from autotune.question.question import Question
 from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind
 from autotune.samplers.given_first import GivenFirstSampler
 from autotune.space.search_space import SearchSpace
+from autotune.space.strategy import Strategy
 from autotune.study.folder import StudyFolder
 from autotune.study.pareto import rivals
 from autotune.study.stored import open_record, summarize
@@ -43,6 +45,9 @@ from autotune.trials.protocols import Driver, Sampler
 from autotune.trials.trial import Trial, TrialSpec
 
 __all__ = ["Session"]
+
+_BUILD_S = 60.0
+"""To compile CPU Adam, as measured on the host of an H100; not known of a cluster's nodes."""
 
 
 class Session:
@@ -132,10 +137,22 @@ class Session:
         if reuse is not None:
             earlier = earlier_studies(reuse, question, self._software, beside=self._folder.path)
             num_reused = take_over(earlier, self._record, self._space, predictor)
+
+        def share_run(strategy: Strategy) -> float:
+            return composition_of(
+                question.workload, strategy, question.hardware.num_devices
+            ).share_run
+
         proposals: Sampler
         if sampler is SamplerKind.PREDICTED:
             proposals = PredictedSampler(
-                table, predictor, limits=question.limits, goal=goal, min_gain=min_gain
+                table,
+                predictor,
+                limits=question.limits,
+                goal=goal,
+                min_gain=min_gain,
+                share_run=share_run,
+                build_s=0.0 if cluster is not None or is_compiled("cpu_adam") else _BUILD_S,
             )
         else:
             proposals = OptunaSampler(self._space, kind=sampler, seed=question.seed)
@@ -160,11 +177,7 @@ class Session:
             max_trials=max_trials,
             num_forced=num_forced,
             num_confirmed=num_confirmed,
-            share_run=lambda strategy: (
-                composition_of(
-                    question.workload, strategy, question.hardware.num_devices
-                ).share_run
-            ),
+            share_run=share_run,
         )
         elapsed_before_s = float(self._folder.read_environment().get("elapsed_s", 0.0))
         view = LiveProgress if console.is_terminal else PlainProgress

@@ -87,7 +87,10 @@ def _cpu_adam(*, can_compile: bool) -> Check:
         if built.is_file():
             return Check.ok(name, f"compiled: {built}")
     if can_compile:
-        return Check.ok(name, "not compiled yet; its first use takes about a minute")
+        return Check.ok(
+            name,
+            "not compiled yet: type: autotune doctor --build; its first use takes about a minute",
+        )
     return Check.warning(
         name,
         "not compiled, and cannot be: offload_optimizer cpu will not be tried",

@@ -15,6 +15,7 @@ from pathlib import Path
 __all__ = [
     "cuda_toolkit",
     "extensions_folders",
+    "is_compiled",
     "libaio_header",
     "readable_architectures",
     "remove_abandoned_locks",
@@ -32,6 +33,11 @@ def extensions_folders() -> list[Path]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
     return sorted((cache / "torch_extensions").glob(f"{python}_*"))
+
+
+def is_compiled(name: str) -> bool:
+    """Whether an extension of that name is there to be loaded."""
+    return any((folder / name / f"{name}.so").is_file() for folder in extensions_folders())
 
 
 def readable_architectures(listed: str) -> str:

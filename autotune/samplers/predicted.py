@@ -7,7 +7,7 @@ trial is run, nor how much time is left.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,8 @@ class PredictedSampler:
         goal: what is sought.
         min_gain: ends when all that is left is expected to improve it by less than this share; 0
             tries everything.
+        share_run: the share of its optimizer steps that a trial of a strategy runs.
+        build_s: seconds that the first trial with an optimizer on the host has to compile.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class PredictedSampler:
         limits: Mapping[str, int],
         goal: Goal = Goal.BALANCED,
         min_gain: float = 0.01,
+        share_run: Callable[[Strategy], float] = lambda strategy: 1.0,
+        build_s: float = 0.0,
     ) -> None:
         self._limits = dict(limits)
         self._goal = goal
@@ -93,6 +97,8 @@ class PredictedSampler:
             predicted.disk_bytes <= self._limits.get("disk_bytes", 0)
         )
         self._starts_slowly = self._table.map(_starts_slowly).spread()
+        self._share_run = self._table.map(share_run).spread()
+        self._build_s = build_s
 
     def propose(self, trials: Sequence[Trial]) -> Strategy | None:
         """The next strategy; None where none is left that is worth it, or none at all."""
@@ -181,14 +187,16 @@ class PredictedSampler:
         for trial in trials:
             if (measured := trial.measurement) is not None and trial.was_launched:
                 num_steps = len(measured.losses) or _NUM_STEPS
-                start = trial.duration_s - num_steps * measured.step_time_s
+                start = trial.duration_s - num_steps * measured.step_time_s * measured.share_run
                 starts[_starts_slowly(trial.strategy)].append(max(_LEAST_START_S, start))
                 nums_of_steps.append(num_steps)
         usual = float(np.median(starts[False] or [_START_S]))
-        slow = float(np.median(starts[True] or [usual + _SLOW_START_S]))
+        # The first of them may have compiled, which the others do not.
+        slow = float(np.median(starts[True][1:] or [usual + _SLOW_START_S]))
+        slow += self._build_s if not starts[True] else 0.0
         start_s = np.where(self._starts_slowly, slow, usual)
         usual_steps = float(np.median(nums_of_steps or [_NUM_STEPS]))
-        cost_s: _Array = start_s + usual_steps * np.exp(step_time.mean)
+        cost_s: _Array = start_s + usual_steps * self._share_run * np.exp(step_time.mean)
         return cost_s
 
     def _log_power(self, trials: Sequence[Trial]) -> _Array:

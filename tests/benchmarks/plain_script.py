@@ -1,11 +1,13 @@
-"""A training script as a user of DeepSpeed writes it, without anything of autotune.
+"""A training script as a user of DeepSpeed writes it.
 
     deepspeed [--autotuning tune] plain_script.py --model CONFIG.json --seq-len 1024 \\
-        --deepspeed --deepspeed_config ds_config.json [--steps 20] [--times TIMES.json]
+        --deepspeed --deepspeed_config ds_config.json [--steps 20] [--times TIMES.json] \\
+        [--checkpointing] [--strategy strategy.yaml]
 
 Trains a causal language model with random weights on random tokens. DeepSpeed's autotuner launches
 it once for each of its experiments, and ends it when it has seen enough steps. With --times the
-seconds of every optimizer step are written down.
+seconds of every optimizer step are written down. With --strategy two lines are added, those that
+the README of an exported strategy names; nothing else here knows of autotune.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--times", type=Path)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--strategy", type=Path)
     parser.add_argument("--local_rank", type=int, default=-1)
     deepspeed.add_config_arguments(parser)
     given = parser.parse_args()
@@ -41,8 +44,17 @@ def main() -> None:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     if given.checkpointing:
         model.gradient_checkpointing_enable()
+    optimizer = None
+    if given.strategy is not None:
+        import autotune
+
+        model = autotune.apply(model, given.strategy)
+        optimizer = autotune.create_optimizer(model, given.strategy)
     engine, _, _, _ = deepspeed.initialize(
-        model=model, model_parameters=model.parameters(), config=given.deepspeed_config
+        model=model,
+        model_parameters=[p for p in model.parameters() if p.requires_grad],
+        optimizer=optimizer,
+        config=given.deepspeed_config,
     )
     engine.train()
     size = (engine.train_micro_batch_size_per_gpu(), given.seq_len)

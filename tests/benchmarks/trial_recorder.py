@@ -48,6 +48,8 @@ class Case:
     """What else to write beside it."""
     timed_steps: int = 4
     """At most."""
+    composes: bool = False
+    """Whether a part only of long optimizer steps is run."""
 
 
 def record(cases: Iterable[Case], out: Path, seconds: float) -> None:
@@ -101,7 +103,7 @@ def record(cases: Iterable[Case], out: Path, seconds: float) -> None:
                         strategy=strategy,
                         num_ranks=hardware.num_devices,
                         timed_steps=case.timed_steps,
-                        composes=False,
+                        composes=case.composes,
                     ),
                     folder=trial_folder,
                     timeout_s=min(_LONGEST_TRIAL_S, left),

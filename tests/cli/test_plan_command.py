@@ -101,6 +101,20 @@ def test_where_nothing_fits_it_says_so_as_a_search_does(tmp_path: Path) -> None:
     assert document["missing_bytes"] > 0
 
 
+def test_a_full_fine_tune_that_neither_card_nor_host_holds_is_told_what_would_fit(
+    tmp_path: Path,
+) -> None:
+    host = ("--hardware", "1xH100-80GB", "--host-memory", "128")
+    ran = autotune("plan", "--quick", "--model", "13B", *host, "--json", folder=tmp_path)
+    assert ran.returncode == 1
+    document = json.loads(ran.stdout)
+    needed = document["closest"][0]["prediction"]["host_memory_bytes"]
+    assert needed > document["host_memory_bytes"]
+    for change in ("--space memory", "--method lora", "--model 7B"):
+        assert any(words.startswith(change) for words in document["alternatives"])
+    assert "GiB of host memory" in ran.stderr
+
+
 def test_the_export_goes_where_it_is_asked_to_and_over_nothing(tmp_path: Path) -> None:
     first = autotune(*LORA, "--out", "mine", folder=tmp_path)
     assert first.returncode == 0

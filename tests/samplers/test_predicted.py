@@ -10,7 +10,7 @@ import pytest
 from planned import planned
 from planted_truth import LIMIT_BYTES, PLAN, outcome
 
-from autotune.knobs import Optimizer
+from autotune.knobs import Offload, Optimizer
 from autotune.plan.plan import Plan
 from autotune.predictor import AnalyticPredictor
 from autotune.question.goal import Goal
@@ -149,6 +149,21 @@ def test_a_technique_that_crashes_is_soon_left_alone() -> None:
         trials.append(trial(number, strategy, ended))
     late = [t.strategy.fused_kernels for t in trials[4:]]
     assert sum(late) < len(late) / 2
+
+
+def test_what_has_to_be_compiled_first_waits_until_it_is_worth_it() -> None:
+    wide = planned("1.1B", "1xH100-80GB", global_batch=32, space="full")
+    prior = AnalyticPredictor(wide.workload, wide.hardware)
+
+    def first(build_s: float) -> int:
+        sampler = PredictedSampler(
+            wide.candidates.table, prior, limits=wide.question.limits, build_s=build_s
+        )
+        trials = search(sampler, 12)
+        on_host = [t.number for t in trials if t.strategy.offload_optimizer is not Offload.NONE]
+        return min(on_host, default=len(trials))
+
+    assert first(600.0) > first(0.0)
 
 
 def test_of_a_wide_space_what_is_predicted_near_the_front_is_kept(

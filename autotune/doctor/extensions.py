@@ -1,0 +1,79 @@
+"""Compiles what trials would compile at its first use, so that no search pays for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autotune.launch.launcher import rank_environment
+from autotune.machine.extensions import is_compiled, libaio_header, remove_abandoned_locks
+from autotune.machine.hardware import Hardware
+
+__all__ = ["EXTENSIONS", "Extension", "compile_extensions"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extension:
+    """One that DeepSpeed compiles with torch."""
+
+    name: str
+    """Of its folder and its library."""
+    words: str
+    builder: str
+    """The class in `deepspeed.ops.op_builder`."""
+    can_be_built: Callable[[], bool] = lambda: True
+    """Whether its libraries are here."""
+
+
+EXTENSIONS = (
+    Extension(name="cpu_adam", words="CPU Adam", builder="CPUAdamBuilder"),
+    Extension(
+        name="async_io",
+        words="async I/O",
+        builder="AsyncIOBuilder",
+        can_be_built=lambda: libaio_header() is not None,
+    ),
+)
+"""Those that a strategy of ours may need."""
+
+
+def compile_extensions(hardware: Hardware, say: Callable[[str], None]) -> bool:
+    """Compile what is not compiled yet; whether all is there that can be.
+
+    Args:
+        hardware: this machine; its kind of device decides how they are compiled.
+        say: told of each, in words.
+    """
+    remove_abandoned_locks()
+    return all([_compile(extension, hardware, say) for extension in EXTENSIONS])
+
+
+def _compile(extension: Extension, hardware: Hardware, say: Callable[[str], None]) -> bool:
+    if is_compiled(extension.name):
+        say(f"{extension.words}: compiled already")
+        return True
+    if not extension.can_be_built():
+        say(f"{extension.words}: left out, its library is not here")
+        return True
+    say(f"{extension.words}: compiling, which takes about a minute")
+    started = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-m", "autotune.worker.extension", extension.builder],
+        env=rank_environment(hardware),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    seconds = time.monotonic() - started
+    if ran.returncode == 0:
+        say(f"{extension.words}: compiled in {seconds:.0f} s")
+        return True
+    lines = [line for line in ran.stderr.splitlines() if line.strip()] or ["no reason given"]
+    errors = [line for line in lines if "error" in line.lower()]
+    say(f"{extension.words}: could not be compiled: {(errors or lines)[-1].strip()}")
+    return False
