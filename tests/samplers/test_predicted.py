@@ -157,7 +157,11 @@ def test_what_has_to_be_compiled_first_waits_until_it_is_worth_it() -> None:
 
     def first(build_s: float) -> int:
         sampler = PredictedSampler(
-            wide.candidates.table, prior, limits=wide.question.limits, build_s=build_s
+            wide.candidates.table,
+            prior,
+            limits=wide.question.limits,
+            goal=Goal.MEMORY,
+            build_s=build_s,
         )
         trials = search(sampler, 12)
         on_host = [t.number for t in trials if t.strategy.offload_optimizer is not Offload.NONE]
