@@ -25,7 +25,7 @@ from autotune.drivers.side_by_side import SideBySideDriver
 from autotune.drivers.terms import Terms
 from autotune.errors import ConfigError
 from autotune.launch.launcher import Launcher
-from autotune.machine.extensions import is_compiled
+from autotune.machine.extensions import compiled_extension
 from autotune.machine.software import Software
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.profile import ScriptsAhead
@@ -152,7 +152,7 @@ class Session:
                 goal=goal,
                 min_gain=min_gain,
                 share_run=share_run,
-                build_s=0.0 if cluster is not None or is_compiled("cpu_adam") else _BUILD_S,
+                build_s=0.0 if cluster or compiled_extension("cpu_adam") else _BUILD_S,
             )
         else:
             proposals = OptunaSampler(self._space, kind=sampler, seed=question.seed)

@@ -1,6 +1,6 @@
 """What this machine can do, and what is missing, each with what to type.
 
-Looks without compiling, unless asked to, without a CUDA context and without importing torch.
+Looks without a CUDA context and, unless asked, without compiling or importing torch.
 """
 
 from autotune.doctor.check import Check, CheckStatus

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from autotune.launch.launcher import rank_environment
-from autotune.machine.extensions import is_compiled, libaio_header, remove_abandoned_locks
+from autotune.machine.extensions import compiled_extension, libaio_header, remove_abandoned_locks
 from autotune.machine.hardware import Hardware
 
 __all__ = ["EXTENSIONS", "Extension", "compile_extensions"]
@@ -52,7 +52,7 @@ def compile_extensions(hardware: Hardware, say: Callable[[str], None]) -> bool:
 
 
 def _compile(extension: Extension, hardware: Hardware, say: Callable[[str], None]) -> bool:
-    if is_compiled(extension.name):
+    if compiled_extension(extension.name) is not None:
         say(f"{extension.words}: compiled already")
         return True
     if not extension.can_be_built():

@@ -14,7 +14,12 @@ import sysconfig
 from pathlib import Path
 
 from autotune.doctor.check import Check, CheckStatus
-from autotune.machine.extensions import extensions_folders, libaio_header, readable_architectures
+from autotune.machine.extensions import (
+    compiled_extension,
+    extensions_folders,
+    libaio_header,
+    readable_architectures,
+)
 
 __all__ = ["examine_toolchain"]
 
@@ -104,8 +109,7 @@ def _async_io(*, can_compile: bool) -> Check:
     header = libaio_header()
     if header is None:
         return Check.warning(name, f"there is no libaio.h: {lost}", "type: apt install libaio-dev")
-    built = [folder / "async_io" / "async_io.so" for folder in extensions_folders()]
-    found = next((file for file in built if file.is_file()), None)
+    found = compiled_extension("async_io")
     if found is not None:
         return Check.ok(name, f"compiled: {found}")
     if can_compile:

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 __all__ = [
+    "compiled_extension",
     "cuda_toolkit",
     "extensions_folders",
-    "is_compiled",
     "libaio_header",
     "readable_architectures",
     "remove_abandoned_locks",
@@ -35,9 +35,10 @@ def extensions_folders() -> list[Path]:
     return sorted((cache / "torch_extensions").glob(f"{python}_*"))
 
 
-def is_compiled(name: str) -> bool:
-    """Whether an extension of that name is there to be loaded."""
-    return any((folder / name / f"{name}.so").is_file() for folder in extensions_folders())
+def compiled_extension(name: str) -> Path | None:
+    """The library of an extension of that name, where it is there to be loaded."""
+    libraries = (folder / name / f"{name}.so" for folder in extensions_folders())
+    return next((library for library in libraries if library.is_file()), None)
 
 
 def readable_architectures(listed: str) -> str:
