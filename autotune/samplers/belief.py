@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.predictor.shrinkage import Coefficient, Curve
+from autotune.samplers.shortlist import has_news
 from autotune.space.strategy_table import Column
 
 __all__ = ["Belief", "Features", "Kernel", "believe", "distances"]
@@ -32,9 +33,6 @@ _DOUBT = 0.5
 """Deviation of the logarithm of the scale before any observation."""
 
 _NUM_ROUNDS = 4
-
-_NEWS = 0.02
-"""Scale and length are sought again once this share of the observations is new."""
 
 _Array = NDArray[np.float64]
 _Places = NDArray[np.intp]
@@ -52,29 +50,35 @@ class Features:
     deviation: _Array
     """[rows]: of what the curve and the effects leave."""
     curve: Curve
-    """Over arrays of one element a row."""
+    """Over arrays of one element a row, or of more if `of_curve` is given."""
+    of_curve: _Places | None = None
+    """The place of each row among the curve's."""
 
     def take(self, rows: _Places) -> Features:
-        """Some rows, without their curve."""
+        """Some rows."""
         return replace(
             self,
             num=len(rows),
             knobs={name: replace(c, codes=c.codes[rows]) for name, c in self.knobs.items()},
             effects=self.effects[rows],
             deviation=self.deviation[rows],
+            of_curve=rows if self.of_curve is None else self.of_curve[rows],
         )
 
     def mean(self, at: Sequence[float]) -> _Array:
         """The curve at given coefficients."""
-        value: _Array = np.broadcast_to(np.asarray(self.curve.log_value(at), float), self.num)
-        return value
+        return self._of_rows(self.curve.log_value(at))
 
     def slopes(self, at: Sequence[float]) -> _Array:
         """Its derivatives, [rows, coefficients]."""
-        return np.stack(
-            [np.broadcast_to(np.asarray(s, float), self.num) for s in self.curve.slopes(at)],
-            axis=1,
-        )
+        return np.stack([self._of_rows(slope) for slope in self.curve.slopes(at)], axis=1)
+
+    def _of_rows(self, value: Any) -> _Array:
+        values = np.asarray(value, float)
+        if values.ndim and self.of_curve is not None:
+            values = values[self.of_curve]
+        of_rows: _Array = np.broadcast_to(values, self.num)
+        return of_rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +91,8 @@ class Kernel:
     """Observations that they were sought among."""
 
     def is_outdated(self, num_seen: int) -> bool:
-        """Whether enough has been observed since."""
-        return abs(num_seen - self.num_seen) > _NEWS * num_seen
+        """Whether scale and length are to be sought again."""
+        return has_news(num_seen, self.num_seen)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from autotune.samplers.belief import Belief
 from autotune.samplers.blame import chance_to_run
 from autotune.samplers.improvement import Front, Normal, probability
 from autotune.samplers.outlook import Measured, Outlook
+from autotune.samplers.shortlist import Shortlist
 from autotune.samplers.surrogate import Surrogate
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_table import StrategyTable
@@ -86,6 +87,7 @@ class PredictedSampler:
         self._min_gain = min_gain
         self._table = _nearest_to_front(table, prior, self._limits) if len(table) else table
         self._places: dict[Strategy, int | None] = {}
+        self._shortlist = Shortlist()
         self.end_reason: str | None = None
         """Why `propose` gave nothing although strategies are left, in words."""
         if not len(table):
@@ -107,24 +109,32 @@ class PredictedSampler:
         is_left[self._places_of(trials)] = False
         if not is_left.any():
             return None
-        outlook = self._outlook(trials)
-        gains = np.where(is_left, outlook.gains(self._goal), -1.0)
-        cost_s = self._cost_s(outlook.step_time, trials)
+        num_ended = sum(trial.state is not TrialState.RUNNING for trial in trials)
+        left, are_all = self._shortlist.rows(is_left, num_ended)
+        running = self._places_of([t for t in trials if t.state is TrialState.RUNNING])
+        rows = np.append(left, np.array(running, np.intp))
+        outlook = self._outlook(trials, rows, num_running=len(running))
+        gains = outlook.gains(self._goal)[: len(left)]
+        cost_s = self._cost_s(outlook.step_time, trials, rows)[: len(left)]
         best_first = np.argsort(-gains / cost_s, kind="stable")
-        promising = best_first[: min(_NUM_PROMISING, np.count_nonzero(is_left))]
+        promising = best_first[:_NUM_PROMISING]
         # What runs may still show that more is to be had.
-        if not any(trial.state is TrialState.RUNNING for trial in trials):
-            self.end_reason = self._reason_to_end(outlook, promising)
-        if self.end_reason:
+        reason = None if running else self._reason_to_end(outlook, promising)
+        if not are_all and (reason or gains[promising[0]] <= 0):
+            self._shortlist.forget()
+            return self.propose(trials)
+        if are_all:
+            self._shortlist.keep(left[best_first])
+        if reason:
+            self.end_reason = reason
             return None
         if 0 < len(outlook.measured) <= _NUM_TEACHING:
             telling = _telling(outlook.step_time, promising, gains[promising])
             worth = telling * outlook.chance[promising] / cost_s[promising]
-            return self._table.strategy(int(promising[np.argmax(worth)]))
+            return self._table.strategy(int(left[promising[np.argmax(worth)]]))
         if gains[promising[0]] > 0:
-            return self._table.strategy(int(promising[0]))
+            return self._table.strategy(int(left[promising[0]]))
         missing = self._surrogate.predicted.missing_bytes(**self._limits)
-        left = np.flatnonzero(is_left)
         return self._table.strategy(int(left[np.argmin(missing[left])]))
 
     def _places_of(self, trials: Sequence[Trial]) -> list[int]:
@@ -135,24 +145,27 @@ class PredictedSampler:
         places = (self._places[trial.strategy] for trial in trials)
         return [place for place in places if place is not None]
 
-    def _outlook(self, trials: Sequence[Trial]) -> Outlook:
+    def _outlook(
+        self, trials: Sequence[Trial], rows: NDArray[np.intp], *, num_running: int
+    ) -> Outlook:
+        """Of some rows; the last of them run now, and are taken to come out as expected."""
         overhead = self._surrogate.predicted.device_overhead_bytes
         limit = self._limits["device_bytes"] - float(np.median(overhead))
-        step_time = self._surrogate.step_time(trials)
-        memory = self._surrogate.peak_memory(trials, int(limit))
+        step_time = self._surrogate.step_time(trials, rows)
+        memory = self._surrogate.peak_memory(trials, rows, int(limit))
         fits = probability(
             Normal(mean=memory.mean, deviation=memory.deviation),
-            np.log(np.maximum(1.0, self._limits["device_bytes"] - overhead)),
+            np.log(np.maximum(1.0, self._limits["device_bytes"] - overhead[rows])),
         )
-        log_power = self._log_power(trials)
+        log_power = self._log_power(trials, rows)
         speed = self._tokens / np.exp(step_time.mean)
-        # What runs is taken to come out as expected.
-        running = self._places_of([t for t in trials if t.state is TrialState.RUNNING])
+        running = slice(len(rows) - num_running, None)
         expected = Measured(
             speed=speed[running],
             memory=np.exp(memory.mean[running]),
             energy=(np.exp(log_power) / speed)[running],
         )
+        runs = chance_to_run(self._table.take(rows), trials)
         return Outlook(
             measured=_measured(trials, typical_power=float(np.exp(log_power.mean()))).joined(
                 expected
@@ -160,7 +173,7 @@ class PredictedSampler:
             step_time=step_time,
             peak_memory=memory,
             log_power=log_power,
-            chance=fits * self._has_room * chance_to_run(self._table, trials),
+            chance=fits * self._has_room[rows] * runs,
             limit_bytes=limit,
             tokens=self._tokens,
         )
@@ -180,7 +193,9 @@ class PredictedSampler:
             f"{self._min_gain:.1%} (--min-gain)"
         )
 
-    def _cost_s(self, step_time: Belief, trials: Sequence[Trial]) -> _Array:
+    def _cost_s(
+        self, step_time: Belief, trials: Sequence[Trial], rows: NDArray[np.intp]
+    ) -> _Array:
         """How long each row's trial is expected to run."""
         starts: dict[bool, list[float]] = {False: [], True: []}
         nums_of_steps = []
@@ -194,25 +209,25 @@ class PredictedSampler:
         # The first of them may have compiled, which the others do not.
         slow = float(np.median(starts[True][1:] or [usual + _SLOW_START_S]))
         slow += self._build_s if not starts[True] else 0.0
-        start_s = np.where(self._starts_slowly, slow, usual)
+        start_s = np.where(self._starts_slowly[rows], slow, usual)
         usual_steps = float(np.median(nums_of_steps or [_NUM_STEPS]))
-        cost_s: _Array = start_s + usual_steps * self._share_run * np.exp(step_time.mean)
+        cost_s: _Array = start_s + usual_steps * self._share_run[rows] * np.exp(step_time.mean)
         return cost_s
 
-    def _log_power(self, trials: Sequence[Trial]) -> _Array:
-        """The logarithm of the watts of each row, as its neighbours showed them."""
+    def _log_power(self, trials: Sequence[Trial], rows: NDArray[np.intp]) -> _Array:
+        """The logarithm of the watts of each row, as its neighbours showed them, where sought."""
         shown = [
             (t.strategy, float(np.log(m.energy_j_per_token * m.tokens_per_second)))
-            for t in trials
+            for t in (trials if self._goal is Goal.ENERGY else ())
             if (m := t.measurement) is not None and m.energy_j_per_token
         ]
         if not shown:
-            return np.zeros(len(self._table))
+            return np.zeros(len(rows))
         mean = float(np.mean([power for _, power in shown]))
         left = Neighbours(
             [s for s, _ in shown], [p - mean for _, p in shown], largest=_LARGEST_POWER_RATIO
         )
-        return mean + left.residuals(self._table)
+        return mean + left.residuals(self._table.take(rows))
 
 
 _WORDS = {

@@ -41,6 +41,9 @@ _MEDIAN_ERROR = 1.25
 
 _MEMORY_NOISE = 0.004
 
+_MOST_COLUMNS = 3
+"""Distances are kept of so many times as many strategies as are asked for."""
+
 _DEVIATIONS_IN_BOUNDS = 8.0
 """From the lower to the upper bound of memory, which hold nearly everything that was seen."""
 
@@ -85,8 +88,8 @@ class Surrogate:
         """What the prior says of the table."""
         return self._views.predicted
 
-    def step_time(self, trials: Sequence[Trial]) -> Belief:
-        """The logarithm of the seconds of a step; what thrashed is no witness."""
+    def step_time(self, trials: Sequence[Trial], rows: NDArray[np.intp]) -> Belief:
+        """The logarithm of the seconds of a step of some rows; what thrashed is no witness."""
         measured = [
             (trial.strategy, m)
             for trial in _witnesses(trials)
@@ -95,11 +98,11 @@ class Surrogate:
         observed = np.log([m.step_time_s for _, m in measured])
         seen = self._views_of_all([strategy for strategy, _ in measured])
         belief = believe(
-            self._views.time,
+            self._views.time.take(rows),
             seen.time if seen else None,
             observed,
             TIME_COEFFICIENTS,
-            apart=self._apart([strategy for strategy, _ in measured]),
+            apart=self._apart([strategy for strategy, _ in measured], rows),
             noise=_TIME_NOISE,
             extra_noise=np.array([_scatter(m.step_times_s) for _, m in measured]),
             kernel=self._time_kernel,
@@ -108,11 +111,14 @@ class Surrogate:
         self._time_kernel = belief.kernel
         return belief
 
-    def peak_memory(self, trials: Sequence[Trial], limit_bytes: int) -> Belief:
+    def peak_memory(
+        self, trials: Sequence[Trial], rows: NDArray[np.intp], limit_bytes: int
+    ) -> Belief:
         """The logarithm of the bytes that the allocator reserves.
 
         Args:
             trials: of any state; what ran out of memory needs at least `limit_bytes`.
+            rows: those of the table that are asked for.
             limit_bytes: for the allocator.
         """
         # On the CPU the resident set may not have grown at all.
@@ -132,11 +138,11 @@ class Surrogate:
         )
         extra = np.array([0.0 if t.measurement else _OUT_OF_MEMORY_NOISE for t in shown])
         belief = believe(
-            self._views.memory,
+            self._views.memory.take(rows),
             seen.memory if seen else None,
             np.log(observed),
             MEMORY_COEFFICIENTS,
-            apart=self._apart([trial.strategy for trial in shown]),
+            apart=self._apart([trial.strategy for trial in shown], rows),
             noise=_MEMORY_NOISE,
             extra_noise=extra,
             kernel=self._memory_kernel,
@@ -145,15 +151,18 @@ class Surrogate:
         self._memory_kernel = belief.kernel
         return belief
 
-    def _apart(self, strategies: Sequence[Strategy]) -> _Array:
-        """Distances of the table's rows from some strategies, each worked out once."""
-        rows = self._views.time
+    def _apart(self, strategies: Sequence[Strategy], rows: NDArray[np.intp]) -> _Array:
+        """Distances of some rows from some strategies, each worked out once."""
         for strategy in strategies:
             if strategy not in self._columns:
                 knobs = _knobs(StrategyTable.of([strategy]))
-                self._columns[strategy] = distances(rows.knobs, knobs)[:, 0]
-        columns = [self._columns[strategy] for strategy in strategies]
-        return np.stack(columns, axis=1) if columns else np.zeros((rows.num, 0))
+                self._columns[strategy] = distances(self._views.time.knobs, knobs)[:, 0]
+        if len(self._columns) > _MOST_COLUMNS * len(strategies):
+            self._columns = {strategy: self._columns[strategy] for strategy in strategies}
+        found = np.empty((len(rows), len(strategies)))
+        for place, strategy in enumerate(strategies):
+            found[:, place] = self._columns[strategy][rows]
+        return found
 
     def _views_of_all(self, strategies: Sequence[Strategy]) -> _Views | None:
         if not strategies:

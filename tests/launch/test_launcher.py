@@ -118,9 +118,14 @@ def test_a_rank_killed_from_outside_is_interrupted_and_worth_another_try(
 def test_a_killed_server_loses_the_trial_but_not_the_next_one(
     launcher: Launcher, run_trial: RunTrial, tiny: Workload, tmp_path: Path
 ) -> None:
+    killed = threading.Event()
+
     def kill_the_server(event: object) -> None:
-        server = next(p for p in psutil.Process().children() if "server" in _command(p))
-        server.kill()
+        # What a rank told before is still read after, when there is no server any more.
+        if not killed.is_set():
+            killed.set()
+            server = next(p for p in psutil.Process().children() if "server" in _command(p))
+            server.kill()
 
     spec = TrialSpec(
         workload=tiny,

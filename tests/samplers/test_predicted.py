@@ -185,8 +185,9 @@ def test_strategies_of_another_space_are_learned_from() -> None:
     slow = outcome(foreign, truth=lambda _: 1.3)
     sampler = make_sampler()
     assert sampler.propose([trial(0, foreign, slow)]) is not None
-    before = sampler._surrogate.step_time([]).mean
-    after = sampler._surrogate.step_time([trial(n, foreign, slow) for n in range(2)]).mean
+    rows = np.arange(len(sampler._table))
+    before = sampler._surrogate.step_time([], rows).mean
+    after = sampler._surrogate.step_time([trial(n, foreign, slow) for n in range(2)], rows).mean
     assert np.median(after - before) > 0.05
 
 
@@ -196,8 +197,39 @@ def test_a_trial_over_the_limit_is_no_part_of_the_front() -> None:
     assert fitting.measurement is not None
     large = replace(fitting.measurement, peak_device_bytes=LIMIT_BYTES + 1)
     sampler = make_sampler()
-    assert len(sampler._outlook([replace(fitting, measurement=large)]).measured) == 0
-    assert len(sampler._outlook([fitting]).measured) == 1
+    beyond, rows = replace(fitting, measurement=large), np.arange(2)
+    assert len(sampler._outlook([beyond], rows, num_running=0).measured) == 0
+    assert len(sampler._outlook([fitting], rows, num_running=0).measured) == 1
+
+
+def test_a_short_list_leaves_nothing_out_and_finds_the_same_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = search(make_sampler(min_gain=0.0), 1000)
+    monkeypatch.setattr("autotune.samplers.shortlist._NUM_ROWS", 16)
+    monkeypatch.setattr("autotune.samplers.shortlist._NEWS", 0.5)
+    listed = search(make_sampler(min_gain=0.0), 1000)
+    assert {t.strategy for t in listed} == {t.strategy for t in whole}
+
+    def fastest(trials: Sequence[Trial]) -> float:
+        return max(t.tokens_per_second for t in trials[:20])
+
+    assert fastest(listed) == fastest(whole)
+
+
+def test_a_belief_about_some_rows_is_that_about_all() -> None:
+    sampler = make_sampler()
+    trials = search(sampler, 6)
+    everything, some = np.arange(len(sampler._table)), np.array([3, 11, 7])
+    for goal in ("step_time", "peak_memory"):
+        extra = (LIMIT_BYTES,) if goal == "peak_memory" else ()
+        of_all = getattr(sampler._surrogate, goal)(trials, everything, *extra)
+        of_some = getattr(sampler._surrogate, goal)(trials, some, *extra)
+        np.testing.assert_allclose(of_some.mean, of_all.mean[some], rtol=1e-9)
+        np.testing.assert_allclose(of_some.deviation, of_all.deviation[some], rtol=1e-6)
+        np.testing.assert_allclose(
+            of_some.covariance(np.array([0, 2])), of_all.covariance(some[[0, 2]]), rtol=1e-6
+        )
 
 
 def test_odd_measurements_are_taken_in() -> None:
