@@ -86,7 +86,6 @@ class PredictedSampler:
         self._goal = goal
         self._min_gain = min_gain
         self._table = _nearest_to_front(table, prior, self._limits) if len(table) else table
-        self._places: dict[Strategy, int | None] = {}
         self._shortlist = Shortlist()
         self.end_reason: str | None = None
         """Why `propose` gave nothing although strategies are left, in words."""
@@ -139,10 +138,7 @@ class PredictedSampler:
 
     def _places_of(self, trials: Sequence[Trial]) -> list[int]:
         """The rows of what was tried, as far as it is of this space."""
-        for trial in trials:
-            if trial.strategy not in self._places:
-                self._places[trial.strategy] = self._table.find(trial.strategy)
-        places = (self._places[trial.strategy] for trial in trials)
+        places = (self._surrogate.place_of(trial.strategy) for trial in trials)
         return [place for place in places if place is not None]
 
     def _outlook(

@@ -59,11 +59,20 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Views:
-    """Strategies in rows: what the predictor says of them, and as the two processes see them."""
+    """Strategies in rows, as the two processes see them."""
 
-    predicted: PredictionTable
+    predicted_bytes: NDArray[np.int64]
+    """Reserved at the peak."""
     time: Features
     memory: Features
+
+    def take(self, rows: NDArray[np.intp]) -> _Views:
+        """Some rows."""
+        return _Views(
+            predicted_bytes=self.predicted_bytes[rows],
+            time=self.time.take(rows),
+            memory=self.memory.take(rows),
+        )
 
 
 class Surrogate:
@@ -78,15 +87,19 @@ class Surrogate:
         self._prior = prior
         names = {name for row in _techniques(prior, table).values for name, _ in row}
         self._effects = tuple(sorted(names))
-        self._views = self._views_of(table)
+        self._table = table
+        self._places: dict[Strategy, int | None] = {}
+        self.predicted, self._views = self._explained(table)
+        """What the prior says of the table, and how it is seen."""
         self._columns: dict[Strategy, _Array] = {}
         self._time_kernel, self._memory_kernel = Kernel(), Kernel()
         self._seen: tuple[tuple[Strategy, ...], _Views] = ((), self._views)
 
-    @property
-    def predicted(self) -> PredictionTable:
-        """What the prior says of the table."""
-        return self._views.predicted
+    def place_of(self, strategy: Strategy) -> int | None:
+        """Its row in the table; None where it has none."""
+        if strategy not in self._places:
+            self._places[strategy] = self._table.find(strategy)
+        return self._places[strategy]
 
     def step_time(self, trials: Sequence[Trial], rows: NDArray[np.intp]) -> Belief:
         """The logarithm of the seconds of a step of some rows; what thrashed is no witness."""
@@ -129,7 +142,7 @@ class Surrogate:
             or _is_too_large(trial)
         ]
         seen = self._views_of_all([t.strategy for t in shown])
-        expected = seen.predicted.peak_memory_bytes if seen else np.zeros(0)
+        expected = seen.predicted_bytes if seen else np.zeros(0)
         observed = np.array(
             [
                 t.measurement.peak_memory_bytes if t.measurement else max(limit_bytes, least)
@@ -159,20 +172,27 @@ class Surrogate:
                 self._columns[strategy] = distances(self._views.time.knobs, knobs)[:, 0]
         if len(self._columns) > _MOST_COLUMNS * len(strategies):
             self._columns = {strategy: self._columns[strategy] for strategy in strategies}
-        found = np.empty((len(rows), len(strategies)))
+        found = np.empty((len(strategies), len(rows)))
         for place, strategy in enumerate(strategies):
-            found[:, place] = self._columns[strategy][rows]
-        return found
+            found[place] = self._columns[strategy][rows]
+        return np.ascontiguousarray(found.T)
 
     def _views_of_all(self, strategies: Sequence[Strategy]) -> _Views | None:
         if not strategies:
             return None
         # Both processes mostly see the same trials.
         if tuple(strategies) != self._seen[0]:
-            self._seen = tuple(strategies), self._views_of(StrategyTable.of(strategies))
+            places = [p for p in map(self.place_of, strategies) if p is not None]
+            has_all = len(places) == len(strategies)
+            views = (
+                self._views.take(np.array(places))
+                if has_all
+                else self._explained(StrategyTable.of(strategies))[1]
+            )
+            self._seen = tuple(strategies), views
         return self._seen[1]
 
-    def _views_of(self, table: StrategyTable) -> _Views:
+    def _explained(self, table: StrategyTable) -> tuple[PredictionTable, _Views]:
         explained = list(self._prior.explain_table(table))
         predicted = PredictionTable.joined([of_part for of_part, _ in explained])
         parts = [part.parts for _, part in explained]
@@ -188,8 +208,8 @@ class Surrogate:
             knobs=_knobs(table),
         )
         lower = np.maximum(1, predicted.peak_memory_lower_bytes)
-        return _Views(
-            predicted=predicted,
+        return predicted, _Views(
+            predicted_bytes=peak,
             time=view(
                 curve=TimeCurve(_joined(parts)),
                 effects=self._effects_of(table),

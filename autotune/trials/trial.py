@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from statistics import fmean
 from typing import Any
 
 from autotune.space.strategy import Strategy
@@ -268,7 +269,9 @@ class Trial:
     @property
     def tokens_per_second(self) -> float:
         """The mean throughput; 0 where nothing was measured."""
-        return 0.0 if self.throughput is None else self.throughput.mean
+        if self.confirmations:
+            return fmean(run.tokens_per_second for run in self.confirmations)
+        return self.measurement.tokens_per_second if self.measurement else 0.0
 
     @property
     def peak_memory_bytes(self) -> int:
