@@ -149,30 +149,32 @@ class _Process:
         """Scale and length by their posterior."""
         best = -math.inf
         at = self._at
-        for scale, length in itertools.product(_SCALES, _LENGTHS):
+        for length, scale in itertools.product(_LENGTHS, _SCALES):
             self._scale, self._length = scale, length
-            likelihood = self._condition(seen, at) - math.log(scale) ** 2 / (2 * _DOUBT**2)
+            own = self._own(seen, seen, self._distance)
+            likelihood = self._condition(seen, at, own) - math.log(scale) ** 2 / (2 * _DOUBT**2)
             if likelihood > best:
                 best, chosen = likelihood, (scale, length)
         self._scale, self._length = chosen
 
     def _fit(self, seen: Features) -> None:
         """Coefficients by Gauss and Newton."""
+        own = self._own(seen, seen, self._distance)
         for _ in range(_NUM_ROUNDS):
-            self._condition(seen, self._at)
+            self._condition(seen, self._at, own)
             moved = self._spreads**2 * (self._seen_slopes.T @ self._weights)
             self._at = [
                 min(c.upper, max(c.lower, float(value)))
                 for c, value in zip(self._coefficients, moved, strict=True)
             ]
-        self._condition(seen, self._at)
+        self._condition(seen, self._at, own)
         self._inverse_root = np.linalg.inv(self._root)
 
-    def _condition(self, seen: Features, at: Sequence[float]) -> float:
+    def _condition(self, seen: Features, at: Sequence[float], own: _Array) -> float:
         """Weigh the observations; the logarithm of their likelihood."""
         self._seen_slopes = seen.slopes(at)
         left = self._observed - seen.mean(at) + self._seen_slopes @ np.array(at)
-        matrix = self._prior(seen, seen, self._seen_slopes, self._seen_slopes, self._distance)
+        matrix = self._shared(seen, seen, self._seen_slopes, self._seen_slopes) + own
         matrix[np.diag_indices(seen.num)] += self._noises**2
         self._root = np.linalg.cholesky(matrix)
         self._weights = np.linalg.solve(matrix, left)
@@ -181,9 +183,18 @@ class _Process:
     def _prior(
         self, a: Features, b: Features, slopes_a: _Array, slopes_b: _Array, distance: _Array
     ) -> _Array:
-        shared = (slopes_a * self._spreads**2) @ slopes_b.T + a.effects @ b.effects.T
-        own = self._scale**2 * np.outer(a.deviation, b.deviation)
-        matrix: _Array = shared + own * np.exp(-distance / self._length)
+        return self._shared(a, b, slopes_a, slopes_b) + self._own(a, b, distance)
+
+    def _shared(self, a: Features, b: Features, slopes_a: _Array, slopes_b: _Array) -> _Array:
+        """By coefficients and effects that rows have in common."""
+        matrix: _Array = (slopes_a * self._spreads**2) @ slopes_b.T + a.effects @ b.effects.T
+        return matrix
+
+    def _own(self, a: Features, b: Features, distance: _Array) -> _Array:
+        """By what is left of strategies that share most knobs."""
+        matrix: _Array = np.exp(distance * (-1 / self._length))
+        matrix *= (self._scale**2 * a.deviation)[:, None]
+        matrix *= b.deviation
         return matrix
 
     def posterior(self, noise: float) -> Belief:
