@@ -41,6 +41,7 @@ from autotune.study.pareto import rivals
 from autotune.study.stored import open_record, summarize
 from autotune.study.study import Study
 from autotune.trials.composition import composition_of
+from autotune.trials.durations import TrialDurations
 from autotune.trials.protocols import Driver, Sampler
 from autotune.trials.trial import Trial, TrialSpec
 
@@ -143,6 +144,10 @@ class Session:
                 question.workload, strategy, question.hardware.num_devices
             ).share_run
 
+        durations = TrialDurations(
+            share_run=share_run,
+            build_s=0.0 if cluster or compiled_extension("cpu_adam") else _BUILD_S,
+        )
         proposals: Sampler
         if sampler is SamplerKind.PREDICTED:
             proposals = PredictedSampler(
@@ -151,8 +156,7 @@ class Session:
                 limits=question.limits,
                 goal=goal,
                 min_gain=min_gain,
-                share_run=share_run,
-                build_s=0.0 if cluster or compiled_extension("cpu_adam") else _BUILD_S,
+                durations=durations,
             )
         else:
             proposals = OptunaSampler(self._space, kind=sampler, seed=question.seed)
@@ -177,7 +181,7 @@ class Session:
             max_trials=max_trials,
             num_forced=num_forced,
             num_confirmed=num_confirmed,
-            share_run=share_run,
+            durations=durations,
         )
         elapsed_before_s = float(self._folder.read_environment().get("elapsed_s", 0.0))
         view = LiveProgress if console.is_terminal else PlainProgress

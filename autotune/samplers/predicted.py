@@ -7,12 +7,11 @@ trial is run, nor how much time is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.knobs import Offload
 from autotune.predictor.analytic import AnalyticPredictor
 from autotune.predictor.neighbours import Neighbours
 from autotune.question.goal import Goal
@@ -24,6 +23,7 @@ from autotune.samplers.shortlist import Shortlist
 from autotune.samplers.surrogate import Surrogate
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_table import StrategyTable
+from autotune.trials.durations import TrialDurations, starts_slowly
 from autotune.trials.trial import Trial, TrialState
 
 __all__ = ["PredictedSampler"]
@@ -43,13 +43,6 @@ _LEAST_TRIALS = 8
 _UNLIKELY = 0.01
 """That any that is left fits, where none has fitted yet."""
 
-_NUM_STEPS = 4
-_LEAST_START_S = 0.5
-_START_S = 3.0
-_SLOW_START_S = 15.0
-"""What a trial costs: its steps, what comes before them, and what is more where an extension is
-loaded or layers are compiled; measured on an H100, until trials show it."""
-
 _LARGEST_POWER_RATIO = 0.7
 """Of the logarithm of power between strategies."""
 
@@ -67,8 +60,7 @@ class PredictedSampler:
         goal: what is sought.
         min_gain: ends when all that is left is expected to improve it by less than this share; 0
             tries everything.
-        share_run: the share of its optimizer steps that a trial of a strategy runs.
-        build_s: seconds that the first trial with an optimizer on the host has to compile.
+        durations: how long trials run.
     """
 
     def __init__(
@@ -79,8 +71,7 @@ class PredictedSampler:
         limits: Mapping[str, int],
         goal: Goal = Goal.BALANCED,
         min_gain: float = 0.01,
-        share_run: Callable[[Strategy], float] = lambda strategy: 1.0,
-        build_s: float = 0.0,
+        durations: TrialDurations | None = None,
     ) -> None:
         self._limits = dict(limits)
         self._goal = goal
@@ -97,9 +88,9 @@ class PredictedSampler:
         self._has_room = (predicted.host_memory_bytes <= self._limits["host_bytes"]) & (
             predicted.disk_bytes <= self._limits.get("disk_bytes", 0)
         )
-        self._starts_slowly = self._table.map(_starts_slowly).spread()
-        self._share_run = self._table.map(share_run).spread()
-        self._build_s = build_s
+        self._durations = durations or TrialDurations()
+        self._is_slow = self._table.map(starts_slowly).spread()
+        self._share_run = self._table.map(self._durations.share_run).spread()
 
     def propose(self, trials: Sequence[Trial]) -> Strategy | None:
         """The next strategy; None where none is left that is worth it, or none at all."""
@@ -114,7 +105,11 @@ class PredictedSampler:
         rows = np.append(left, np.array(running, np.intp))
         outlook = self._outlook(trials, rows, num_running=len(running))
         gains = outlook.gains(self._goal)[: len(left)]
-        cost_s = self._cost_s(outlook.step_time, trials, rows)[: len(left)]
+        cost_s = self._durations.shown_by(trials).expected_s(
+            np.exp(outlook.step_time.mean[: len(left)]),
+            is_slow=self._is_slow[left],
+            share_run=self._share_run[left],
+        )
         best_first = np.argsort(-gains / cost_s, kind="stable")
         promising = best_first[:_NUM_PROMISING]
         # What runs may still show that more is to be had.
@@ -189,27 +184,6 @@ class PredictedSampler:
             f"{self._min_gain:.1%} (--min-gain)"
         )
 
-    def _cost_s(
-        self, step_time: Belief, trials: Sequence[Trial], rows: NDArray[np.intp]
-    ) -> _Array:
-        """How long each row's trial is expected to run."""
-        starts: dict[bool, list[float]] = {False: [], True: []}
-        nums_of_steps = []
-        for trial in trials:
-            if (measured := trial.measurement) is not None and trial.was_launched:
-                num_steps = len(measured.losses) or _NUM_STEPS
-                start = trial.duration_s - num_steps * measured.step_time_s * measured.share_run
-                starts[_starts_slowly(trial.strategy)].append(max(_LEAST_START_S, start))
-                nums_of_steps.append(num_steps)
-        usual = float(np.median(starts[False] or [_START_S]))
-        # The first of them may have compiled, which the others do not.
-        slow = float(np.median(starts[True][1:] or [usual + _SLOW_START_S]))
-        slow += self._build_s if not starts[True] else 0.0
-        start_s = np.where(self._starts_slowly[rows], slow, usual)
-        usual_steps = float(np.median(nums_of_steps or [_NUM_STEPS]))
-        cost_s: _Array = start_s + usual_steps * self._share_run[rows] * np.exp(step_time.mean)
-        return cost_s
-
     def _log_power(self, trials: Sequence[Trial], rows: NDArray[np.intp]) -> _Array:
         """The logarithm of the watts of each row, as its neighbours showed them, where sought."""
         shown = [
@@ -270,8 +244,3 @@ def _nearest_to_front(
     reach = front.speed[np.searchsorted(front.memory, memory, side="right") - 1]
     nearest = np.argsort(-speed / reach, kind="stable")[:_MOST_ROWS]
     return table.take(np.sort(nearest))
-
-
-def _starts_slowly(strategy: Strategy) -> bool:
-    is_offloaded = strategy.offload_optimizer is not Offload.NONE
-    return strategy.torch_compile or is_offloaded or strategy.offload_param is not Offload.NONE

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Shortlist", "has_news"]
 
-_NUM_ROWS = 1024
+_NUM_ROWS = 512
 
 _NEWS = 0.02
 """All is looked at again once this share of what was observed is new."""

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 
-from autotune.drivers.budget import expected_duration_s
 from autotune.predictor.remembered import RememberedPredictor
 from autotune.space.strategy import Strategy
 from autotune.study.confirmation import Confirmer
 from autotune.study.confirmed import confirmed
 from autotune.study.record import TrialRecord
+from autotune.trials.durations import TrialDurations
 from autotune.trials.protocols import Predictor, Pruner, Sampler
 from autotune.trials.trial import Outcome, Prediction, Trial, TrialState
 
@@ -63,7 +63,7 @@ class Study:
         num_forced: launch so many of those that their prediction had pruned, to check it.
         num_confirmed: run so many of the best again at the end, until their order is known; a
             share of the time is kept for it.
-        share_run: the share of its optimizer steps that a trial of a strategy runs.
+        durations: how long trials run.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Study:
         max_trials: int | None = None,
         num_forced: int = 0,
         num_confirmed: int = 0,
-        share_run: Callable[[Strategy], float] = lambda strategy: 1.0,
+        durations: TrialDurations | None = None,
     ) -> None:
         self._record = record
         self._sampler = sampler
@@ -87,7 +87,7 @@ class Study:
         self._max_trials = max_trials
         self._num_to_force = num_forced
         self._confirmer = Confirmer(num_confirmed)
-        self._share_run = share_run
+        self._durations = durations or TrialDurations()
         self._trials = record.trials()
         self._predictor = self._prior
         self._num_learned = -1
@@ -262,11 +262,8 @@ class Study:
         return _Proposal(
             strategy=strategy,
             prediction=prediction,
-            duration_s=expected_duration_s(
-                prediction,
-                self._trials,
-                predictor=self._predictor,
-                share_run=self._share_run(strategy),
+            duration_s=self._durations.expected_s(
+                strategy, prediction, self._trials, predictor=self._predictor
             ),
         )
 

@@ -17,6 +17,7 @@ from autotune.predictor import AnalyticPredictor
 from autotune.question.goal import Goal
 from autotune.samplers import PredictedSampler
 from autotune.space.strategy import Strategy
+from autotune.trials.durations import TrialDurations
 from autotune.trials.trial import (
     Failure,
     FailureKind,
@@ -162,7 +163,7 @@ def test_what_has_to_be_compiled_first_waits_until_it_is_worth_it() -> None:
             prior,
             limits=wide.question.limits,
             goal=Goal.MEMORY,
-            build_s=build_s,
+            durations=TrialDurations(build_s=build_s),
         )
         trials = search(sampler, 12)
         on_host = [t.number for t in trials if t.strategy.offload_optimizer is not Offload.NONE]

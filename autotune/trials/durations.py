@@ -1,0 +1,156 @@
+"""How long a trial runs: its start and its steps, judged by the trials that ran before.
+
+Does not know what a trial trains, nor how much time is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.knobs import Offload
+from autotune.space.strategy import Strategy
+from autotune.trials.measurement import Measurement
+from autotune.trials.protocols import Predictor
+from autotune.trials.trial import Prediction, Trial, TrialState
+
+__all__ = ["ShownDurations", "TrialDurations", "starts_slowly"]
+
+_START_S = 3.0
+_SLOW_START_S = 15.0
+"""What comes before the steps, and what is more where an extension is loaded or layers are
+compiled; measured on an H100, until trials show it."""
+
+_LEAST_START_S = 0.5
+
+_NUM_WARM_UP_STEPS = 2
+
+_NUM_TIMED_STEPS = 4
+"""Timed steps of a trial, before any trial has shown how many it takes."""
+
+_LONG_STEPS_S = 4.0
+"""Timed steps end after so much time, but not before two."""
+
+_NUM_LATEST = 16
+"""Trials are judged by so many of the latest: more would tell no more, and cost time."""
+
+_Array = NDArray[np.float64]
+
+
+def starts_slowly(strategy: Strategy) -> bool:
+    """Whether its trial loads an extension or compiles layers before its first timed step."""
+    is_offloaded = strategy.offload_optimizer is not Offload.NONE
+    return strategy.torch_compile or is_offloaded or strategy.offload_param is not Offload.NONE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownDurations:
+    """What the trials so far show of all."""
+
+    start_s: float
+    """What a trial takes beside its steps."""
+    slow_start_s: float
+    """The same where it `starts_slowly`."""
+    num_timed: float
+    """Timed steps, where they are short."""
+
+    def expected_s(
+        self,
+        step_time_s: _Array,
+        *,
+        is_slow: NDArray[np.bool_],
+        share_run: _Array,
+    ) -> _Array:
+        """How long trials are expected to run, one element each.
+
+        Args:
+            step_time_s: of a whole optimizer step.
+            is_slow: whether they start slowly.
+            share_run: the share of each optimizer step that they run.
+        """
+        run_s = step_time_s * share_run
+        num_timed = np.clip(np.ceil(_LONG_STEPS_S / run_s), 2.0, self.num_timed)
+        start_s = np.where(is_slow, self.slow_start_s, self.start_s)
+        expected: _Array = start_s + (_NUM_WARM_UP_STEPS + num_timed) * run_s
+        return expected
+
+
+class TrialDurations:
+    """What is known of durations before any trial; learns from trials.
+
+    Args:
+        share_run: the share of its optimizer steps that a trial of a strategy runs.
+        build_s: seconds that the first trial with an optimizer on the host has to compile.
+    """
+
+    def __init__(
+        self,
+        *,
+        share_run: Callable[[Strategy], float] = lambda strategy: 1.0,
+        build_s: float = 0.0,
+    ) -> None:
+        self.share_run = share_run
+        self._build_s = build_s
+
+    def shown_by(self, trials: Sequence[Trial]) -> ShownDurations:
+        """What these trials show."""
+        ran = [t for t in trials if t.measurement is not None and t.duration_s > 0]
+        are_slow = [starts_slowly(trial.strategy) for trial in ran]
+        usual = [t for t, is_slow in zip(ran, are_slow, strict=True) if not is_slow]
+        slow = [t for t, is_slow in zip(ran, are_slow, strict=True) if is_slow]
+        start_s = median(map(_start_s, usual[-_NUM_LATEST:])) if usual else _START_S
+        # The first of them may have compiled, which the others do not.
+        known = slow[1:][-_NUM_LATEST:]
+        slow_start_s = median(map(_start_s, known)) if known else start_s + _SLOW_START_S
+        nums_timed = [
+            len(trial.measurement.step_times_s)
+            for trial in ran[-_NUM_LATEST:]
+            if trial.measurement is not None and trial.state is TrialState.COMPLETE
+        ]
+        return ShownDurations(
+            start_s=start_s,
+            slow_start_s=slow_start_s + (0.0 if slow else self._build_s),
+            num_timed=max(2.0, median(nums_timed or [_NUM_TIMED_STEPS])),
+        )
+
+    def expected_s(
+        self,
+        strategy: Strategy,
+        prediction: Prediction,
+        trials: Sequence[Trial],
+        *,
+        predictor: Predictor,
+    ) -> float:
+        """How long a trial of one strategy is expected to run.
+
+        Its steps at the predicted time, corrected by the median ratio of measured to predicted.
+        What was predicted of others before they ran does not count: `predictor`, which made this
+        prediction, may have learned since.
+        """
+        latest = [t for t in trials if t.measurement is not None and t.was_launched][-_NUM_LATEST:]
+        ratios = [
+            trial.measurement.step_time_s / predictor.predict(trial.strategy).step_time_s
+            for trial in latest
+            if trial.measurement is not None
+        ]
+        expected = self.shown_by(trials).expected_s(
+            np.array([prediction.step_time_s * median(ratios or [1.0])]),
+            is_slow=np.array([starts_slowly(strategy)]),
+            share_run=np.array([self.share_run(strategy)]),
+        )
+        return float(expected[0])
+
+
+def _start_s(trial: Trial) -> float:
+    """What a measured trial took beside its steps, warm-up included in these."""
+    assert trial.measurement is not None
+    return max(_LEAST_START_S, trial.duration_s - _steps_s(trial.measurement))
+
+
+def _steps_s(measured: Measurement) -> float:
+    num_steps = len(measured.losses) or _NUM_WARM_UP_STEPS + len(measured.step_times_s)
+    return num_steps * measured.step_time_s * measured.share_run
