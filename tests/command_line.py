@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
-__all__ = ["autotune", "autotune_process"]
+from autotune.cli import main
+
+__all__ = ["autotune", "autotune_here", "autotune_process"]
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -35,6 +40,25 @@ def autotune(
         timeout=timeout_s,
         check=False,
     )
+
+
+def autotune_here(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which has the imports behind it: for what is refused at once."""
+    out, err = io.StringIO(), io.StringIO()
+    status: object = 0
+    with (
+        chdir(folder),
+        patch.dict(os.environ, _environment(folder)),
+        patch.object(sys, "argv", ["autotune", *arguments]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code
+    assert isinstance(status, int)
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 def autotune_process(*arguments: str, folder: Path) -> subprocess.Popen[str]:

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from autotune.errors import ConfigError, StorageError
+from autotune.errors import AutotuneError, ConfigError, StorageError
 from autotune.question.question import Question
 
 __all__ = ["StudyFolder"]
@@ -102,13 +102,16 @@ class StudyFolder:
             raise StorageError(
                 f"--out {self.path}: the folder cannot be written: {error.strerror or error}"
             ) from error
-        differences = question.differences(self.read_question())
-        if differences:
+        try:
+            differences = question.differences(self.read_question())
+            if differences:
+                raise ConfigError(
+                    f"--out {self.path} holds another question: {'; '.join(differences)}. "
+                    "Ask the same one to resume it, or name another folder"
+                )
+        except AutotuneError:
             self.close()
-            raise ConfigError(
-                f"--out {self.path} holds another question: {'; '.join(differences)}. "
-                "Ask the same one to resume it, or name another folder"
-            )
+            raise
         return is_there
 
     def _names(self) -> set[str]:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from command_line import autotune
+from command_line import autotune, autotune_here
 
 from autotune.question.presets import PRESETS
 
@@ -57,7 +57,6 @@ from autotune.question.presets import PRESETS
         (["--model", "tiny", "--device-kind", "H100"], "--device-kind H100: it is about a"),
         (["--model", "tiny", "--ray", "auto", "--devices", "2"], "--devices 2: on a cluster"),
         (["--model", "tiny", "--ray", "auto", "--max-concurrent", "0"], "--max-concurrent must"),
-        (["--model", "tiny", "--ray", "nowhere"], "--ray nowhere: no cluster answers there"),
         (["--model", "tiny", "--ray", "ray://head:10001"], "a client of Ray cannot drive"),
     ],
 )
@@ -74,13 +73,31 @@ def test_bad_input_is_one_line_and_exit_status_2(
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "question.json").write_text("{")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    ran = autotune("search", *arguments, folder=tmp_path)
+    ran = autotune_here("search", *arguments, folder=tmp_path)
     assert ran.returncode == 2, ran.stderr
     assert words in ran.stderr
     assert len(ran.stderr.strip().splitlines()) == 1
     assert ran.stdout == ""
     for path, content in before.items():
         assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "13b"], "did you mean 13B?"),
+        (["--model", "tiny", "--space", "broken.yaml"], "broken.yaml: no such file"),
+        (["--model", "tiny", "--storage", "nonsense"], "nonsense cannot be used"),
+        (["--model", "tiny", "--ray", "nowhere"], "--ray nowhere: no cluster answers there"),
+    ],
+)
+def test_a_process_that_is_used_wrongly_ends_with_status_2(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    ran = autotune("search", *arguments, folder=tmp_path)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert words in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
@@ -93,7 +110,7 @@ def test_a_read_only_results_folder_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    ran = autotune("search", "--model", "tiny", "--out", "file/study", folder=tmp_path)
+    ran = autotune_here("search", "--model", "tiny", "--out", "file/study", folder=tmp_path)
     assert ran.returncode == 2
     assert "--out file/study: the folder cannot be written" in ran.stderr
 
@@ -104,7 +121,7 @@ def test_a_study_whose_storage_is_damaged_is_named_and_left_alone(tmp_path: Path
     (study / "study.db").write_bytes(b"not a database, but somebody's file" * 100)
     damaged = (study / "study.db").read_bytes()
     for command in ("report", "export"):
-        ran = autotune(command, str(study), folder=tmp_path)
+        ran = autotune_here(command, str(study), folder=tmp_path)
         assert ran.returncode == 2
         assert "study.db cannot be used" in ran.stderr
     ran = autotune("search", "--model", "tiny", "--budget", "1s", folder=tmp_path)
@@ -114,13 +131,13 @@ def test_a_study_whose_storage_is_damaged_is_named_and_left_alone(tmp_path: Path
 
 @pytest.mark.parametrize("command", ["report", "export"])
 def test_a_folder_that_is_no_study_is_named(tmp_path: Path, command: str) -> None:
-    ran = autotune(command, "nowhere", folder=tmp_path)
+    ran = autotune_here(command, "nowhere", folder=tmp_path)
     assert ran.returncode == 2
     assert "nowhere is no study folder" in ran.stderr
 
 
 def test_a_large_model_without_a_gpu_is_refused_at_once(tmp_path: Path) -> None:
-    ran = autotune("search", "--model", "13B", folder=tmp_path)
+    ran = autotune_here("search", "--model", "13B", folder=tmp_path)
     assert ran.returncode == 1
     assert "no GPU" in ran.stderr
     assert "--model tiny" in ran.stderr
@@ -128,14 +145,16 @@ def test_a_large_model_without_a_gpu_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_nothing_fits_says_what_is_missing_and_what_would_fit(tmp_path: Path) -> None:
-    ran = autotune("search", "--model", "350M", "--headroom", "0.92", folder=tmp_path)
+    ran = autotune_here("search", "--model", "350M", "--headroom", "0.92", folder=tmp_path)
     assert ran.returncode == 1
     assert "Nothing fits" in ran.stderr
     assert "would fit" in ran.stderr
 
 
 def test_nothing_fits_is_one_json_document_on_request(tmp_path: Path) -> None:
-    ran = autotune("search", "--model", "350M", "--headroom", "0.92", "--json", folder=tmp_path)
+    ran = autotune_here(
+        "search", "--model", "350M", "--headroom", "0.92", "--json", folder=tmp_path
+    )
     assert ran.returncode == 1
     answer = json.loads(ran.stdout)
     assert answer["front"] == []

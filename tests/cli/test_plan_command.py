@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import autotune
+from command_line import autotune, autotune_here
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -144,7 +144,7 @@ def test_the_export_goes_where_it_is_asked_to_and_over_nothing(tmp_path: Path) -
 def test_wrong_use_gets_one_line_and_exit_status_2(
     arguments: tuple[str, ...], words: str, tmp_path: Path
 ) -> None:
-    ran = autotune("plan", "--quick", "--model", "tiny", *arguments, folder=tmp_path)
+    ran = autotune_here("plan", "--quick", "--model", "tiny", *arguments, folder=tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert words in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
