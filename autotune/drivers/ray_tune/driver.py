@@ -124,6 +124,7 @@ class RayTuneDriver:
             os.environ.setdefault(name, value)
         from ray import tune
 
+        from autotune.drivers.ray_tune.forgetting import ForgetReports
         from autotune.drivers.ray_tune.stopper import SearchStopper
         from autotune.drivers.ray_tune.trainable import RayTrial
 
@@ -150,6 +151,7 @@ class RayTuneDriver:
                     # There is nothing in a trial to go on with.
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     stop=SearchStopper(should_stop),
+                    callbacks=[ForgetReports()],
                     log_to_file=False,
                 ),
             ).fit()
