@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from autotune.knobs import MasterWeights, Offload
@@ -16,7 +17,7 @@ from autotune.predictor.corrections import TIME_COEFFICIENTS, TimeCurve
 from autotune.predictor.doubt import log_bounds, techniques
 from autotune.predictor.memory import MemoryModel, PeakMemory
 from autotune.predictor.precision import FP32_BYTES, element_bytes
-from autotune.predictor.reserved import ScriptSource
+from autotune.predictor.reserved import ReservedPeak, ScriptSource
 from autotune.predictor.shrinkage import untaught
 from autotune.predictor.table import Explanation, explain_table
 from autotune.predictor.time import StepParts, TimeModel
@@ -37,6 +38,9 @@ rank just forked."""
 _HOST_BYTES_PER_PARAMETER = {MasterWeights.FP32: 12, MasterWeights.BF16: 6}
 """DeepSpeed's CPU Adam keeps master weights and two moments on the host, in fp32 or all in bf16.
 Gradients pass through it as well; they are not counted, so this is the least."""
+
+_NUM_LATEST = 1024
+"""Explanations that are kept: a study learns from the same trials again and again."""
 
 _UNTAUGHT = untaught(TIME_COEFFICIENTS)
 """What is known of the time's coefficients before any trial."""
@@ -61,6 +65,7 @@ class AnalyticPredictor:
         self._num_nodes = hardware.num_nodes
         self._memory = MemoryModel(workload, hardware, script_of)
         self._time = TimeModel(workload, hardware, self._memory)
+        self._explained = lru_cache(_NUM_LATEST)(self._explain)
         self._device_overhead_bytes = DEVICE_OVERHEAD_BYTES[hardware.device_type]
 
     @property
@@ -74,7 +79,12 @@ class AnalyticPredictor:
 
     def explain(self, strategy: Strategy) -> tuple[Prediction, StepParts]:
         """The prediction of one strategy, and what its step time is made of."""
-        peak, parts = self._memory.peak(strategy), self._time.parts(strategy)
+        return self._explained(strategy, self._memory.simulated(strategy))
+
+    def _explain(
+        self, strategy: Strategy, simulated: ReservedPeak | None
+    ) -> tuple[Prediction, StepParts]:
+        peak, parts = self._memory.peak_with(strategy, simulated), self._time.parts(strategy)
         shares = self._memory.states.shares(strategy)
         unproven = tuple(self.techniques(strategy).values())
         below, above = log_bounds(TimeCurve(parts), _UNTAUGHT, unproven)

@@ -22,7 +22,7 @@ from autotune.predictor.arithmetic import (
 )
 from autotune.predictor.least_shares import DOUBTED_SHARE, LEAST_SHARE_CPU, LEAST_SHARES
 from autotune.predictor.precision import element_bytes
-from autotune.predictor.reserved import ReservedModel, ScriptSource
+from autotune.predictor.reserved import ReservedModel, ReservedPeak, ScriptSource
 from autotune.predictor.shares import RankShare, tokens_of_rank, zero_size
 from autotune.predictor.states import States, StatesModel
 from autotune.predictor.token_model import TokenModel
@@ -141,28 +141,35 @@ class MemoryModel:
         self.token_model = TokenModel(workload, is_cpu=self._is_cpu)
         self._reserved = script_of and ReservedModel(workload, hardware, self.states, script_of)
 
+    def simulated(self, strategy: Strategy) -> ReservedPeak | None:
+        """What the allocator comes to, where that is known by now."""
+        return self._reserved.peak(strategy) if self._reserved else None
+
     def peak(self, strategy: Strategy) -> PeakMemory:
         """The peak of the worst rank, and its doubt."""
+        return self.peak_with(strategy, self.simulated(strategy))
+
+    def peak_with(self, strategy: Strategy, simulated: ReservedPeak | None) -> PeakMemory:
+        """The same.
+
+        Args:
+            strategy: of any kind.
+            simulated: what the allocator comes to; None for what is counted.
+        """
         ask, is_accumulating = ask_about(strategy), self.states.accumulation(strategy) > 1
         shares = self.states.shares(strategy)
         peaks = (self.peak_of(ask, share, is_accumulating) for share in shares)
-        return self._simulated(strategy, self.of_all_stages(StagesOfOne(peaks)))
-
-    def _simulated(self, strategy: Strategy, counted: PeakMemory) -> PeakMemory:
-        """The peak that the allocator comes to, if that is known; else what was counted.
-
-        Of several ranks no allocations were recorded: there the bounds of both are kept.
-        """
-        found = self._reserved.peak(strategy) if self._reserved else None
-        if found is None:
+        counted = self.of_all_stages(StagesOfOne(peaks))
+        if simulated is None:
             return counted
-        lower, upper = found.lower_bytes, found.upper_bytes
+        lower, upper = simulated.lower_bytes, simulated.upper_bytes
+        # Of several ranks no allocations were recorded.
         if self._num_ranks > 1:
             lower, upper = min(lower, counted.lower_bytes), max(upper, counted.upper_bytes)
         return replace(
             counted,
-            expected_bytes=found.reserved_bytes,
-            allocated_bytes=found.allocated_bytes,
+            expected_bytes=simulated.reserved_bytes,
+            allocated_bytes=simulated.allocated_bytes,
             lower_bytes=lower,
             upper_bytes=upper,
         )

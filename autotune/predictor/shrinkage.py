@@ -14,6 +14,10 @@ from typing import Protocol
 __all__ = ["Coefficient", "Curve", "Fit", "fit", "untaught"]
 
 _NUM_ROUNDS = 8
+
+_SETTLED = 1e-4
+"""Of its spread: coefficients that move less have been found."""
+
 _FREEDOM = 4
 """Degrees of freedom of Student's t that errors are taken to follow: an exception is met now and
 then, and moves little."""
@@ -88,11 +92,15 @@ def fit(
     for _ in range(_NUM_ROUNDS):
         normal, pull = _normal_equations(curves, observed, coefficients, at, scatters)
         inverse = _inverse(normal)
+        farthest = 0.0
         for place, coefficient in enumerate(coefficients):
             if place in doubted:
                 continue
             moved = at[place] + sum(map(mul, inverse[place], pull))
-            at[place] = min(coefficient.upper, max(coefficient.lower, moved))
+            before, at[place] = at[place], min(coefficient.upper, max(coefficient.lower, moved))
+            farthest = max(farthest, abs(at[place] - before) / coefficient.spread)
+        if farthest < _SETTLED:
+            break
     return Fit(at=tuple(at), covariance=tuple(map(tuple, inverse)))
 
 

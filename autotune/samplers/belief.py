@@ -34,6 +34,9 @@ _DOUBT = 0.5
 
 _NUM_ROUNDS = 4
 
+_SETTLED = 1e-3
+"""Of its spread: a coefficient that moves less has been found."""
+
 _Array = NDArray[np.float64]
 _Places = NDArray[np.intp]
 
@@ -163,10 +166,13 @@ class _Process:
         for _ in range(_NUM_ROUNDS):
             self._condition(seen, self._at, own)
             moved = self._spreads**2 * (self._seen_slopes.T @ self._weights)
+            before = self._at
             self._at = [
                 min(c.upper, max(c.lower, float(value)))
                 for c, value in zip(self._coefficients, moved, strict=True)
             ]
+            if np.abs(np.subtract(self._at, before) / self._spreads).max() < _SETTLED:
+                break
         self._condition(seen, self._at, own)
         self._inverse_root = np.linalg.inv(self._root)
 

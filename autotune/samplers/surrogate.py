@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import lru_cache, partial
 from operator import attrgetter
 from typing import Any
 
@@ -47,7 +47,7 @@ _MOST_COLUMNS = 3
 _DEVIATIONS_IN_BOUNDS = 8.0
 """From the lower to the upper bound of memory, which hold nearly everything that was seen."""
 
-_MOST_WITNESSES = 200
+_MOST_WITNESSES = 128
 """Of more trials the fastest and the latest are learned from, in equal parts: work grows with
 their cube, and at 1,000 an answer took four seconds."""
 
@@ -243,7 +243,8 @@ def _techniques(prior: AnalyticPredictor, table: StrategyTable) -> Any:
     return table.map(lambda strategy: tuple(sorted(prior.techniques(strategy).items())))
 
 
-def _scatter(step_times_s: Sequence[float]) -> float:
+@lru_cache(4 * _MOST_WITNESSES)
+def _scatter(step_times_s: tuple[float, ...]) -> float:
     """Standard error of the logarithm of their median; 0 where there is one alone."""
     if len(step_times_s) < 2:
         return 0.0

@@ -27,7 +27,7 @@ _MAX_RETRIES = 2
 _NEWS = 0.02
 """The predictor learns again once this share of the measured trials is new to it."""
 
-_MOST_LEARNED = 400
+_MOST_LEARNED = 200
 """The predictor learns from so many trials at most, taken evenly from all that were measured: more
 would hardly move its few coefficients, and cost time at every prediction."""
 
@@ -81,7 +81,7 @@ class Study:
     ) -> None:
         self._record = record
         self._sampler = sampler
-        self._prior = RememberedPredictor(predictor)
+        self._prior = predictor
         self._learn = learn
         self._pruners = tuple(pruners)
         self._max_trials = max_trials

@@ -48,6 +48,13 @@ from autotune.trials.trial import Measurement, Outcome, Trial, TrialSpec
 _STORE_BYTES = 80 * 2**20
 """Of a node: nearly the least that Ray takes."""
 
+_PATIENCE = {
+    # 64 nodes start their workers on the cores of one machine.
+    "RAY_worker_register_timeout_seconds": "1200",
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_health_check_failure_threshold": "20",
+}
+
 _LARGE_SPACE = """
 knobs:
   zero_stage: [0, 1, 2, 3]
@@ -221,7 +228,7 @@ def tune(
     num_trials: int, num_slots: int, num_nodes: int, seconds: float, kind: SamplerKind
 ) -> None:
     """A study through Ray Tune."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"} | _PATIENCE
     from ray.tune import PlacementGroupFactory, Trainable
 
     from autotune.drivers.ray_tune import RayTuneDriver
