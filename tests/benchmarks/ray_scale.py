@@ -1,14 +1,15 @@
 """What a search costs beside its trials: 64 at once under Ray Tune, and asking late in a study.
 
     python tests/benchmarks/ray_scale.py tune [--trials 1000] [--slots 64] [--nodes 64]
+    python tests/benchmarks/ray_scale.py alone [--trials 1000] [--slots 64]
     python tests/benchmarks/ray_scale.py late [--trials 10000] [--sampler random]
 
 `tune` drives a study through Ray Tune as `autotune search --ray` does: the same driver, searcher,
 sampler, predictor, pruners and record; but a trial sleeps and makes its figures up. Its slots lie
-on so many nodes of Ray's, each with a raylet of its own on this machine. `late` asks
-and tells at the end of a study of so many finished trials. The question is that of a 7B model on
-hosts of eight H100; no GPU is needed. Times are of the processor, which other work on the machine
-changes little.
+on so many nodes of Ray's, each with a raylet of its own on this machine. `alone` asks and tells
+the same study without Ray, whose processes take the cores from it, with so many trials open at any
+time. `late` asks and tells at the end of a study of so many finished trials. The question is that
+of a 7B model on hosts of eight H100; no GPU is needed. Times are of the asking thread.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import tempfile
 import time
 import zlib
@@ -174,6 +176,15 @@ class Timed:
                 f"({len(seconds)} times)"
             )
 
+    def report_all(self, num_strategies: int) -> None:
+        """With what a trial costs, and the process's memory."""
+        each_ms = 1e3 * (sum(self.asked_s) + sum(self.told_s)) / len(self.told_s)
+        print(f"space: {num_strategies} strategies; ended: {self.end_reason or 'all were run'}")
+        print(f"CPU time in ask and tell: {each_ms:.1f} ms a trial")
+        self.report()
+        memory = ", ".join(f"{n}: {mib:.0f}" for n, mib in self.resident_mib.items())
+        print(f"resident memory of the process after so many trials, MiB: {memory}")
+
 
 class Silent:
     """A progress that shows nothing."""
@@ -286,12 +297,27 @@ def tune(
     end_ray()
     num = len(study.told_s)
     print(f"{num} trials of {seconds:.0f} s, {num_slots} at once: {wall_s:.0f} s")
-    print(f"space: {len(space.table)} strategies; ended: {study.end_reason or 'all were run'}")
     print(f"CPU time of the driver's process, Ray in it: {1e3 * cpu_s / num:.1f} ms a trial")
-    print(f"of it in ask and tell: {1e3 * (sum(study.asked_s) + sum(study.told_s)) / num:.1f} ms")
-    study.report()
-    memory = ", ".join(f"{n}: {mib:.0f}" for n, mib in study.resident_mib.items())
-    print(f"resident memory of the driver after so many trials, MiB: {memory}")
+    study.report_all(len(space.table))
+
+
+def alone(num_trials: int, num_slots: int, kind: SamplerKind) -> None:
+    """Ask and tell alone, with so many trials open; they end in any order."""
+    question, space = _question()
+    draw = random.Random(0)
+    with tempfile.TemporaryDirectory() as name:
+        record = _record(question, space, Path(name))
+        study = Timed(_study(question, space, record, kind), num_trials)
+        running: list[Trial] = []
+        while True:
+            while len(running) < num_slots and (trial := study.ask(3600.0)) is not None:
+                running.append(trial)
+            if not running:
+                break
+            ended = running.pop(draw.randrange(len(running)))
+            strategy = ended.strategy.to_dict()
+            study.tell(ended, made_up(strategy, question.workload.tokens_per_step))
+    study.report_all(len(space.table))
 
 
 def late(num_trials: int, kind: SamplerKind, num_asked: int = 40) -> None:
@@ -323,7 +349,7 @@ def late(num_trials: int, kind: SamplerKind, num_asked: int = 40) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("tune", "late"))
+    parser.add_argument("part", choices=("tune", "alone", "late"))
     parser.add_argument("--trials", type=int)
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--nodes", type=int, default=1)
@@ -338,8 +364,13 @@ def main() -> None:
         f"machine: {os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, load "
         f"{os.getloadavg()[0]:.1f} before it began"
     )
+    started = time.process_time()
+    sum(range(10_000_000))
+    print(f"this machine adds ten million numbers in {time.process_time() - started:.2f} s")
     if asked.part == "tune":
         tune(asked.trials or 1000, asked.slots, asked.nodes, asked.seconds, asked.sampler)
+    elif asked.part == "alone":
+        alone(asked.trials or 1000, asked.slots, asked.sampler)
     else:
         late(asked.trials or 10_000, asked.sampler)
 

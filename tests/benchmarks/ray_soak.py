@@ -39,6 +39,9 @@ knobs:
   checkpoint_interval: {values: [0, 1, 2, 4]}
   reduce_bucket_size: {values: [200000, 500000]}
 """
+_KILLS_AN_END = 3
+"""After so many kills a trial may come to its end, so that there is something to do twice."""
+
 _INFRASTRUCTURE = {"lost_node", "interrupted", "communication"}
 
 
@@ -108,6 +111,24 @@ class Soak:
                 self._random.choice(victims).kill()
         self.kills[what] += 1
         return what
+
+    def let_one_end(self, timeout_s: float = 120.0) -> None:
+        """Leave the search alone until one more trial has come to an end of its own."""
+        before = self._num_ended()
+        with contextlib.suppress(AssertionError):
+            wait_until(
+                lambda: self.driver.poll() is not None or self._num_ended() > before, timeout_s
+            )
+
+    def _num_ended(self) -> int:
+        path = self._folder / "study" / "study.db"
+        if not path.exists():
+            return 0
+        query = "select count(*) from trials where state in ('COMPLETE', 'PRUNED')"
+        with contextlib.suppress(sqlite3.Error), sqlite3.connect(path) as database:
+            [number] = database.execute(query).fetchone()
+            return int(number)
+        return 0
 
     def _ranks(self) -> list[psutil.Process]:
         return [process for process in our_processes() if is_rank(process)]
@@ -185,6 +206,8 @@ def main() -> int:
             if what is None:
                 break
             print(f"[{time.monotonic() - started:6.0f} s] killed: {what}", flush=True)
+            if sum(soak.kills.values()) % _KILLS_AN_END == 0:
+                soak.let_one_end()
         # Ended as a user would, so that the record is whole: what runs is told as interrupted.
         if soak.driver.poll() is None:
             wait_until(lambda: soak.driver.poll() is not None or soak._ranks(), 180)
