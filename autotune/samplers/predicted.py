@@ -20,7 +20,7 @@ from autotune.samplers.blame import chance_to_run
 from autotune.samplers.improvement import Front, Normal, probability
 from autotune.samplers.outlook import Measured, Outlook
 from autotune.samplers.shortlist import Shortlist
-from autotune.samplers.surrogate import Surrogate
+from autotune.samplers.surrogate import Surrogate, witnesses
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_table import StrategyTable
 from autotune.trials.durations import TrialDurations, starts_slowly
@@ -142,8 +142,9 @@ class PredictedSampler:
         """Of some rows; the last of them run now, and are taken to come out as expected."""
         overhead = self._surrogate.predicted.device_overhead_bytes
         limit = self._limits["device_bytes"] - float(np.median(overhead))
-        step_time = self._surrogate.step_time(trials, rows)
-        memory = self._surrogate.peak_memory(trials, rows, int(limit))
+        told, num_told = witnesses(trials)
+        step_time = self._surrogate.step_time(told, rows, num_seen=num_told)
+        memory = self._surrogate.peak_memory(told, rows, int(limit), num_seen=num_told)
         fits = probability(
             Normal(mean=memory.mean, deviation=memory.deviation),
             np.log(np.maximum(1.0, self._limits["device_bytes"] - overhead[rows])),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
+from heapq import nlargest
 from operator import attrgetter
 from typing import Any
 
@@ -30,7 +31,7 @@ from autotune.space.strategy_table import Column, StrategyTable
 from autotune.trials.prediction_table import PredictionTable
 from autotune.trials.trial import Trial
 
-__all__ = ["Surrogate"]
+__all__ = ["Surrogate", "witnesses"]
 
 _TIME_NOISE = 0.015
 """Of the logarithm of a trial's step time about that of its strategy: two runs of the same work on
@@ -101,11 +102,19 @@ class Surrogate:
             self._places[strategy] = self._table.find(strategy)
         return self._places[strategy]
 
-    def step_time(self, trials: Sequence[Trial], rows: NDArray[np.intp]) -> Belief:
-        """The logarithm of the seconds of a step of some rows; what thrashed is no witness."""
+    def step_time(
+        self, trials: Sequence[Trial], rows: NDArray[np.intp], *, num_seen: int | None = None
+    ) -> Belief:
+        """The logarithm of the seconds of a step.
+
+        Args:
+            trials: that are learned from; what thrashed is no witness.
+            rows: those of the table that are asked for.
+            num_seen: how many trials there were to choose `trials` from.
+        """
         measured = [
             (trial.strategy, m)
-            for trial in _witnesses(trials)
+            for trial in trials
             if (m := trial.measurement) is not None and m.num_alloc_retries == 0
         ]
         observed = np.log([m.step_time_s for _, m in measured])
@@ -119,25 +128,31 @@ class Surrogate:
             noise=_TIME_NOISE,
             extra_noise=np.array([_scatter(m.step_times_s) for _, m in measured]),
             kernel=self._time_kernel,
-            num_seen=_num_telling(trials),
+            num_seen=num_seen,
         )
         self._time_kernel = belief.kernel
         return belief
 
     def peak_memory(
-        self, trials: Sequence[Trial], rows: NDArray[np.intp], limit_bytes: int
+        self,
+        trials: Sequence[Trial],
+        rows: NDArray[np.intp],
+        limit_bytes: int,
+        *,
+        num_seen: int | None = None,
     ) -> Belief:
         """The logarithm of the bytes that the allocator reserves.
 
         Args:
-            trials: of any state; what ran out of memory needs at least `limit_bytes`.
+            trials: that are learned from; what ran out of memory needs `limit_bytes` at least.
             rows: those of the table that are asked for.
             limit_bytes: for the allocator.
+            num_seen: how many trials there were to choose `trials` from.
         """
         # On the CPU the resident set may not have grown at all.
         shown = [
             trial
-            for trial in _witnesses(trials)
+            for trial in trials
             if ((m := trial.measurement) is not None and m.peak_memory_bytes > 0)
             or _is_too_large(trial)
         ]
@@ -159,7 +174,7 @@ class Surrogate:
             noise=_MEMORY_NOISE,
             extra_noise=extra,
             kernel=self._memory_kernel,
-            num_seen=_num_telling(trials),
+            num_seen=num_seen,
         )
         self._memory_kernel = belief.kernel
         return belief
@@ -251,21 +266,16 @@ def _scatter(step_times_s: tuple[float, ...]) -> float:
     return float(_MEDIAN_ERROR * np.std(np.log(step_times_s), ddof=1) / len(step_times_s) ** 0.5)
 
 
-def _witnesses(trials: Sequence[Trial]) -> Sequence[Trial]:
-    """Those that are learned from, in their order."""
+def witnesses(trials: Sequence[Trial]) -> tuple[list[Trial], int]:
+    """Those that are learned from, in their order, and from how many they were chosen."""
     telling = [trial for trial in trials if trial.measurement or _is_too_large(trial)]
-    if len(telling) <= _MOST_WITNESSES:
-        return telling
-    fastest = sorted(
-        (place for place, trial in enumerate(telling) if trial.measurement),
-        key=lambda place: -telling[place].tokens_per_second,
-    )
-    kept = {*fastest[: _MOST_WITNESSES // 2], *range(len(telling))[-_MOST_WITNESSES // 2 :]}
-    return [telling[place] for place in sorted(kept)]
-
-
-def _num_telling(trials: Sequence[Trial]) -> int:
-    return sum(bool(trial.measurement) or _is_too_large(trial) for trial in trials)
+    num = len(telling)
+    if num <= _MOST_WITNESSES:
+        return telling, num
+    half = _MOST_WITNESSES // 2
+    speeds = [trial.tokens_per_second for trial in telling]
+    kept = {*nlargest(half, range(num), key=speeds.__getitem__), *range(num - half, num)}
+    return [telling[place] for place in sorted(kept)], num
 
 
 def _is_too_large(trial: Trial) -> bool:

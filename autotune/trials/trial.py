@@ -308,14 +308,12 @@ class Trial:
 
         In every run of its strategy.
         """
-        return (
-            self.measurement is not None
-            and not self.has_failed_again
-            and all(
-                run.peak_device_bytes <= self.memory_limit_bytes and run.num_alloc_retries == 0
-                for run in self._runs
-            )
-        )
+        if self.measurement is None or self.has_failed_again:
+            return False
+        for run in self._runs:
+            if run.peak_device_bytes > self.memory_limit_bytes or run.num_alloc_retries:
+                return False
+        return True
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, for `--json` and the export."""
