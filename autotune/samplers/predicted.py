@@ -23,7 +23,7 @@ from autotune.samplers.shortlist import Shortlist
 from autotune.samplers.surrogate import Surrogate, witnesses
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_table import StrategyTable
-from autotune.trials.durations import TrialDurations, starts_slowly
+from autotune.trials.durations import TrialDurations, start_kind
 from autotune.trials.trial import Trial, TrialState
 
 __all__ = ["PredictedSampler"]
@@ -89,7 +89,7 @@ class PredictedSampler:
             predicted.disk_bytes <= self._limits.get("disk_bytes", 0)
         )
         self._durations = durations or TrialDurations()
-        self._is_slow = self._table.map(starts_slowly).spread()
+        self._starts = self._table.map(start_kind).spread()
         self._share_run = self._table.map(self._durations.share_run).spread()
 
     def propose(self, trials: Sequence[Trial]) -> Strategy | None:
@@ -99,21 +99,21 @@ class PredictedSampler:
         is_left[self._places_of(trials)] = False
         if not is_left.any():
             return None
-        num_ended = sum(trial.state is not TrialState.RUNNING for trial in trials)
-        left, are_all = self._shortlist.rows(is_left, num_ended)
-        running = self._places_of([t for t in trials if t.state is TrialState.RUNNING])
+        open_trials = [trial for trial in trials if trial.state is TrialState.RUNNING]
+        left, are_all = self._shortlist.rows(is_left, len(trials) - len(open_trials))
+        running = self._places_of(open_trials)
         rows = np.append(left, np.array(running, np.intp))
         outlook = self._outlook(trials, rows, num_running=len(running))
         gains = outlook.gains(self._goal)[: len(left)]
         cost_s = self._durations.shown_by(trials).expected_s(
             np.exp(outlook.step_time.mean[: len(left)]),
-            is_slow=self._is_slow[left],
+            starts=self._starts[left],
             share_run=self._share_run[left],
         )
         best_first = np.argsort(-gains / cost_s, kind="stable")
         promising = best_first[:_NUM_PROMISING]
         # What runs may still show that more is to be had.
-        reason = None if running else self._reason_to_end(outlook, promising)
+        reason = None if open_trials else self._reason_to_end(outlook, promising)
         if not are_all and (reason or gains[promising[0]] <= 0):
             self._shortlist.forget()
             return self.propose(trials)

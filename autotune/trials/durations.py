@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from statistics import median
 
 import numpy as np
@@ -18,7 +19,7 @@ from autotune.trials.measurement import Measurement
 from autotune.trials.protocols import Predictor
 from autotune.trials.trial import Prediction, Trial, TrialState
 
-__all__ = ["ShownDurations", "TrialDurations", "starts_slowly"]
+__all__ = ["ShownDurations", "StartKind", "TrialDurations", "start_kind"]
 
 _START_S = 3.0
 _SLOW_START_S = 15.0
@@ -41,20 +42,30 @@ _NUM_LATEST = 16
 _Array = NDArray[np.float64]
 
 
-def starts_slowly(strategy: Strategy) -> bool:
-    """Whether its trial loads an extension or compiles layers before its first timed step."""
-    is_offloaded = strategy.offload_optimizer is not Offload.NONE
-    return strategy.torch_compile or is_offloaded or strategy.offload_param is not Offload.NONE
+class StartKind(IntEnum):
+    """What comes before a trial's first timed step."""
+
+    USUAL = 0
+    SLOW = 1
+    """An extension is loaded, or layers are compiled."""
+    ON_HOST = 2
+    """The same, and the first of these compiles the optimizer on the host."""
+
+
+def start_kind(strategy: Strategy) -> StartKind:
+    """That of its trials."""
+    if strategy.offload_optimizer is not Offload.NONE:
+        return StartKind.ON_HOST
+    is_slow = strategy.torch_compile or strategy.offload_param is not Offload.NONE
+    return StartKind.SLOW if is_slow else StartKind.USUAL
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShownDurations:
     """What the trials so far show of all."""
 
-    start_s: float
-    """What a trial takes beside its steps."""
-    slow_start_s: float
-    """The same where it `starts_slowly`."""
+    start_s: tuple[float, float, float]
+    """What a trial takes beside its steps, by `StartKind`."""
     num_timed: float
     """Timed steps, where they are short."""
 
@@ -62,19 +73,19 @@ class ShownDurations:
         self,
         step_time_s: _Array,
         *,
-        is_slow: NDArray[np.bool_],
+        starts: NDArray[np.intp],
         share_run: _Array,
     ) -> _Array:
         """How long trials are expected to run, one element each.
 
         Args:
             step_time_s: of a whole optimizer step.
-            is_slow: whether they start slowly.
+            starts: `StartKind` of each.
             share_run: the share of each optimizer step that they run.
         """
         run_s = step_time_s * share_run
         num_timed = np.clip(np.ceil(_LONG_STEPS_S / run_s), 2.0, self.num_timed)
-        start_s = np.where(is_slow, self.slow_start_s, self.start_s)
+        start_s = np.array(self.start_s)[starts]
         expected: _Array = start_s + (_NUM_WARM_UP_STEPS + num_timed) * run_s
         return expected
 
@@ -98,10 +109,13 @@ class TrialDurations:
 
     def shown_by(self, trials: Sequence[Trial]) -> ShownDurations:
         """What these trials show."""
-        ran = [t for t in trials if t.measurement is not None and t.duration_s > 0]
-        are_slow = [starts_slowly(trial.strategy) for trial in ran]
-        usual = [t for t, is_slow in zip(ran, are_slow, strict=True) if not is_slow]
-        slow = [t for t, is_slow in zip(ran, are_slow, strict=True) if is_slow]
+        return self._shown_by(_ran(trials))
+
+    def _shown_by(self, ran: Sequence[Trial]) -> ShownDurations:
+        kinds = [start_kind(trial.strategy) for trial in ran]
+        usual = [t for t, kind in zip(ran, kinds, strict=True) if kind is StartKind.USUAL]
+        slow = [t for t, kind in zip(ran, kinds, strict=True) if kind is not StartKind.USUAL]
+        build_s = 0.0 if StartKind.ON_HOST in kinds else self._build_s
         start_s = median(map(_start_s, usual[-_NUM_LATEST:])) if usual else _START_S
         # The first of them may have compiled, which the others do not.
         known = slow[1:][-_NUM_LATEST:]
@@ -112,8 +126,7 @@ class TrialDurations:
             if trial.measurement is not None and trial.state is TrialState.COMPLETE
         ]
         return ShownDurations(
-            start_s=start_s,
-            slow_start_s=slow_start_s + (0.0 if slow else self._build_s),
+            start_s=(start_s, slow_start_s, slow_start_s + build_s),
             num_timed=max(2.0, median(nums_timed or [_NUM_TIMED_STEPS])),
         )
 
@@ -131,18 +144,23 @@ class TrialDurations:
         What was predicted of others before they ran does not count: `predictor`, which made this
         prediction, may have learned since.
         """
-        latest = [t for t in trials if t.measurement is not None and t.was_launched][-_NUM_LATEST:]
+        ran = _ran(trials)
         ratios = [
             trial.measurement.step_time_s / predictor.predict(trial.strategy).step_time_s
-            for trial in latest
+            for trial in ran[-_NUM_LATEST:]
             if trial.measurement is not None
         ]
-        expected = self.shown_by(trials).expected_s(
+        expected = self._shown_by(ran).expected_s(
             np.array([prediction.step_time_s * median(ratios or [1.0])]),
-            is_slow=np.array([starts_slowly(strategy)]),
+            starts=np.array([start_kind(strategy)]),
             share_run=np.array([self.share_run(strategy)]),
         )
         return float(expected[0])
+
+
+def _ran(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that say how long trials run."""
+    return [trial for trial in trials if trial.measurement is not None and trial.was_launched]
 
 
 def _start_s(trial: Trial) -> float:

@@ -9,7 +9,7 @@ from sample_study import complete, failed, prediction
 
 from autotune.knobs import Offload
 from autotune.space.strategy import Strategy
-from autotune.trials.durations import TrialDurations, starts_slowly
+from autotune.trials.durations import StartKind, TrialDurations, start_kind
 from autotune.trials.trial import FailureKind, Prediction, Trial
 
 HERE = Strategy(micro_batch_size=1)
@@ -61,10 +61,19 @@ def test_what_must_be_compiled_counts_until_a_trial_has_compiled_it() -> None:
     assert expected_s([built], ON_HOST, durations) == expected_s([built], ON_HOST)
 
 
+def test_compiled_layers_neither_wait_for_the_hosts_optimizer_nor_build_it() -> None:
+    durations = TrialDurations(build_s=60.0)
+    compiled = replace(HERE, torch_compile=True)
+    assert start_kind(compiled) is StartKind.SLOW
+    assert expected_s([], compiled, durations) == expected_s([], compiled)
+    ran = replace(complete(0, 1.0, 1.0), strategy=compiled)
+    assert expected_s([ran], ON_HOST, durations) == expected_s([ran], ON_HOST) + 60.0
+
+
 def test_a_slow_start_is_judged_by_all_but_the_first_of_them() -> None:
     first = replace(complete(0, 1.0, 1.0), strategy=ON_HOST, duration_s=100.0)
     second = replace(complete(1, 1.0, 1.0), strategy=ON_HOST, duration_s=10.0)
-    assert starts_slowly(ON_HOST)
+    assert start_kind(ON_HOST) is StartKind.ON_HOST
     # Its two steps took 2.2 s.
     assert expected_s([first, second], ON_HOST) == pytest.approx(7.8 + 4 * 1.1)
     assert expected_s([first, second]) == pytest.approx(3.0 + 4 * 1.1)
