@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.predictor.shrinkage import Coefficient, Curve
-from autotune.samplers.shortlist import has_news
 from autotune.space.strategy_table import Column
+from autotune.trials.news import has_news
 
 __all__ = ["Belief", "Features", "Kernel", "believe", "distances"]
 
@@ -152,7 +152,7 @@ class _Process:
         """Scale and length by their posterior."""
         best = -math.inf
         at = self._at
-        for length, scale in itertools.product(_LENGTHS, _SCALES):
+        for scale, length in itertools.product(_SCALES, _LENGTHS):
             self._scale, self._length = scale, length
             own = self._own(seen, seen, self._distance)
             likelihood = self._condition(seen, at, own) - math.log(scale) ** 2 / (2 * _DOUBT**2)

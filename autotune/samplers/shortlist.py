@@ -9,19 +9,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Shortlist", "has_news"]
+from autotune.trials.news import has_news
+
+__all__ = ["Shortlist"]
 
 _NUM_ROWS = 512
 
-_NEWS = 0.02
-"""All is looked at again once this share of what was observed is new."""
-
 _Places = NDArray[np.intp]
-
-
-def has_news(num_observed: int, num_known: int) -> bool:
-    """Whether enough has been observed since to think again of what was expensive to find."""
-    return abs(num_observed - num_known) > _NEWS * num_observed
 
 
 class Shortlist:

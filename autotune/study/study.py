@@ -16,6 +16,7 @@ from autotune.study.confirmation import Confirmer
 from autotune.study.confirmed import confirmed
 from autotune.study.record import TrialRecord
 from autotune.trials.durations import TrialDurations
+from autotune.trials.news import has_news
 from autotune.trials.protocols import Predictor, Pruner, Sampler
 from autotune.trials.trial import Outcome, Prediction, Trial, TrialState
 
@@ -23,9 +24,6 @@ __all__ = ["Study"]
 
 _MAX_RETRIES = 2
 """A strategy whose trial failed for reasons that are not its own is tried so often again."""
-
-_NEWS = 0.02
-"""The predictor learns again once this share of the measured trials is new to it."""
 
 _MOST_LEARNED = 200
 """The predictor learns from so many trials at most, taken evenly from all that were measured: more
@@ -204,12 +202,9 @@ class Study:
         return ended
 
     def _learn_again(self) -> None:
-        """Have the predictor learn, once there is enough that is new to it.
-
-        Late in a long study each trial is a small part of what it learns from.
-        """
+        """Have the predictor learn, once there is enough that is new to it."""
         num_measured = sum(trial.measurement is not None for trial in self._trials)
-        if self._learn is not None and num_measured - self._num_learned > num_measured * _NEWS:
+        if self._learn is not None and has_news(num_measured, self._num_learned):
             measured = [trial for trial in self._trials if trial.measurement is not None]
             told = measured[:: -(-num_measured // _MOST_LEARNED) or 1]
             self._predictor = RememberedPredictor(self._learn(told))

@@ -275,20 +275,13 @@ def test_a_trial_that_outlives_the_budget_is_stopped_and_run_again_on_resume(
 ) -> None:
     planted_workload(tmp_path / "model", "hang", tiny)
     (tmp_path / "space.yaml").write_text("knobs:\n  micro_batch_size: [2]\n")
+    question = (
+        *("search", "--model", "model", "--trust-remote-code", "--seq-len", "32"),
+        *("--global-batch", "8", "--space", "space.yaml", "--json"),
+    )
     # A slow machine needs more than the first budget before any trial starts.
     for budget_s in (25, 75):
-        arguments = (
-            *("search", "--model", "model", "--trust-remote-code", "--seq-len", "32"),
-            *(
-                "--global-batch",
-                "8",
-                "--space",
-                "space.yaml",
-                "--out",
-                f"study{budget_s}",
-                "--json",
-            ),
-        )
+        arguments = (*question, "--out", f"study{budget_s}")
         started = time.monotonic()
         ran = autotune(*arguments, "--budget", f"{budget_s}s", folder=tmp_path)
         # It hangs for an hour; what ends it is the budget, not the five minutes of its timeout.

@@ -209,7 +209,7 @@ def test_a_short_list_leaves_nothing_out_and_finds_the_same_best(
 ) -> None:
     whole = search(make_sampler(min_gain=0.0), 1000)
     monkeypatch.setattr("autotune.samplers.shortlist._NUM_ROWS", 16)
-    monkeypatch.setattr("autotune.samplers.shortlist._NEWS", 0.5)
+    monkeypatch.setattr("autotune.trials.news._NEWS", 0.5)
     listed = search(make_sampler(min_gain=0.0), 1000)
     assert {t.strategy for t in listed} == {t.strategy for t in whole}
 

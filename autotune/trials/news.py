@@ -1,0 +1,13 @@
+"""When what was found from trials is to be found again: once enough of them are new."""
+
+from __future__ import annotations
+
+__all__ = ["has_news"]
+
+_NEWS = 0.02
+"""Of what was observed: late in a long study each trial is a small part."""
+
+
+def has_news(num_observed: int, num_known: int) -> bool:
+    """Whether enough has been observed since so many were known."""
+    return abs(num_observed - num_known) > _NEWS * num_observed
