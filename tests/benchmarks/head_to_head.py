@@ -8,7 +8,7 @@
     python tests/benchmarks/head_to_head.py report   FOLDER
 
 Run one after the other: all use the whole GPU. `prepare` writes the machine down and compiles what
-DeepSpeed compiles once per machine, before anybody's minutes. Each side's minutes count from its
+is compiled once per machine, before anybody's minutes. Each side's minutes count from its
 command's start. `confirm` runs the best of each side once more, in one and the same plain script
 and as near to that global batch as its micro-batch divides it; the report compares these figures.
 What has ended is not run again; `by-hand` and `confirm` go on where they were cut off, the others
@@ -47,7 +47,7 @@ _LEAST_BY_HAND = 4
 
 
 def prepare(folder: Path, given: argparse.Namespace) -> None:
-    """Write the machine down, and have DeepSpeed compile what it compiles once."""
+    """Write the machine down, and compile what is compiled once per machine."""
     hardware, software = detect_hardware(), detect_software()
     if hardware.device_type is DeviceType.CUDA and hardware.num_devices > 1:
         sys.exit(f"this compares on one GPU, and there are {hardware.num_devices}")
@@ -63,6 +63,7 @@ def prepare(folder: Path, given: argparse.Namespace) -> None:
         "global_batch": given.global_batch,
     }
     (folder / "machine.json").write_text(json.dumps(machine, indent=1))
+    (folder / "doctor.txt").write_text(_autotune("doctor", "--build", check=False) + "\n")
     config = plain_config(train_micro_batch_size_per_gpu=1, zero_optimization={"stage": 1})
     home = folder / "prepare"
     if not time_plain_steps(home, given.model, given.seq_len, config, num_steps=1):
@@ -240,9 +241,9 @@ def _seconds(lines: list[dict[str, Any]]) -> float:
     return float(sum(line["outcome"]["duration_s"] for line in lines))
 
 
-def _autotune(*words: str) -> str:
+def _autotune(*words: str, check: bool = True) -> str:
     command = [sys.executable, "-m", "autotune", *words]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=check).stdout.strip()
 
 
 def _has(package: str) -> bool:
