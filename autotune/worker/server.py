@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
 import json
@@ -21,6 +22,7 @@ import selectors
 import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,6 +46,10 @@ _IMPORTED_LATE = (
     "sympy.tensor.tensor",
     "torch.distributed.tensor.experimental._func_map",
     "torch._inductor.fx_passes.pad_mm",
+    # By Liger's kernels on a model, and by the first kernel of Triton.
+    "liger_kernel.transformers.monkey_patch",
+    "triton.compiler.code_generator",
+    "triton.experimental.gluon.nvidia.hopper",
 )
 """What every rank would import for itself, a tenth of a second and more: of
 `tests/benchmarks/trial_start.py`."""
@@ -63,6 +69,8 @@ def preload(model_type: str, *, with_optional: bool = True) -> None:
         with_optional: also what a GPU context may come along with; ranks import it themselves
             otherwise, which costs each of them two seconds.
     """
+    processor = threading.Thread(target=_look_at_processor)
+    processor.start()
     modules = (
         "torch",
         # Without it deepspeed.zero.Init fails with torch 2.13: "Signature mismatch".
@@ -87,10 +95,32 @@ def preload(model_type: str, *, with_optional: bool = True) -> None:
         for module in optional:
             with contextlib.suppress(ImportError):
                 importlib.import_module(module)
+    if with_optional:
+        _identify_triton()
     # DeepSpeed would compile a shared-memory all-reduce for CPU inference at every first use,
     # 40 seconds of g++ for an operation that training does not call.
     deepspeed_ops = importlib.import_module("deepspeed.ops")
     deepspeed_ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # A fork beside another thread may keep its locks for ever.
+    processor.join()
+
+
+def _look_at_processor() -> None:
+    """Ask for the processor once for all ranks.
+
+    DeepSpeed does so, twice, for each optimizer on the host: seconds of programs that are started.
+    """
+    cpuinfo: Any = importlib.import_module("cpuinfo")
+    cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)
+    # Where it fails, it does so in the rank, whose failure says of what.
+    with contextlib.suppress(Exception):
+        cpuinfo.get_cpu_info()
+
+
+def _identify_triton() -> None:
+    """Have Triton hash its own files, which it does once in a process, before the first kernel."""
+    with contextlib.suppress(ImportError, AttributeError):
+        importlib.import_module("triton.runtime.cache").triton_key()
 
 
 def _capability_from_nvml() -> contextlib.AbstractContextManager[Any]:

@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--global-batch", type=int, default=8, help="for each device")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--study-seconds", type=float, default=60.0)
+    parser.add_argument("--study-seconds", type=float, default=60.0, help="0 for none")
     given = parser.parse_args()
     hardware = detect_hardware()
     is_cuda = hardware.device_type is DeviceType.CUDA
@@ -78,7 +78,8 @@ def main() -> None:
     with Launcher(hardware, model_type=workload.model.model_type, folder=folder) as launcher:
         print(f"libraries loaded in {launcher.start():.1f} s\n")
         _starts(launcher, workload, hardware, given.repeats)
-        _overhead(launcher, workload, hardware, given.study_seconds)
+        if given.study_seconds:
+            _overhead(launcher, workload, hardware, given.study_seconds)
 
 
 def _strategies(given: Workload, hardware: Hardware) -> Iterator[Mapping[str, Any]]:
@@ -90,6 +91,7 @@ def _strategies(given: Workload, hardware: Hardware) -> Iterator[Mapping[str, An
     if detect_software().has_liger and hardware.device_type is DeviceType.CUDA:
         yield {"micro_batch_size": largest, "fused_kernels": True}
     yield {"micro_batch_size": largest, "torch_compile": True}
+    yield {"micro_batch_size": largest, "zero_stage": 2, "offload_optimizer": "cpu"}
 
 
 def _starts(launcher: Launcher, workload: Workload, hardware: Hardware, repeats: int) -> None:
