@@ -1,11 +1,13 @@
 """Several GPUs of one host: are predictions right where ranks must talk?
 
-    python tests/benchmarks/several_gpus.py plan 7B 2xH100-80GB FOLDER [--number 40]
+    python tests/benchmarks/several_gpus.py plan 7B 2xH100-80GB FOLDER [--number 40] \\
+        [--but MEASURED.jsonl...] [--seed 0]
     python tests/benchmarks/several_gpus.py run FOLDER --part links|trials|search [--seconds 500]
 
 `plan` needs no GPU: of the strategies in `several_gpus.yaml` that are expected to fit, and to take
 no more than some seconds a step, it writes down, with their predictions, the fastest of each kind
-and as many at random; memory is simulated for these, of fused ones where Liger is installed.
+and as many at random, none of what was measured before (`--but`); memory is simulated for these,
+of fused ones where Liger is installed.
 `run` measures on all GPUs of this host, one part a call: the links, the planned trials (it goes on
 where it stopped), and a search of 13B. `planned_trials.py report` holds predicted against
 measured.
@@ -19,11 +21,12 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 from planned_trials import cases, planned_line
-from trial_recorder import record
+from trial_recorder import read_records, record
 
 from autotune.machine.hardware_spec import read_hardware
 from autotune.plan.plan import ASSUMED_SOFTWARE, Candidate, make_plan
@@ -41,7 +44,9 @@ _LONGEST_STEP_S = 4.0
 """Predicted; a trial that takes longer would leave no time for others."""
 
 
-def choose(model: str, hardware: str, out: Path, number: int) -> None:
+def choose(
+    model: str, hardware: str, out: Path, number: int, seed: int, but: Sequence[Path]
+) -> None:
     """Write down which strategies to run, and what is predicted of them."""
     spec = read_hardware(hardware)
     workload = Workload(
@@ -60,10 +65,18 @@ def choose(model: str, hardware: str, out: Path, number: int) -> None:
     )
     plan = make_plan(question, spec, space)
     simulating = AnalyticPredictor(workload, spec.host, script_of)
+    known = {
+        Strategy.from_dict(line["strategy"])
+        for path in but
+        for line in read_records(path)
+        if line["model"] == model
+    }
     found = (
         candidate
         for candidate in plan.candidates
-        if plan.fits(candidate) and candidate.prediction.step_time_s <= _LONGEST_STEP_S
+        if plan.fits(candidate)
+        and candidate.prediction.step_time_s <= _LONGEST_STEP_S
+        and candidate.strategy not in known
     )
     fitting = sorted(found, key=lambda c: -c.prediction.tokens_per_second)
     kinds = {_kind(candidate.strategy) for candidate in fitting}
@@ -78,7 +91,8 @@ def choose(model: str, hardware: str, out: Path, number: int) -> None:
     taken = [candidate.strategy for candidate in best.values()]
     rest = [candidate for candidate in fitting if candidate.strategy not in taken]
     closer_rest = (
-        _simulated(candidate, simulating) for candidate in random.Random(0).sample(rest, len(rest))
+        _simulated(candidate, simulating)
+        for candidate in random.Random(seed).sample(rest, len(rest))
     )
     drawn = list(islice(filter(plan.fits, closer_rest), number - len(best)))
     # In turn, so that what is cut off by the clock is of both.
@@ -148,6 +162,8 @@ def main() -> None:
     planning.add_argument("hardware")
     planning.add_argument("folder", type=Path)
     planning.add_argument("--number", type=int, default=40)
+    planning.add_argument("--seed", type=int, default=0)
+    planning.add_argument("--but", type=Path, nargs="*", default=())
     running = commands.add_parser("run", help="measure on this host")
     running.add_argument("folder", type=Path)
     running.add_argument("--part", choices=("links", "trials", "search"), required=True)
@@ -155,7 +171,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "plan":
         out = arguments.folder / f"planned-{arguments.model}-{arguments.hardware}.jsonl"
-        choose(arguments.model, arguments.hardware, out, arguments.number)
+        choose(
+            arguments.model,
+            arguments.hardware,
+            out,
+            arguments.number,
+            arguments.seed,
+            arguments.but,
+        )
     else:
         run(arguments.folder, arguments.part, arguments.seconds)
 
