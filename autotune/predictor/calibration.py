@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autotune.predictor.analytic import AnalyticPredictor
 from autotune.predictor.arithmetic import exponential, greatest, least, logarithm, whole
@@ -50,19 +53,22 @@ _PRIOR_TRIALS = 10
 
 _INTERVAL_SCATTERS = 2.5
 
+_NUM_LATEST = 1024
+"""Strategies whose written form is kept: each is learned from again and again."""
+
 _TO_DEVIATION = 1.48
 """From the median of absolute errors to their standard deviation, where they are normal."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Sample:
-    """One trial, as one of the two fits sees it."""
+class _Samples:
+    """The trials as one of the two fits sees them, one element each."""
 
-    strategy: Strategy
+    strategies: Sequence[Strategy]
     curve: Curve
-    log_measured: float
-    scatter: float
-    """Deviation of the measurement from what any coefficients can say."""
+    log_measured: NDArray[np.float64]
+    scatters: NDArray[np.float64]
+    """Deviation of each measurement from what any coefficients can say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +82,7 @@ class _Correction:
     """Root mean square of what is left of the trials, and of what was expected to be."""
 
     def log_value(self, strategy: Strategy, curve: Curve) -> float:
-        value = curve.log_value(self.fit.at)
+        value = float(curve.log_value(self.fit.at))
         return value + self.neighbours.residual(strategy) if self.neighbours else value
 
     def log_values(self, table: StrategyTable, curve: Curve) -> Any:
@@ -108,8 +114,8 @@ class CalibratedPredictor:
     ) -> None:
         self._prior = prior
         times, memories = _samples(source or prior, trials)
-        self._num_trials = 0 if source else len(times)
-        self._seen = frozenset[str]().union(*(prior.techniques(s.strategy) for s in times))
+        self._num_trials = 0 if source else len(times.strategies)
+        self._seen = frozenset[str]().union(*map(prior.techniques, times.strategies))
         self._time = _learn(
             times,
             TIME_COEFFICIENTS,
@@ -227,9 +233,7 @@ def _moved_peak(
     }
 
 
-def _samples(
-    prior: AnalyticPredictor, trials: Iterable[Trial]
-) -> tuple[list[_Sample], list[_Sample]]:
+def _samples(prior: AnalyticPredictor, trials: Iterable[Trial]) -> tuple[_Samples, _Samples]:
     """Of step time and of memory, in an order that does not depend on that of the trials."""
     usable = [
         (trial.strategy, trial.measurement)
@@ -240,37 +244,36 @@ def _samples(
         and trial.measurement.step_time_s > 0
         and trial.measurement.peak_memory_bytes > 0
     ]
-    usable.sort(key=lambda t: (repr(t[0]), t[1].step_time_s, t[1].peak_memory_bytes))
-    doubts = [prior.techniques(strategy) for strategy, _ in usable]
+    usable.sort(key=lambda t: (_written(t[0]), t[1].step_time_s, t[1].peak_memory_bytes))
+    strategies = [strategy for strategy, _ in usable]
+    doubts = [prior.techniques(strategy) for strategy in strategies]
     shared = set(doubts[0]).intersection(*doubts) if doubts else set()
-    times, memories = [], []
-    for strategy, measured in usable:
-        prediction, parts = prior.explain(strategy)
-        times.append(
-            _Sample(
-                strategy=strategy,
-                curve=TimeCurve(parts),
-                log_measured=math.log(measured.step_time_s),
-                # What a technique of some trials is off by says nothing of the machine.
-                scatter=math.hypot(
-                    _TIME_SCATTER,
-                    *(d for name, d in prior.techniques(strategy).items() if name not in shared),
-                ),
-            )
-        )
-        memories.append(
-            _Sample(
-                strategy=strategy,
-                curve=MemoryCurve.of(prediction),
-                log_measured=math.log(measured.peak_memory_bytes),
-                scatter=_MEMORY_SCATTER,
-            )
-        )
+    explained = [prior.explain(strategy) for strategy in strategies]
+    # What a technique of some trials is off by says nothing of the machine.
+    of_techniques = [
+        math.hypot(*(deviation for name, deviation in of_one.items() if name not in shared))
+        for of_one in doubts
+    ]
+    times = _Samples(
+        strategies=strategies,
+        curve=TimeCurve.of_each([parts for _, parts in explained]),
+        log_measured=np.log([measured.step_time_s for _, measured in usable]),
+        scatters=np.hypot(_TIME_SCATTER, of_techniques),
+    )
+    memories = _Samples(
+        strategies=strategies,
+        curve=MemoryCurve.of_each([prediction for prediction, _ in explained]),
+        log_measured=np.log([measured.peak_memory_bytes for _, measured in usable]),
+        scatters=np.full(len(usable), _MEMORY_SCATTER),
+    )
     return times, memories
 
 
+_written = lru_cache(_NUM_LATEST)(repr)
+
+
 def _learn(
-    samples: Sequence[_Sample],
+    samples: _Samples,
     coefficients: Sequence[Coefficient],
     *,
     scatter: float,
@@ -291,18 +294,19 @@ def _learn(
     Returns:
         None for the prior.
     """
-    if len(samples) < 2:
+    num = len(samples.strategies)
+    if num < 2:
         return None
-    curves, observed = [s.curve for s in samples], [s.log_measured for s in samples]
-    found = fit(curves, observed, coefficients, scatters=[s.scatter for s in samples])
-    left = [s.log_measured - s.curve.log_value(found.at) for s in samples]
+    found = fit(samples.curve, samples.log_measured, coefficients, scatters=samples.scatters)
+    left = samples.log_measured - samples.curve.log_value(found.at)
     # What is met by no other trial may be an exception.
-    usual = max(scatter, _TO_DEVIATION * median(map(abs, left)))
-    clipped = [max(-3 * usual, min(3 * usual, value)) for value in left]
-    neighbours = Neighbours([s.strategy for s in samples], clipped, largest=largest)
-    squares = sum(value**2 for value in clipped) + _PRIOR_TRIALS * before**2
+    usual = max(scatter, _TO_DEVIATION * float(np.median(np.abs(left))))
+    clipped = np.clip(left, -3 * usual, 3 * usual)
+    squares = float((clipped**2).sum()) + _PRIOR_TRIALS * before**2
     return _Correction(
         fit=found,
-        neighbours=neighbours if is_own else None,
-        scatter=math.sqrt(squares / (len(samples) + _PRIOR_TRIALS)),
+        neighbours=Neighbours(samples.strategies, clipped.tolist(), largest=largest)
+        if is_own
+        else None,
+        scatter=math.sqrt(squares / (num + _PRIOR_TRIALS)),
     )

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autotune.predictor.arithmetic import chosen, greatest, logarithm
 from autotune.predictor.shrinkage import Coefficient
@@ -40,14 +45,31 @@ MEMORY_COEFFICIENTS = (
     Coefficient(spread=0.7, lower=-3.0, upper=1.5),  # The allocator's slack.
 )
 
+_PARTS = tuple(field.name for field in fields(StepParts))
+
 
 class TimeCurve:
-    """The step time of one strategy."""
+    """The step time of one strategy, or of several."""
 
     __slots__ = ("_parts",)
 
     def __init__(self, parts: StepParts) -> None:
         self._parts = parts
+
+    @classmethod
+    def of_each(cls, parts: Sequence[StepParts]) -> TimeCurve:
+        """Of several strategies, one element each."""
+        # Its types name the case of one strategy.
+        arrays: dict[str, Any] = {
+            name: np.array([getattr(of_one, name) for of_one in parts]) for name in _PARTS
+        }
+        return cls(StepParts(**arrays))
+
+    def take(self, rows: NDArray[np.intp]) -> TimeCurve:
+        """Some of its elements."""
+        return TimeCurve(
+            StepParts(**{name: _taken(getattr(self._parts, name), rows) for name in _PARTS})
+        )
 
     def log_value(self, at: Sequence[float]) -> float:
         """Logarithm of the seconds of a step."""
@@ -107,11 +129,11 @@ class TimeCurve:
 
 
 class MemoryCurve:
-    """The peak memory of one strategy, at the moment that the prior says."""
+    """The peak memory of one strategy, or of several, at the moment that the prior says."""
 
     __slots__ = ("_activations", "_rest", "_slack")
 
-    def __init__(self, peak_bytes: int, *, activation_bytes: int, slack_bytes: int) -> None:
+    def __init__(self, peak_bytes: Any, *, activation_bytes: Any, slack_bytes: Any) -> None:
         self._activations = activation_bytes
         self._slack = slack_bytes
         self._rest = peak_bytes - activation_bytes - slack_bytes
@@ -125,6 +147,21 @@ class MemoryCurve:
             activation_bytes=sum(parts.get(part, 0) for part in ACTIVATIONS),
             slack_bytes=sum(parts.get(part, 0) for part in _SLACK),
         )
+
+    @classmethod
+    def of_each(cls, predictions: Sequence[Prediction]) -> MemoryCurve:
+        """Of several predictions, one element each."""
+        curves = [cls.of(prediction) for prediction in predictions]
+        activations = np.array([curve._activations for curve in curves], float)
+        slack = np.array([curve._slack for curve in curves], float)
+        rest = np.array([curve._rest for curve in curves], float)
+        return cls(activations + slack + rest, activation_bytes=activations, slack_bytes=slack)
+
+    def take(self, rows: NDArray[np.intp]) -> MemoryCurve:
+        """Some of its elements."""
+        activations, slack = _taken(self._activations, rows), _taken(self._slack, rows)
+        peak = activations + slack + _taken(self._rest, rows)
+        return MemoryCurve(peak, activation_bytes=activations, slack_bytes=slack)
 
     def log_value(self, at: Sequence[float]) -> float:
         """Logarithm of the bytes."""
@@ -140,3 +177,7 @@ class MemoryCurve:
 
     def _scaled(self, at: Sequence[float]) -> tuple[float, float]:
         return self._activations * math.exp(at[0]), self._slack * math.exp(at[1])
+
+
+def _taken(values: Any, rows: NDArray[np.intp]) -> Any:
+    return values[rows] if isinstance(values, np.ndarray) else values

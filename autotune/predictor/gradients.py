@@ -91,11 +91,12 @@ def final_gradients(
 def of_bf16_pipeline(trained: Trained) -> dict[str, Any]:
     """A pipeline in bf16 without ZeRO is trained by `BF16_Optimizer`.
 
-    Its buffer of all gradients is there from the start, and there are no buckets; the optimizer
-    reads a copy of this rank's part in the master's precision. States and masters are divided as
-    by ZeRO-1 (`engine.py`, `_do_optimizer_sanity_check`; `bf16_optimizer.py`, `step`).
+    Its buffer of all gradients is there from the start, beside the weights' own, which are cleared
+    and not freed; there are no buckets. The optimizer reads a copy of this rank's part in the
+    master's precision. States and masters are divided as by ZeRO-1 (`engine.py`,
+    `_do_optimizer_sanity_check`; `bf16_optimizer.py`, `step`, `clear_lp_grads`).
     """
-    accumulated = int(trained.gradient * trained.num)
+    accumulated = 2 * int(trained.gradient * trained.num)
     return {
         "offload_buffers": 0,
         "accumulated_gradients": accumulated,

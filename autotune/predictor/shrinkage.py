@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import mul
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["Coefficient", "Curve", "Fit", "fit", "untaught"]
 
@@ -22,9 +24,13 @@ _FREEDOM = 4
 """Degrees of freedom of Student's t that errors are taken to follow: an exception is met now and
 then, and moves little."""
 
-
 _LEAST_SLOPE = 0.1
 """An observation of which less depends on a coefficient is no witness to it."""
+
+_LEAST_WITNESSES = 2
+"""With fewer a coefficient stays where it was."""
+
+_Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,13 +44,16 @@ class Coefficient:
 
 
 class Curve(Protocol):
-    """One observation's logarithm as a function of the coefficients."""
+    """Logarithms of observations as functions of the coefficients.
 
-    def log_value(self, at: Sequence[float]) -> float:
+    Each value is an array of one element for each observation, or a number that all share.
+    """
+
+    def log_value(self, at: Sequence[float]) -> Any:
         """The logarithm of what is predicted."""
         ...
 
-    def slopes(self, at: Sequence[float]) -> tuple[float, ...]:
+    def slopes(self, at: Sequence[float]) -> tuple[Any, ...]:
         """Its derivative by each coefficient."""
         ...
 
@@ -68,11 +77,11 @@ def untaught(coefficients: Sequence[Coefficient]) -> Fit:
 
 
 def fit(
-    curves: Sequence[Curve],
-    observed: Sequence[float],
+    curve: Curve,
+    observed: Sequence[float] | _Array,
     coefficients: Sequence[Coefficient],
     *,
-    scatters: Sequence[float],
+    scatters: Sequence[float] | _Array,
 ) -> Fit:
     """The coefficients that explain logarithms best, held to zero by their spread.
 
@@ -81,72 +90,30 @@ def fit(
     Distribution (JASA 84, 1989). The covariance is that of the last linearisation.
 
     Args:
-        curves: one for each observation.
+        curve: of all observations.
         observed: their logarithms.
         coefficients: what is known of each.
         scatters: standard deviation of each observation's logarithm about the curve.
     """
-    at = [0.0] * len(coefficients)
-    doubted = _with_one_witness(curves, at)
-    inverse: list[list[float]] = []
+    logs, variances = np.asarray(observed, float), np.square(np.asarray(scatters, float))
+    spreads = np.array([coefficient.spread for coefficient in coefficients])
+    lower = np.array([coefficient.lower for coefficient in coefficients])
+    upper = np.array([coefficient.upper for coefficient in coefficients])
+    at: _Array = np.zeros(len(coefficients))
+    is_told = (_slopes(curve, at, len(logs)) > _LEAST_SLOPE).sum(axis=1) >= _LEAST_WITNESSES
+    inverse = np.diag(spreads**2)
     for _ in range(_NUM_ROUNDS):
-        normal, pull = _normal_equations(curves, observed, coefficients, at, scatters)
-        inverse = _inverse(normal)
-        farthest = 0.0
-        for place, coefficient in enumerate(coefficients):
-            if place in doubted:
-                continue
-            moved = at[place] + sum(map(mul, inverse[place], pull))
-            before, at[place] = at[place], min(coefficient.upper, max(coefficient.lower, moved))
-            farthest = max(farthest, abs(at[place] - before) / coefficient.spread)
-        if farthest < _SETTLED:
+        error = logs - curve.log_value(at.tolist())
+        slopes = _slopes(curve, at, len(logs))
+        weighted = slopes * ((_FREEDOM + 1) / (_FREEDOM * variances + error**2))
+        inverse = np.linalg.inv(weighted @ slopes.T + np.diag(spreads**-2))
+        moved = np.clip(at + inverse @ (weighted @ error - at / spreads**2), lower, upper)
+        before, at = at, np.where(is_told, moved, at)
+        if np.abs((at - before) / spreads).max() < _SETTLED:
             break
-    return Fit(at=tuple(at), covariance=tuple(map(tuple, inverse)))
+    return Fit(at=tuple(at.tolist()), covariance=tuple(map(tuple, inverse.tolist())))
 
 
-def _with_one_witness(curves: Sequence[Curve], at: Sequence[float]) -> frozenset[int]:
-    slopes = [curve.slopes(at) for curve in curves]
-    return frozenset(
-        place
-        for place in range(len(at))
-        if sum(of_one[place] > _LEAST_SLOPE for of_one in slopes) < 2
-    )
-
-
-def _normal_equations(
-    curves: Sequence[Curve],
-    observed: Sequence[float],
-    coefficients: Sequence[Coefficient],
-    at: Sequence[float],
-    scatters: Sequence[float],
-) -> tuple[list[list[float]], list[float]]:
-    """Matrix and right side of one step of Gauss-Newton."""
-    places = range(len(at))
-    precisions = [1 / coefficient.spread**2 for coefficient in coefficients]
-    normal = [[precisions[i] if i == j else 0.0 for j in places] for i in places]
-    pull = [-value * precision for value, precision in zip(at, precisions, strict=True)]
-    for curve, value, scatter in zip(curves, observed, scatters, strict=True):
-        error, slopes = value - curve.log_value(at), curve.slopes(at)
-        weight = (_FREEDOM + 1) / (_FREEDOM * scatter**2 + error**2)
-        for i in places:
-            scaled = weight * slopes[i]
-            pull[i] += scaled * error
-            for j in places:
-                normal[i][j] += scaled * slopes[j]
-    return normal, pull
-
-
-def _inverse(matrix: list[list[float]]) -> list[list[float]]:
-    """Of a small positive definite matrix, by Gauss and Jordan: pivots are never small."""
-    size = len(matrix)
-    rows = [[*row, *(float(i == j) for j in range(size))] for i, row in enumerate(matrix)]
-    for place in range(size):
-        pivot = rows[place][place]
-        rows[place] = [value / pivot for value in rows[place]]
-        for other in range(size):
-            if other != place and rows[other][place]:
-                factor = rows[other][place]
-                rows[other] = [
-                    a - factor * b for a, b in zip(rows[other], rows[place], strict=True)
-                ]
-    return [row[size:] for row in rows]
+def _slopes(curve: Curve, at: _Array, num: int) -> _Array:
+    """[coefficients, observations]."""
+    return np.stack([np.broadcast_to(slope, num) for slope in curve.slopes(at.tolist())])

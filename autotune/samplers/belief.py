@@ -7,11 +7,10 @@ strategies that share most knobs. Does not know what the quantity is.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +40,14 @@ _Array = NDArray[np.float64]
 _Places = NDArray[np.intp]
 
 
+class _RowsCurve(Curve, Protocol):
+    """A curve of rows."""
+
+    def take(self, rows: _Places) -> _RowsCurve:
+        """Of some of them."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Features:
     """Strategies in rows, as one process sees them."""
@@ -52,10 +59,8 @@ class Features:
     """[rows, effects]: deviation that each row has in common with others of the same column."""
     deviation: _Array
     """[rows]: of what the curve and the effects leave."""
-    curve: Curve
-    """Over arrays of one element a row, or of more if `of_curve` is given."""
-    of_curve: _Places | None = None
-    """The place of each row among the curve's."""
+    curve: _RowsCurve
+    """Over arrays of one element a row."""
 
     def take(self, rows: _Places) -> Features:
         """Some rows."""
@@ -65,7 +70,7 @@ class Features:
             knobs={name: replace(c, codes=c.codes[rows]) for name, c in self.knobs.items()},
             effects=self.effects[rows],
             deviation=self.deviation[rows],
-            of_curve=rows if self.of_curve is None else self.of_curve[rows],
+            curve=self.curve.take(rows),
         )
 
     def mean(self, at: Sequence[float]) -> _Array:
@@ -77,10 +82,7 @@ class Features:
         return np.stack([self._of_rows(slope) for slope in self.curve.slopes(at)], axis=1)
 
     def _of_rows(self, value: Any) -> _Array:
-        values = np.asarray(value, float)
-        if values.ndim and self.of_curve is not None:
-            values = values[self.of_curve]
-        of_rows: _Array = np.broadcast_to(values, self.num)
+        of_rows: _Array = np.broadcast_to(np.asarray(value, float), self.num)
         return of_rows
 
 
@@ -151,20 +153,23 @@ class _Process:
     def _seek_kernel(self, seen: Features) -> None:
         """Scale and length by their posterior."""
         best = -math.inf
-        at = self._at
-        for scale, length in itertools.product(_SCALES, _LENGTHS):
-            self._scale, self._length = scale, length
-            own = self._own(seen, seen, self._distance)
-            likelihood = self._condition(seen, at, own) - math.log(scale) ** 2 / (2 * _DOUBT**2)
-            if likelihood > best:
-                best, chosen = likelihood, (scale, length)
+        self._linearise(seen)
+        for length in _LENGTHS:
+            self._scale, self._length = 1.0, length
+            unscaled = self._own(seen, seen, self._distance)
+            for scale in _SCALES:
+                likelihood = self._condition(scale**2 * unscaled)
+                likelihood -= math.log(scale) ** 2 / (2 * _DOUBT**2)
+                if likelihood > best:
+                    best, chosen = likelihood, (scale, length)
         self._scale, self._length = chosen
 
     def _fit(self, seen: Features) -> None:
         """Coefficients by Gauss and Newton."""
         own = self._own(seen, seen, self._distance)
         for _ in range(_NUM_ROUNDS):
-            self._condition(seen, self._at, own)
+            self._linearise(seen)
+            self._condition(own)
             moved = self._spreads**2 * (self._seen_slopes.T @ self._weights)
             before = self._at
             self._at = [
@@ -173,18 +178,24 @@ class _Process:
             ]
             if np.abs(np.subtract(self._at, before) / self._spreads).max() < _SETTLED:
                 break
-        self._condition(seen, self._at, own)
+        self._linearise(seen)
+        self._condition(own)
         self._inverse_root = np.linalg.inv(self._root)
 
-    def _condition(self, seen: Features, at: Sequence[float], own: _Array) -> float:
-        """Weigh the observations; the logarithm of their likelihood."""
+    def _linearise(self, seen: Features) -> None:
+        """What the observations leave, and what they have in common, about the coefficients."""
+        at = self._at
         self._seen_slopes = seen.slopes(at)
-        left = self._observed - seen.mean(at) + self._seen_slopes @ np.array(at)
-        matrix = self._shared(seen, seen, self._seen_slopes, self._seen_slopes) + own
-        matrix[np.diag_indices(seen.num)] += self._noises**2
+        self._left = self._observed - seen.mean(at) + self._seen_slopes @ np.array(at)
+        self._common = self._shared(seen, seen, self._seen_slopes, self._seen_slopes)
+        self._common[np.diag_indices(seen.num)] += self._noises**2
+
+    def _condition(self, own: _Array) -> float:
+        """Weigh the observations; the logarithm of their likelihood."""
+        matrix = self._common + own
         self._root = np.linalg.cholesky(matrix)
-        self._weights = np.linalg.solve(matrix, left)
-        return float(-0.5 * left @ self._weights - np.log(np.diag(self._root)).sum())
+        self._weights = np.linalg.solve(matrix, self._left)
+        return float(-0.5 * self._left @ self._weights - np.log(np.diag(self._root)).sum())
 
     def _prior(
         self, a: Features, b: Features, slopes_a: _Array, slopes_b: _Array, distance: _Array
@@ -211,7 +222,8 @@ class _Process:
         if seen is not None:
             cross = self._prior(table, seen, slopes, self._seen_slopes, self._apart)
             mean = mean + cross @ self._weights
-            variance = variance - ((cross @ self._inverse_root.T) ** 2).sum(axis=1)
+            half = cross @ self._inverse_root.T
+            variance = variance - np.einsum("ij,ij->i", half, half)
         deviation = np.sqrt(np.maximum(variance, 1e-12))
         return Belief(mean=mean, deviation=deviation, noise=noise, _process=self)
 

@@ -93,6 +93,7 @@ class Surrogate:
         self.predicted, self._views = self._explained(table)
         """What the prior says of the table, and how it is seen."""
         self._columns: dict[Strategy, _Array] = {}
+        self._last_apart: tuple[Sequence[Strategy], Any, _Array] = ((), None, np.empty((0, 0)))
         self._time_kernel, self._memory_kernel = Kernel(), Kernel()
         self._seen: tuple[tuple[Strategy, ...], _Views] = ((), self._views)
 
@@ -181,6 +182,9 @@ class Surrogate:
 
     def _apart(self, strategies: Sequence[Strategy], rows: NDArray[np.intp]) -> _Array:
         """Distances of some rows from some strategies, each worked out once."""
+        # Both processes mostly ask for the same.
+        if self._last_apart[0] == strategies and self._last_apart[1] is rows:
+            return self._last_apart[2]
         for strategy in strategies:
             if strategy not in self._columns:
                 knobs = _knobs(StrategyTable.of([strategy]))
@@ -190,7 +194,8 @@ class Surrogate:
         found = np.empty((len(strategies), len(rows)))
         for place, strategy in enumerate(strategies):
             found[place] = self._columns[strategy][rows]
-        return np.ascontiguousarray(found.T)
+        self._last_apart = strategies, rows, np.ascontiguousarray(found.T)
+        return self._last_apart[2]
 
     def _views_of_all(self, strategies: Sequence[Strategy]) -> _Views | None:
         if not strategies:
@@ -215,8 +220,6 @@ class Surrogate:
             [np.broadcast_to(p.peak.at_peak(*ACTIVATIONS), len(p.table)) for _, p in explained]
         )
         peak = predicted.peak_memory_bytes
-        # What a curve gives for arrays are arrays; its types name the case of one strategy.
-        memory_curve: Any = MemoryCurve
         view = partial(
             Features,
             num=len(table),
@@ -231,7 +234,7 @@ class Surrogate:
                 deviation=np.full(len(table), MODEL_DEVIATION),
             ),
             memory=view(
-                curve=memory_curve(
+                curve=MemoryCurve(
                     peak,
                     activation_bytes=activations,
                     slack_bytes=peak - predicted.peak_allocated_bytes,

@@ -116,7 +116,8 @@ def test_stages_at_both_ends_hold_a_tied_embedding() -> None:
 def test_a_pipeline_in_bf16_without_zero_accumulates_all_gradients_from_the_start() -> None:
     stage = states(num_devices=4, pipeline_parallel_size=2)
 
-    assert stage.accumulated_gradients == stage.weights
+    # The buffer of all of them, and the weights' own, which are cleared and kept.
+    assert stage.accumulated_gradients == 2 * stage.weights
     assert stage.step_buffers == stage.accumulated_gradients + stage.master_weights
     # Masters and states are divided over the two ranks of each stage all the same.
     assert stage.master_weights == stage.weights
