@@ -25,13 +25,19 @@ _HIGHEST_BLAME = 0.95
 def chance_to_run(table: StrategyTable, trials: Sequence[Trial]) -> NDArray[np.float64]:
     """The chance of each row to have no value that makes trials fail."""
     chance = np.ones(len(table))
-    failed = [_values(table, t.strategy) for t in trials if _failed_by_itself(t)]
+    failed = [_values(table, t.strategy) for t in trials if t.failure and _failed_by_itself(t)]
     if not failed:
         return chance
-    ran = {v for t in trials if t.measurement is not None for v in _values(table, t.strategy)}
+    ran = [trial.strategy for trial in trials if trial.measurement is not None]
+    # Of most values some trial among the first has run.
+    acquitted = {
+        (knob, value)
+        for knob, value in set[tuple[str, Any]]().union(*failed)
+        if any(getattr(strategy, knob) == value for strategy in ran)
+    }
     innocence: dict[tuple[str, Any], float] = {}
     for values in failed:
-        suspects = values - ran
+        suspects = values - acquitted
         for value in suspects:
             blame = _HIGHEST_BLAME / len(suspects)
             innocence[value] = innocence.get(value, 1.0) * (1 - blame)

@@ -17,14 +17,15 @@ from autotune.predictor.neighbours import Neighbours
 from autotune.question.goal import Goal
 from autotune.samplers.belief import Belief
 from autotune.samplers.blame import chance_to_run
+from autotune.samplers.history import History, Past
 from autotune.samplers.improvement import Front, Normal, probability
 from autotune.samplers.outlook import Measured, Outlook
 from autotune.samplers.shortlist import Shortlist
-from autotune.samplers.surrogate import Surrogate, witnesses
+from autotune.samplers.surrogate import Surrogate
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_table import StrategyTable
 from autotune.trials.durations import TrialDurations, start_kind
-from autotune.trials.trial import Trial, TrialState
+from autotune.trials.trial import Trial
 
 __all__ = ["PredictedSampler"]
 
@@ -83,6 +84,7 @@ class PredictedSampler:
         if not len(table):
             return
         self._surrogate = Surrogate(self._table, prior)
+        self._history = History(self._surrogate.place_of)
         predicted = self._surrogate.predicted
         self._tokens = float(predicted.tokens_per_second[0] * predicted.step_time_s[0])
         self._has_room = (predicted.host_memory_bytes <= self._limits["host_bytes"]) & (
@@ -95,15 +97,17 @@ class PredictedSampler:
     def propose(self, trials: Sequence[Trial]) -> Strategy | None:
         """The next strategy; None where none is left that is worth it, or none at all."""
         self.end_reason = None
+        if not len(self._table):
+            return None
+        past = self._history.of(trials)
         is_left = np.ones(len(self._table), bool)
-        is_left[self._places_of(trials)] = False
+        is_left[past.tried] = False
         if not is_left.any():
             return None
-        open_trials = [trial for trial in trials if trial.state is TrialState.RUNNING]
-        left, are_all = self._shortlist.rows(is_left, len(trials) - len(open_trials))
-        running = self._places_of(open_trials)
-        rows = np.append(left, np.array(running, np.intp))
-        outlook = self._outlook(trials, rows, num_running=len(running))
+        left, are_all = self._shortlist.rows(is_left, len(trials) - past.num_running)
+        running = past.running
+        rows = np.append(left, running)
+        outlook = self._outlook(past, rows, num_running=len(running))
         gains = outlook.gains(self._goal)[: len(left)]
         cost_s = self._durations.shown_by(trials).expected_s(
             np.exp(outlook.step_time.mean[: len(left)]),
@@ -113,7 +117,7 @@ class PredictedSampler:
         best_first = np.argsort(-gains / cost_s, kind="stable")
         promising = best_first[:_NUM_PROMISING]
         # What runs may still show that more is to be had.
-        reason = None if open_trials else self._reason_to_end(outlook, promising)
+        reason = None if past.num_running else self._reason_to_end(outlook, promising)
         if not are_all and (reason or gains[promising[0]] <= 0):
             self._shortlist.forget()
             return self.propose(trials)
@@ -131,25 +135,18 @@ class PredictedSampler:
         missing = self._surrogate.predicted.missing_bytes(**self._limits)
         return self._table.strategy(int(left[np.argmin(missing[left])]))
 
-    def _places_of(self, trials: Sequence[Trial]) -> list[int]:
-        """The rows of what was tried, as far as it is of this space."""
-        places = (self._surrogate.place_of(trial.strategy) for trial in trials)
-        return [place for place in places if place is not None]
-
-    def _outlook(
-        self, trials: Sequence[Trial], rows: NDArray[np.intp], *, num_running: int
-    ) -> Outlook:
+    def _outlook(self, past: Past, rows: NDArray[np.intp], *, num_running: int) -> Outlook:
         """Of some rows; the last of them run now, and are taken to come out as expected."""
         overhead = self._surrogate.predicted.device_overhead_bytes
         limit = self._limits["device_bytes"] - float(np.median(overhead))
-        told, num_told = witnesses(trials)
+        told, num_told = past.witnesses()
         step_time = self._surrogate.step_time(told, rows, num_seen=num_told)
         memory = self._surrogate.peak_memory(told, rows, int(limit), num_seen=num_told)
         fits = probability(
             Normal(mean=memory.mean, deviation=memory.deviation),
             np.log(np.maximum(1.0, self._limits["device_bytes"] - overhead[rows])),
         )
-        log_power = self._log_power(trials, rows)
+        log_power = self._log_power(past.trials, rows)
         speed = self._tokens / np.exp(step_time.mean)
         running = slice(len(rows) - num_running, None)
         expected = Measured(
@@ -157,11 +154,9 @@ class PredictedSampler:
             memory=np.exp(memory.mean[running]),
             energy=(np.exp(log_power) / speed)[running],
         )
-        runs = chance_to_run(self._table.take(rows), trials)
+        runs = chance_to_run(self._table.take(rows), past.trials)
         return Outlook(
-            measured=_measured(trials, typical_power=float(np.exp(log_power.mean()))).joined(
-                expected
-            ),
+            measured=past.measured(float(np.exp(log_power.mean()))).joined(expected),
             step_time=step_time,
             peak_memory=memory,
             log_power=log_power,
@@ -207,18 +202,6 @@ _WORDS = {
     Goal.MEMORY: "the least memory",
     Goal.ENERGY: "the least energy a token",
 }
-
-
-def _measured(trials: Sequence[Trial], *, typical_power: float) -> Measured:
-    shown = [t.measurement for t in trials if t.fits and t.measurement is not None]
-    speeds = [m.tokens_per_second for m in shown]
-    return Measured(
-        speed=np.array(speeds, float),
-        memory=np.array([max(1, m.peak_memory_bytes) for m in shown], float),
-        energy=np.array(
-            [m.energy_j_per_token or typical_power / m.tokens_per_second for m in shown]
-        ),
-    )
 
 
 def _telling(belief: Belief, rows: NDArray[np.intp], weights: _Array) -> _Array:

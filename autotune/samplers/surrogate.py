@@ -7,9 +7,8 @@ Does not know what is sought.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
-from heapq import nlargest
 from operator import attrgetter
 from typing import Any
 
@@ -31,7 +30,7 @@ from autotune.space.strategy_table import Column, StrategyTable
 from autotune.trials.prediction_table import PredictionTable
 from autotune.trials.trial import Trial
 
-__all__ = ["Surrogate", "witnesses"]
+__all__ = ["Surrogate"]
 
 _TIME_NOISE = 0.015
 """Of the logarithm of a trial's step time about that of its strategy: two runs of the same work on
@@ -42,15 +41,14 @@ _MEDIAN_ERROR = 1.25
 
 _MEMORY_NOISE = 0.004
 
+_NUM_SCATTERS = 512
+"""Trials whose scatter is kept."""
+
 _MOST_COLUMNS = 3
 """Distances are kept of so many times as many strategies as are asked for."""
 
 _DEVIATIONS_IN_BOUNDS = 8.0
 """From the lower to the upper bound of memory, which hold nearly everything that was seen."""
-
-_MOST_WITNESSES = 128
-"""Of more trials the fastest and the latest are learned from, in equal parts: work grows with
-their cube, and at 1,000 an answer took four seconds."""
 
 _OUT_OF_MEMORY_NOISE = 0.02
 """How much a peak that was never reached may be beyond the limit, or what was expected."""
@@ -155,7 +153,7 @@ class Surrogate:
             trial
             for trial in trials
             if ((m := trial.measurement) is not None and m.peak_memory_bytes > 0)
-            or _is_too_large(trial)
+            or trial.ran_out_of_memory
         ]
         seen = self._views_of_all([t.strategy for t in shown])
         expected = seen.predicted_bytes if seen else np.zeros(0)
@@ -187,8 +185,16 @@ class Surrogate:
             return self._last_apart[2]
         for strategy in strategies:
             if strategy not in self._columns:
-                knobs = _knobs(StrategyTable.of([strategy]))
-                self._columns[strategy] = distances(self._views.time.knobs, knobs)[:, 0]
+                place, ours = self.place_of(strategy), self._views.time.knobs
+                theirs = (
+                    _knobs(StrategyTable.of([strategy]))
+                    if place is None
+                    else {
+                        knob: replace(column, codes=column.codes[[place]])
+                        for knob, column in ours.items()
+                    }
+                )
+                self._columns[strategy] = distances(ours, theirs)[:, 0]
         if len(self._columns) > _MOST_COLUMNS * len(strategies):
             self._columns = {strategy: self._columns[strategy] for strategy in strategies}
         found = np.empty((len(strategies), len(rows)))
@@ -261,28 +267,12 @@ def _techniques(prior: AnalyticPredictor, table: StrategyTable) -> Any:
     return table.map(lambda strategy: tuple(sorted(prior.techniques(strategy).items())))
 
 
-@lru_cache(4 * _MOST_WITNESSES)
+@lru_cache(_NUM_SCATTERS)
 def _scatter(step_times_s: tuple[float, ...]) -> float:
     """Standard error of the logarithm of their median; 0 where there is one alone."""
     if len(step_times_s) < 2:
         return 0.0
     return float(_MEDIAN_ERROR * np.std(np.log(step_times_s), ddof=1) / len(step_times_s) ** 0.5)
-
-
-def witnesses(trials: Sequence[Trial]) -> tuple[list[Trial], int]:
-    """Those that are learned from, in their order, and from how many they were chosen."""
-    telling = [trial for trial in trials if trial.measurement or _is_too_large(trial)]
-    num = len(telling)
-    if num <= _MOST_WITNESSES:
-        return telling, num
-    half = _MOST_WITNESSES // 2
-    speeds = [trial.tokens_per_second for trial in telling]
-    kept = {*nlargest(half, range(num), key=speeds.__getitem__), *range(num - half, num)}
-    return [telling[place] for place in sorted(kept)], num
-
-
-def _is_too_large(trial: Trial) -> bool:
-    return trial.failure is not None and trial.failure.kind.is_out_of_memory
 
 
 def _joined(records: Sequence[Any]) -> Any:

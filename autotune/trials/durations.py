@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import islice
 from statistics import median
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from autotune.knobs import Offload
 from autotune.space.strategy import Strategy
+from autotune.trials.figures import TrialFigures
 from autotune.trials.measurement import Measurement
 from autotune.trials.protocols import Predictor
 from autotune.trials.trial import Prediction, Trial, TrialState
@@ -106,23 +108,25 @@ class TrialDurations:
     ) -> None:
         self.share_run = share_run
         self._build_s = build_s
+        self._kinds = TrialFigures(_kind_that_ran, width=1)
 
     def shown_by(self, trials: Sequence[Trial]) -> ShownDurations:
         """What these trials show."""
-        return self._shown_by(_ran(trials))
+        kinds = self._kinds.of(trials)[:, 0]
 
-    def _shown_by(self, ran: Sequence[Trial]) -> ShownDurations:
-        kinds = [start_kind(trial.strategy) for trial in ran]
-        usual = [t for t, kind in zip(ran, kinds, strict=True) if kind is StartKind.USUAL]
-        slow = [t for t, kind in zip(ran, kinds, strict=True) if kind is not StartKind.USUAL]
-        build_s = 0.0 if StartKind.ON_HOST in kinds else self._build_s
-        start_s = median(map(_start_s, usual[-_NUM_LATEST:])) if usual else _START_S
+        def latest(which: NDArray[np.bool_], but: int = 0) -> list[Trial]:
+            places = np.flatnonzero(which)[but:][-_NUM_LATEST:]
+            return [trials[place] for place in places.tolist()]
+
+        usual = latest(kinds == StartKind.USUAL)
+        build_s = 0.0 if (kinds == StartKind.ON_HOST).any() else self._build_s
+        start_s = median(map(_start_s, usual)) if usual else _START_S
         # The first of them may have compiled, which the others do not.
-        known = slow[1:][-_NUM_LATEST:]
+        known = latest(kinds > StartKind.USUAL, but=1)
         slow_start_s = median(map(_start_s, known)) if known else start_s + _SLOW_START_S
         nums_timed = [
             len(trial.measurement.step_times_s)
-            for trial in ran[-_NUM_LATEST:]
+            for trial in latest(kinds >= StartKind.USUAL)
             if trial.measurement is not None and trial.state is TrialState.COMPLETE
         ]
         return ShownDurations(
@@ -144,13 +148,13 @@ class TrialDurations:
         What was predicted of others before they ran does not count: `predictor`, which made this
         prediction, may have learned since.
         """
-        ran = _ran(trials)
+        latest = islice((trial for trial in reversed(trials) if _has_run(trial)), _NUM_LATEST)
         ratios = [
             trial.measurement.step_time_s / predictor.predict(trial.strategy).step_time_s
-            for trial in ran[-_NUM_LATEST:]
+            for trial in latest
             if trial.measurement is not None
         ]
-        expected = self._shown_by(ran).expected_s(
+        expected = self.shown_by(trials).expected_s(
             np.array([prediction.step_time_s * median(ratios or [1.0])]),
             starts=np.array([start_kind(strategy)]),
             share_run=np.array([self.share_run(strategy)]),
@@ -158,9 +162,13 @@ class TrialDurations:
         return float(expected[0])
 
 
-def _ran(trials: Sequence[Trial]) -> list[Trial]:
-    """Those that say how long trials run."""
-    return [trial for trial in trials if trial.measurement is not None and trial.was_launched]
+def _kind_that_ran(trial: Trial) -> tuple[float]:
+    """That of a trial which says how long others run; -1 of any other."""
+    return (start_kind(trial.strategy) if _has_run(trial) else -1,)
+
+
+def _has_run(trial: Trial) -> bool:
+    return trial.measurement is not None and trial.was_launched
 
 
 def _start_s(trial: Trial) -> float:

@@ -298,6 +298,11 @@ class Trial:
         return self.duration_s > 0
 
     @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether it failed for want of memory."""
+        return self.failure is not None and self.failure.kind.is_out_of_memory
+
+    @property
     def fits(self) -> bool:
         """Whether it ran to its end, within the memory that it may use."""
         return self.state is TrialState.COMPLETE and self.is_within_memory

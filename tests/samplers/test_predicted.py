@@ -193,17 +193,6 @@ def test_strategies_of_another_space_are_learned_from() -> None:
     assert np.median(after - before) > 0.05
 
 
-def test_a_trial_over_the_limit_is_no_part_of_the_front() -> None:
-    strategy = PLAN.candidates[0].strategy
-    fitting = trial(0, strategy, outcome(strategy))
-    assert fitting.measurement is not None
-    large = replace(fitting.measurement, peak_device_bytes=LIMIT_BYTES + 1)
-    sampler = make_sampler()
-    beyond, rows = replace(fitting, measurement=large), np.arange(2)
-    assert len(sampler._outlook([beyond], rows, num_running=0).measured) == 0
-    assert len(sampler._outlook([fitting], rows, num_running=0).measured) == 1
-
-
 def test_a_short_list_leaves_nothing_out_and_finds_the_same_best(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
