@@ -146,10 +146,17 @@ class StrategyTable:
 
     def find(self, strategy: Strategy) -> int | None:
         """The row of a strategy; None where there is none."""
-        is_same = np.ones(self._num_rows, bool)
+        rows: NDArray[np.intp] | None = None
         for knob in KNOBS:
-            is_same &= self.has(knob, (getattr(strategy, knob),))
-        rows = np.flatnonzero(is_same)
+            values, codes = self._values[knob], self._codes.get(knob)
+            place = next((n for n, v in enumerate(values) if v == getattr(strategy, knob)), None)
+            if place is None:
+                return None
+            if codes is not None:
+                left = codes == place if rows is None else codes[rows] == place
+                rows = np.flatnonzero(left) if rows is None else rows[left]
+        if rows is None:
+            return 0 if self._num_rows else None
         return int(rows[0]) if len(rows) else None
 
     def has(self, knob: str, wanted: Container[Any]) -> NDArray[np.bool_]:

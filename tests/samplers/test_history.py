@@ -53,7 +53,7 @@ def test_energy_that_was_not_measured_is_that_of_typical_power() -> None:
 
 def test_what_runs_is_told_from_what_was_tried_and_from_other_tables() -> None:
     running = Trial(number=1, strategy=STRATEGIES[3], state=TrialState.RUNNING)
-    foreign = replace(running, strategy=replace(STRATEGIES[3], reduce_bucket_size=12345))
+    foreign = replace(running, strategy=Strategy(micro_batch_size=1999))
     past = History(place_of).of([trial(0), running, foreign])
 
     assert past.tried.tolist() == [0, 3]
