@@ -10,8 +10,15 @@ __all__ = ["ForgetReports"]
 
 
 class ForgetReports(Callback):  # type: ignore[misc]  # Ray is untyped
-    """Drops each trial's last report once the searcher was told; it holds the ends of its logs."""
+    """Drops each trial's last report, which holds the ends of its logs, and what Tune made of it.
+
+    Tune keeps the mean of the latest five and ten values of every number that is reported, and
+    what was asked for beside each report: more than the rest of what it has of a trial.
+    """
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """After the searcher was told."""
-        trial.last_result.pop("report", None)
+        for name in ("report", "config"):
+            trial.last_result.pop(name, None)
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
