@@ -66,7 +66,6 @@ class AnalyticPredictor:
         self._memory = MemoryModel(workload, hardware, script_of)
         self._time = TimeModel(workload, hardware, self._memory)
         self._explained = lru_cache(_NUM_LATEST)(self._explain)
-        self._techniques = lru_cache(_NUM_LATEST)(techniques)
         self._device_overhead_bytes = DEVICE_OVERHEAD_BYTES[hardware.device_type]
 
     @property
@@ -101,7 +100,7 @@ class AnalyticPredictor:
 
     def techniques(self, strategy: Strategy) -> Mapping[str, float]:
         """What a strategy does that is little proven, and by how much it may be off for it."""
-        return self._techniques(strategy, self._num_ranks)
+        return techniques(strategy, self._num_ranks)
 
     def predict_table(self, table: StrategyTable) -> PredictionTable:
         """The same of every strategy of a table, in its order."""

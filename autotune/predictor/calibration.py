@@ -69,6 +69,8 @@ class _Samples:
     log_measured: NDArray[np.float64]
     scatters: NDArray[np.float64]
     """Deviation of each measurement from what any coefficients can say."""
+    techniques: frozenset[str]
+    """That are little proven, and that some of them use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +117,7 @@ class CalibratedPredictor:
         self._prior = prior
         times, memories = _samples(source or prior, trials)
         self._num_trials = 0 if source else len(times.strategies)
-        self._seen = frozenset[str]().union(*map(prior.techniques, times.strategies))
+        self._seen = times.techniques
         self._time = _learn(
             times,
             TIME_COEFFICIENTS,
@@ -248,6 +250,7 @@ def _samples(prior: AnalyticPredictor, trials: Iterable[Trial]) -> tuple[_Sample
     strategies = [strategy for strategy, _ in usable]
     doubts = [prior.techniques(strategy) for strategy in strategies]
     shared = set(doubts[0]).intersection(*doubts) if doubts else set()
+    used = frozenset[str]().union(*doubts)
     explained = [prior.explain(strategy) for strategy in strategies]
     # What a technique of some trials is off by says nothing of the machine.
     of_techniques = [
@@ -259,12 +262,14 @@ def _samples(prior: AnalyticPredictor, trials: Iterable[Trial]) -> tuple[_Sample
         curve=TimeCurve.of_each([parts for _, parts in explained]),
         log_measured=np.log([measured.step_time_s for _, measured in usable]),
         scatters=np.hypot(_TIME_SCATTER, of_techniques),
+        techniques=used,
     )
     memories = _Samples(
         strategies=strategies,
         curve=MemoryCurve.of_each([prediction for prediction, _ in explained]),
         log_measured=np.log([measured.peak_memory_bytes for _, measured in usable]),
         scatters=np.full(len(usable), _MEMORY_SCATTER),
+        techniques=used,
     )
     return times, memories
 
