@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autotune.launch.launcher import rank_environment
+from autotune.launch.rank_environment import rank_environment
 from autotune.machine.extensions import compiled_extension, libaio_header, remove_abandoned_locks
 from autotune.machine.hardware import Hardware
 

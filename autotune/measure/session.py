@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import LaunchError
-from autotune.launch.launcher import rank_environment
+from autotune.launch.rank_environment import rank_environment
 from autotune.machine.hardware import Hardware
 from autotune.machine.rates import Rates
 from autotune.measure.spec import RankSpec, events_file

@@ -23,7 +23,7 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
-from autotune.launch.launcher import rank_environment
+from autotune.launch.rank_environment import rank_environment
 from autotune.machine.hardware import DeviceType, Hardware, detect_hardware
 from autotune.measure.links import meet
 from autotune.measure.timing import synchronize

@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -16,8 +15,8 @@ import pytest
 from conftest import RunTrial
 from planted_model import planted_workload
 
-from autotune.launch.launcher import Launcher, rank_environment
-from autotune.machine.hardware import DeviceType, Hardware
+from autotune.launch.launcher import Launcher
+from autotune.machine.hardware import Hardware
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 from autotune.trials.trial import FailureKind, Outcome, Phase, TrialSpec
@@ -180,19 +179,6 @@ def test_ranks_listen_on_the_loopback_interface_alone(
     assert outcome.measurement is not None
     assert addresses  # gloo's ranks do listen
     assert all(ipaddress.ip_address(address).is_loopback for address in addresses)
-
-
-def test_launchers_side_by_side_have_devices_of_their_own_and_share_the_cores(
-    cpu_hardware: Hardware, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    pair = replace(cpu_hardware, device_type=DeviceType.CUDA)
-    places = [rank_environment(pair, place, num_places=2) for place in range(2)]
-    assert [e["CUDA_VISIBLE_DEVICES"] for e in places] == ["4,5", "6,7"]
-    assert {e["OMP_NUM_THREADS"] for e in places} == {"4"}
-    assert rank_environment(pair)["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
 
 
 def test_each_rank_writes_its_own_logs(run_trial: RunTrial, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from autotune.launch.launcher import rank_environment
+from autotune.launch.rank_environment import rank_environment
 from autotune.machine.hardware import DeviceType
 from autotune.machine.hardware_spec import read_hardware
 
@@ -45,3 +45,16 @@ def test_what_was_set_for_the_allocator_stays(monkeypatch: pytest.MonkeyPatch) -
 def test_without_a_gpu_nothing_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
     assert "pinned" not in rank_environment(CPU)["PYTORCH_CUDA_ALLOC_CONF"]
+
+
+def test_launchers_side_by_side_have_devices_of_their_own_and_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    pair = replace(GPU, num_devices=2)
+    places = [rank_environment(pair, place, num_places=2) for place in range(2)]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in places] == ["4,5", "6,7"]
+    assert {e["OMP_NUM_THREADS"] for e in places} == {"4"}
+    assert rank_environment(pair)["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"

@@ -1,0 +1,82 @@
+"""The environment of ranks: their devices, threads and allocator, and where they may listen.
+
+Does not know what a trial trains.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from autotune.machine.extensions import readable_architectures
+from autotune.machine.hardware import DeviceType, Hardware, visible_gpus
+
+__all__ = ["devices_of", "rank_environment"]
+
+_MAX_PINNING_THREADS = 8
+"""More than these do not pin faster: PyTorch's own benchmark of its setting."""
+
+
+def rank_environment(hardware: Hardware, place: int = 0, num_places: int = 1) -> dict[str, str]:
+    """The environment of the server, and so of every rank.
+
+    Args:
+        hardware: the devices of a trial.
+        place: which of the launchers that run side by side it is for.
+        num_places: how many there are; they share the cores.
+    """
+    environment = dict(os.environ)
+    cores = max(1, (os.cpu_count() or 1) // (hardware.num_devices * num_places))
+    defaults = {
+        "OMP_NUM_THREADS": str(cores),
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+    environment = defaults | environment
+    environment |= {
+        "AUTOTUNE_DEVICE_TYPE": str(hardware.device_type),
+        # Ask NVML whether there is a GPU, so that the server itself makes no CUDA context.
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        # Ranks of one host meet through a file and talk over the loopback interface alone. The
+        # address is only read by DeepSpeed's check that a launcher set one.
+        "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if hardware.device_type is DeviceType.CPU:
+        environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    else:
+        settings = environment["PYTORCH_CUDA_ALLOC_CONF"]
+        environment["PYTORCH_CUDA_ALLOC_CONF"] = _pinning_in_parallel(settings, cores)
+        if num_places > 1:
+            names = environment.get("CUDA_VISIBLE_DEVICES")
+            visible = names.split(",") if names else list(map(str, range(len(visible_gpus()))))
+            own = visible[devices_of(hardware, place)]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(name.strip() for name in own)
+    # torch calls ninja by name; an environment that is not activated has it beside its Python.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    architectures = environment.get("TORCH_CUDA_ARCH_LIST", "")
+    environment["TORCH_CUDA_ARCH_LIST"] = readable_architectures(architectures)
+    return environment
+
+
+def _pinning_in_parallel(settings: str, cores: int) -> str:
+    """The allocator's settings, with threads that touch host memory before it is pinned.
+
+    One thread pins less than a GB/s where memory must first be cleared, and an optimizer on the
+    host has three times the weights pinned. What was set before stays.
+    """
+    if "pinned_" in settings:
+        return settings
+    threads = 1 << (min(cores, _MAX_PINNING_THREADS).bit_length() - 1)
+    pinning = f"pinned_use_cuda_host_register:True,pinned_num_register_threads:{threads}"
+    return ",".join(filter(None, (settings.strip().rstrip(","), pinning)))
+
+
+def devices_of(hardware: Hardware, place: int) -> slice:
+    """Which of the visible devices are those of one of the launchers that run side by side."""
+    return slice(place * hardware.num_devices, (place + 1) * hardware.num_devices)
