@@ -131,6 +131,7 @@ class _Process:
         observed: _Array,
         noises: _Array,
         apart: _Array,
+        seen_apart: _Array,
         coefficients: Sequence[Coefficient],
         kernel: Kernel,
         num_seen: int,
@@ -143,20 +144,19 @@ class _Process:
         self.kernel = kernel
         self._scale, self._length = kernel.scale, kernel.length
         if seen is not None:
-            self._distance = distances(seen.knobs, seen.knobs)
             if kernel.is_outdated(num_seen):
-                self._seek_kernel(seen)
+                self._seek_kernel(seen, seen_apart)
                 self.kernel = Kernel(scale=self._scale, length=self._length, num_seen=num_seen)
-            self._fit(seen)
+            self._fit(seen, seen_apart)
         self._slopes = table.slopes(self._at)
 
-    def _seek_kernel(self, seen: Features) -> None:
+    def _seek_kernel(self, seen: Features, apart: _Array) -> None:
         """Scale and length by their posterior."""
         best = -math.inf
         self._linearise(seen)
         for length in _LENGTHS:
             self._scale, self._length = 1.0, length
-            unscaled = self._own(seen, seen, self._distance)
+            unscaled = self._own(seen, seen, apart)
             for scale in _SCALES:
                 likelihood = self._condition(scale**2 * unscaled)
                 likelihood -= math.log(scale) ** 2 / (2 * _DOUBT**2)
@@ -164,22 +164,22 @@ class _Process:
                     best, chosen = likelihood, (scale, length)
         self._scale, self._length = chosen
 
-    def _fit(self, seen: Features) -> None:
+    def _fit(self, seen: Features, apart: _Array) -> None:
         """Coefficients by Gauss and Newton."""
-        own = self._own(seen, seen, self._distance)
+        own = self._own(seen, seen, apart)
+        self._linearise(seen)
+        self._condition(own)
         for _ in range(_NUM_ROUNDS):
-            self._linearise(seen)
-            self._condition(own)
             moved = self._spreads**2 * (self._seen_slopes.T @ self._weights)
-            before = self._at
-            self._at = [
+            found = [
                 min(c.upper, max(c.lower, float(value)))
                 for c, value in zip(self._coefficients, moved, strict=True)
             ]
-            if np.abs(np.subtract(self._at, before) / self._spreads).max() < _SETTLED:
+            if np.abs(np.subtract(found, self._at) / self._spreads).max() < _SETTLED:
                 break
-        self._linearise(seen)
-        self._condition(own)
+            self._at = found
+            self._linearise(seen)
+            self._condition(own)
         self._inverse_root = np.linalg.inv(self._root)
 
     def _linearise(self, seen: Features) -> None:
@@ -245,6 +245,7 @@ def believe(
     coefficients: Sequence[Coefficient],
     *,
     apart: _Array,
+    seen_apart: _Array,
     noise: float,
     extra_noise: _Array | float = 0.0,
     kernel: Kernel | None = None,
@@ -258,6 +259,7 @@ def believe(
         observed: their logarithms.
         coefficients: what is known of those of the curve.
         apart: the `distances` between rows and observed strategies.
+        seen_apart: those between observed strategies.
         noise: deviation of a measurement about the truth.
         extra_noise: of single observations, beside that.
         kernel: as found before; sought anew if left out.
@@ -266,7 +268,9 @@ def believe(
     noises = np.hypot(noise, np.broadcast_to(extra_noise, len(observed)))
     kernel = kernel or Kernel()
     num_seen = num_seen or len(observed)
-    process = _Process(table, seen, observed, noises, apart, coefficients, kernel, num_seen)
+    process = _Process(
+        table, seen, observed, noises, apart, seen_apart, coefficients, kernel, num_seen
+    )
     return process.posterior(noise)
 
 

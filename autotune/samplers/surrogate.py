@@ -94,6 +94,7 @@ class Surrogate:
         self._last_apart: tuple[Sequence[Strategy], Any, _Array] = ((), None, np.empty((0, 0)))
         self._time_kernel, self._memory_kernel = Kernel(), Kernel()
         self._seen: tuple[tuple[Strategy, ...], _Views] = ((), self._views)
+        self._seen_apart: _Array = np.empty((0, 0))
 
     def place_of(self, strategy: Strategy) -> int | None:
         """Its row in the table; None where it has none."""
@@ -124,6 +125,7 @@ class Surrogate:
             observed,
             TIME_COEFFICIENTS,
             apart=self._apart([strategy for strategy, _ in measured], rows),
+            seen_apart=self._seen_apart,
             noise=_TIME_NOISE,
             extra_noise=np.array([_scatter(m.step_times_s) for _, m in measured]),
             kernel=self._time_kernel,
@@ -170,6 +172,7 @@ class Surrogate:
             np.log(observed),
             MEMORY_COEFFICIENTS,
             apart=self._apart([trial.strategy for trial in shown], rows),
+            seen_apart=self._seen_apart,
             noise=_MEMORY_NOISE,
             extra_noise=extra,
             kernel=self._memory_kernel,
@@ -209,12 +212,12 @@ class Surrogate:
         # Both processes mostly see the same trials.
         if tuple(strategies) != self._seen[0]:
             places = [p for p in map(self.place_of, strategies) if p is not None]
-            has_all = len(places) == len(strategies)
-            views = (
-                self._views.take(np.array(places))
-                if has_all
-                else self._explained(StrategyTable.of(strategies))[1]
-            )
+            if len(places) == len(strategies):
+                views = self._views.take(np.array(places))
+                self._seen_apart = self._apart(strategies, np.array(places))
+            else:
+                views = self._explained(StrategyTable.of(strategies))[1]
+                self._seen_apart = distances(views.time.knobs, views.time.knobs)
             self._seen = tuple(strategies), views
         return self._seen[1]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["has_news"]
 
-_NEWS = 0.02
+_NEWS = 0.04
 """Of what was observed: late in a long study each trial is a small part."""
 
 
