@@ -18,10 +18,10 @@ def shortlist(monkeypatch: pytest.MonkeyPatch) -> Shortlist:
 
 
 def test_the_best_are_looked_at_until_there_is_news(shortlist: Shortlist) -> None:
-    rows, are_all = shortlist.rows(np.ones(10, bool), num_observed=102)
+    rows, are_all = shortlist.rows(np.ones(10, bool), num_observed=104)
     assert not are_all
     assert rows.tolist() == [9, 8, 7, 6]
-    rows, are_all = shortlist.rows(np.ones(10, bool), num_observed=103)
+    rows, are_all = shortlist.rows(np.ones(10, bool), num_observed=105)
     assert are_all
     assert len(rows) == 10
 
