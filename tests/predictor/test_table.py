@@ -148,3 +148,12 @@ def test_limits_are_held_against_rows_as_against_one_strategy() -> None:
     assert 0 < missing.count(0) < len(missing)
     closest = said.closest(len(missing), **limits)
     assert [missing[row] for row in closest] == sorted(missing)
+
+
+def test_techniques_of_rows_read_no_knob_that_they_do_not_depend_on() -> None:
+    prior, strategies = asked("7B", "2xRTX4090", 1, Method.QLORA)
+    found = StrategyTable.of(strategies).map(lambda row: tuple(sorted(prior.techniques(row))))
+
+    # Else every row would be asked for alone.
+    assert "micro_batch_size" not in found.knobs
+    assert "reduce_bucket_size" not in found.knobs
