@@ -9,9 +9,9 @@ from planned import planned
 
 from autotune.predictor import AnalyticPredictor
 from autotune.space.strategy import Strategy
-from autotune.trials.trial import Failure, FailureKind, Measurement, Outcome, Phase
+from autotune.trials.trial import Failure, FailureKind, Measurement, Outcome, Phase, Trial
 
-__all__ = ["LIMIT_BYTES", "PLAN", "Truth", "factor", "outcome"]
+__all__ = ["LIMIT_BYTES", "PLAN", "Truth", "factor", "outcome", "trial"]
 
 PLAN = planned("1.1B", "1xH100-80GB", global_batch=32)
 LIMIT_BYTES = PLAN.question.memory_limit_bytes
@@ -40,3 +40,16 @@ def outcome(strategy: Strategy, truth: Truth = factor) -> Outcome:
         energy_j_per_token=0.01 * step_time_s * (1.3 if strategy.fused_kernels else 1),
     )
     return Outcome(measurement=measurement, duration_s=3.0 + 4 * step_time_s)
+
+
+def trial(number: int, strategy: Strategy, ended: Outcome) -> Trial:
+    """As the study keeps one that has ended so."""
+    return Trial(
+        number=number,
+        strategy=strategy,
+        state=ended.state,
+        measurement=ended.measurement,
+        failure=ended.failure,
+        duration_s=ended.duration_s,
+        memory_limit_bytes=LIMIT_BYTES,
+    )

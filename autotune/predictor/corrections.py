@@ -152,10 +152,11 @@ class MemoryCurve:
     def of_each(cls, predictions: Sequence[Prediction]) -> MemoryCurve:
         """Of several predictions, one element each."""
         curves = [cls.of(prediction) for prediction in predictions]
-        activations = np.array([curve._activations for curve in curves], float)
-        slack = np.array([curve._slack for curve in curves], float)
-        rest = np.array([curve._rest for curve in curves], float)
-        return cls(activations + slack + rest, activation_bytes=activations, slack_bytes=slack)
+        return cls(
+            np.array([prediction.peak_memory_bytes for prediction in predictions]),
+            activation_bytes=np.array([curve._activations for curve in curves]),
+            slack_bytes=np.array([curve._slack for curve in curves]),
+        )
 
     def take(self, rows: NDArray[np.intp]) -> MemoryCurve:
         """Some of its elements."""

@@ -25,7 +25,7 @@ _HIGHEST_BLAME = 0.95
 def chance_to_run(table: StrategyTable, trials: Sequence[Trial]) -> NDArray[np.float64]:
     """The chance of each row to have no value that makes trials fail."""
     chance = np.ones(len(table))
-    failed = [_values(table, t.strategy) for t in trials if t.failure and _failed_by_itself(t)]
+    failed = [_values(table, t.strategy) for t in trials if _failed_by_itself(t)]
     if not failed:
         return chance
     ran = [trial.strategy for trial in trials if trial.measurement is not None]

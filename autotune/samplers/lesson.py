@@ -58,7 +58,7 @@ def lesson_of(trial: Trial, capacity_bytes: int) -> Lesson | None:
             return Lesson(state=OptunaState.PRUNED)
         case TrialState.PRUNED:
             return _predicted_over_memory(trial, limit)
-        case TrialState.FAILED if failure is not None and failure.kind.is_out_of_memory:
+        case TrialState.FAILED if trial.ran_out_of_memory:
             return _predicted_over_memory(trial, limit)
         case TrialState.FAILED:
             return Lesson(state=OptunaState.FAIL)

@@ -66,12 +66,7 @@ class StudySummary:
     @property
     def num_out_of_memory(self) -> int:
         """Launched trials that ran out of device or host memory."""
-        return sum(
-            trial.was_launched
-            and trial.failure is not None
-            and trial.failure.kind.is_out_of_memory
-            for trial in self.trials
-        )
+        return sum(trial.was_launched and trial.ran_out_of_memory for trial in self.trials)
 
     @property
     def out_of_memory_share(self) -> float | None:

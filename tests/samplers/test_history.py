@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planted_truth import LIMIT_BYTES, PLAN, outcome
+from planted_truth import LIMIT_BYTES, PLAN, outcome, trial
 
 from autotune.samplers.history import History
 from autotune.space.strategy import Strategy
@@ -17,21 +17,8 @@ def place_of(strategy: Strategy) -> int | None:
     return STRATEGIES.index(strategy) if strategy in STRATEGIES else None
 
 
-def trial(number: int) -> Trial:
-    strategy = STRATEGIES[number]
-    ended = outcome(strategy)
-    return Trial(
-        number=number,
-        strategy=strategy,
-        state=ended.state,
-        measurement=ended.measurement,
-        failure=ended.failure,
-        duration_s=ended.duration_s,
-        memory_limit_bytes=LIMIT_BYTES,
-    )
-
-
-FITTING = next(each for each in map(trial, range(len(STRATEGIES))) if each.fits)
+ENDED = [trial(n, strategy, outcome(strategy)) for n, strategy in enumerate(STRATEGIES)]
+FITTING = next(each for each in ENDED if each.fits)
 
 
 def test_a_trial_over_the_limit_is_no_part_of_the_front() -> None:
@@ -54,7 +41,7 @@ def test_energy_that_was_not_measured_is_that_of_typical_power() -> None:
 def test_what_runs_is_told_from_what_was_tried_and_from_other_tables() -> None:
     running = Trial(number=1, strategy=STRATEGIES[3], state=TrialState.RUNNING)
     foreign = replace(running, strategy=Strategy(micro_batch_size=1999))
-    past = History(place_of).of([trial(0), running, foreign])
+    past = History(place_of).of([ENDED[0], running, foreign])
 
     assert past.tried.tolist() == [0, 3]
     assert past.running.tolist() == [3]

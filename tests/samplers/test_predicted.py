@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from planned import planned
-from planted_truth import LIMIT_BYTES, PLAN, outcome
+from planted_truth import LIMIT_BYTES, PLAN, outcome, trial
 
 from autotune.knobs import Offload, Optimizer
 from autotune.plan.plan import Plan
@@ -34,18 +34,6 @@ def make_sampler(
     prior = AnalyticPredictor(plan.workload, plan.hardware)
     return PredictedSampler(
         plan.candidates.table, prior, limits=plan.question.limits, goal=goal, min_gain=min_gain
-    )
-
-
-def trial(number: int, strategy: Strategy, ended: Outcome) -> Trial:
-    return Trial(
-        number=number,
-        strategy=strategy,
-        state=ended.state,
-        measurement=ended.measurement,
-        failure=ended.failure,
-        duration_s=ended.duration_s,
-        memory_limit_bytes=LIMIT_BYTES,
     )
 
 
