@@ -32,15 +32,17 @@ def test_13b_with_adam_fits_neither_one_h100_nor_its_host() -> None:
     on_device, on_host = _predict(), _predict(offload_optimizer="cpu")
     assert not on_device.might_fit(**LIMITS)
     assert not on_host.might_fit(**LIMITS)
-    # Twelve bytes for each of 13.0 billion parameters.
-    assert round(on_host.host_memory_bytes / GIB) == 145
+    # Of 13.0 billion parameters: moments 97 GiB; master weights and their gradients, 48.5 each
+    # and pinned as 64; weights on their way back 32; gradients between micro-steps 41.
+    assert round(on_host.host_memory_bytes / GIB) == 298
     assert on_host.missing_bytes(**LIMITS) == on_host.host_memory_bytes - 126 * GIB
 
 
-def test_13b_with_all_adam_states_in_bf16_fits_the_host() -> None:
-    halved = _predict(offload_optimizer="cpu", master_weights="bf16")
-    assert halved.host_memory_bytes * 2 == _predict(offload_optimizer="cpu").host_memory_bytes
-    assert halved.missing_bytes(**LIMITS) == 0
+def test_13b_with_all_adam_states_in_bf16_just_misses_the_host() -> None:
+    for zero_stage, gib in ((2, 145), (3, 131)):
+        halved = _predict(zero_stage=zero_stage, offload_optimizer="cpu", master_weights="bf16")
+        assert round(halved.host_memory_bytes / GIB) == gib
+        assert not halved.might_fit(**LIMITS)
 
 
 def test_nothing_is_kept_on_the_host_without_offload() -> None:
@@ -58,6 +60,7 @@ def test_what_is_on_disk_needs_a_disk_and_little_of_the_host() -> None:
 
 
 def test_a_share_of_the_states_on_the_host_needs_that_share() -> None:
+    """Flat gradients of 32 GiB stay whole; those of the step are pinned in other pieces."""
     whole = _predict(zero_stage=3, offload_optimizer="cpu").host_memory_bytes
     half = _predict(zero_stage=3, offload_optimizer="cpu", offload_ratio=0.5).host_memory_bytes
-    assert half * 2 == whole
+    assert 0.5 * (whole + 32 * GIB) < half < 0.65 * whole

@@ -232,6 +232,7 @@ def measurement_of(spec: TrialSpec, ranks: Sequence[RankProcess]) -> Measurement
         peak_allocated_bytes=largest("peak_allocated_bytes"),
         peak_reserved_bytes=largest("peak_reserved_bytes"),
         peak_device_bytes=largest("peak_device_bytes"),
+        host_memory_bytes=sum(int(result["host_memory_bytes"]) for result in results),
         num_alloc_retries=largest("num_alloc_retries"),
         num_parameters=largest("num_parameters"),
         num_trainable_parameters=largest("num_trainable_parameters"),

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from autotune.knobs import MasterWeights, Offload
+from autotune.knobs import Offload
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.arithmetic import Ask, ask_about, whole
 from autotune.predictor.corrections import TIME_COEFFICIENTS, TimeCurve
 from autotune.predictor.doubt import log_bounds, techniques
+from autotune.predictor.host_memory import offloaded_bytes
 from autotune.predictor.memory import MemoryModel, PeakMemory
 from autotune.predictor.precision import FP32_BYTES, element_bytes
 from autotune.predictor.reserved import ReservedPeak, ScriptSource
@@ -22,7 +23,6 @@ from autotune.predictor.shrinkage import untaught
 from autotune.predictor.table import Explanation, explain_table
 from autotune.predictor.time import StepParts, TimeModel
 from autotune.question.workload import Workload
-from autotune.space.deepspeed_config import sub_group_elements
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_table import StrategyTable
 from autotune.trials.prediction_table import PredictionTable
@@ -34,10 +34,6 @@ DEVICE_OVERHEAD_BYTES = {DeviceType.CUDA: 1_806_000_000, DeviceType.CPU: 350_000
 """CUDA: 1.68 GiB, what NVML showed beyond torch's reserved memory in 108 trials on an H100
 (context, kernels, NCCL); 1.66 to 1.73 in all without managed memory. CPU: the resident set of a
 rank just forked."""
-
-_HOST_BYTES_PER_PARAMETER = {MasterWeights.FP32: 12, MasterWeights.BF16: 6}
-"""DeepSpeed's CPU Adam keeps master weights and two moments on the host, in fp32 or all in bf16.
-Gradients pass through it as well; they are not counted, so this is the least."""
 
 _NUM_LATEST = 1024
 """Explanations that are kept: a study learns from the same trials again and again."""
@@ -134,28 +130,12 @@ class AnalyticPredictor:
     def _offloaded_bytes(self, strategy: Strategy) -> float:
         """Host memory that states and weights take, of all ranks together.
 
-        On the CPU it is the device's, and so in the peak already. Read from
-        `runtime/zero/stage3.py` and `runtime/swap_tensor/`: what is on disk passes through four
-        buffers of a sub-group's master weights, five of the largest weight's part, and one for the
-        weights of a whole sub-group, not divided over the ranks.
+        On the CPU it is the device's, and so in the peak already.
         """
-        if self._is_cpu or strategy.offload_optimizer is strategy.offload_param is Offload.NONE:
+        if self._is_cpu:
             return 0.0
-        workload, ranks, e = self._workload, self._num_ranks, element_bytes(strategy)
-        trained = workload.num_trainable_parameters(strategy.lora_rank, strategy.lora_targets)
-        sub_group = sub_group_elements(workload, strategy, ranks) or trained
-        total = 0.0
-        if strategy.offload_optimizer is Offload.CPU:
-            states = _HOST_BYTES_PER_PARAMETER[strategy.master_weights]
-            total += states * trained * strategy.offload_ratio
-        elif strategy.offload_optimizer is Offload.NVME:
-            total += 4 * FP32_BYTES * min(sub_group * ranks, trained)
-        if strategy.offload_param is Offload.CPU:
-            total += e * workload.model.num_parameters
-        elif strategy.offload_param is Offload.NVME:
-            total += 5 * e * workload.model.largest_weight
-            total += ranks * e * min(sub_group * ranks, trained)
-        return total
+        accumulation = self._memory.states.accumulation(strategy)
+        return offloaded_bytes(self._workload, strategy, self._num_ranks, accumulation)
 
     def _disk_bytes(self, strategy: Strategy) -> int:
         """Of all ranks together: master weights, moments, gradients; and the weights.

@@ -13,6 +13,8 @@ from autotune.trials.trial import Failure, FailureKind, Phase, Prediction, Trial
 
 __all__ = ["DominancePruner"]
 
+_GIB = 2**30
+
 
 class DominancePruner:
     """Skips what needs at least as much memory as a trial that ran out of it."""
@@ -26,6 +28,11 @@ class DominancePruner:
             if failure is None or not failure.kind.is_out_of_memory:
                 continue
             of_host = failure.kind is FailureKind.HOST_OUT_OF_MEMORY
+            if of_host and _offloads_as_much(strategy, prediction, trial):
+                return (
+                    f"{_lesson(trial, failure)}; this offloads at least as much, "
+                    f"{prediction.host_memory_bytes / _GIB:.1f} GiB"
+                )
             if failure.phase is Phase.INIT:
                 if holds_as_much(strategy, trial.strategy, of_host=of_host):
                     return (
@@ -46,6 +53,20 @@ def _lesson(trial: Trial, failure: Failure) -> str:
     kind = "host memory" if failure.kind is FailureKind.HOST_OUT_OF_MEMORY else "memory"
     where = f" in {failure.phase}" if failure.phase else ""
     return f"trial {trial.number} ran out of {kind}{where}"
+
+
+def _offloads_as_much(strategy: Strategy, prediction: Prediction, trial: Trial) -> bool:
+    """Whether it offloads the same in the same way, and by arithmetic no less of it.
+
+    What the host holds is counted, not estimated, and batches and kernels hardly change it.
+    """
+    failed = trial.prediction
+    ways = ("zero_stage", "offload_optimizer", "offload_param", "offload_checkpoints")
+    return (
+        failed is not None
+        and 0 < failed.host_memory_bytes <= prediction.host_memory_bytes
+        and all(getattr(strategy, way) == getattr(trial.strategy, way) for way in ways)
+    )
 
 
 def _is_predicted_smaller(prediction: Prediction, trial: Trial) -> bool:

@@ -27,6 +27,9 @@ class Measurement:
     """Peak of the allocator's pool; on the CPU as `peak_allocated_bytes`."""
     peak_device_bytes: int
     """Peak of the whole device as NVML sees it; on the CPU the peak resident set."""
+    host_memory_bytes: int = 0
+    """What all ranks together held of their hosts' memory in the end and not at their start: what
+    is offloaded, and some of the context; 0 on the CPU, where it is the peaks above."""
     num_alloc_retries: int = 0
     """Times the allocator had to flush its cache during timed steps: it thrashes."""
     losses: tuple[float, ...] = ()

@@ -23,6 +23,9 @@ class MemoryPeaks:
     device: int
     num_alloc_retries: int
     """Times the allocator emptied its cache to go on, since the rank started."""
+    host: int = 0
+    """What this process holds of the host's memory now and did not at the start, files not
+    counted: what is offloaded, and the host's side of the context."""
 
 
 class MemoryMeter(Protocol):
@@ -46,6 +49,7 @@ class CudaMemoryMeter:
 
     def __init__(self) -> None:
         self._device_peak = 0
+        self._host_start = _held_bytes()
 
     def sample(self) -> None:
         """Read what is in use on the whole device."""
@@ -60,6 +64,7 @@ class CudaMemoryMeter:
             reserved=torch.cuda.max_memory_reserved(),
             device=self._device_peak,
             num_alloc_retries=torch.cuda.memory_stats().get("num_alloc_retries", 0),
+            host=max(0, _held_bytes() - self._host_start),
         )
 
 
@@ -89,12 +94,26 @@ def _resident_bytes() -> int:
     return int(psutil.Process(os.getpid()).memory_info().rss)
 
 
-def _peak_resident_bytes() -> int:
+def _held_bytes() -> int:
+    """Resident memory of this process that no file stands behind."""
+    held = [_of_status(name) for name in ("RssAnon", "RssShmem")]
+    return sum(filter(None, held)) if any(held) else _resident_bytes()
+
+
+def _of_status(name: str) -> int | None:
+    """Bytes of a line of /proc/self/status (proc(5)); None where there is none."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
+    return None
+
+
+def _peak_resident_bytes() -> int:
+    peak = _of_status("VmHWM")
+    if peak is not None:
+        return peak
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -44,8 +44,9 @@ def test_70b_fits_8_h100_only_with_its_optimizer_on_the_host() -> None:
     assert plan.front
     fitting = [each for each in plan.candidates if plan.fits(each)]
     assert all(each.strategy.offload_optimizer is Offload.CPU for each in fitting)
+    # Twelve bytes of states; gradients of fp32 and of bf16, and weights on their way back, pinned.
     host = min(each.prediction.host_memory_bytes for each in fitting)
-    assert host == 12 * plan.workload.model.num_parameters
+    assert 18 <= host / plan.workload.model.num_parameters <= 21
 
 
 def test_13b_on_4_a100_40gb_does_not_fit_by_zero_3_alone() -> None:

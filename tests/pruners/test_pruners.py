@@ -237,6 +237,20 @@ class TestDominancePruner:
         assert reason is not None
         assert "host memory" in reason
 
+    def test_host_memory_is_a_matter_of_what_is_offloaded_and_how(self) -> None:
+        """Fewer checkpoints, other kernels: 13B on two GPUs ran out four times in a row."""
+        kind, offloads = FailureKind.HOST_OUT_OF_MEMORY, {"offload_optimizer": "cpu"}
+        needs = replace(prediction(), host_memory_bytes=230 * GIB)
+        less = replace(prediction(), host_memory_bytes=229 * GIB)
+        trial = failed(kind, predicted=needs, zero_stage=2, checkpoint_interval=1, **offloads)
+        other = {"zero_stage": 2, "checkpoint_interval": 4, "micro_batch_size": 1} | offloads
+
+        assert skip(trial, predicted=needs, fused_kernels=True, **other) == (
+            "trial 3 ran out of host memory in backward; this offloads at least as much, 230.0 GiB"
+        )
+        assert skip(trial, predicted=less, **other) is None
+        assert skip(trial, predicted=needs, **other | {"zero_stage": 3}) is None
+
     @pytest.mark.parametrize("kind", [kind for kind in FailureKind if not kind.is_out_of_memory])
     def test_other_failures_teach_nothing(self, kind: FailureKind) -> None:
         assert skip(failed(kind), micro_batch_size=64) is None

@@ -70,6 +70,7 @@ def _measured(tiny: Workload, *energies_j: float | None) -> Measurement:
                 "peak_allocated_bytes",
                 "peak_reserved_bytes",
                 "peak_device_bytes",
+                "host_memory_bytes",
                 "num_alloc_retries",
                 "num_parameters",
                 "num_trainable_parameters",
