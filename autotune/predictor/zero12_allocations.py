@@ -69,9 +69,12 @@ class Stages12(Engine):
             self._allocate(e * num * plan.num_ranks)
             if plan.flattens_on_device:
                 self._free(*own)
-            master = self._convert(self._allocate(e * num), num)
+            part = self._allocate(e * num)
             if plan.is_offloaded:
-                self._free(master)
+                # On its way to the host it is converted there.
+                self._free(part)
+            else:
+                self._convert(part, num)
         if plan.is_offloaded:
             self._allocate(max(self._trained))
         else:

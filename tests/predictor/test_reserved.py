@@ -63,6 +63,19 @@ def on_two_h200(**wanted: Any) -> tuple[Workload, Strategy, dict[str, Any]]:
     raise LookupError(wanted)
 
 
+def on_one_h100(key: str) -> tuple[Workload, Strategy, dict[str, Any]]:
+    """A trial with its optimizer on the host, and what it measured."""
+    path = Path(__file__).parents[2] / "results/host-memory/h100.jsonl"
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    line = next(line for line in lines if line["key"] == key)
+    workload = Workload(
+        model=load_model_shape(line["model"]),
+        seq_len=line["seq_len"],
+        global_batch_size=line["global_batch_size"],
+    )
+    return workload, Strategy.from_dict(line["strategy"]), line["outcome"]["measurement"]
+
+
 def no_script(*_: Any) -> str:
     return "not known"
 
@@ -92,6 +105,23 @@ def test_a_trial_of_two_ranks_takes_what_it_was_measured_to(wanted: dict[str, An
     # Of ZeRO-3, it depends on how far the device is behind the host.
     assert peak.expected_bytes == pytest.approx(measured["peak_reserved_bytes"], rel=0.03)
     assert peak.lower_bytes < measured["peak_reserved_bytes"] < peak.upper_bytes
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "1.1B, accumulation 1: zero_stage 1, offload_optimizer cpu",
+        "1.1B, accumulation 4: zero_stage 2, offload_optimizer cpu",
+        "1.1B, accumulation 4: zero_stage 2, offload_optimizer cpu, master_weights bf16",
+        "3B, accumulation 1: zero_stage 2, offload_optimizer cpu",
+    ],
+)
+def test_masters_on_the_host_never_were_on_the_device(key: str) -> None:
+    """They are converted where they go: the device peaks at flat weights and a part of them."""
+    workload, strategy, measured = on_one_h100(key)
+    peak = MemoryModel(workload, HARDWARE, trace_script).peak(strategy)
+    assert peak.expected_bytes == pytest.approx(measured["peak_reserved_bytes"], rel=0.01)
+    assert peak.allocated_bytes == pytest.approx(measured["peak_allocated_bytes"], rel=0.005)
 
 
 def test_where_gradients_overlap_zero1_takes_what_zero2_does() -> None:
