@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -64,19 +66,25 @@ def _claim_all(url: str, owner: str, begin_at: float) -> None:
             record.finish(trial, Outcome(measurement=measured, duration_s=1.0))
 
 
+_CLAIM_ALL = """
+import sys, test_shared_study
+url, owner, begin_at = sys.argv[1:]
+test_shared_study._claim_all(url, owner, float(begin_at))
+"""
+
+
 def test_searches_that_rush_for_the_same_strategies_share_them_out(server: str) -> None:
     # The first test of this file: the database has no tables yet, and all want to make them.
-    context = multiprocessing.get_context("spawn")
     begin_at = time.time() + 8.0
+    # Plain processes: `multiprocessing` would leave a resource tracker below this one.
     searches = [
-        context.Process(target=_claim_all, args=(server, f"search {number}", begin_at))
+        subprocess.Popen(
+            [sys.executable, "-c", _CLAIM_ALL, server, f"search {number}", str(begin_at)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
         for number in range(4)
     ]
-    for search in searches:
-        search.start()
-    for search in searches:
-        search.join()
-    assert [search.exitcode for search in searches] == [0] * 4
+    assert [search.wait() for search in searches] == [0] * 4
     trials = open_record(server, "here", "rush").trials()
     assert Counter(t.strategy.micro_batch_size for t in trials) == dict.fromkeys(_SIZES, 1)
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
