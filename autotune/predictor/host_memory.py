@@ -7,11 +7,11 @@ on top, so it is the least. Does not know activations.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from autotune.knobs import MasterWeights, Offload
-from autotune.predictor.precision import FP32_BYTES, element_bytes
+from autotune.predictor.arithmetic import next_power_of_2
+from autotune.predictor.precision import FP32_BYTES, element_bytes, master_bytes
 from autotune.question.workload import Workload
 from autotune.space.deepspeed_config import sub_group_elements
 from autotune.space.strategy import Strategy
@@ -58,7 +58,7 @@ def _flat_states(workload: Workload, strategy: Strategy, part: float) -> float:
     Pinned: master weights, their gradients, the weights on their way back, and the largest
     weight's gradient. Not pinned: both moments.
     """
-    weight, master = element_bytes(strategy), _master_bytes(strategy)
+    weight, master = element_bytes(strategy), master_bytes(strategy)
     largest = 0 if strategy.lora_rank else workload.model.largest_weight
     pinned = 2 * _pinned(master * part) + _pinned(weight * part)
     pinned += _pinned(weight * largest / strategy.tensor_parallel_size)
@@ -74,7 +74,7 @@ def _states_in_sub_groups(
     for accumulation. Not pinned: master weights and both moments. A ratio is of sub-groups.
     """
     sub_group = sub_group_elements(workload, strategy, num_ranks) or _SUB_GROUP_ELEMENTS
-    master = _master_bytes(strategy)
+    master = master_bytes(strategy)
     num_whole, rest = divmod(part, sub_group)
     gradients = num_whole * _pinned(master * sub_group) + _pinned(master * rest)
     stepped = strategy.offload_ratio * (3 * master * part + gradients)
@@ -122,11 +122,6 @@ def _large_weights(workload: Workload) -> Iterator[tuple[int, int]]:
     yield shape.lm_head_parameters, 1
 
 
-def _master_bytes(strategy: Strategy) -> int:
-    """Of a master weight, of its gradient and of each moment."""
-    return 2 if strategy.master_weights is MasterWeights.BF16 else FP32_BYTES
-
-
 def _pinned(num_bytes: float) -> float:
     """PyTorch pins powers of two (`ATen/core/CachingHostAllocator.h`)."""
-    return 2.0 ** math.ceil(math.log2(num_bytes)) if num_bytes > 1 else 0.0
+    return float(next_power_of_2(num_bytes)) if num_bytes > 1 else 0.0

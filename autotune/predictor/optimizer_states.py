@@ -5,8 +5,8 @@ Does not know where it is kept, nor over how many ranks ZeRO divides it.
 
 from __future__ import annotations
 
-from autotune.knobs import MasterWeights, Optimizer
-from autotune.predictor.precision import FP32_BYTES, element_bytes
+from autotune.knobs import Optimizer
+from autotune.predictor.precision import FP32_BYTES, element_bytes, master_bytes
 from autotune.predictor.shares import RankShare
 from autotune.question.workload import ModelShape
 from autotune.space.deepspeed_config import flattens_parameters
@@ -26,7 +26,7 @@ def optimizer_state_bytes(
     Adafactor keeps a row and a column for each matrix: Shazeer and Stern (arXiv 1804.04235),
     section 3. Muon keeps one momentum for the matrices of the layers and is AdamW for all else.
     """
-    moment = 2 if strategy.master_weights is MasterWeights.BF16 else FP32_BYTES
+    moment = master_bytes(strategy)
     match strategy.optimizer:
         case Optimizer.ADAMW:
             return 2 * moment

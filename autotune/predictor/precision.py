@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from autotune.knobs import GroupPrecision, ModuleGroup, Precision
+from autotune.knobs import GroupPrecision, MasterWeights, ModuleGroup, Precision
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.space.strategy import Strategy
 
@@ -21,6 +21,7 @@ __all__ = [
     "group_bytes",
     "group_slowdowns",
     "has_hbm",
+    "master_bytes",
 ]
 
 FP32_BYTES = 4
@@ -61,6 +62,11 @@ class GroupBytes:
 def element_bytes(strategy: Strategy) -> int:
     """Of what is in no group of its own: the residual stream, adapters, what travels."""
     return _BYTES[strategy.precision]
+
+
+def master_bytes(strategy: Strategy) -> int:
+    """Of one master weight, where there are any, and of a moment kept in its precision."""
+    return 2 if strategy.master_weights is MasterWeights.BF16 else FP32_BYTES
 
 
 _SAME = GroupPrecision.SAME

@@ -13,7 +13,7 @@ from autotune.knobs import CheckpointScope, MasterWeights, Offload, Optimizer, P
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.allocator import LARGE_POOL_BYTES, Allocator
 from autotune.predictor.engine_allocations import Engine, EnginePlan
-from autotune.predictor.precision import FP32_BYTES, element_bytes
+from autotune.predictor.precision import FP32_BYTES, element_bytes, master_bytes
 from autotune.predictor.shares import zero_size
 from autotune.predictor.states import StatesModel, overlaps
 from autotune.predictor.zero0_allocations import Stage0
@@ -211,7 +211,7 @@ class ReservedModel:
             num_ranks=zero_size(strategy, ranks),
             accumulation=min(2, self._states.accumulation(strategy)),
             element_bytes=e,
-            master_bytes=2 if strategy.master_weights is MasterWeights.BF16 else FP32_BYTES,
+            master_bytes=master_bytes(strategy),
             group_elements=_MOST_ELEMENTS if strategy.optimizer in _OF_BITSANDBYTES else 2**62,
             state_bytes=_state_bytes(strategy),
             bucket_elements=min(strategy.reduce_bucket_size, trained // e),
@@ -226,7 +226,7 @@ class ReservedModel:
 
 def _state_bytes(strategy: Strategy) -> tuple[float, ...]:
     """Of a parameter, in the order in which the optimizer makes them."""
-    moment = 2 if strategy.master_weights is MasterWeights.BF16 else FP32_BYTES
+    moment = master_bytes(strategy)
     match strategy.optimizer:
         case Optimizer.ADAMW:
             return (moment, moment)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.knobs import MasterWeights, Offload, Optimizer, Precision
+from autotune.knobs import Offload, Optimizer, Precision
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.gradients import (
     Trained,
@@ -20,7 +20,7 @@ from autotune.predictor.gradients import (
     of_bf16_pipeline,
 )
 from autotune.predictor.optimizer_states import optimizer_state_bytes
-from autotune.predictor.precision import FP32_BYTES, GroupBytes, group_bytes
+from autotune.predictor.precision import FP32_BYTES, GroupBytes, group_bytes, master_bytes
 from autotune.predictor.shares import RankShare, ShareModel, zero_size
 from autotune.question.workload import Method, Workload
 from autotune.space.deepspeed_config import sub_group_elements
@@ -332,4 +332,4 @@ def _master_bytes(strategy: Strategy) -> int:
     """Of one master weight; 0 where the optimizer updates the weights themselves."""
     if strategy.precision is Precision.FP32 and strategy.zero_stage == 0:
         return 0
-    return 2 if strategy.master_weights is MasterWeights.BF16 else FP32_BYTES
+    return master_bytes(strategy)
