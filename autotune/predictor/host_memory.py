@@ -13,13 +13,10 @@ from autotune.knobs import MasterWeights, Offload
 from autotune.predictor.arithmetic import next_power_of_2
 from autotune.predictor.precision import FP32_BYTES, element_bytes, master_bytes
 from autotune.question.workload import Workload
-from autotune.space.deepspeed_config import sub_group_elements
+from autotune.space.deepspeed_config import SUB_GROUP_ELEMENTS, sub_group_elements
 from autotune.space.strategy import Strategy
 
 __all__ = ["offloaded_bytes"]
-
-_SUB_GROUP_ELEMENTS = 10**9
-"""DeepSpeed's own `sub_group_size`, of one rank's part."""
 
 
 def offloaded_bytes(
@@ -73,7 +70,7 @@ def _states_in_sub_groups(
     Pinned: gradients, sub-group by sub-group for the step and in one piece of the weights' dtype
     for accumulation. Not pinned: master weights and both moments. A ratio is of sub-groups.
     """
-    sub_group = sub_group_elements(workload, strategy, num_ranks) or _SUB_GROUP_ELEMENTS
+    sub_group = sub_group_elements(workload, strategy, num_ranks) or SUB_GROUP_ELEMENTS
     master = master_bytes(strategy)
     num_whole, rest = divmod(part, sub_group)
     gradients = num_whole * _pinned(master * sub_group) + _pinned(master * rest)

@@ -22,7 +22,7 @@ from autotune.predictor.zero12_allocations import Stages12
 from autotune.profile.script import AllocationScript, MicroStep
 from autotune.profile.variant import Recipe, Variant
 from autotune.question.workload import Method, ModelShape, Workload
-from autotune.space.deepspeed_config import sub_group_elements
+from autotune.space.deepspeed_config import SUB_GROUP_ELEMENTS, sub_group_elements
 from autotune.space.strategy import Strategy
 
 __all__ = ["ReservedModel", "ReservedPeak", "ScriptSource"]
@@ -44,7 +44,6 @@ Measured: 38 trials of nine architectures beside Llama on one H100, to which not
 _NUM_STEPS = 3
 """States come in the first, and what they leave open shows in the next two."""
 
-_SUB_GROUP_ELEMENTS = 1_000_000_000
 _OF_BITSANDBYTES = (
     Optimizer.ADAMW_8BIT,
     Optimizer.PAGED_ADAMW_8BIT,
@@ -162,7 +161,8 @@ class ReservedModel:
             and strategy.offload_checkpoints is Offload.NONE
             and not strategy.zero_quantized_weights
             and not strategy.zero_quantized_gradients
-            and (strategy.offload_optimizer is Offload.NONE or stage in (1, 2))
+            and strategy.offload_optimizer is not Offload.NVME
+            and strategy.offload_ratio == 1
         )
         # Without ZeRO the engine has an fp32 master for 16-bit weights, and nothing for fp32.
         # Of re-entrant checkpoints on one rank a trial took 14 % more than was simulated.
@@ -205,7 +205,7 @@ class ReservedModel:
         weights = sum(weight.size_bytes for weight in micro_step.weights)
         trained = sum(weight.size_bytes for weight in micro_step.weights if weight.is_trained)
         shape = self._workload.model
-        group = sub_group_elements(self._workload, strategy, ranks) or _SUB_GROUP_ELEMENTS
+        group = sub_group_elements(self._workload, strategy, ranks) or SUB_GROUP_ELEMENTS
         return EnginePlan(
             zero_stage=strategy.zero_stage,
             num_ranks=zero_size(strategy, ranks),

@@ -1,7 +1,7 @@
 """What ZeRO-3 allocates around forward and backward of one rank.
 
-Read from `runtime/zero/stage3.py` of DeepSpeed 0.19.8. Does not know a model's code, nor which
-weights are gathered when.
+Read from `runtime/zero/stage3.py` of DeepSpeed 0.19.8; its optimizer may be on the host, whole.
+Does not know a model's code, nor which weights are gathered when.
 """
 
 from __future__ import annotations
@@ -72,10 +72,12 @@ class Stage3(Engine):
             if not weight.is_trained:
                 self._allocate(self._own(weight.size_bytes))
         self._allocate(e * owned)
-        self._make_masters()
-        self._pass_by([plan.master_bytes * max(self._sub_groups)])
+        if not plan.is_offloaded:
+            self._make_masters()
+            self._pass_by([plan.master_bytes * max(self._sub_groups)])
         self._allocate(plan.reduce_bytes * plan.bucket_elements)
-        self._allocate(e * owned)
+        if not plan.is_offloaded:
+            self._allocate(e * owned)
         if plan.num_ranks > 1:
             # `create_reduce_and_remove_grad_hooks` gathers each.
             self._pass_by(self._trained)
@@ -122,11 +124,24 @@ class Stage3(Engine):
             copies.append(plan.reduce_bytes * sum(nums))
         if plan.reduce_bytes != plan.element_bytes:
             copies += [plan.element_bytes * self._own(num) for num in nums]
-        for address in [reducing.allocate(size) for size in copies]:
+        sent = [reducing.allocate(size) for size in copies]
+        if plan.is_offloaded:
+            self._offload([self._own(num) for num in nums])
+        for address in sent:
             reducing.free(address)
         self._pending = []
         self._late.append([])
         self._catch_up(_BUCKETS_BEHIND)
+
+    def _offload(self, parts: list[int]) -> None:
+        """`partition_grads`: each part comes back, and goes to the host in fp32 at last."""
+        plan, reducing = self._plan, self._reducing
+        for num in parts:
+            part = reducing.allocate(plan.element_bytes * num)
+            if self._is_last:
+                for size in (NORM_BYTES * num, plan.master_bytes * num):
+                    reducing.free(reducing.allocate(size))
+            reducing.free(part)
 
     def _give_back(self, allocator: Allocator, address: int) -> None:
         """`record_stream`: what another stream works on is free when it has done with it."""
@@ -156,6 +171,8 @@ class Stage3(Engine):
     def _step(self) -> None:
         """`_prepare_fp32_grad_for_sub_group`, one group after the other."""
         self._gathered.release_all()
+        if self._plan.is_offloaded:
+            return
         e = self._plan.element_bytes
         self._pass_by([NORM_BYTES * self._own(size // e) for size in self._trained])
         for num in self._sub_groups:

@@ -20,6 +20,7 @@ __all__ = [
     "GRADIENT_CLIPPING",
     "INITIAL_SCALE_POWER",
     "LEARNING_RATE",
+    "SUB_GROUP_ELEMENTS",
     "clips_gradients",
     "deepspeed_config",
     "flattens_parameters",
@@ -38,6 +39,9 @@ INITIAL_SCALE_POWER = 12
 
 BUFFER_MARGIN = 1024
 """Elements for the padding of a part, in each buffer that weights are read into from disk."""
+
+SUB_GROUP_ELEMENTS = 1_000_000_000
+"""ZeRO-3 steps through a rank's part in such groups (`zero/config.py`, `sub_group_size`)."""
 
 _SUB_GROUPS_OF_A_RATIO = 40
 """A share is then met to a fortieth, where no single weight is larger than that."""
