@@ -13,7 +13,7 @@ from autotune.knobs import MasterWeights, Offload
 from autotune.predictor.arithmetic import next_power_of_2
 from autotune.predictor.precision import FP32_BYTES, element_bytes, master_bytes
 from autotune.question.workload import Workload
-from autotune.space.deepspeed_config import SUB_GROUP_ELEMENTS, sub_group_elements
+from autotune.space.deepspeed_config import stepped_elements
 from autotune.space.strategy import Strategy
 
 __all__ = ["offloaded_bytes"]
@@ -44,7 +44,7 @@ def offloaded_bytes(
                 total += _accumulated_gradients(workload, strategy, trained)
     elif strategy.offload_optimizer is Offload.NVME:
         # One sub-group of master weights, moments and gradients passes through at a time.
-        sub_group = sub_group_elements(workload, strategy, num_ranks) or trained
+        sub_group = stepped_elements(workload, strategy, num_ranks)
         total += 4 * FP32_BYTES * min(sub_group * num_ranks, trained)
     return total + _weights(workload, strategy, num_ranks, trained)
 
@@ -70,7 +70,7 @@ def _states_in_sub_groups(
     Pinned: gradients, sub-group by sub-group for the step and in one piece of the weights' dtype
     for accumulation. Not pinned: master weights and both moments. A ratio is of sub-groups.
     """
-    sub_group = sub_group_elements(workload, strategy, num_ranks) or SUB_GROUP_ELEMENTS
+    sub_group = stepped_elements(workload, strategy, num_ranks)
     master = master_bytes(strategy)
     num_whole, rest = divmod(part, sub_group)
     gradients = num_whole * _pinned(master * sub_group) + _pinned(master * rest)
@@ -102,7 +102,7 @@ def _weights(workload: Workload, strategy: Strategy, num_ranks: int, trained: in
         return num_ranks * _pinned(weight * trained / num_ranks) + weight * max(0, frozen)
     if strategy.offload_param is Offload.NVME:
         # Five buffers of the largest weight's part, and one for the weights of a whole sub-group.
-        sub_group = sub_group_elements(workload, strategy, num_ranks) or trained
+        sub_group = stepped_elements(workload, strategy, num_ranks)
         one_of_all = num_ranks * weight * min(sub_group * num_ranks, trained)
         return 5 * weight * model.largest_weight + one_of_all
     return 0.0

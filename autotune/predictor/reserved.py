@@ -22,7 +22,7 @@ from autotune.predictor.zero12_allocations import Stages12
 from autotune.profile.script import AllocationScript, MicroStep
 from autotune.profile.variant import Recipe, Variant
 from autotune.question.workload import Method, ModelShape, Workload
-from autotune.space.deepspeed_config import SUB_GROUP_ELEMENTS, sub_group_elements
+from autotune.space.deepspeed_config import stepped_elements
 from autotune.space.strategy import Strategy
 
 __all__ = ["ReservedModel", "ReservedPeak", "ScriptSource"]
@@ -205,7 +205,6 @@ class ReservedModel:
         weights = sum(weight.size_bytes for weight in micro_step.weights)
         trained = sum(weight.size_bytes for weight in micro_step.weights if weight.is_trained)
         shape = self._workload.model
-        group = sub_group_elements(self._workload, strategy, ranks) or SUB_GROUP_ELEMENTS
         return EnginePlan(
             zero_stage=strategy.zero_stage,
             num_ranks=zero_size(strategy, ranks),
@@ -217,7 +216,7 @@ class ReservedModel:
             bucket_elements=min(strategy.reduce_bucket_size, trained // e),
             reduce_bytes=e if strategy.sequence_parallel_size == 1 else FP32_BYTES,
             overlaps=overlaps(strategy) and ranks > 1,
-            sub_group_elements=group,
+            sub_group_elements=stepped_elements(self._workload, strategy, ranks),
             is_offloaded=strategy.offload_optimizer is not Offload.NONE,
             tied_bytes=e * shape.vocab_size * shape.hidden_size * shape.tie_word_embeddings,
             flattens_on_device=weights + trained < self._hardware.device_memory_bytes,

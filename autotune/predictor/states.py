@@ -23,7 +23,7 @@ from autotune.predictor.optimizer_states import optimizer_state_bytes
 from autotune.predictor.precision import FP32_BYTES, GroupBytes, group_bytes, master_bytes
 from autotune.predictor.shares import RankShare, ShareModel, zero_size
 from autotune.question.workload import Method, Workload
-from autotune.space.deepspeed_config import SUB_GROUP_ELEMENTS, sub_group_elements
+from autotune.space.deepspeed_config import stepped_elements
 from autotune.space.strategy import Strategy
 
 __all__ = ["States", "StatesModel", "has_bf16_optimizer", "overlaps"]
@@ -266,8 +266,7 @@ class StatesModel:
         if strategy.zero_stage == 0:
             needed = (FP32_BYTES if strategy.scales_own_loss else e + converted) * owned
         elif strategy.zero_stage == 3:
-            sub_group = sub_group_elements(self._workload, strategy, self._num_ranks)
-            at_once = min(owned, sub_group or SUB_GROUP_ELEMENTS)
+            at_once = min(owned, stepped_elements(self._workload, strategy, self._num_ranks))
             needed = e * owned + (e + converted) * at_once
         else:
             needed = (2 * e + converted) * owned

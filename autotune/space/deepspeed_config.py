@@ -20,11 +20,11 @@ __all__ = [
     "GRADIENT_CLIPPING",
     "INITIAL_SCALE_POWER",
     "LEARNING_RATE",
-    "SUB_GROUP_ELEMENTS",
     "clips_gradients",
     "deepspeed_config",
     "flattens_parameters",
     "is_client_optimizer",
+    "stepped_elements",
     "sub_group_elements",
 ]
 
@@ -40,8 +40,8 @@ INITIAL_SCALE_POWER = 12
 BUFFER_MARGIN = 1024
 """Elements for the padding of a part, in each buffer that weights are read into from disk."""
 
-SUB_GROUP_ELEMENTS = 1_000_000_000
-"""ZeRO-3 steps through a rank's part in such groups (`zero/config.py`, `sub_group_size`)."""
+_OWN_SUB_GROUP_ELEMENTS = 1_000_000_000
+"""Of DeepSpeed's own (`zero/config.py`, `sub_group_size`)."""
 
 _SUB_GROUPS_OF_A_RATIO = 40
 """A share is then met to a fortieth, where no single weight is larger than that."""
@@ -224,6 +224,12 @@ def sub_group_elements(workload: Workload, strategy: Strategy, num_devices: int)
     if strategy.uses_nvme:
         return _NVME_SUB_GROUP_ELEMENTS
     return None
+
+
+def stepped_elements(workload: Workload, strategy: Strategy, num_devices: int) -> int:
+    """Elements of a rank's part that ZeRO-3's optimizer steps over at once, told to or not."""
+    told = sub_group_elements(workload, strategy, num_devices)
+    return told or _OWN_SUB_GROUP_ELEMENTS
 
 
 def _zeropp(strategy: Strategy) -> dict[str, Any]:

@@ -23,9 +23,6 @@ class MemoryPeaks:
     device: int
     num_alloc_retries: int
     """Times the allocator emptied its cache to go on, since the rank started."""
-    host: int = 0
-    """What this process holds of the host's memory now and did not at the start, files not
-    counted: what is offloaded, and the host's side of the context."""
 
 
 class MemoryMeter(Protocol):
@@ -37,6 +34,13 @@ class MemoryMeter(Protocol):
 
     def peaks(self) -> MemoryPeaks:
         """The peaks so far."""
+        ...
+
+    def held_on_host(self) -> int:
+        """Bytes of the host's memory that this process holds now and did not at the start.
+
+        What is offloaded, and the host's side of the context; 0 where the device is the host.
+        """
         ...
 
 
@@ -64,8 +68,11 @@ class CudaMemoryMeter:
             reserved=torch.cuda.max_memory_reserved(),
             device=self._device_peak,
             num_alloc_retries=torch.cuda.memory_stats().get("num_alloc_retries", 0),
-            host=max(0, _held_bytes() - self._host_start),
         )
+
+    def held_on_host(self) -> int:
+        """Growth of what no file stands behind."""
+        return max(0, _held_bytes() - self._host_start)
 
 
 class ResidentMemoryMeter:
@@ -86,6 +93,10 @@ class ResidentMemoryMeter:
         peak = _peak_resident_bytes()
         growth = max(0, peak - self._start)
         return MemoryPeaks(allocated=growth, reserved=growth, device=peak, num_alloc_retries=0)
+
+    def held_on_host(self) -> int:
+        """It is in the peaks already."""
+        return 0
 
 
 def _resident_bytes() -> int:

@@ -126,7 +126,7 @@ class Training:
             "peak_allocated_bytes": peaks.allocated,
             "peak_reserved_bytes": peaks.reserved,
             "peak_device_bytes": peaks.device,
-            "host_memory_bytes": peaks.host,
+            "host_memory_bytes": self._meter.held_on_host(),
             "num_alloc_retries": peaks.num_alloc_retries - retries_before,
             "num_parameters": self._built.num_parameters,
             "num_trainable_parameters": self._built.num_trainable_parameters,

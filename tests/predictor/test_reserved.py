@@ -55,26 +55,25 @@ def on_two_h200(**wanted: Any) -> tuple[Workload, Strategy, dict[str, Any]]:
         if all(
             knobs[name] == value for name, value in ({"fused_kernels": False} | wanted).items()
         ):
-            workload = Workload(
-                model=load_model_shape(line["model"]),
-                seq_len=line["seq_len"],
-                global_batch_size=line["global_batch_size"],
-            )
-            return workload, Strategy.from_dict(knobs), line["outcome"]["measurement"]
+            return _of_line(line)
     raise LookupError(wanted)
 
 
-def on_one_h100(key: str) -> tuple[Workload, Strategy, dict[str, Any]]:
-    """A trial with its optimizer on the host, and what it measured."""
-    path = Path(__file__).parents[2] / "results/host-memory/h100.jsonl"
-    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    line = next(line for line in lines if line["key"] == key)
+def _of_line(line: dict[str, Any]) -> tuple[Workload, Strategy, dict[str, Any]]:
+    """What a recorded line asked for, and what it measured."""
     workload = Workload(
         model=load_model_shape(line["model"]),
         seq_len=line["seq_len"],
         global_batch_size=line["global_batch_size"],
     )
     return workload, Strategy.from_dict(line["strategy"]), line["outcome"]["measurement"]
+
+
+def on_one_h100(key: str) -> tuple[Workload, Strategy, dict[str, Any]]:
+    """A trial with its optimizer on the host, and what it measured."""
+    path = Path(__file__).parents[2] / "results/host-memory/h100.jsonl"
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return _of_line(next(line for line in lines if line["key"] == key))
 
 
 def on_two_h100(number: int) -> tuple[Workload, Strategy, list[dict[str, Any]]]:
