@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--accumulation", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", default="", help="strategies that have this in their name")
     given = parser.parse_args()
     hardware, software = detect_hardware(), detect_software()
     is_cuda = hardware.device_type is DeviceType.CUDA
@@ -58,6 +59,8 @@ def main() -> None:
                     global_batch_size=accumulation * given.micro_batch * hardware.num_devices,
                 )
                 strategy = Strategy.from_dict({"micro_batch_size": given.micro_batch} | knobs)
+                if given.only not in str(strategy):
+                    continue
                 spec = TrialSpec(
                     workload=workload, strategy=strategy, num_ranks=hardware.num_devices
                 )
