@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autotune.doctor.bytecode import examine_bytecode
 from autotune.doctor.check import Check, CheckStatus
 from autotune.doctor.machine import cpu_precisions, detect_or_none, examine_machine, has_gpu
 from autotune.doctor.packages import examine_packages
@@ -34,6 +35,7 @@ def examine(
     rates = [examine_rates(hardware)[0]] if hardware is not None else []
     return (
         *examine_packages(has_gpu=has_gpu(hardware)),
+        examine_bytecode(),
         *examine_machine(hardware, results_folder),
         *rates,
         *examine_toolchain(),

@@ -34,6 +34,10 @@ _TIE = 0.01
 _SHARE = 0.2
 """Of the time that a search has when it begins, this much at most is kept for confirming."""
 
+_SLACK = 1.1
+"""Runs of one trial differ in duration, and a moment passes between them: with the bare sum the
+last of three would not fit any more, and the others would have been for nothing."""
+
 _MAX_BROKEN = 3
 """So many runs that the machinery broke, and no more is tried."""
 
@@ -127,8 +131,8 @@ class Confirmer:
             self._whole_s = remaining_s
         if self._num == 0:
             return 0.0
-        limit_s = _SHARE * self._whole_s
-        return _duration_s(self._affordable(candidates(trials, self._num), limit_s))
+        limit_s = _SHARE * self._whole_s / _SLACK
+        return _SLACK * _duration_s(self._affordable(candidates(trials, self._num), limit_s))
 
     def next(self, trials: Sequence[Trial], remaining_s: float) -> Trial | None:
         """The trial to run once more; None where nothing is to be learned in the time."""

@@ -239,7 +239,7 @@ def test_time_is_kept_for_running_the_best_again(record: TrialRecord) -> None:
     first = study.ask(200.0)
     assert first is not None
     study.tell(first, success(1))
-    # Three more runs of 9.8 s are kept, and a new trial takes longer than what is left then.
+    # Three more runs of 9.8 s and a tenth are kept; a new trial takes longer than what is left.
     run = study.ask(30.0)
     assert run is not None
     assert run.confirms == first.number

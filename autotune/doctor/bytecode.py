@@ -1,0 +1,52 @@
+"""Whether Python keeps what it compiles: without that each search compiles its libraries anew."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from importlib.util import cache_from_source, find_spec
+from pathlib import Path
+
+from autotune.doctor.check import Check
+
+__all__ = ["examine_bytecode"]
+
+_LARGE_PACKAGES = ("torch", "transformers", "deepspeed")
+
+
+def examine_bytecode() -> Check:
+    """Looks for the bytecode of the largest packages; imports none of them."""
+    name = "bytecode"
+    lacking = {package: path for package, path in _bytecode_files() if not path.exists()}
+    if not lacking:
+        return Check.ok(name, "of the libraries is kept")
+    detail = f"of {', '.join(lacking)} is not kept: each search compiles them anew"
+    if sys.dont_write_bytecode:
+        return Check.warning(
+            name,
+            f"{detail}, for PYTHONDONTWRITEBYTECODE is set",
+            "type: unset PYTHONDONTWRITEBYTECODE",
+        )
+    if not all(map(_can_be_made, lacking.values())):
+        return Check.warning(
+            name,
+            f"{detail}, for their folder cannot be written",
+            "type: export PYTHONPYCACHEPREFIX=$HOME/.cache/python",
+        )
+    return Check.ok(name, f"of {', '.join(lacking)} is kept from the first search on")
+
+
+def _bytecode_files() -> Iterator[tuple[str, Path]]:
+    """Where that of each installed package belongs."""
+    for package in _LARGE_PACKAGES:
+        spec = find_spec(package)
+        if spec is not None and spec.origin is not None:
+            yield package, Path(cache_from_source(spec.origin))
+
+
+def _can_be_made(path: Path) -> bool:
+    existing = path.parent
+    while not existing.exists():
+        existing = existing.parent
+    return os.access(existing, os.W_OK | os.X_OK)
