@@ -76,7 +76,9 @@ class TerminalSearch:
 
 
 def test_the_view_follows_the_search_and_leaves_the_answer_alone_behind(tmp_path: Path) -> None:
-    search = TerminalSearch(tmp_path, "--budget", "60s", "--trials", "3", "--out", "study")
+    search = TerminalSearch(
+        tmp_path, "--budget", "60s", "--trials", "3", "--confirm", "0", "--out", "study"
+    )
     assert search.exit_status() == 0
     for pattern in (
         r"budget left \d+ s of 60 s",
@@ -114,9 +116,10 @@ def test_ctrl_c_twice_kills_and_leaves_no_process_and_a_visible_cursor(
     time.sleep(0.3)
     below = search.process.children(recursive=True)
     assert below
-    search.press_ctrl_c()
-    time.sleep(0.02)
-    search.press_ctrl_c()
+    # On a busy machine two that come close together are one to the process: go on pressing.
+    for _ in range(5):
+        search.press_ctrl_c()
+        time.sleep(0.01)
     assert search.exit_status() == 130
     assert search.output.rpartition(b"\x1b[?25l")[2].count(b"\x1b[?25h") == 1
     _assert_all_end(below)
