@@ -98,8 +98,8 @@ def _weights(workload: Workload, strategy: Strategy, num_ranks: int, trained: in
     """Offloaded parameters of ZeRO-3: those that are trained are one flat pinned tensor."""
     weight, model = element_bytes(strategy), workload.model
     if strategy.offload_param is Offload.CPU:
-        frozen = model.num_parameters - trained if strategy.lora_rank else 0
-        return num_ranks * _pinned(weight * trained / num_ranks) + weight * max(0, frozen)
+        frozen = model.num_parameters if strategy.lora_rank else 0
+        return num_ranks * _pinned(weight * trained / num_ranks) + weight * frozen
     if strategy.offload_param is Offload.NVME:
         # Five buffers of the largest weight's part, and one for the weights of a whole sub-group.
         sub_group = stepped_elements(workload, strategy, num_ranks)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from two_ranks import NUM_RANKS, Facts, look_into, train_step
 
-from autotune.question.workload import Workload
+from autotune.question.workload import Method, Workload
 from autotune.space.strategy import Strategy
 from autotune.trials.trial import TrialSpec
 from autotune.worker.engine import build_engine
@@ -19,7 +20,9 @@ def host_memory_facts(folder: Path, workload: Workload, cases: dict[str, dict[st
     """Bytes of all ranks together in each case, by its name, which stands for its knobs."""
     specs = {
         name: TrialSpec(
-            workload=workload,
+            workload=replace(
+                workload, method=Method.LORA if "lora_rank" in knobs else Method.FULL
+            ),
             strategy=Strategy.from_dict({"micro_batch_size": 2} | knobs),
             num_ranks=NUM_RANKS,
         )
@@ -32,12 +35,18 @@ def _facts(name: str, spec: TrialSpec, rank: int) -> Facts:
     engine = build_engine(spec, torch.device("cpu")).engine
     train_step(engine, spec, rank, 0)
     storages = {}
-    for tensor in _kept(engine.optimizer):
+    for tensor in (*_kept(engine.optimizer), *_offloaded_weights(engine)):
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
     total = torch.tensor(sum(storages.values()))
     torch.distributed.all_reduce(total)
     return {"bytes": int(total)}
+
+
+def _offloaded_weights(engine: Any) -> Iterator[torch.Tensor]:
+    """Frozen ones too, which the optimizer does not know; the others are in its flat tensors."""
+    if getattr(engine.optimizer, "offload_param", False):
+        yield from (weight.ds_tensor for weight in engine.module.parameters())
 
 
 def _kept(optimizer: Any) -> Iterator[torch.Tensor]:
