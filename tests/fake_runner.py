@@ -56,7 +56,7 @@ class FakeRunner:
                 {
                     "event": "step",
                     "index": index,
-                    "is_timed": index >= spec.warmup_steps,
+                    "is_timed": index >= spec.num_warm_up_steps,
                     "time_s": self._step_time_s,
                 }
             )
@@ -67,7 +67,7 @@ class FakeRunner:
                 failure = Failure(kind=FailureKind.INTERRUPTED, message=reason)
             if failure is not None:
                 return Outcome(failure=failure, duration_s=self._clock() - started)
-            if index >= spec.warmup_steps:
+            if index >= spec.num_warm_up_steps:
                 timed.add(self._step_time_s)
                 defeat = timed.defeat(peak)
             index += 1

@@ -35,7 +35,6 @@ from autotune.question.question import Question
 from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind
 from autotune.samplers.given_first import GivenFirstSampler
 from autotune.space.search_space import SearchSpace
-from autotune.space.strategy import Strategy
 from autotune.study.folder import StudyFolder
 from autotune.study.pareto import rivals
 from autotune.study.stored import open_record, summarize
@@ -139,13 +138,10 @@ class Session:
             earlier = earlier_studies(reuse, question, self._software, beside=self._folder.path)
             num_reused = take_over(earlier, self._record, self._space, predictor)
 
-        def share_run(strategy: Strategy) -> float:
-            return composition_of(
-                question.workload, strategy, question.hardware.num_devices
-            ).share_run
-
         durations = TrialDurations(
-            share_run=share_run,
+            composition_of=lambda strategy: composition_of(
+                question.workload, strategy, question.hardware.num_devices
+            ),
             build_s=0.0 if cluster or compiled_extension("cpu_adam") else _BUILD_S,
         )
         proposals: Sampler

@@ -144,7 +144,7 @@ class ReplayRunner:
         while not timed.are_enough and defeat is None:
             seconds = factor * self._random.choice(measured.step_times_s)
             self._sleep(seconds * share_run)
-            is_timed = index >= spec.warmup_steps
+            is_timed = index >= spec.num_warm_up_steps
             on_event({"event": "step", "index": index, "is_timed": is_timed, "time_s": seconds})
             if self._clock() - started > timeout_s:
                 return ended(Failure(kind=FailureKind.TIMEOUT, message="it did not end"))
@@ -169,7 +169,7 @@ def _steps_s(measured: Measurement) -> float:
 def _measured_again(
     measured: Measurement, step_times_s: tuple[float, ...], spec: TrialSpec
 ) -> Measurement:
-    num_losses = spec.warmup_steps + len(step_times_s)
+    num_losses = spec.num_warm_up_steps + len(step_times_s)
     again = replace(
         measured,
         step_times_s=step_times_s,

@@ -92,7 +92,9 @@ class PredictedSampler:
         )
         self._durations = durations or TrialDurations()
         self._starts = self._table.map(start_kind).spread()
-        self._share_run = self._table.map(self._durations.share_run).spread()
+        composition_of = self._durations.composition_of
+        self._share_run = self._table.map(lambda s: composition_of(s).share_run).spread()
+        self._num_warm_up = self._table.map(lambda s: composition_of(s).num_warm_up).spread()
 
     def propose(self, trials: Sequence[Trial]) -> Strategy | None:
         """The next strategy; None where none is left that is worth it, or none at all."""
@@ -113,6 +115,7 @@ class PredictedSampler:
             np.exp(outlook.step_time.mean[: len(left)]),
             starts=self._starts[left],
             share_run=self._share_run[left],
+            num_warm_up=self._num_warm_up[left],
         )
         best_first = np.argsort(-gains / cost_s, kind="stable")
         promising = best_first[:_NUM_PROMISING]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from autotune.knobs import Offload
 from autotune.space.strategy import Strategy
+from autotune.trials.composition import Composition
 from autotune.trials.figures import TrialFigures
 from autotune.trials.measurement import Measurement
 from autotune.trials.protocols import Predictor
@@ -31,6 +32,7 @@ compiled; measured on an H100, until trials show it."""
 _LEAST_START_S = 0.5
 
 _NUM_WARM_UP_STEPS = 2
+"""Of a trial whose losses were not kept."""
 
 _NUM_TIMED_STEPS = 4
 """Timed steps of a trial, before any trial has shown how many it takes."""
@@ -40,6 +42,8 @@ _LONG_STEPS_S = 4.0
 
 _NUM_LATEST = 16
 """Trials are judged by so many of the latest: more would tell no more, and cost time."""
+
+_WHOLE = Composition(num_micro_steps=1, num_run=1)
 
 _Array = NDArray[np.float64]
 
@@ -77,6 +81,7 @@ class ShownDurations:
         *,
         starts: NDArray[np.intp],
         share_run: _Array,
+        num_warm_up: _Array,
     ) -> _Array:
         """How long trials are expected to run, one element each.
 
@@ -84,11 +89,12 @@ class ShownDurations:
             step_time_s: of a whole optimizer step.
             starts: `StartKind` of each.
             share_run: the share of each optimizer step that they run.
+            num_warm_up: steps that they do not time.
         """
         run_s = step_time_s * share_run
         num_timed = np.clip(np.ceil(_LONG_STEPS_S / run_s), 2.0, self.num_timed)
         start_s = np.array(self.start_s)[starts]
-        expected: _Array = start_s + (_NUM_WARM_UP_STEPS + num_timed) * run_s
+        expected: _Array = start_s + (num_warm_up + num_timed) * run_s
         return expected
 
 
@@ -96,17 +102,17 @@ class TrialDurations:
     """What is known of durations before any trial; learns from trials.
 
     Args:
-        share_run: the share of its optimizer steps that a trial of a strategy runs.
+        composition_of: how a trial of a strategy runs its optimizer steps.
         build_s: seconds that the first trial with an optimizer on the host has to compile.
     """
 
     def __init__(
         self,
         *,
-        share_run: Callable[[Strategy], float] = lambda strategy: 1.0,
+        composition_of: Callable[[Strategy], Composition] = lambda strategy: _WHOLE,
         build_s: float = 0.0,
     ) -> None:
-        self.share_run = share_run
+        self.composition_of = composition_of
         self._build_s = build_s
         self._kinds = TrialFigures(_kind_that_ran, width=1)
 
@@ -154,10 +160,12 @@ class TrialDurations:
             for trial in latest
             if trial.measurement is not None
         ]
+        composition = self.composition_of(strategy)
         expected = self.shown_by(trials).expected_s(
             np.array([prediction.step_time_s * median(ratios or [1.0])]),
             starts=np.array([start_kind(strategy)]),
-            share_run=np.array([self.share_run(strategy)]),
+            share_run=np.array([composition.share_run]),
+            num_warm_up=np.array([composition.num_warm_up]),
         )
         return float(expected[0])
 

@@ -35,8 +35,8 @@ class TrialSpec:
     seed: int = 0
     learning_rate: float = 1e-5
     """Of the optimizer; time and memory do not depend on it."""
-    warmup_steps: int = 2
-    """Optimizer steps before the clock starts."""
+    warmup_steps: int | None = None
+    """Optimizer steps before the clock starts; as many as the strategy needs if left out."""
     timed_steps: int = 20
     """Timed optimizer steps at most."""
     timed_s: float = 4.0
@@ -56,6 +56,11 @@ class TrialSpec:
         """How its optimizer steps are run."""
         found = composition_of(self.workload, self.strategy, self.num_ranks)
         return found if self.composes else replace(found, num_run=found.num_micro_steps)
+
+    @property
+    def num_warm_up_steps(self) -> int:
+        """Optimizer steps before the clock starts, at least."""
+        return self.composition.num_warm_up if self.warmup_steps is None else self.warmup_steps
 
     def to_confirm(self) -> TrialSpec:
         """The same for longer, and to its end: what a trial of the final choice is run as."""

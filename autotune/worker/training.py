@@ -30,9 +30,6 @@ from autotune.worker.warm_up import WarmUp
 
 __all__ = ["Training"]
 
-_MICRO_STEPS_TO_WARM_UP = 4
-"""An optimizer step of so many micro-batches warms kernels and allocator up by itself."""
-
 _MAX_SKIPPED_STEPS = 10
 """fp16: more overflowing steps than this mean that the loss scale will not settle in a trial."""
 
@@ -90,7 +87,7 @@ class Training:
         """Train and measure; the fields of `Measurement` as this rank sees them."""
         setup_time_s = time.perf_counter() - self._started
         self._log.write("ready", setup_time_s=setup_time_s)
-        warm_up = WarmUp(self._num_warm_up_steps())
+        warm_up = WarmUp(self._whole_spec.num_warm_up_steps)
         losses: list[float] = []
         timed = TimedSteps(self._whole_spec)
         defeat: str | None = None
@@ -170,10 +167,6 @@ class Training:
             has_compiled=bool(compilations),
             peak_reserved_bytes=int(reserved),
         )
-
-    def _num_warm_up_steps(self) -> int:
-        is_long = self._composition.num_run >= _MICRO_STEPS_TO_WARM_UP
-        return 1 if is_long else self._spec.warmup_steps
 
     def _inputs(self, index: int, micro: int) -> dict[str, torch.Tensor]:
         """The model's arguments for one micro-batch: this rank's part of its samples."""

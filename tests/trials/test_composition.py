@@ -63,6 +63,27 @@ def test_a_trial_can_be_asked_to_run_all_of_its_steps(tiny: Workload) -> None:
     assert replace(spec, composes=False).composition.is_whole
 
 
+@pytest.mark.parametrize(
+    ("knobs", "num_warm_up"),
+    [
+        ({"zero_stage": 0}, 1),
+        ({"zero_stage": 2, "offload_optimizer": "cpu"}, 1),
+        ({"zero_stage": 3}, 2),
+        # Runs four micro-batches in its first step.
+        ({"zero_stage": 3, "micro_batch_size": 1}, 1),
+    ],
+)
+def test_only_short_steps_of_zero3_take_two_to_warm_up(
+    tiny: Workload, knobs: dict[str, Any], num_warm_up: int
+) -> None:
+    strategy = Strategy.from_dict({"micro_batch_size": 8} | knobs)
+    workload = replace(tiny, global_batch_size=16)
+    spec = TrialSpec(workload=workload, strategy=strategy, num_ranks=1)
+    assert spec.num_warm_up_steps == num_warm_up
+    assert replace(spec, composes=False).num_warm_up_steps == num_warm_up
+    assert replace(spec, warmup_steps=7).num_warm_up_steps == 7
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # The first with offload compiles DeepSpeed's CPU Adam.
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from sample_study import complete, failed, prediction
 
 from autotune.knobs import Offload
 from autotune.space.strategy import Strategy
+from autotune.trials.composition import Composition
 from autotune.trials.durations import StartKind, TrialDurations, start_kind
 from autotune.trials.trial import FailureKind, Prediction, Trial
 
@@ -33,14 +34,14 @@ def expected_s(
 
 
 def test_before_any_trial_it_is_a_start_and_steps() -> None:
-    # Predicted at 1 s a step: two to warm up, four timed until the 4 s are over.
-    assert expected_s([]) == 3.0 + 6.0
+    # Predicted at 1 s a step: one to warm up, four timed until the 4 s are over.
+    assert expected_s([]) == 3.0 + 5.0
 
 
 def test_finished_trials_correct_the_predicted_steps_and_the_start() -> None:
     # Measured at 1.1 s a step where 1 s was predicted; 6 s in all, 2.2 s of them its two steps.
     trials = [complete(0, 1.0, 1.0)]
-    assert expected_s(trials) == pytest.approx(3.8 + 4 * 1.1)
+    assert expected_s(trials) == pytest.approx(3.8 + 3 * 1.1)
 
 
 def test_failed_trials_do_not_shorten_what_is_expected() -> None:
@@ -49,8 +50,9 @@ def test_failed_trials_do_not_shorten_what_is_expected() -> None:
 
 
 def test_only_a_share_of_long_steps_is_run() -> None:
-    quarter = TrialDurations(share_run=lambda strategy: 0.25)
-    assert expected_s([], durations=quarter) == 3.0 + 6 * 0.25
+    quarter = Composition(num_micro_steps=16, num_run=4, num_warm_up=2)
+    durations = TrialDurations(composition_of=lambda strategy: quarter)
+    assert expected_s([], durations=durations) == 3.0 + 6 * 0.25
 
 
 def test_what_must_be_compiled_counts_until_a_trial_has_compiled_it() -> None:
@@ -75,5 +77,5 @@ def test_a_slow_start_is_judged_by_all_but_the_first_of_them() -> None:
     second = replace(complete(1, 1.0, 1.0), strategy=ON_HOST, duration_s=10.0)
     assert start_kind(ON_HOST) is StartKind.ON_HOST
     # Its two steps took 2.2 s.
-    assert expected_s([first, second], ON_HOST) == pytest.approx(7.8 + 4 * 1.1)
-    assert expected_s([first, second]) == pytest.approx(3.0 + 4 * 1.1)
+    assert expected_s([first, second], ON_HOST) == pytest.approx(7.8 + 3 * 1.1)
+    assert expected_s([first, second]) == pytest.approx(3.0 + 3 * 1.1)
