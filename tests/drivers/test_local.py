@@ -137,8 +137,8 @@ def test_trials_run_one_after_the_other_until_the_study_has_no_more(drive: Drive
     study = ScriptedStudy(3)
     drive.run(study)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
-    # Six steps of a second each, and the rest of the budget is told at every question.
-    assert study.remaining_s == [1000.0, 994.0, 988.0, 982.0]
+    # Five steps of a second each, and the rest of the budget is told at every question.
+    assert study.remaining_s == [1000.0, 995.0, 990.0, 985.0]
 
 
 def test_a_failed_trial_is_told_and_the_next_one_runs(drive: Drive) -> None:
@@ -193,4 +193,4 @@ def test_progress_hears_of_everything_in_its_order(drive: Drive) -> None:
         "ended 0 complete",
         "1 trials",
     ]
-    assert drive.diary.num_refreshes == 6
+    assert drive.diary.num_refreshes == 5
