@@ -40,6 +40,8 @@ from autotune.samplers.improvement import Front, hypervolume
 from autotune.space.search_space import SearchSpace
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_table import StrategyTable
+from autotune.trials.composition import composition_of
+from autotune.trials.durations import TrialDurations
 from autotune.trials.protocols import Sampler
 from autotune.trials.trial import Trial, TrialSpec, TrialState
 
@@ -148,8 +150,18 @@ class Oracle:
             return DeepSpeedOrder(self.space)
         if name != SamplerKind.PREDICTED:
             return OptunaSampler(self.space, kind=SamplerKind(name), seed=seed)
+        durations = TrialDurations(
+            composition_of=lambda strategy: composition_of(
+                self.space.workload, strategy, self.hardware.num_devices
+            )
+        )
         return PredictedSampler(
-            self.space.table, self.prior, limits=self.limits, goal=Goal.BALANCED, min_gain=0.01
+            self.space.table,
+            self.prior,
+            limits=self.limits,
+            goal=Goal.BALANCED,
+            min_gain=0.01,
+            durations=durations,
         )
 
 
