@@ -9,6 +9,7 @@ from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
 from autotune.doctor.check import Check
+from autotune.doctor.machine import nearest_existing
 
 __all__ = ["examine_bytecode"]
 
@@ -46,7 +47,4 @@ def _bytecode_files() -> Iterator[tuple[str, Path]]:
 
 
 def _can_be_made(path: Path) -> bool:
-    existing = path.parent
-    while not existing.exists():
-        existing = existing.parent
-    return os.access(existing, os.W_OK | os.X_OK)
+    return os.access(nearest_existing(path.parent), os.W_OK | os.X_OK)

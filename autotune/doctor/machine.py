@@ -9,7 +9,7 @@ from pathlib import Path
 from autotune.doctor.check import Check
 from autotune.machine.hardware import DeviceType, Hardware, detect_hardware, host_memory_bytes
 
-__all__ = ["cpu_precisions", "detect_or_none", "examine_machine", "has_gpu"]
+__all__ = ["cpu_precisions", "detect_or_none", "examine_machine", "has_gpu", "nearest_existing"]
 
 GIB = 2**30
 
@@ -131,9 +131,7 @@ def _shared_memory() -> Check:
 def _disk(folder: Path) -> Check:
     """Of the nearest folder that exists, since a study makes its own."""
     name = "results folder"
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    existing = nearest_existing(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         return Check.missing(
             name,
@@ -149,6 +147,14 @@ def _disk(folder: Path) -> Check:
         f"{detail}; a long study with its logs may fill it",
         "type: autotune search --out FOLDER, on another disk",
     )
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the first of its parents that is there."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return existing
 
 
 def cpu_precisions() -> Check:

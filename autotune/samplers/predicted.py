@@ -92,9 +92,8 @@ class PredictedSampler:
         )
         self._durations = durations or TrialDurations()
         self._starts = self._table.map(start_kind).spread()
-        composition_of = self._durations.composition_of
-        self._share_run = self._table.map(lambda s: composition_of(s).share_run).spread()
-        self._num_warm_up = self._table.map(lambda s: composition_of(s).num_warm_up).spread()
+        composition = self._table.map(self._durations.composition_of).spread()
+        self._share_run, self._num_warm_up = composition.share_run, composition.num_warm_up
 
     def propose(self, trials: Sequence[Trial]) -> Strategy | None:
         """The next strategy; None where none is left that is worth it, or none at all."""

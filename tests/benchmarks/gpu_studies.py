@@ -22,9 +22,6 @@ STUDIES = {
         *("--model", "13B", "--method", "lora", "--seq-len", "1024", "--global-batch", "16"),
         *("--budget", "10m"),
     ),
-    "13B-lora-8m": (
-        *("--model", "13B", "--method", "lora", "--global-batch", "16", "--budget", "8m"),
-    ),
 }
 ON_CPU = ("--model", "tiny", "--seq-len", "64", "--budget", "30s")
 

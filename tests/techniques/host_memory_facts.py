@@ -35,7 +35,7 @@ def _facts(name: str, spec: TrialSpec, rank: int) -> Facts:
     engine = build_engine(spec, torch.device("cpu")).engine
     train_step(engine, spec, rank, 0)
     storages = {}
-    for tensor in (*_kept(engine.optimizer), *_offloaded_weights(engine)):
+    for tensor in _kept(engine):
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
     total = torch.tensor(sum(storages.values()))
@@ -43,20 +43,17 @@ def _facts(name: str, spec: TrialSpec, rank: int) -> Facts:
     return {"bytes": int(total)}
 
 
-def _offloaded_weights(engine: Any) -> Iterator[torch.Tensor]:
-    """Frozen ones too, which the optimizer does not know; the others are in its flat tensors."""
-    if getattr(engine.optimizer, "offload_param", False):
-        yield from (weight.ds_tensor for weight in engine.module.parameters())
-
-
-def _kept(optimizer: Any) -> Iterator[torch.Tensor]:
+def _kept(engine: Any) -> Iterator[torch.Tensor]:
     """Tensors that ZeRO would have on the host of a GPU."""
+    optimizer = engine.optimizer
     masters = getattr(optimizer, "single_partition_of_fp32_groups", None)
     if masters is None:
         masters = optimizer.fp32_partitioned_groups_flat
         yield optimizer.grad_partitions_flat_buffer
         if optimizer.offload_param:
             yield from optimizer.param_groups_fp16_flat_cpu_memory
+            # Frozen weights too, which the optimizer does not know.
+            yield from (weight.ds_tensor for weight in engine.module.parameters())
     else:
         yield from optimizer.param_buffer_of_bit16_for_cpu_offload_groups
         yield optimizer.temp_grad_buffer_for_cpu_offload
