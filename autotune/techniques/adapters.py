@@ -24,10 +24,11 @@ def wrap_lora(
         layers: its decoder layers; nothing outside of them has adapters.
         rank: of each adapter's two matrices.
         alpha: the adapters' output is scaled by alpha / rank; 0 stands for twice the rank.
-        targets: the linear layers that have adapters, as `adapter_targets` reads them.
+        targets: the linear layers that have adapters, as `adapter_targets` reads them. For some
+            mixtures PEFT adapts the experts in their place (`question/expert_adapters.py`).
 
     Raises:
-        ConfigError: a target names no linear layer of the decoder layers.
+        ConfigError: a target names no linear layer of the decoder layers, or PEFT refuses it.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers.pytorch_utils import Conv1D
@@ -47,7 +48,10 @@ def wrap_lora(
         fan_in_fan_out=any(isinstance(model.get_submodule(path), Conv1D) for path in chosen),
         task_type="CAUSAL_LM",
     )
-    wrapped: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
+    try:
+        wrapped: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise ConfigError(f"lora_targets: PEFT refuses them for this model: {error}") from error
     return wrapped
 
 
