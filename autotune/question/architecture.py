@@ -18,8 +18,8 @@ _ASKED = "autotune tunes decoder-only causal language models, such as Llama, Qwe
 _PARTS_OF_LAYERS = ("attn_config", "ffn_config")
 """Configurations within a configuration that are of the layers of one model (MPT, DBRX)."""
 
-_BOTH_SIDES = ("bert-generation", "xlnet")
-"""Encoders with a language-model head that have no masked-language-model class beside it."""
+_BOTH_SIDES = ("bert-generation", "cpmant", "xlnet")
+"""Models with a language-model head, but no masked-language-model class, that are not causal."""
 
 _NEEDS_ANOTHER = ("gemma4_assistant", "gemma4_unified_assistant", "trocr")
 """Decoders that read the hidden states of another model."""
@@ -103,7 +103,7 @@ def _why_not(model_type: str, fields: Mapping[str, Any], config_class: Any) -> s
     if model_type in _NEEDS_ANOTHER:
         return f"reads the hidden states of another model. {_ASKED}"
     if model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or model_type in _BOTH_SIDES:
-        return f"is an encoder, whose tokens see those behind them. {_ASKED}"
+        return f"is not causal: its tokens see those behind them. {_ASKED}"
     if model_type not in causal:
         return f"is no causal language model. {_ASKED}"
     return None

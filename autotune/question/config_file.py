@@ -13,7 +13,7 @@ import stat
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from autotune.errors import ConfigError
 
@@ -26,7 +26,7 @@ _MAX_DEPTH = 32
 """Mappings and lists within each other; published ones have 4."""
 
 _LIMITS = (
-    (re.compile(r"layers?\b|layers?_|_blocks|depth"), 1000),
+    (re.compile(r"layers?\b|layers?_|_blocks|depth"), 500),
     (re.compile(r"heads?\b|heads?_|experts?\b|experts?_|groups?\b"), 2**17),
     (re.compile(r"size|dim|width|rank|inner|ffn|^d_|^n_embd|units|channels"), 2**27),
 )
@@ -60,7 +60,8 @@ def read_config_file(path: Path, place: str) -> dict[str, Any]:
         fault = _fault(name, value, depth)
         if fault:
             raise ConfigError(f"{place}: {fault}")
-    return dict(fields)
+    plain: dict[str, Any] = _plain(fields)
+    return plain
 
 
 def shorten(value: object) -> str:
@@ -77,6 +78,13 @@ class _Pairs(dict[str, Any]):
         self.repeated = [name for name, value in pairs if _differ(self[name], value)]
 
 
+def _plain(value: Any) -> Any:
+    """The same of JSON's own kinds alone."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _differ(one: Any, other: Any) -> bool:
     # NaN differs from itself; it is refused as such.
     return bool(one is not other and one != other)
@@ -84,13 +92,12 @@ def _differ(one: Any, other: Any) -> bool:
 
 def _read_text(path: Path, place: str) -> str:
     try:
-        # Without waiting: a FIFO would have its reader wait for a writer.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ConfigError(f"{place} is not a regular file")
-            content = file.read(_MAX_BYTES + 1)
+        with open(path, "rb", opener=_open_at_once) as file:
+            content = file.read(_MAX_BYTES + 1) if _is_regular(file) else None
     except OSError as error:
         raise ConfigError(f"{place} cannot be read: {error.strerror or error}") from error
+    if content is None:
+        raise ConfigError(f"{place} is not a regular file")
     if len(content) > _MAX_BYTES:
         raise ConfigError(
             f"{place} is larger than {_MAX_BYTES // 2**20} MiB: it is no model's configuration"
@@ -107,6 +114,15 @@ def _read_text(path: Path, place: str) -> str:
             "UTF-8 without one"
         )
     return text
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting: a FIFO would have its reader wait for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _is_regular(file: BinaryIO) -> bool:
+    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
 
 def _walk(fields: _Pairs) -> Iterator[tuple[str, Any, int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 from autotune.errors import ConfigError
@@ -27,6 +27,9 @@ _COMMON = (
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 _LONGEST_REASON = 300
+
+_NOISE = re.compile(r"((Class v|V)alidation error for (field|validator) '\w+'|\b\w+Error): ")
+"""What stands before the reason in the errors of transformers' configurations."""
 
 
 def complete_fields(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -79,10 +82,10 @@ def refusal(
         fields: what the file says.
         attempt: what could not be done, to be tried with other fields.
     """
-    reason = re.sub(r"(\w+Error|Exception): ", "", " ".join(str(error).split()))
-    reason = reason[:_LONGEST_REASON] or type(error).__name__
-    named = re.search(r"(?:alidation error for )?[Ff]ield '(\w+)'", reason)
+    text = " ".join(str(error).split())
+    named = re.search(r"[Ff]ield '(\w+)'", text)
     field = named[1] if named else _culprit(fields, attempt)
+    reason = _NOISE.sub("", text)[:_LONGEST_REASON] or type(error).__name__
     words = f"{field}: " if field else "its fields do not go together: "
     if field == "pad_token_id":
         words += "set it to null, or to the number of a token of the vocabulary; "
@@ -99,8 +102,11 @@ def _read(fields: Mapping[str, Any]) -> Any:
 def _culprit(
     fields: Mapping[str, Any], attempt: Callable[[Mapping[str, Any]], object]
 ) -> str | None:
-    """The first field, or two numbers, without which the attempt succeeds, if there are any."""
-    for name, changed in _without_some(fields):
+    """The first field, or two numbers, without which the attempt succeeds, if there are any.
+
+    Or else the first one that the attempt succeeds with, of those that are not there.
+    """
+    for name, changed in chain(_without_some(fields), _with_one_more(fields)):
         try:
             attempt(changed)
         except Exception:
@@ -117,6 +123,17 @@ def _without_some(fields: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, An
     numbers = [name for name in names if type(fields[name]) is int]
     for some in (*((name,) for name in names), *combinations(numbers, 2)):
         yield " and ".join(some), {key: v for key, v in fields.items() if key not in some}
+
+
+def _with_one_more(fields: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The fields with a number for one that neither they nor the architecture's defaults have."""
+    try:
+        whole = _read(fields).to_dict()
+    except Exception:
+        return
+    for name, value in whole.items():
+        if value is None and fields.get(name) is None:
+            yield f"{name} (missing)", {**fields, name: 1}
 
 
 def _with_endless(value: Any) -> Any:

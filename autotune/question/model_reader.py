@@ -32,7 +32,7 @@ _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """Names of the MLP's width and of the number of experts, which differ between architectures."""
 
-_BLAME_S = 10.0
+_BLAME_S = 5.0
 """Seconds that may go into finding the field to blame."""
 
 _Count = Annotated[int, Field(ge=1)]
@@ -120,15 +120,17 @@ def _downloaded(name: str) -> Path:
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Keep back what they log of attempts to connect, and of what is refused anyway."""
-    logs = [logging.getLogger(name) for name in ("huggingface_hub", "transformers")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.CRITICAL)
+    import transformers
+
+    hub = logging.getLogger("huggingface_hub")
+    level, verbosity = hub.level, transformers.logging.get_verbosity()
+    hub.setLevel(logging.CRITICAL)
+    transformers.logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
+        hub.setLevel(level)
+        transformers.logging.set_verbosity(verbosity)
 
 
 def _remote_fields(name: str, place: str) -> dict[str, Any]:
@@ -150,10 +152,11 @@ def _remote_fields(name: str, place: str) -> dict[str, Any]:
 
 def _census_of(record: Mapping[str, Any], fields: Mapping[str, Any], place: str) -> Census:
     """Build and run the model without memory, and count it."""
-    started = time.monotonic()
+    deadlines: list[float] = []
 
     def attempt(changed: Mapping[str, Any]) -> None:
-        if time.monotonic() - started > _BLAME_S:
+        deadlines.append(time.monotonic() + _BLAME_S)
+        if time.monotonic() > deadlines[0]:
             raise TimeoutError
         model = build_empty_model(other := complete_fields(changed, place))
         run_first_layers(model, int(other["num_hidden_layers"]))

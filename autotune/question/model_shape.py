@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autotune.knobs import ModuleGroup
-from autotune.question.adapter_targets import ADAPTER_GROUPS, ALL_LINEAR, has_adapter
+from autotune.question.adapter_targets import (
+    ADAPTER_GROUPS,
+    ALL_LINEAR,
+    can_have_adapter,
+    has_adapter,
+)
 from autotune.question.census import Census
 from autotune.question.expert_adapters import ExpertAdapters
 
@@ -237,7 +242,7 @@ class ModelShape:
         if self.num_experts == 1 and not self.num_expert_adapters(1, targets):
             return None
         if not self.num_expert_adapters(1, targets):
-            return "no adapters on the routed experts"
+            return "the routed experts have no adapters"
         names = sorted(
             name
             for each in self._expert_adapters.values()
@@ -255,12 +260,20 @@ class ModelShape:
 
     @property
     def _named_linears(self) -> dict[ModuleGroup, dict[str, tuple[int, int]]]:
-        """Linear layers of one decoder block, by group and name: the mean over all blocks."""
+        """What targets may name: linear layers of one decoder block, the mean over all blocks."""
         if self.census is not None:
             mlp = self._of_one_layer(self.census.mlp_linears)
         else:
             mlp = self.mlp_linears if self.num_experts == 1 else {}
-        return {ModuleGroup.ATTENTION: self.attention_linears, ModuleGroup.MLP: mlp}
+        groups = {ModuleGroup.ATTENTION: self.attention_linears, ModuleGroup.MLP: mlp}
+        return {
+            group: {
+                name: sides
+                for name, sides in linears.items()
+                if can_have_adapter(name, self.model_type)
+            }
+            for group, linears in groups.items()
+        }
 
     def _chosen(self, targets: tuple[str, ...]) -> set[str]:
         """Names of the linear layers that the targets name."""

@@ -87,6 +87,20 @@ class Workload:
             return self.model.num_parameters
         return self.model.num_lora_parameters(lora_rank, self.adapter_targets(lora_targets))
 
+    @property
+    def adapters_in_words(self) -> str | None:
+        """Whether the experts of a mixture have adapters, a sentence; None for other models."""
+        experts = self.model.experts_in_words(self.lora_targets)
+        if self.method is Method.FULL or experts is None:
+            return None
+        num = self.num_trainable_parameters(self.lora_rank)
+        of_experts = self.model.num_expert_adapters(self.lora_rank, self.lora_targets)
+        share = f", {of_experts / 1e6:,.1f} million of them in" if of_experts else ";"
+        return (
+            f"LoRA of rank {self.lora_rank} on {', '.join(self.lora_targets)} trains "
+            f"{num / 1e6:,.1f} million parameters{share} {experts}."
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `from_dict` reads it back."""
         record: dict[str, Any] = json.loads(json.dumps(asdict(self)))

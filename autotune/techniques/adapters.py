@@ -8,7 +8,7 @@ from torch import nn
 
 from autotune.errors import ConfigError
 from autotune.knobs import ModuleGroup
-from autotune.question.adapter_targets import ALL_LINEAR, has_adapter
+from autotune.question.adapter_targets import ALL_LINEAR, can_have_adapter, has_adapter
 from autotune.techniques.blocks import is_attention
 
 __all__ = ["linear_layers", "wrap_lora"]
@@ -36,7 +36,12 @@ def wrap_lora(
     is_wrapped = isinstance(model, PeftModel)
     if is_wrapped:
         return model
-    linears = linear_layers(model, layers)
+    model_type = str(model.config.model_type)  # type: ignore[union-attr]
+    linears = {
+        path: group
+        for path, group in linear_layers(model, layers).items()
+        if can_have_adapter(_name(path), model_type)
+    }
     chosen = [path for path, group in linears.items() if has_adapter(_name(path), group, targets)]
     _check_targets(targets, linears)
     config = LoraConfig(
