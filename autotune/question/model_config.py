@@ -84,7 +84,7 @@ def refusal(
     """
     text = " ".join(str(error).split())
     named = re.search(r"[Ff]ield '(\w+)'", text)
-    field = named[1] if named else _culprit(fields, attempt)
+    field = named[1] if named else _culprit(fields, attempt, is_lacking="None" in text)
     reason = _NOISE.sub("", text)[:_LONGEST_REASON] or type(error).__name__
     words = f"{field}: " if field else "its fields do not go together: "
     if field == "pad_token_id":
@@ -100,40 +100,43 @@ def _read(fields: Mapping[str, Any]) -> Any:
 
 
 def _culprit(
-    fields: Mapping[str, Any], attempt: Callable[[Mapping[str, Any]], object]
+    fields: Mapping[str, Any], attempt: Callable[[Mapping[str, Any]], object], *, is_lacking: bool
 ) -> str | None:
-    """The first field, or two numbers, without which the attempt succeeds, if there are any.
+    """The first field without which the attempt succeeds, or the first two numbers.
 
-    Or else the first one that the attempt succeeds with, of those that are not there.
+    Where a value is lacking, the first with which it succeeds, of those that are not there.
     """
-    for name, changed in chain(_without_some(fields), _with_one_more(fields)):
+    names = [name for name in fields if name not in ("model_type", *_TOKEN_IDS)]
+    numbers = [name for name in names if type(fields[name]) is int]
+    suspects = chain(
+        ((f"{name} (missing)", {**fields, name: 1}) for name in _missing(fields) if is_lacking),
+        ((name, {**fields, name: None}) for name in _TOKEN_IDS),
+        ((name, _without(fields, name)) for name in names),
+        ((" and ".join(pair), _without(fields, *pair)) for pair in combinations(numbers, 2)),
+    )
+    for words, changed in suspects:
         try:
             attempt(changed)
         except Exception:
             continue
-        return name
+        return words
     return None
 
 
-def _without_some(fields: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The fields with one or two left to the architecture's defaults, ids of tokens with none."""
-    for name in _TOKEN_IDS:
-        yield name, {**fields, name: None}
-    names = [name for name in fields if name not in ("model_type", *_TOKEN_IDS)]
-    numbers = [name for name in names if type(fields[name]) is int]
-    for some in (*((name,) for name in names), *combinations(numbers, 2)):
-        yield " and ".join(some), {key: v for key, v in fields.items() if key not in some}
+def _without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """The fields with some left to the architecture's defaults."""
+    return {key: value for key, value in fields.items() if key not in names}
 
 
-def _with_one_more(fields: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The fields with a number for one that neither they nor the architecture's defaults have."""
+def _missing(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Fields that neither they nor the architecture's defaults give a value."""
     try:
         whole = _read(fields).to_dict()
     except Exception:
         return
     for name, value in whole.items():
         if value is None and fields.get(name) is None:
-            yield f"{name} (missing)", {**fields, name: 1}
+            yield name
 
 
 def _with_endless(value: Any) -> Any:

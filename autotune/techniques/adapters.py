@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 
 from torch import nn
@@ -54,7 +55,10 @@ def wrap_lora(
         task_type="CAUSAL_LM",
     )
     try:
-        wrapped: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
+        with warnings.catch_warnings():
+            # Ranks of the experts' parameters, which do apply, are looked for among modules only.
+            warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys")
+            wrapped: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
         raise ConfigError(f"lora_targets: PEFT refuses them for this model: {error}") from error
     return wrapped

@@ -87,7 +87,7 @@ def test_no_value_of_the_layers_is_waited_for(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_attention_heads": 3, "num_key_value_heads": 3}, "hidden_size and num_attention"),
+        ({"num_attention_heads": 3, "num_key_value_heads": 3}, "num_attention_heads"),
         ({"num_key_value_heads": 3}, "num_key_value_heads 3 does not divide num_attention_heads"),
         ({"of": "opt", "num_attention_heads": 5}, "num_attention_heads"),
         ({"head_dim": 7}, "head_dim"),
