@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from autotune.errors import ConfigError, StorageError
 from autotune.space.strategy import Strategy
 from autotune.study.confirmed import with_confirmations
-from autotune.study.trial_rows import TrialRows
+from autotune.study.trial_rows import StoredTrial, TrialRows
 from autotune.trials.trial import (
     OBJECTIVES,
     Failure,
@@ -71,7 +71,8 @@ class TrialRecord:
         import optuna
 
         self.is_shared = is_shared
-        self._ended: dict[int, Trial] = {}
+        self._known: dict[int, Trial] = {}
+        self._owners: dict[int, str | None] = {}
 
         self._url = url
         self._owner = owner
@@ -155,25 +156,21 @@ class TrialRecord:
 
     def _runs(self) -> list[Trial]:
         """Trials, and runs that confirm them."""
+        self._hear()
+        return [self._known[number] for number in sorted(self._known)]
+
+    def _hear(self) -> None:
+        """Take in what was written since it was asked for last."""
         import optuna
 
+        waiting = optuna.trial.TrialState.WAITING
         with self._as_storage_error():
-            waiting = optuna.trial.TrialState.WAITING
-            return [
-                self._ended.get(trial.number) or self._read(trial)
-                for trial in self._stored()
-                if trial.state is not waiting and _YIELDED_TO not in trial.user_attrs
-            ]
-
-    def _stored(self) -> list[optuna.trial.FrozenTrial]:
-        """All that is in the storage.
-
-        A shared study is read before each trial, so Optuna keeps what has ended; another is read
-        when it is opened and when it is summed up, and nothing of it is kept.
-        """
-        if self.is_shared:
-            return self._study.get_trials(deepcopy=False)
-        return self._storage.get_all_trials(self._study._study_id, deepcopy=False)
+            for stored in self._rows.read_new():
+                if stored.state is waiting or _YIELDED_TO in stored.attributes:
+                    self._known.pop(stored.number, None)
+                else:
+                    self._known[stored.number] = self._read(stored)
+                    self._owners[stored.number] = stored.attributes.get("owner")
 
     def claim(
         self, strategy: Strategy, prediction: Prediction, *, is_forced: bool = False
@@ -300,10 +297,8 @@ class TrialRecord:
         """End the trials that this owner left running when it was killed; how many there were."""
         left = [trial for trial in self._runs() if trial.state is TrialState.RUNNING]
         recovered = 0
-        with self._as_storage_error():
-            owners = {t.number: t.user_attrs.get("owner") for t in self._stored()}
         for trial in left:
-            if owners[trial.number] not in (self._owner, None):
+            if self._owners[trial.number] not in (self._owner, None):
                 continue
             # One that has an end was told, and the search killed while it wrote that down.
             has_ended = trial.measurement is not None or trial.failure is not None
@@ -320,17 +315,17 @@ class TrialRecord:
             recovered += not has_ended
         return recovered
 
-    def _read(self, frozen: Any) -> Trial:
-        attributes = frozen.user_attrs
+    def _read(self, stored: StoredTrial) -> Trial:
+        attributes = stored.attributes
         try:
             measurement = attributes.get("measurement")
             failure = attributes.get("failure")
             prediction = attributes.get("prediction")
             strategy = Strategy.from_dict(attributes["strategy"])
-            trial = Trial(
-                number=frozen.number,
+            return Trial(
+                number=stored.number,
                 strategy=strategy,
-                state=_states()[frozen.state],
+                state=_states()[stored.state],
                 prediction=Prediction.from_dict(prediction) if prediction else None,
                 measurement=Measurement.from_dict(measurement) if measurement else None,
                 failure=Failure.from_dict(failure) if failure else None,
@@ -343,13 +338,9 @@ class TrialRecord:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(
-                f"trial {frozen.number} in {without_password(self._url)} was not written by "
+                f"trial {stored.number} in {without_password(self._url)} was not written by "
                 f"this version of autotune: {error}"
             ) from error
-        if self.is_shared and trial.state is not TrialState.RUNNING:
-            # It changes no more, and is asked for again after every other trial.
-            self._ended[trial.number] = trial
-        return trial
 
 
 def _outcome_attributes(outcome: Outcome) -> dict[str, Any]:
