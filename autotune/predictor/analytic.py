@@ -62,6 +62,7 @@ class AnalyticPredictor:
         self._memory = MemoryModel(workload, hardware, script_of)
         self._time = TimeModel(workload, hardware, self._memory)
         self._explained = lru_cache(_NUM_LATEST)(self._explain)
+        self._latest: tuple[StrategyTable, PredictionTable] | None = None
         self._device_overhead_bytes = DEVICE_OVERHEAD_BYTES[hardware.device_type]
 
     @property
@@ -99,8 +100,14 @@ class AnalyticPredictor:
         return techniques(strategy, self._num_ranks)
 
     def predict_table(self, table: StrategyTable) -> PredictionTable:
-        """The same of every strategy of a table, in its order."""
-        return PredictionTable.joined([predicted for predicted, _ in self.explain_table(table)])
+        """The same of every strategy of a table, in its order.
+
+        The last table is not worked out twice: a search asks for its own at several places.
+        """
+        if self._latest is None or self._latest[0] is not table:
+            parts = [predicted for predicted, _ in self.explain_table(table)]
+            self._latest = table, PredictionTable.joined(parts)
+        return self._latest[1]
 
     def explain_table(self, table: StrategyTable) -> Iterator[tuple[PredictionTable, Explanation]]:
         """Predictions of a table part by part, and what they are made of."""
