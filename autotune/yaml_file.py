@@ -28,6 +28,8 @@ Location = tuple[int | str, ...]
 _LONGEST_VALUE = 60
 """Characters of a wrong value that a message shows."""
 
+_LONGEST_MESSAGE = 600
+
 _MOST_BYTES = 256 * 2**10
 """Fifty times the largest search space that comes along. ruamel.yaml is written in Python: of so
 much it reads every form in half a second."""
@@ -95,7 +97,7 @@ def parse_yaml(text: str, path: str, model: type[Document]) -> Document:
         return model.model_validate(tree)
     except ValidationError as error:
         line, message = _first_mistake(error, tree, model)
-        raise ConfigError(f"{path}:{line}: {message}") from error
+        raise ConfigError(f"{path}:{line}: {_shorten(message, _LONGEST_MESSAGE)}") from error
 
 
 def _load(text: str, path: str) -> Any:
@@ -249,17 +251,20 @@ def _describe(mistake: Mapping[str, Any], model: type[Section]) -> str:
     if kind in ("model_type", "model_attributes_type"):
         keys = ", ".join(_section(model, location).model_fields)
         subject = where or "the file"
-        return f"{subject} must be a mapping with keys of {keys}; got {_shorten(value)}"
+        return f"{subject} must be a mapping with keys of {keys}; got {_show(value)}"
     rule = "needs at least one value" if kind == "too_short" else mistake["msg"]
-    return f"{where}: {rule[0].lower()}{rule[1:]}, got {_shorten(value)}"
+    return f"{where}: {rule[0].lower()}{rule[1:]}, got {_show(value)}"
 
 
-def _shorten(value: object) -> str:
+def _show(value: object) -> str:
     try:
-        text = visible(repr(value))
+        return _shorten(repr(value), _LONGEST_VALUE)
     except ValueError:  # of an integer with more digits than Python writes
-        text = "a number of thousands of digits"
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+        return "a number of thousands of digits"
+
+
+def _shorten(text: str, longest: int) -> str:
+    return visible(text if len(text) <= longest else f"{text[:longest]}...")
 
 
 def _section(model: type[Section], location: Location) -> type[Section]:

@@ -50,7 +50,9 @@ def named_kind(name: str) -> DeviceKind | UnsupportedDevice | str:
         return sizes[0]
     if sizes:
         several = ", ".join(
-            k.name for k in DEVICE_KINDS.values() if _plain(k.name).startswith(wanted)
+            kind.name
+            for kind in DEVICE_KINDS.values()
+            if _plain(_without_memory(kind)).startswith(wanted)
         )
         return f"{name} may be any of {several}: choose one"
     if len(wanted) > _LONGEST_NAME:
@@ -65,20 +67,21 @@ def named_kind(name: str) -> DeviceKind | UnsupportedDevice | str:
 
 def _without_memory(kind: DeviceKind) -> str:
     """The name of a product that comes with several sizes of memory: A100 of A100-80GB."""
-    return re.sub(r"-[0-9]+GB$", "", kind.name)
+    return re.sub(r"-[0-9]+GB", "", kind.name)
 
 
 def _near(wanted: str) -> Iterator[str]:
     """Kinds whose name was mis-spelt, nearest first.
 
-    Another number of the same length is another product (A800, RTX4080), and so are other letters.
+    Another number is another product (A800, RTX4080, H20), unless it has a digit more or two in
+    another order; so are other letters.
     """
     names = {_plain(_without_memory(kind)): kind.name for kind in reversed(DEVICE_KINDS.values())}
     names |= {_plain(kind.name): kind.name for kind in DEVICE_KINDS.values()}
     for near in difflib.get_close_matches(wanted, names, n=5, cutoff=_LEAST_LIKENESS):
         ours, theirs = re.findall("[0-9]", wanted), re.findall("[0-9]", near)
         is_same_make = sorted(_letters(wanted)) == sorted(_letters(near))
-        if is_same_make and (len(ours) != len(theirs) or sorted(ours) == sorted(theirs)):
+        if is_same_make and (len(ours) > len(theirs) or sorted(ours) == sorted(theirs)):
             yield names[near]
 
 

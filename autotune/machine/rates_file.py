@@ -17,6 +17,7 @@ from typing import Any
 from autotune.errors import ConfigError, StorageError
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.machine.rates import Rates
+from autotune.text_file import load_json
 
 __all__ = ["StoredRates", "rates_path", "read_rates", "with_measured_rates", "write_rates"]
 
@@ -73,7 +74,7 @@ def read_rates(hardware: Hardware) -> StoredRates | None:
     """
     path = rates_path(hardware)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = load_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
