@@ -73,16 +73,22 @@ def _without_memory(kind: DeviceKind) -> str:
 def _near(wanted: str) -> Iterator[str]:
     """Kinds whose name was mis-spelt, nearest first.
 
-    Another number is another product (A800, RTX4080, H20), unless it has a digit more or two in
-    another order; so are other letters.
+    Another number is another product (A800, RTX4080, H20), unless its digits are in another order
+    or one was typed twice; so are other letters.
     """
     names = {_plain(_without_memory(kind)): kind.name for kind in reversed(DEVICE_KINDS.values())}
     names |= {_plain(kind.name): kind.name for kind in DEVICE_KINDS.values()}
     for near in difflib.get_close_matches(wanted, names, n=5, cutoff=_LEAST_LIKENESS):
-        ours, theirs = re.findall("[0-9]", wanted), re.findall("[0-9]", near)
+        ours, theirs = re.sub("[^0-9]", "", wanted), re.sub("[^0-9]", "", near)
+        is_typed_twice = len(ours) > len(theirs) and _once(ours) == _once(theirs)
         is_same_make = sorted(_letters(wanted)) == sorted(_letters(near))
-        if is_same_make and (len(ours) > len(theirs) or sorted(ours) == sorted(theirs)):
+        if is_same_make and (is_typed_twice or sorted(ours) == sorted(theirs)):
             yield names[near]
+
+
+def _once(digits: str) -> str:
+    """Each digit once where it stands several times in a row."""
+    return re.sub(r"(.)\1+", r"\1", digits)
 
 
 def _letters(name: str) -> str:

@@ -6,6 +6,7 @@ Knows the file's form. Does not know torch, nor DeepSpeed's keys.
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -134,7 +135,7 @@ def knob_type(name: str) -> Any:
 
 def _read_value(name: str, value: object) -> Any:
     most = _MOST_OF_KNOBS.get(name, _MOST)
-    if isinstance(value, int | float) and value > most:
+    if isinstance(value, int | float) and most < value < math.inf:
         raise ConfigError(f"{name} must be at most {most:,}")
     try:
         read = read_knob(name, value)
