@@ -19,7 +19,7 @@ _PIPE_WIDTH = 120
 
 
 class _PlainConsole(Console):
-    """Writes characters that are not printed as their escapes, wherever a text came from."""
+    """Knows no markup, and writes characters that are not printed as their escapes."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -34,14 +34,14 @@ class _PlainConsole(Console):
 
 def answer_console() -> Console:
     """stdout: plain text in a pipe."""
-    console = _PlainConsole(highlight=False)
+    console = _PlainConsole(highlight=False, markup=False)
     console.width = max(console.width, _LEAST_WIDTH) if console.is_terminal else _PIPE_WIDTH
     return console
 
 
 def error_console() -> Console:
     """stderr: a live view in a terminal, plain lines elsewhere."""
-    console = _PlainConsole(stderr=True, highlight=False)
+    console = _PlainConsole(stderr=True, highlight=False, markup=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     return console
@@ -49,4 +49,4 @@ def error_console() -> Console:
 
 def file_console(file: IO[str]) -> Console:
     """A file that somebody may show in a terminal."""
-    return _PlainConsole(file=file, width=_PIPE_WIDTH)
+    return _PlainConsole(file=file, width=_PIPE_WIDTH, markup=False)

@@ -24,7 +24,7 @@ def test_control_characters_are_printed_as_their_escapes(
     table.add_row(Text(HOSTILE))
     console = console_of()
     console.print(table, Text(HOSTILE), crop=False)
-    console.print(HOSTILE, markup=False, soft_wrap=True)
+    console.print(HOSTILE, soft_wrap=True)
     captured = capsys.readouterr()
     out = captured.out + captured.err
     assert out.replace("\n", "").isprintable()
