@@ -15,6 +15,8 @@ PACKAGE = Path(autotune.__file__).parent
 
 LAYERS: tuple[str, ...] = (
     "errors",
+    "names",
+    "text_file",
     "knobs",
     "yaml_file",
     "machine",

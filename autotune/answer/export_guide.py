@@ -5,8 +5,11 @@ Does not know how the folder is written.
 
 from __future__ import annotations
 
+from html import escape
+
 from autotune.knobs import LossClass, Optimizer, Precision
 from autotune.machine.hardware import DeviceType, Hardware
+from autotune.names import visible
 from autotune.question.presets import PRESETS
 from autotune.question.workload import Method, Workload
 from autotune.space.deepspeed_config import (
@@ -89,9 +92,9 @@ def launch_line(hardware: Hardware, num_nodes: int = 1) -> str:
 
 def launch_script(hardware: Hardware, num_nodes: int = 1) -> str:
     """`launch.sh`: the launch line, with further arguments passed on."""
-    where, hosts = str(hardware), ""
+    where, hosts = visible(str(hardware)), ""
     if num_nodes > 1:
-        where = f"{num_nodes} nodes of {hardware}"
+        where = f"{num_nodes} nodes of {where}"
         hosts = f"# hostfile is yours too: a line a host, worker-1 slots={hardware.num_devices}\n"
     return (
         "#!/bin/sh\n"
@@ -109,16 +112,21 @@ def guide(summary: StudySummary, trial: Trial) -> str:
         speed += f" ± {trial.throughput.half_width:,.0f}"
     runs = f" over {len(trial.confirmations)} runs" if trial.is_confirmed else ""
     gib = trial.peak_memory_bytes / 2**30
-    source = f", by {trial.reused_from}" if trial.reused_from else ""
+    source = f", by {_text(trial.reused_from)}" if trial.reused_from else ""
     predicted = _predicted(trial.prediction) if trial.prediction else ""
     origin = f"""\
-Trial {trial.number} of the autotune study {summary.name}: {workload.model.name},
+Trial {trial.number} of the autotune study {_text(summary.name)}: {workload.model.name},
 {workload.seq_len} tokens a sample, {workload.global_batch_size} samples a step, on \
 {summary.hardware}.
 Measured {speed} tokens/s{runs} and a peak of {gib:.2f} GiB on one device{source}.
 {predicted}\
 The strategy {loss_words(summary.loss_class(trial), summary.reference)}."""
     return guide_text(origin, workload, summary.hardware, trial.strategy)
+
+
+def _text(name: str) -> str:
+    """A folder's name in Markdown, which passes HTML on."""
+    return escape(visible(name), quote=False)
 
 
 def _predicted(prediction: Prediction) -> str:

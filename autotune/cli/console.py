@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from collections.abc import Iterator
+from typing import IO
 
-__all__ = ["answer_console", "error_console"]
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from autotune.names import visible
+
+__all__ = ["answer_console", "error_console", "file_console"]
 
 _LEAST_WIDTH = 80
 """Narrower than this, tables would lose the strategy's words."""
@@ -12,16 +18,35 @@ _LEAST_WIDTH = 80
 _PIPE_WIDTH = 120
 
 
+class _PlainConsole(Console):
+    """Knows no markup, and writes characters that are not printed as their escapes."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            if control or text.isprintable() or text == "\n":
+                yield segment
+            else:
+                yield Segment("\n".join(map(visible, text.split("\n"))), style)
+
+
 def answer_console() -> Console:
     """stdout: plain text in a pipe."""
-    console = Console(highlight=False)
+    console = _PlainConsole(highlight=False, markup=False)
     console.width = max(console.width, _LEAST_WIDTH) if console.is_terminal else _PIPE_WIDTH
     return console
 
 
 def error_console() -> Console:
     """stderr: a live view in a terminal, plain lines elsewhere."""
-    console = Console(stderr=True, highlight=False)
+    console = _PlainConsole(stderr=True, highlight=False, markup=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     return console
+
+
+def file_console(file: IO[str]) -> Console:
+    """A file that somebody may show in a terminal."""
+    return _PlainConsole(file=file, width=_PIPE_WIDTH, markup=False)

@@ -44,7 +44,7 @@ A file for --hardware names a device kind, or gives the figures of another:
   host_memory_gib: 1024
   nvme_gib: 4000              free disk, for what is offloaded to NVMe
   nvme_path: /local_nvme
-  fp8: true
+  compute_capability: 9.0     tells bf16, fp8 and kernels; bf16: and fp8: go before it
   rates:                      what was measured there, all optional
     matmul_tflops: 310
     memory_gb_per_s: 1700

@@ -16,7 +16,7 @@ from autotune.answer.export import export_trial
 from autotune.answer.progress import LiveProgress, PlainProgress
 from autotune.answer.report import format_duration, render_report, report_json
 from autotune.cli.cluster import Cluster
-from autotune.cli.console import answer_console
+from autotune.cli.console import answer_console, file_console
 from autotune.cli.interrupt import Interrupt
 from autotune.cli.reuse import earlier_studies, take_over
 from autotune.drivers.budget import Budget
@@ -310,7 +310,7 @@ class Session:
         else:
             out.print(render_report(summary), crop=False)
         with (self._folder.path / "report.txt").open("w", encoding="utf-8") as file:
-            Console(file=file, width=120).print(render_report(summary), crop=False)
+            file_console(file).print(render_report(summary), crop=False)
         if best is not None:
             folder = self._folder.path / "exports" / f"trial-{best.number}"
             what = f"What is best for --objective {self._goal}"

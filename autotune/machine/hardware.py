@@ -14,11 +14,23 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from autotune.machine.device_kinds import (
+    ADA,
+    AMPERE,
+    DEVICE_KINDS,
+    GB,
+    GIB,
+    DeviceKind,
+    kind_of,
+)
 from autotune.machine.rates import Rates
+from autotune.names import plain_name, printable
 
 __all__ = [
     "DEVICE_KINDS",
     "FULL_DISK_BYTES",
+    "GB",
+    "GIB",
     "DeviceKind",
     "DeviceType",
     "Hardware",
@@ -26,9 +38,6 @@ __all__ = [
     "host_memory_bytes",
     "with_nvme",
 ]
-
-GB = 10**9
-GIB = 2**30
 
 FULL_DISK_BYTES = 64 * 2**20
 """With less than this left, a disk is taken to be full.
@@ -43,96 +52,6 @@ class DeviceType(StrEnum):
 
     CPU = "cpu"
     CUDA = "cuda"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DeviceKind:
-    """One line of a data sheet. Rates are dense peaks, without sparsity."""
-
-    name: str
-    """The name that `Hardware.device_kind` carries."""
-    nvml_name: str
-    """A part of the name that NVML reports, by which the device is recognised."""
-    memory_bytes: int
-    """Memory of one device, as NVML reports it, to the GiB."""
-    flops_per_s: float
-    """Peak of bf16 (or fp16 where the device has no bf16) matrix products, fp32 accumulate."""
-    memory_bytes_per_s: float
-    """Peak bandwidth of the device memory."""
-    compute_capability: tuple[int, int]
-    """CUDA's number for what the device can do."""
-    nvlink_bytes_per_s: float
-    """Peak of all its NVLinks together, in one direction; 0 where there are none."""
-    pcie_bytes_per_s: float
-    """Peak of its PCIe connection, in one direction."""
-
-    @property
-    def supports_bf16(self) -> bool:
-        """Whether matrix products in bf16 run at full rate."""
-        return self.compute_capability >= _AMPERE
-
-    @property
-    def supports_tf32(self) -> bool:
-        """Whether fp32 matrix products can use TensorFloat-32."""
-        return self.compute_capability >= _AMPERE
-
-    @property
-    def supports_fp8(self) -> bool:
-        """Whether it has matrix products in 8-bit floating point."""
-        return self.compute_capability >= _ADA
-
-
-# CUDA C++ Programming Guide, "Compute Capabilities": the first with bf16 and TF32, and with fp8.
-_AMPERE = (8, 0)
-_ADA = (8, 9)
-
-
-def _kind(
-    name: str,
-    nvml_name: str,
-    gib: int,
-    tflops: float,
-    gb_per_s: float,
-    capability: tuple[int, int],
-    *,
-    nvlink_gb: float = 0.0,
-    pcie: int = 4,
-) -> DeviceKind:
-    return DeviceKind(
-        name=name,
-        nvml_name=nvml_name,
-        memory_bytes=gib * GIB,
-        flops_per_s=tflops * 1e12,
-        memory_bytes_per_s=gb_per_s * GB,
-        compute_capability=capability,
-        nvlink_bytes_per_s=nvlink_gb * GB,
-        pcie_bytes_per_s=_PCIE_GB_PER_S[pcie] * GB,
-    )
-
-
-_PCIE_GB_PER_S = {3: 15.75, 4: 31.5, 5: 63.0}
-"""Sixteen lanes of each generation."""
-
-DEVICE_KINDS: dict[str, DeviceKind] = {
-    kind.name: kind
-    for kind in (
-        # Vendor data sheets, dense rates. The first match of `nvml_name` wins. NVLink bridges,
-        # which PCIe cards may have in pairs, are not counted.
-        _kind("B200", "B200", 180, 2250, 8000, (10, 0), nvlink_gb=900, pcie=5),
-        _kind("H200", "H200", 140, 989, 4800, (9, 0), nvlink_gb=450, pcie=5),
-        _kind("H100-80GB", "H100", 80, 989, 3350, (9, 0), nvlink_gb=450, pcie=5),
-        _kind("A100-80GB", "A100-SXM4-80GB", 80, 312, 2039, (8, 0), nvlink_gb=300),
-        _kind("A100-80GB-PCIe", "A100 80GB", 80, 312, 1935, (8, 0)),
-        _kind("A100-40GB", "A100", 40, 312, 1555, (8, 0), nvlink_gb=300),
-        _kind("L40S", "L40S", 45, 362, 864, (8, 9)),
-        _kind("L4", "L4", 22, 121, 300, (8, 9)),
-        _kind("V100-32GB", "V100-SXM2-32GB", 32, 125, 900, (7, 0), nvlink_gb=150, pcie=3),
-        _kind("V100-16GB", "V100", 16, 125, 900, (7, 0), nvlink_gb=150, pcie=3),
-        _kind("RTX5090", "RTX 5090", 32, 210, 1792, (12, 0), pcie=5),
-        _kind("RTX4090", "RTX 4090", 24, 165, 1008, (8, 9)),
-        _kind("RTX3090", "RTX 3090", 24, 71, 936, (8, 6)),
-    )
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,6 +80,8 @@ class Hardware:
     """Whether fp32 matrix products can use TensorFloat-32."""
     supports_fp8: bool = False
     """Whether there are matrix products in 8-bit floating point."""
+    compute_capability: tuple[int, int] | None = None
+    """CUDA's number for what the GPU can do; None of a CPU and where nobody kept it."""
     nvme_path: str | None = None
     """Folder for what is offloaded to NVMe, if one was named."""
     nvme_free_bytes: int = 0
@@ -169,6 +90,25 @@ class Hardware:
     """Hosts that the devices are spread over evenly."""
     rates: Rates | None = None
     """What this very machine was measured to attain, if it was."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that must not be written where they go: files, drivers, labels give them.
+
+        Raises:
+            ConfigError: such a name.
+        """
+        plain_name(self.device_kind, "the device kind")
+        if self.nvme_path is not None:
+            printable(self.nvme_path, "the NVMe path")
+
+    @property
+    def runs_triton(self) -> bool:
+        """Whether it is a GPU that Triton, Liger and FlashAttention 2 have kernels for."""
+        if self.device_type is not DeviceType.CUDA:
+            return False
+        if self.compute_capability is None:
+            return self.supports_bf16
+        return self.compute_capability >= AMPERE
 
     @property
     def devices_per_node(self) -> int:
@@ -267,10 +207,6 @@ def _capability(handle: Any) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _kind_of(nvml_name: str) -> DeviceKind | None:
-    return next((kind for kind in DEVICE_KINDS.values() if kind.nvml_name in nvml_name), None)
-
-
 def detect_hardware(num_devices: int | None = None) -> Hardware:
     """What this machine has: all its GPUs, or else the CPU with two ranks.
 
@@ -305,7 +241,7 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
         )
     used = gpus[: num_devices or len(gpus)]
     name, capability = used[0].name, min(gpu.compute_capability for gpu in used)
-    kind = _kind_of(name)
+    kind = kind_of(name)
     return Hardware(
         device_type=DeviceType.CUDA,
         device_kind=kind.name if kind else name,
@@ -314,9 +250,10 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
         host_memory_bytes=host,
         flops_per_s=kind.flops_per_s if kind else 1e14,
         memory_bytes_per_s=kind.memory_bytes_per_s if kind else 1e12,
-        supports_bf16=capability >= _AMPERE,
-        supports_tf32=capability >= _AMPERE,
-        supports_fp8=capability >= _ADA,
+        supports_bf16=capability >= AMPERE,
+        supports_tf32=capability >= AMPERE,
+        supports_fp8=capability >= ADA,
+        compute_capability=capability,
     )
 
 

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from autotune.errors import ConfigError
-from autotune.machine.hardware import DeviceType, Hardware
-from autotune.machine.rates import Rates
+from autotune.machine.hardware import Hardware
+from autotune.names import plain_name, printable
 from autotune.question.workload import Workload
 
 __all__ = ["Question"]
+
+_LONGEST_PATH = 4096
+"""A model's name may be the path of a folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +31,15 @@ class Question:
     headroom: float = 0.05
     """Share of device memory that a strategy must leave free."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse names that must not be written where they go: reports, scripts, Markdown.
+
+        Raises:
+            ConfigError: such a name; the message has its flag.
+        """
+        plain_name(self.workload.model.name, "--model", longest=_LONGEST_PATH)
+        printable(self.space_name, "--space")
 
     @property
     def memory_limit_bytes(self) -> int:
@@ -58,18 +69,9 @@ class Question:
         Raises:
             ConfigError: it is no question of autotune.
         """
-        try:
-            hardware = dict(record["hardware"])
-            hardware["device_type"] = DeviceType(hardware["device_type"])
-            hardware["rates"] = Rates(**hardware["rates"]) if hardware.get("rates") else None
-            rest = {k: v for k, v in record.items() if k not in ("workload", "hardware")}
-            return cls(
-                workload=Workload.from_dict(record["workload"]),
-                hardware=Hardware(**hardware),
-                **rest,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"this is no question of autotune: {error}") from error
+        from autotune.question.question_record import read_record
+
+        return cls(**read_record(record))
 
     def differences(self, other: Question) -> list[str]:
         """What another question asks differently, in words; empty where both are the same.

@@ -6,6 +6,7 @@ Knows the file's form. Does not know torch, nor DeepSpeed's keys.
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, PlainValidator, create_model
 
 from autotune.errors import ConfigError
+from autotune.names import PlainName, plain_name
 from autotune.question.adapter_targets import ALL_LINEAR
 from autotune.question.workload import Method
 from autotune.space.strategy import Strategy, read_knob
@@ -29,6 +31,12 @@ rest is put on a model by
 Edit both files or neither."""
 
 _IN_JSON = "in ds_config.json"
+
+_MOST = 2**40
+"""Of a knob; products of several are computed in 64 bit."""
+
+_MOST_OF_KNOBS = {"lora_rank": 2**16}
+"""Of knobs that nothing else limits: a larger rank than any matrix has."""
 
 _COMMENTS = {
     "method": "full, lora or qlora",
@@ -126,6 +134,9 @@ def knob_type(name: str) -> Any:
 
 
 def _read_value(name: str, value: object) -> Any:
+    most = _MOST_OF_KNOBS.get(name, _MOST)
+    if isinstance(value, int | float) and most < value < math.inf:
+        raise ConfigError(f"{name} must be at most {most:,}")
     try:
         read = read_knob(name, value)
     except ConfigError as error:
@@ -133,8 +144,8 @@ def _read_value(name: str, value: object) -> Any:
             raise ConfigError(f"{error}, which is text: write it without quotes") from None
         raise
     except (OverflowError, ValueError):
-        raise ConfigError(f"{name} takes whole numbers, got {value!r}") from None
-    return read
+        raise ConfigError(f"{name} takes whole numbers, got another") from None
+    return plain_name(read, name) if type(read) is str and read else read
 
 
 def _is_number(text: str) -> bool:
@@ -146,11 +157,11 @@ def _is_number(text: str) -> bool:
 
 
 class _Workload(Section):
-    model: str
-    seq_len: int = Field(ge=1)
-    global_batch_size: int = Field(ge=1)
+    model: PlainName
+    seq_len: int = Field(ge=1, le=_MOST)
+    global_batch_size: int = Field(ge=1, le=_MOST)
     method: Method
-    lora_targets: tuple[str, ...] = (ALL_LINEAR,)
+    lora_targets: tuple[PlainName, ...] = (ALL_LINEAR,)
 
 
 class _Knobs(Section):

@@ -22,15 +22,34 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from autotune.errors import AutotuneError, ConfigError, StorageError
+from autotune.names import PrintableText, printable, visible
 from autotune.question.question import Question
+from autotune.text_file import load_json
 
 __all__ = ["StudyFolder"]
 
 _OWN_DRAFTS = frozenset(("lock", "question.tmp"))
 """All that a search leaves in a new folder that was killed before its question was written."""
+
+_LONGEST_S = 1e9
+"""Thirty years, of all searches of a study."""
+
+
+class _Environment(BaseModel):
+    """What is read of `environment.json`; the rest is for people."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    versions: dict[PrintableText, PrintableText] = Field(default={}, max_length=100)
+    sampler: PrintableText = ""
+    objective: PrintableText = ""
+    elapsed_s: float = Field(default=0.0, ge=0, le=_LONGEST_S)
+    end_reason: Annotated[str, AfterValidator(visible)] | None = None
 
 
 class StudyFolder:
@@ -59,7 +78,8 @@ class StudyFolder:
         identity = {"name": path.name, "owner": f"{socket.gethostname()}:{path}"}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             file = self.path / "question.json"
-            identity |= json.loads(file.read_text(encoding="utf-8"))["study"]
+            kept = load_json(file)["study"]
+            identity |= {key: kept[key] for key in identity if isinstance(kept[key], str)}
         return identity
 
     @property
@@ -149,24 +169,37 @@ class StudyFolder:
         """
         file = self.path / "question.json"
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            return Question.from_dict({k: v for k, v in record.items() if k != "study"})
+            record = dict(load_json(file))
+            for key, value in dict(record.pop("study", {})).items():
+                printable(str(value), f"study.{key}")
+            return Question.from_dict(record)
         except FileNotFoundError:
             raise StorageError(
                 f"{self.path} is no study folder: it has no question.json"
             ) from None
-        except (OSError, ValueError, AttributeError) as error:
-            raise StorageError(f"{file} cannot be read: {error}") from error
+        except (OSError, TypeError, ValueError) as error:
+            raise StorageError(f"{file} cannot be read: {visible(str(error))}") from error
 
     def read_environment(self) -> dict[str, Any]:
-        """What the last search wrote about itself; empty where it wrote nothing."""
+        """What the last search wrote about itself; empty where it wrote nothing.
+
+        Raises:
+            StorageError: the file says what no search writes.
+        """
+        file = self.path / "environment.json"
         try:
-            record: dict[str, Any] = json.loads(
-                (self.path / "environment.json").read_text(encoding="utf-8")
-            )
-        except (OSError, ValueError):
+            return _Environment.model_validate(load_json(file)).model_dump(exclude_unset=True)
+        except FileNotFoundError:
             return {}
-        return record
+        except ValidationError as error:
+            mistake = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in mistake["loc"])
+            reason = f"{where}: {mistake['msg']}" if where else mistake["msg"]
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        raise StorageError(
+            f"{file} cannot be read: {visible(reason)}; remove it, the next search writes another"
+        )
 
     def write_environment(self, record: Mapping[str, Any]) -> None:
         """Write down versions, hardware and settings of this search."""

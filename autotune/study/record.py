@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import ConfigError, StorageError
+from autotune.names import printable
 from autotune.space.strategy import Strategy
 from autotune.study.confirmed import with_confirmations
 from autotune.study.trial_rows import StoredTrial, TrialRows
@@ -333,7 +334,7 @@ class TrialRecord:
                 duration_s=attributes.get("duration_s", 0.0),
                 memory_limit_bytes=self._memory_limit_bytes,
                 is_forced=attributes.get("is_forced", False),
-                reused_from=attributes.get("reused_from"),
+                reused_from=_printable_source(attributes.get("reused_from")),
                 confirms=attributes.get("confirms"),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -341,6 +342,11 @@ class TrialRecord:
                 f"trial {stored.number} in {without_password(self._url)} was not written by "
                 f"this version of autotune: {error}"
             ) from error
+
+
+def _printable_source(name: str | None) -> str | None:
+    """Where a trial was taken over from, which reports and exports name."""
+    return None if name is None else printable(name, "reused_from")
 
 
 def _outcome_attributes(outcome: Outcome) -> dict[str, Any]:

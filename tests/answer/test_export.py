@@ -64,6 +64,16 @@ def test_launch_script_on_the_cpu_chooses_the_accelerator(tmp_path: Path) -> Non
     assert "DS_ACCELERATOR=cpu deepspeed --num_accelerators 2 train.py" in script
 
 
+def test_names_of_folders_steer_neither_a_script_nor_html(tmp_path: Path) -> None:
+    trial = replace(TRIAL, reused_from="trial 1 of <script>\x1b[31m")
+    study = replace(summary(trial), name="<b>\ncommand")
+    readme = (export_trial(study, trial, tmp_path / "best") / "README.md").read_text()
+    assert "study &lt;b&gt;\\u000acommand:" in readme
+    assert "by trial 1 of &lt;script&gt;\\u001b[31m." in readme
+    with pytest.raises(ConfigError, match="the device kind "):
+        replace(LAPTOP, device_kind="X\ncommand\n#")
+
+
 @pytest.mark.parametrize("method", Method)
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_python_in_the_guide_is_valid(tmp_path: Path, method: Method, zero_stage: int) -> None:
