@@ -115,6 +115,8 @@ def _header(summary: StudySummary) -> Iterator[RenderableType]:
         f"What trains {workload.model.name} best ({training_words(workload)}) on {hardware} with "
         f"{format_gib(hardware.device_memory_bytes)} GiB each?"
     )
+    if workload.adapters_in_words:
+        yield Text(workload.adapters_in_words)
     asked = ", ".join(f"{flag} {value}" for flag, value in summary.question.items())
     if asked:
         yield Text(f"Asked: {asked}")

@@ -122,6 +122,8 @@ def refuse_as_nothing_fits(
             alternatives=alternatives,
         )
     )
+    if question.workload.adapters_in_words:
+        console.print(question.workload.adapters_in_words, markup=False)
     raise typer.Exit(1)
 
 

@@ -91,6 +91,8 @@ def _header(plan: Plan) -> Iterator[Text]:
 def plan_assumptions(plan: Plan) -> Iterator[str]:
     """What the figures rest on, a sentence each."""
     spec, host = plan.spec, plan.spec.host
+    if plan.workload.adapters_in_words:
+        yield plan.workload.adapters_in_words
     yield (
         f"A strategy may use {format_gib(plan.question.memory_limit_bytes)} GiB of each device "
         f"(--headroom {plan.question.headroom:g})."

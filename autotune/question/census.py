@@ -1,31 +1,22 @@
 """A model's parameters by what they belong to, counted on its own modules without memory.
 
 Biases, extra norms, tables of positions and experts are so counted as they are, whatever the
-architecture. Does not know what a model keeps or computes. Imports transformers when it counts.
+architecture. Does not know what a model keeps or computes.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from autotune.question.empty_model import layers_path
+from autotune.question.expert_adapters import ExpertAdapters, find_expert_adapters
 
 __all__ = ["Census", "is_attention", "take_census"]
 
 _ATTENTION_WORDS = ("attn", "attention")
-
-_CANNOT_BUILD = (
-    AttributeError,
-    ImportError,
-    IndexError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    ZeroDivisionError,
-)
-"""What the code of a model raises that cannot be built from its configuration alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +43,8 @@ class Census:
     """Elements of the largest parameter."""
     sides: int
     """Rows and columns of all matrices of decoder layers."""
+    expert_adapters: Mapping[str, ExpertAdapters] = field(default_factory=dict)
+    """What PEFT adapts in place of linear layers, by the name of the parameter."""
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Census:
@@ -60,7 +53,11 @@ class Census:
             key: {name: (inputs, outputs) for name, (inputs, outputs) in record[key].items()}
             for key in ("attention_linears", "mlp_linears")
         }
-        return cls(**{**record, **linears})
+        experts = {
+            parameter: ExpertAdapters.from_dict(each)
+            for parameter, each in record.get("expert_adapters", {}).items()
+        }
+        return cls(**{**record, **linears, "expert_adapters": experts})
 
 
 def is_attention(name: str) -> bool:
@@ -68,30 +65,17 @@ def is_attention(name: str) -> bool:
     return any(word in name for word in _ATTENTION_WORDS)
 
 
-def take_census(config: Mapping[str, Any], num_layers: int) -> Census | None:
-    """Count the causal model of a Hugging Face configuration; None if it cannot be built so."""
-    try:
-        return _count(_build(config), num_layers)
-    except _CANNOT_BUILD:
-        return None
+def take_census(model: Any, num_layers: int) -> Census:
+    """Go over the parameters once; whatever is in a decoder layer and not attention is MLP.
 
+    Args:
+        model: a causal model of transformers, on any device.
+        num_layers: how many decoder layers it has.
 
-def _build(config: Mapping[str, Any]) -> Any:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    fields = {key: value for key, value in config.items() if key != "model_type"}
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(config["model_type"], **fields), attn_implementation="eager"
-        )
-    model.tie_weights()
-    return model
-
-
-def _count(model: Any, num_layers: int) -> Census:
-    """Go over the parameters once; whatever is in a decoder layer and not attention is MLP."""
-    prefix = _layers_prefix(model, num_layers)
+    Raises:
+        LookupError: the model has no list of so many decoder layers.
+    """
+    prefix = f"{layers_path(model, num_layers)}."
     head = model.get_output_embeddings()
     of_head = {id(parameter) for parameter in head.parameters()} if head is not None else set()
     shared = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
@@ -112,17 +96,11 @@ def _count(model: Any, num_layers: int) -> Census:
     attention, mlp = _linears(model, prefix)
     names = ("attention", "mlp", "layers", "embedding", "lm_head", "norm", "largest", "sides")
     return Census(
-        attention_linears=attention, mlp_linears=mlp, **{name: totals[name] for name in names}
+        attention_linears=attention,
+        mlp_linears=mlp,
+        expert_adapters=find_expert_adapters(model, {**attention, **mlp}),
+        **{name: totals[name] for name in names},
     )
-
-
-def _layers_prefix(model: Any, num_layers: int) -> str:
-    from torch import nn
-
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
-            return f"{path}."
-    raise ValueError("no list of decoder layers")
 
 
 def _linears(model: Any, prefix: str) -> tuple[dict[str, tuple[int, int]], ...]:

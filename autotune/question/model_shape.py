@@ -11,8 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autotune.knobs import ModuleGroup
-from autotune.question.adapter_targets import ADAPTER_GROUPS, ALL_LINEAR, has_adapter
+from autotune.question.adapter_targets import (
+    ADAPTER_GROUPS,
+    ALL_LINEAR,
+    can_have_adapter,
+    has_adapter,
+)
 from autotune.question.census import Census
+from autotune.question.expert_adapters import ExpertAdapters
 
 __all__ = ["ModelShape"]
 
@@ -198,29 +204,91 @@ class ModelShape:
         """The linear layers of one decoder block that can have adapters, by group and name.
 
         Not the experts of a mixture: transformers keeps their weights as one tensor, which is no
-        linear layer.
+        linear layer. Nor layers that PEFT adapts experts in place of (`expert_adapters.py`).
         """
+        of_experts = {name for each in self._expert_adapters.values() for name in each.names}
         return {
-            ModuleGroup.ATTENTION: self.attention_linears,
-            ModuleGroup.MLP: self.mlp_linears if self.num_experts == 1 else {},
+            group: {name: sides for name, sides in linears.items() if name not in of_experts}
+            for group, linears in self._named_linears.items()
         }
 
     def unknown_target(self, targets: tuple[str, ...]) -> str | None:
-        """The first target of LoRA that this model has no layer for, in words."""
-        groups = [group for group in ADAPTER_GROUPS if self.adapter_linears[group]]
-        names = [name for group in groups for name in self.adapter_linears[group]]
+        """Why the targets of LoRA do not go with this model, in words; None where they do."""
+        linears = self._named_linears
+        groups = [group for group in ADAPTER_GROUPS if linears[group]]
+        names = [name for group in groups for name in linears[group]]
         known = dict.fromkeys((ALL_LINEAR, *map(str, groups), *names))
         for target in targets:
             if target not in known:
-                return (
-                    f"{self.name} has no linear layer {target!r}; choose from {', '.join(known)}"
-                )
-        return None
+                words = f"{self.name} has no linear layer {target!r}; choose from"
+                return f"{words} {', '.join(known)}{self._why_no_experts()}"
+        return self._parted_experts(targets)
 
     def num_lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
-        """Parameters of the adapters: rank x (inputs + outputs) for each target of each layer."""
+        """Parameters of the adapters that PEFT makes for the targets, experts' among them."""
+        return self._num_on_linears(rank, targets) + self.num_expert_adapters(rank, targets)
+
+    def num_expert_adapters(self, rank: int, targets: tuple[str, ...]) -> int:
+        """Of these, the parameters of the adapters on routed experts."""
+        chosen = self._chosen(targets)
+        return sum(
+            rank * (each.inputs + each.outputs)
+            for each in self._expert_adapters.values()
+            if chosen.issuperset(each.names)
+        )
+
+    def experts_in_words(self, targets: tuple[str, ...]) -> str | None:
+        """Whether the experts of a mixture have adapters; None for dense models."""
+        if self.num_experts == 1 and not self.num_expert_adapters(1, targets):
+            return None
+        if not self.num_expert_adapters(1, targets):
+            return "the routed experts have no adapters"
+        names = sorted(
+            name
+            for each in self._expert_adapters.values()
+            for name in each.names
+            if name in self._chosen(targets)
+        )
+        return (
+            f"adapters on the routed experts, which PEFT puts there in place of the linear layers "
+            f"{', '.join(names)}"
+        )
+
+    @property
+    def _expert_adapters(self) -> Mapping[str, ExpertAdapters]:
+        return self.census.expert_adapters if self.census is not None else {}
+
+    @property
+    def _named_linears(self) -> dict[ModuleGroup, dict[str, tuple[int, int]]]:
+        """What targets may name: linear layers of one decoder block, the mean over all blocks."""
+        if self.census is not None:
+            mlp = self._of_one_layer(self.census.mlp_linears)
+        else:
+            mlp = self.mlp_linears if self.num_experts == 1 else {}
+        groups = {ModuleGroup.ATTENTION: self.attention_linears, ModuleGroup.MLP: mlp}
+        return {
+            group: {
+                name: sides
+                for name, sides in linears.items()
+                if can_have_adapter(name, self.model_type)
+            }
+            for group, linears in groups.items()
+        }
+
+    def _chosen(self, targets: tuple[str, ...]) -> set[str]:
+        """Names of the linear layers that the targets name."""
+        return {
+            name
+            for group, linears in self._named_linears.items()
+            for name in linears
+            if has_adapter(name, group, targets)
+        }
+
+    def _num_on_linears(self, rank: int, targets: tuple[str, ...]) -> int:
+        """Parameters of adapters on linear layers: rank x (inputs + outputs) for each."""
         linears: Mapping[ModuleGroup, Mapping[str, tuple[int, int]]] = self.adapter_linears
         num_layers = self.num_hidden_layers
+        can_have = {group: set(names) for group, names in linears.items()}
         if self.census is not None:
             attention, mlp = self.census.attention_linears, self.census.mlp_linears
             linears, num_layers = {ModuleGroup.ATTENTION: attention, ModuleGroup.MLP: mlp}, 1
@@ -228,5 +296,25 @@ class ModelShape:
             rank * (inputs + outputs)
             for group, sides in linears.items()
             for name, (inputs, outputs) in sides.items()
-            if has_adapter(name, group, targets)
+            if name in can_have[group] and has_adapter(name, group, targets)
         )
+
+    def _why_no_experts(self) -> str:
+        if self.num_experts == 1:
+            return ""
+        return "; its routed experts are no linear layers"
+
+    def _parted_experts(self, targets: tuple[str, ...]) -> str | None:
+        """What PEFT refuses: a part of the names that it holds for one tensor of experts."""
+        chosen = self._chosen(targets)
+        for each in self._expert_adapters.values():
+            has = [name for name in each.names if name in chosen]
+            if has and len(has) < len(each.names):
+                (lacking, *_) = (name for name in each.names if name not in chosen)
+                return (
+                    f"PEFT holds {has[0]} of {self.name} for a part of its experts and puts no "
+                    f"adapters on it without {lacking}; name other linear layers"
+                )
+        if self.census is not None and not self.num_lora_parameters(1, targets):
+            return f"PEFT puts no adapters on {', '.join(sorted(chosen))} of {self.name}"
+        return None

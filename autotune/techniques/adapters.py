@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from autotune.errors import ConfigError
 from autotune.knobs import ModuleGroup
-from autotune.question.adapter_targets import ALL_LINEAR, has_adapter
+from autotune.question.adapter_targets import ALL_LINEAR, can_have_adapter, has_adapter
 from autotune.techniques.blocks import is_attention
 
 __all__ = ["linear_layers", "wrap_lora"]
@@ -24,10 +25,11 @@ def wrap_lora(
         layers: its decoder layers; nothing outside of them has adapters.
         rank: of each adapter's two matrices.
         alpha: the adapters' output is scaled by alpha / rank; 0 stands for twice the rank.
-        targets: the linear layers that have adapters, as `adapter_targets` reads them.
+        targets: the linear layers that have adapters, as `adapter_targets` reads them. For some
+            mixtures PEFT adapts the experts in their place (`question/expert_adapters.py`).
 
     Raises:
-        ConfigError: a target names no linear layer of the decoder layers.
+        ConfigError: a target names no linear layer of the decoder layers, or PEFT refuses it.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers.pytorch_utils import Conv1D
@@ -35,7 +37,12 @@ def wrap_lora(
     is_wrapped = isinstance(model, PeftModel)
     if is_wrapped:
         return model
-    linears = linear_layers(model, layers)
+    model_type = str(model.config.model_type)  # type: ignore[union-attr]
+    linears = {
+        path: group
+        for path, group in linear_layers(model, layers).items()
+        if can_have_adapter(_name(path), model_type)
+    }
     chosen = [path for path, group in linears.items() if has_adapter(_name(path), group, targets)]
     _check_targets(targets, linears)
     config = LoraConfig(
@@ -47,7 +54,13 @@ def wrap_lora(
         fan_in_fan_out=any(isinstance(model.get_submodule(path), Conv1D) for path in chosen),
         task_type="CAUSAL_LM",
     )
-    wrapped: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
+    try:
+        with warnings.catch_warnings():
+            # Ranks of the experts' parameters, which do apply, are looked for among modules only.
+            warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys")
+            wrapped: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise ConfigError(f"lora_targets: PEFT refuses them for this model: {error}") from error
     return wrapped
 
 

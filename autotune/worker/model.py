@@ -17,6 +17,7 @@ import torch
 import torch._dynamo  # before deepspeed.zero.Init, which fails without it with torch 2.13
 from torch import nn
 
+from autotune.question.model_config import transformers_config
 from autotune.question.workload import Method, ModelShape, Workload
 from autotune.space.strategy import Strategy
 from autotune.techniques.blocks import decoder_layers
@@ -89,8 +90,7 @@ def _from_config(shape: ModelShape, dtype: torch.dtype, attention: str) -> nn.Mo
     if shape.source is not None:
         config = AutoConfig.from_pretrained(shape.source, trust_remote_code=True)
     else:
-        fields = {key: value for key, value in shape.config.items() if key != "model_type"}
-        config = AutoConfig.for_model(shape.model_type, **fields)
+        config = transformers_config(shape.config)
     model: nn.Module = AutoModelForCausalLM.from_config(
         config,
         dtype=dtype,

@@ -1,0 +1,135 @@
+"""Which architectures are decoder-only causal language models; all others are refused by name.
+
+By transformers' own tables, so that a new architecture needs no entry here. Knows no sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from autotune.errors import ConfigError
+from autotune.question.config_file import shorten
+
+__all__ = ["check_architecture"]
+
+_ASKED = "autotune tunes decoder-only causal language models, such as Llama, Qwen or GPT-2"
+
+_PARTS_OF_LAYERS = ("attn_config", "ffn_config")
+"""Configurations within a configuration that are of the layers of one model (MPT, DBRX)."""
+
+_BOTH_SIDES = ("bert-generation", "cpmant", "xlnet")
+"""Models with a language-model head, but no masked-language-model class, that are not causal."""
+
+_NEEDS_ANOTHER = ("gemma4_assistant", "gemma4_unified_assistant", "trocr")
+"""Decoders that read the hidden states of another model."""
+
+
+def check_architecture(fields: Mapping[str, Any], place: str) -> None:
+    """Refuse what is no decoder-only causal language model that transformers can build.
+
+    Args:
+        fields: of a config.json.
+        place: what messages call it.
+
+    Raises:
+        ConfigError: the architecture is another, or is unknown.
+    """
+    model_type = fields.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise ConfigError(f"{place} names no model_type")
+    named = fields.get("architectures")
+    if named is not None and not _is_list_of_names(named):
+        raise ConfigError(f"{place}: architectures must be a list of names, got {shorten(named)}")
+    classes = _classes()
+    if model_type not in classes:
+        raise ConfigError(_unknown(model_type, fields, place, classes))
+    words = f"{place}: {_in_words(model_type, named)}"
+    reason = _why_not(model_type, fields, classes[model_type])
+    if reason:
+        raise ConfigError(f"{words} {reason}")
+    if named and not any(map(_is_causal, named)):
+        raise ConfigError(
+            f"{words} is no causal language model. {_ASKED}; without the field `architectures` "
+            f"it is taken for one, {_causal_class(model_type)}"
+        )
+
+
+def _classes() -> Mapping[str, Any]:
+    """Every configuration class of transformers, by its `model_type`."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    found: Mapping[str, Any] = CONFIG_MAPPING
+    return found
+
+
+def _is_list_of_names(named: Any) -> bool:
+    return isinstance(named, list) and all(isinstance(name, str) for name in named)
+
+
+def _in_words(model_type: str, named: list[str] | None) -> str:
+    if named and named[0].isidentifier():
+        return f"{named[0]} (model_type {model_type})"
+    return f"model_type {model_type}"
+
+
+def _unknown(
+    model_type: str, fields: Mapping[str, Any], place: str, known: Collection[str]
+) -> str:
+    import difflib
+
+    import transformers
+
+    words = (
+        f"{place}: transformers {transformers.__version__} knows no model_type "
+        f"{shorten(model_type)}"
+    )
+    if isinstance(fields.get("auto_map"), Mapping):
+        return f"{words}: its own Python code would be run by `search --trust-remote-code` alone"
+    near = difflib.get_close_matches(model_type, list(known), n=1, cutoff=0.6)
+    return words + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _why_not(model_type: str, fields: Mapping[str, Any], config_class: Any) -> str | None:
+    """Why an architecture is none of those that autotune tunes, in words."""
+    from transformers.models.auto import modeling_auto
+
+    parts = [part for part in config_class.sub_configs if part not in _PARTS_OF_LAYERS]
+    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if fields.get("is_encoder_decoder", getattr(config_class, "is_encoder_decoder", False)):
+        return f"is an encoder-decoder. {_ASKED}"
+    if parts:
+        return f"is made of several models ({', '.join(parts)}). {_ASKED}{_text_part(fields)}"
+    if model_type in _NEEDS_ANOTHER:
+        return f"reads the hidden states of another model. {_ASKED}"
+    if model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or model_type in _BOTH_SIDES:
+        return f"is not causal: its tokens see those behind them. {_ASKED}"
+    if model_type not in causal:
+        return f"is no causal language model. {_ASKED}"
+    return None
+
+
+def _text_part(fields: Mapping[str, Any]) -> str:
+    """What to do where one of the models is a causal language model."""
+    text = fields.get("text_config")
+    text_type = text.get("model_type") if isinstance(text, Mapping) else None
+    if not isinstance(text_type, str) or text_type not in _classes():
+        return ""
+    if _causal_class(text_type) is None:
+        return ""
+    return (
+        f"; to tune its text model alone, make the contents of text_config (model_type "
+        f"{text_type}) the config.json of a folder of its own"
+    )
+
+
+def _causal_class(model_type: str) -> str | None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    return found if isinstance(found, str) or found is None else str(found[0])
+
+
+def _is_causal(name: str) -> bool:
+    """Whether a class is a causal language model, by its name as transformers forms them."""
+    return name.lower().endswith(("forcausallm", "lmheadmodel"))
