@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-__all__ = ["answer_console", "error_console"]
+__all__ = ["answer_console", "can_be_redrawn", "error_console"]
 
 _LEAST_WIDTH = 80
 """Narrower than this, tables would lose the strategy's words."""
@@ -25,3 +25,8 @@ def error_console() -> Console:
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     return console
+
+
+def can_be_redrawn(console: Console) -> bool:
+    """Whether lines can be drawn again: not in a pipe, nor where the cursor does not move."""
+    return console.file.isatty() and console.is_interactive and not console.is_dumb_terminal
