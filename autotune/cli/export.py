@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune.cli.options import Storage
+from autotune.cli.options import MOST_TRIALS, Storage
 
 if TYPE_CHECKING:
     from autotune.study.summary import StudySummary
@@ -31,6 +31,7 @@ def export(
         int | None,
         typer.Option(
             min=0,
+            max=MOST_TRIALS,
             help="The trial to export, by its number in the report; any that was measured. "
             "Goes before --pick.",
             show_default="see --pick",

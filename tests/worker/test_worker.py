@@ -48,6 +48,14 @@ def test_optimizer_offload_trains(
     )
 
 
+def test_ranks_meet_in_a_folder_of_any_name(run_trial: RunTrial, tmp_path: Path) -> None:
+    folder = tmp_path / "a?b#c%20d{e}\tf\ng"
+    folder.mkdir()
+    outcome = run_trial(folder=folder, micro_batch_size=1)
+    assert outcome.measurement is not None, outcome.failure
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name}
+
+
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
 @pytest.mark.parametrize("checkpoint_interval", [0, 2])
 def test_lora_trains(
