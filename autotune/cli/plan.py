@@ -230,6 +230,14 @@ def plan(
         refuse_as_nothing_fits(
             question, search_space, closest, space, error_console(), as_json=as_json
         )
+    if out is not None:
+        # Before the answer, in whose place it is told that the folder cannot be written.
+        export_plan(made, which, out)
+        error_console().print(
+            f"Pick {which} is exported to {out}; it was not measured",
+            markup=False,
+            soft_wrap=True,
+        )
     console = answer_console()
     if as_json:
         document = plan_json(made)
@@ -241,13 +249,6 @@ def plan(
         if explain:
             console.print()
             console.print(render_explanation(made, which), crop=False)
-    if out is not None:
-        export_plan(made, which, out)
-        error_console().print(
-            f"Pick {which} is exported to {out}; it was not measured",
-            markup=False,
-            soft_wrap=True,
-        )
 
 
 def _announced() -> ScriptSource:

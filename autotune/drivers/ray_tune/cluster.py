@@ -240,7 +240,8 @@ def _connect(address: str) -> bool:
         ray.init(address=there, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"--ray {address}: {_reason(error)}; if the cluster asks for a token, set RAY_AUTH_MODE=token"
+            f"--ray {address}: {_reason(error)}; "
+            "if the cluster asks for a token, set RAY_AUTH_MODE=token"
         ) from error
     return False
 
