@@ -176,12 +176,14 @@ def _date_in(contents: Mapping[str, bytes]) -> str:
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files or none."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write all files or none, for their owner only: they hold paths of this machine."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     try:
         for name, content in files.items():
+            (folder / name).touch(mode=0o600)
             (folder / name).write_bytes(content)
-        (folder / "launch.sh").chmod(0o755)
+        (folder / "launch.sh").chmod(0o700)
     except OSError:
         for name in files:
             (folder / name).unlink(missing_ok=True)

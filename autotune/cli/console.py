@@ -10,7 +10,7 @@ from rich.segment import Segment
 
 from autotune.names import visible
 
-__all__ = ["answer_console", "error_console", "file_console"]
+__all__ = ["answer_console", "can_be_redrawn", "error_console", "file_console"]
 
 _LEAST_WIDTH = 80
 """Narrower than this, tables would lose the strategy's words."""
@@ -50,3 +50,8 @@ def error_console() -> Console:
 def file_console(file: IO[str]) -> Console:
     """A file that somebody may show in a terminal."""
     return _PlainConsole(file=file, width=_PIPE_WIDTH, markup=False)
+
+
+def can_be_redrawn(console: Console) -> bool:
+    """Whether lines can be drawn again: not in a pipe, nor where the cursor does not move."""
+    return console.file.isatty() and console.is_interactive and not console.is_dumb_terminal

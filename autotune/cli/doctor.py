@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autotune.cli.options import MOST_DEVICES
+
 if TYPE_CHECKING:
     from autotune.machine.hardware import Hardware
 
@@ -48,6 +50,8 @@ def doctor(
     devices: Annotated[
         int | None,
         typer.Option(
+            min=1,
+            max=MOST_DEVICES,
             help="With --measure: GPUs to use, one rank each; without a GPU, CPU ranks.",
             show_default="all; without a GPU 2",
         ),

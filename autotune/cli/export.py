@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autotune.cli.options import MOST_TRIALS, Storage
+
 if TYPE_CHECKING:
     from autotune.study.summary import StudySummary
     from autotune.trials.trial import Trial
@@ -28,6 +30,8 @@ def export(
     trial: Annotated[
         int | None,
         typer.Option(
+            min=0,
+            max=MOST_TRIALS,
             help="The trial to export, by its number in the report; any that was measured. "
             "Goes before --pick.",
             show_default="see --pick",
@@ -44,9 +48,7 @@ def export(
         Path | None,
         typer.Option(help="The folder to write.", show_default="<study>/exports/trial-<n>"),
     ] = None,
-    storage: Annotated[
-        str | None, typer.Option(help="The Optuna storage URL that the search was given, if any.")
-    ] = None,
+    storage: Storage = None,
 ) -> None:
     """Write a trial's strategy as files to train with.
 

@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autotune.cli.options import (
+    MOST_DEVICES,
+    MOST_GIB,
     AsJson,
+    GlobalBatch,
     Headroom,
     LoraRank,
     LoraTargets,
     Method,
     SeqLen,
+    announced_batch,
     check_headroom,
+    nearest_batches,
     read_workload,
 )
 
@@ -59,9 +64,6 @@ A file for --hardware names a device kind, or gives the figures of another:
 Exit status: 0 something fits, 1 nothing fits, 2 wrong use."""
 """Shown below the options."""
 
-_GLOBAL_BATCH = 32
-"""As in a search, unless there are more ranks."""
-
 
 def plan(
     model: Annotated[
@@ -84,13 +86,16 @@ def plan(
     nodes: Annotated[
         int,
         typer.Option(
+            min=1,
+            max=MOST_DEVICES,
             help="So many such hosts. Memory is predicted as for one; links between hosts are not "
-            "modelled, so tokens/s are what they are at most."
+            "modelled, so tokens/s are what they are at most.",
         ),
     ] = 1,
     host_memory: Annotated[
         float | None,
         typer.Option(
+            max=MOST_GIB,
             help="GiB of memory of each host.",
             show_default="three times that of its GPUs, 256 GiB a GPU at most",
         ),
@@ -98,19 +103,14 @@ def plan(
     nvme: Annotated[
         float | None,
         typer.Option(
+            max=MOST_GIB,
             help="GiB of free NVMe disk of each host, for strategies that offload to it (--space "
             "full has some).",
             show_default="none: nothing is offloaded to NVMe",
         ),
     ] = None,
     seq_len: SeqLen = None,
-    global_batch: Annotated[
-        int | None,
-        typer.Option(
-            help="Samples of one optimizer step, over all devices.",
-            show_default="32, or one for each device if those are more",
-        ),
-    ] = None,
+    global_batch: GlobalBatch = None,
     method: Method = "full",
     lora_rank: LoraRank = 16,
     lora_targets: LoraTargets = "all-linear",
@@ -174,6 +174,7 @@ def plan(
     from autotune.cli.console import answer_console, error_console
     from autotune.cli.members import member
     from autotune.cli.refusal import NUM_CLOSEST, refuse_as_nothing_fits, refuse_empty_space
+    from autotune.errors import ConfigError
     from autotune.machine.hardware_spec import read_hardware
     from autotune.plan.calibration import learn_from
     from autotune.plan.explanation import explanation_json, render_explanation
@@ -189,12 +190,18 @@ def plan(
     which = member(Pick, pick, "--pick")
     spec = read_hardware(hardware, num_nodes=nodes, host_memory_gib=host_memory, nvme_gib=nvme)
     ranks = spec.all_ranks
+    if ranks.num_devices > MOST_DEVICES:
+        raise ConfigError(
+            f"--hardware and --nodes: {ranks.num_devices:,} devices in all; "
+            f"{MOST_DEVICES:,} are the most that can be planned for"
+        )
+    batch = global_batch
+    if batch is None:
+        batch = announced_batch(ranks.num_devices, error_console())
     workload = read_workload(
         load_model_shape(model),
         seq_len=seq_len,
-        global_batch=(
-            global_batch if global_batch is not None else max(_GLOBAL_BATCH, ranks.num_devices)
-        ),
+        global_batch=batch,
         method=method,
         lora_rank=lora_rank,
         lora_targets=lora_targets,
@@ -212,11 +219,24 @@ def plan(
     if calibrate_from is not None:
         lesson = learn_from(_measured_study(calibrate_from), question, script_of)
     made = make_plan(question, spec, search_space, lesson, script_of)
+    if not made.candidates and batch % ranks.num_devices:
+        raise ConfigError(
+            f"--global-batch {batch} is not divisible by {ranks.num_devices} devices; "
+            f"{nearest_batches(batch, ranks.num_devices)}"
+        )
     refuse_empty_space(search_space, made.candidates)
     if not made.front:
         closest = [(each.strategy, each.prediction) for each in made.closest(NUM_CLOSEST)]
         refuse_as_nothing_fits(
             question, search_space, closest, space, error_console(), as_json=as_json
+        )
+    if out is not None:
+        # Before the answer, in whose place it is told that the folder cannot be written.
+        export_plan(made, which, out)
+        error_console().print(
+            f"Pick {which} is exported to {out}; it was not measured",
+            markup=False,
+            soft_wrap=True,
         )
     console = answer_console()
     if as_json:
@@ -229,13 +249,6 @@ def plan(
         if explain:
             console.print()
             console.print(render_explanation(made, which), crop=False)
-    if out is not None:
-        export_plan(made, which, out)
-        error_console().print(
-            f"Pick {which} is exported to {out}; it was not measured",
-            markup=False,
-            soft_wrap=True,
-        )
 
 
 def _announced() -> ScriptSource:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from autotune.cli.options import Storage
+
 __all__ = ["EXAMPLES", "report"]
 
 EXAMPLES = """\
@@ -18,9 +20,7 @@ Examples:
 
 def report(
     study: Annotated[Path, typer.Argument(help="A study's folder, such as results/my-study.")],
-    storage: Annotated[
-        str | None, typer.Option(help="The Optuna storage URL that the search was given, if any.")
-    ] = None,
+    storage: Storage = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document with every trial.")
     ] = False,

@@ -16,7 +16,7 @@ from autotune.answer.export import export_trial
 from autotune.answer.progress import LiveProgress, PlainProgress
 from autotune.answer.report import format_duration, render_report, report_json
 from autotune.cli.cluster import Cluster
-from autotune.cli.console import answer_console, file_console
+from autotune.cli.console import answer_console, can_be_redrawn, file_console
 from autotune.cli.interrupt import Interrupt
 from autotune.cli.reuse import earlier_studies, take_over
 from autotune.drivers.budget import Budget
@@ -37,6 +37,7 @@ from autotune.samplers.given_first import GivenFirstSampler
 from autotune.space.search_space import SearchSpace
 from autotune.study.folder import StudyFolder
 from autotune.study.pareto import rivals
+from autotune.study.storage_address import check_works
 from autotune.study.stored import open_record, summarize
 from autotune.study.study import Study
 from autotune.trials.composition import composition_of
@@ -60,6 +61,7 @@ class Session:
         path: the study's folder.
         storage_url: where trials are kept; the folder's own file if left out.
         must_exist: refuse to start a new study.
+        reuse: what --reuse names, if anything.
         num_places: run so many trials side by side, each on as many devices as the question says.
     """
 
@@ -72,6 +74,7 @@ class Session:
         path: Path,
         storage_url: str | None,
         must_exist: bool,
+        reuse: str | None = None,
         num_places: int = 1,
     ) -> None:
         self._question = question
@@ -81,16 +84,24 @@ class Session:
         self._folder = StudyFolder(path)
         self._storage_url = storage_url
         self._must_exist = must_exist
+        self._reuse = reuse
         self._end_reason: str | None = None
         self._goal = Goal.BALANCED
 
     def __enter__(self) -> Session:
-        """Lock the folder and open the record.
+        """Lock the folder and open the record; nothing is written before what can be checked is.
 
         Raises:
-            ConfigError: the folder holds something else.
+            ConfigError: the folder holds something else, or --reuse names what cannot be reused.
             StorageError: the folder or the storage cannot be used.
         """
+        self._earlier = (
+            earlier_studies(self._reuse, self._question, self._software, beside=self._folder.path)
+            if self._reuse is not None
+            else []
+        )
+        if self._storage_url is not None:
+            check_works(self._storage_url)
         self._is_resumed = self._folder.open(self._question, must_exist=self._must_exist)
         try:
             self._record = open_record(
@@ -98,7 +109,7 @@ class Session:
             )
             self._num_recovered = self._record.recover()
         except BaseException:
-            self._folder.close()
+            self._folder.undo()
             raise
         return self
 
@@ -113,7 +124,6 @@ class Session:
         sampler: SamplerKind,
         goal: Goal,
         min_gain: float,
-        reuse: str | None,
         max_trials: int | None,
         num_forced: int,
         num_confirmed: int,
@@ -133,10 +143,7 @@ class Session:
         table = self._space.table
         predicted = predictor.predict_table(table)
         missing_bytes = predicted.missing_bytes(**question.limits)
-        num_reused = 0
-        if reuse is not None:
-            earlier = earlier_studies(reuse, question, self._software, beside=self._folder.path)
-            num_reused = take_over(earlier, self._record, self._space, predictor)
+        num_reused = take_over(self._earlier, self._record, self._space, predictor)
 
         durations = TrialDurations(
             composition_of=lambda strategy: composition_of(
@@ -180,7 +187,7 @@ class Session:
             durations=durations,
         )
         elapsed_before_s = float(self._folder.read_environment().get("elapsed_s", 0.0))
-        view = LiveProgress if console.is_terminal else PlainProgress
+        view = LiveProgress if can_be_redrawn(console) else PlainProgress
         launchers = [
             Launcher(
                 question.hardware,
@@ -203,8 +210,8 @@ class Session:
             for launcher in launchers:
                 stack.enter_context(launcher)
             self._greet(progress, study, is_here=cluster is None)
-            if reuse is not None:
-                progress.note(f"--reuse {reuse}: {num_reused} measurements taken over")
+            if self._reuse is not None:
+                progress.note(f"--reuse {self._reuse}: {num_reused} measurements taken over")
 
             def reason_to_stop() -> str | None:
                 progress.refresh()

@@ -20,6 +20,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -29,6 +30,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from autotune.errors import AutotuneError, ConfigError, StorageError
 from autotune.names import PrintableText, printable, visible
 from autotune.question.question import Question
+from autotune.study.storage_address import file_url
 from autotune.text_file import load_json
 
 __all__ = ["StudyFolder"]
@@ -52,6 +54,20 @@ class _Environment(BaseModel):
     end_reason: Annotated[str, AfterValidator(visible)] | None = None
 
 
+_MADE_WITHIN = ("trials", "question.json", "question.tmp", "study.db", "lock")
+"""What there is of a new study before its first trial, the lock last."""
+
+_OWNER_ONLY = 0o700
+_OWNERS_FILE = 0o600
+"""Permissions of what holds paths and host names."""
+
+_PATH_MAX = 4096
+"""Of Linux, in bytes."""
+
+_LONGEST_BELOW = 128
+"""Bytes for the longest path within a study's folder."""
+
+
 class StudyFolder:
     """One study's folder.
 
@@ -62,6 +78,8 @@ class StudyFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: IO[str] | None = None
+        self._made: list[Path] = []
+        self._mode_before: int | None = None
 
     @property
     def name(self) -> str:
@@ -85,7 +103,7 @@ class StudyFolder:
     @property
     def storage_url(self) -> str:
         """The embedded storage."""
-        return f"sqlite:///{self.path.resolve() / 'study.db'}"
+        return file_url(self.path.resolve() / "study.db")
 
     @property
     def has_storage(self) -> bool:
@@ -95,30 +113,24 @@ class StudyFolder:
     def open(self, question: Question, *, must_exist: bool = False) -> bool:
         """Make the folder, or find the same question in it, and lock it; whether it was there.
 
+        It holds paths and the host's name, so a new one is readable by its owner only.
+
         Raises:
             ConfigError: the folder holds another question or something else, or does not exist
                 where it must.
             StorageError: it cannot be written, or another search runs in it.
         """
-        is_there = (self.path / "question.json").exists()
-        if must_exist and not is_there:
-            raise ConfigError(
-                f"--resume: {self.path} holds no study; leave --resume out to start one"
-            )
-        if not is_there and self.path.is_dir() and not _OWN_DRAFTS.issuperset(self._names()):
-            raise ConfigError(
-                f"--out {self.path}: the folder is not empty and holds no study; name another"
-            )
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"--out {self.path}: this is a file; name a folder")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            is_there = self._looked_at(must_exist)
+            self._check_path()
+            if not is_there:
+                self._make()
             self._take_lock()
             if not is_there:
                 self._write("question.json", {"study": self._identity()} | question.to_dict())
             (self.path / "trials").mkdir(exist_ok=True)
         except OSError as error:
-            self.close()
+            self.undo()
             raise StorageError(
                 f"--out {self.path}: the folder cannot be written: {error.strerror or error}"
             ) from error
@@ -133,6 +145,54 @@ class StudyFolder:
             self.close()
             raise
         return is_there
+
+    def _looked_at(self, must_exist: bool) -> bool:
+        """Whether a study is there; refuses what a new one must not be written into."""
+        is_there = (self.path / "question.json").exists()
+        if must_exist and not is_there:
+            raise ConfigError(
+                f"--resume: {self.path} holds no study; leave --resume out to start one"
+            )
+        if not is_there and self.path.is_dir() and not _OWN_DRAFTS.issuperset(self._names()):
+            raise ConfigError(
+                f"--out {self.path}: the folder is not empty and holds no study; name another"
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"--out {self.path}: this is a file; name a folder")
+        return is_there
+
+    def _check_path(self) -> None:
+        """Refuse what nothing can be kept in, before anything is made."""
+        file_url(self.path.resolve())
+        longest = len(os.fsencode(self.path.resolve())) + _LONGEST_BELOW
+        if longest > _PATH_MAX:
+            raise ConfigError(
+                f"--out: the folder's path has {longest - _LONGEST_BELOW:,} bytes; "
+                f"with {_PATH_MAX - _LONGEST_BELOW:,} at most there is room for what is in it"
+            )
+
+    def _make(self) -> None:
+        """A folder of the owner's alone, and a note of what there was not before."""
+        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        self._made = [self.path / name for name in _MADE_WITHIN] + missing
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path not in missing:
+            self._mode_before = stat.S_IMODE(self.path.stat().st_mode)
+        self.path.mkdir(mode=_OWNER_ONLY, exist_ok=True)
+        # An empty folder that was there; of a file system without permissions none are asked.
+        with contextlib.suppress(PermissionError):
+            self.path.chmod(_OWNER_ONLY)
+
+    def undo(self) -> None:
+        """Take back what `open` has made, where what comes after it has failed; and close."""
+        self.close()
+        if self._mode_before is not None:
+            with contextlib.suppress(OSError):
+                self.path.chmod(self._mode_before)
+        for path in self._made:
+            with contextlib.suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
+        self._made = []
 
     def _names(self) -> set[str]:
         return {entry.name for entry in self.path.iterdir()}
@@ -215,5 +275,11 @@ class StudyFolder:
         """Whole or not at all: a file that is half written when the process dies is no file."""
         file = self.path / name
         draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        with open(draft, "w", encoding="utf-8", opener=_private) as writer:
+            writer.write(json.dumps(record, indent=1) + "\n")
         draft.replace(file)
+
+
+def _private(name: str, flags: int) -> int:
+    """Open a file that others may not read."""
+    return os.open(name, flags, _OWNERS_FILE)

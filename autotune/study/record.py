@@ -8,16 +8,16 @@ functions read a study without autotune.
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from autotune.errors import ConfigError, StorageError
+from autotune.errors import StorageError
 from autotune.names import printable
 from autotune.space.strategy import Strategy
 from autotune.study.confirmed import with_confirmations
+from autotune.study.storage_address import check_is_kept, shown, storage_errors
 from autotune.study.trial_rows import StoredTrial, TrialRows
 from autotune.trials.trial import (
     OBJECTIVES,
@@ -33,7 +33,7 @@ from autotune.trials.trial import (
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["TrialRecord", "without_password"]
+__all__ = ["TrialRecord"]
 
 _MEMORY_CONSTRAINT = "device_memory"
 _TABLES_S = 2.0
@@ -84,14 +84,14 @@ class TrialRecord:
             for knob, values in choices.items()
         }
         with self._as_storage_error():
-            self._storage = self._opened(url)
             # Its proposals are not asked for; Optuna's default would compute them at every trial.
             unused = optuna.samplers.RandomSampler()
             if must_exist:
-                self._study = optuna.load_study(
-                    study_name=name, storage=self._storage, sampler=unused
-                )
+                check_is_kept(url)
+                self._storage = _storage_at(url, has_tables=True)
+                self._study = self._loaded(name, unused)
             else:
+                self._storage = self._opened(url)
                 self._study = optuna.create_study(
                     storage=self._storage,
                     study_name=name,
@@ -104,35 +104,30 @@ class TrialRecord:
 
     def _opened(self, url: str) -> optuna.storages.RDBStorage:
         """The storage; searches that start at once may both want to make its tables."""
+        with suppress(Exception) if self.is_shared else nullcontext():
+            return _storage_at(url)
+        time.sleep(_TABLES_S)
+        return _storage_at(url)
+
+    def _loaded(self, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
         import optuna
 
-        with suppress(Exception) if self.is_shared else nullcontext():
-            return optuna.storages.RDBStorage(url)
-        time.sleep(_TABLES_S)
-        return optuna.storages.RDBStorage(url)
+        try:
+            return optuna.load_study(study_name=name, storage=self._storage, sampler=sampler)
+        except KeyError:
+            raise StorageError(
+                f"the study storage {shown(self._url)} cannot be used: it holds no study {name}; "
+                "give the --storage that the search was given"
+            ) from None
 
     def close(self) -> None:
         """Let the connections to a database server go."""
         self._storage.remove_session()
         self._storage.engine.dispose()
 
-    @contextmanager
-    def _as_storage_error(self) -> Iterator[None]:
+    def _as_storage_error(self) -> AbstractContextManager[None]:
         """One clear line for whatever the storage's libraries raise."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
-        except (StorageError, ConfigError):
-            raise
-        except Exception as error:  # each database driver has exceptions of its own
-            lines = str(getattr(error, "orig", None) or error).strip().splitlines()
-            reason = lines[0] if lines else type(error).__name__
-            shown = without_password(self._url)
-            raise StorageError(
-                f"the study storage {shown} cannot be used: {reason}; "
-                "name another with --storage, or another folder with --out"
-            ) from error
+        return storage_errors(self._url)
 
     def keep_question(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the stored study was asked; `question` from now on where it does not say.
@@ -339,7 +334,7 @@ class TrialRecord:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(
-                f"trial {stored.number} in {without_password(self._url)} was not written by "
+                f"trial {stored.number} in {shown(self._url)} was not written by "
                 f"this version of autotune: {error}"
             ) from error
 
@@ -347,6 +342,14 @@ class TrialRecord:
 def _printable_source(name: str | None) -> str | None:
     """Where a trial was taken over from, which reports and exports name."""
     return None if name is None else printable(name, "reused_from")
+
+
+def _storage_at(url: str, *, has_tables: bool = False) -> optuna.storages.RDBStorage:
+    """Optuna's storage. It takes braces in a URL for places of a template, which none are."""
+    import optuna
+
+    template = url.replace("{", "{{").replace("}", "}}")
+    return optuna.storages.RDBStorage(template, skip_table_creation=has_tables)
 
 
 def _outcome_attributes(outcome: Outcome) -> dict[str, Any]:
@@ -373,12 +376,3 @@ def _optuna_states() -> dict[TrialState, Any]:
 
 def _states() -> dict[Any, TrialState]:
     return {theirs: ours for ours, theirs in _optuna_states().items()}
-
-
-def without_password(url: str) -> str:
-    """A storage URL as it may be shown."""
-    scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    if not at:
-        return url
-    return f"{scheme}{separator}{credentials.partition(':')[0]}:***@{host}"

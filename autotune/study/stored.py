@@ -9,7 +9,8 @@ from autotune.space.compatibility import reference_strategy
 from autotune.space.search_space import SearchSpace
 from autotune.space.space_file import parse_search_space
 from autotune.study.folder import StudyFolder
-from autotune.study.record import TrialRecord, without_password
+from autotune.study.record import TrialRecord
+from autotune.study.storage_address import shown
 from autotune.study.summary import StudySummary
 
 __all__ = ["open_record", "space_of", "summarize"]
@@ -96,5 +97,5 @@ def summarize(
         versions=environment.get("versions", {}),
         end_reason=environment.get("end_reason"),
         folder=folder.path,
-        storage_url=without_password(storage_url) if storage_url else None,
+        storage_url=shown(storage_url) if storage_url else None,
     )

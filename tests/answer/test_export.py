@@ -154,6 +154,17 @@ def test_an_export_of_fp16_without_zero_scales_its_gradients_itself(
     assert "StrategyTrainer(model=model" in guide
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_export_is_its_owners_alone(tmp_path: Path, is_there: bool) -> None:
+    if is_there:
+        (tmp_path / "best").mkdir(mode=0o755)
+    folder = export_trial(STUDY, TRIAL, tmp_path / "best")
+    others = 0o077
+    assert is_there or not folder.stat().st_mode & others
+    assert [path.name for path in folder.iterdir() if path.stat().st_mode & others] == []
+    assert (folder / "launch.sh").stat().st_mode & 0o100
+
+
 def test_the_same_export_again_changes_nothing(tmp_path: Path) -> None:
     folder = export_trial(STUDY, TRIAL, tmp_path / "best")
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}

@@ -137,7 +137,7 @@ def test_the_export_goes_where_it_is_asked_to_and_over_nothing(tmp_path: Path) -
         (("--hardware", "L4", "--pick", "best"), "--pick 'best': choose from throughput"),
         (("--hardware", "L4", "--method", "qat"), "--method 'qat': choose from full"),
         (("--hardware", "L4", "--global-batch", "0"), "--global-batch must be at least 1"),
-        (("--hardware", "3xL4", "--global-batch", "4"), "no combination of its values"),
+        (("--hardware", "3xL4", "--global-batch", "4"), "the nearest that work are 3 and 6"),
         (("--hardware", "L4", "--space", "defualt"), "--space defualt: no such file"),
     ],
 )

@@ -114,6 +114,44 @@ def test_what_is_no_study_folder_is_told(tmp_path: Path) -> None:
     assert StudyFolder(tmp_path).read_environment() == {}
 
 
+def test_a_new_study_is_its_owners_alone(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir(mode=0o755)
+    for path in (tmp_path / "new", tmp_path / "empty"):
+        folder = StudyFolder(path)
+        folder.open(QUESTION)
+        folder.close()
+        assert path.stat().st_mode & 0o777 == 0o700
+        assert (path / "question.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_was_made_is_taken_back_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir(mode=0o755)
+    for path in (tmp_path / "deep" / "new", tmp_path / "empty"):
+        folder = StudyFolder(path)
+        folder.open(QUESTION)
+        folder.undo()
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_study_that_was_there_is_not_taken_back(tmp_path: Path) -> None:
+    for _ in range(2):
+        folder = StudyFolder(tmp_path / "study")
+        folder.open(QUESTION)
+        folder.close()
+    folder.open(QUESTION)
+    folder.undo()
+    assert folder.read_question() == QUESTION
+
+
+def test_a_path_without_room_for_what_is_in_the_folder_is_refused(tmp_path: Path) -> None:
+    path = tmp_path.joinpath(*["x" * 200] * 19)
+    path = path / ("y" * (4050 - len(str(path))))
+    with pytest.raises(ConfigError, match="--out: the folder's path has 4,051 bytes"):
+        StudyFolder(path).open(QUESTION)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_study_is_named_after_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
