@@ -7,6 +7,7 @@ What is found is written line by line, so that it stands if a later part fails o
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from autotune.lifeline import end_group_with_input
 from autotune.measure import device as devices
 from autotune.measure import links
 from autotune.measure.disk import disk_bytes_per_s
@@ -72,6 +74,7 @@ def _measure_links(spec: RankSpec, device: torch.device, log: _Log | None) -> No
 def main() -> None:
     """Measure, as the only argument says."""
     spec = RankSpec.from_json(sys.argv[1])
+    end_group_with_input(lambda: shutil.rmtree(spec.folder, ignore_errors=True))
     is_cuda = spec.device_type == "cuda"
     device = torch.device("cuda", spec.rank) if is_cuda else torch.device("cpu")
     if is_cuda:
