@@ -12,14 +12,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from autotune.lifeline import end_group_with_input
+from autotune.measure.spec import RankSpec, events_file
+
+if __name__ == "__main__":
+    # Imports take longest: whoever ends meanwhile must not leave them running.
+    _folder = RankSpec.from_json(sys.argv[1]).folder
+    end_group_with_input(lambda: shutil.rmtree(_folder, ignore_errors=True))
+
 import torch
 import torch.distributed as dist
 
-from autotune.lifeline import end_group_with_input
 from autotune.measure import device as devices
 from autotune.measure import links
 from autotune.measure.disk import disk_bytes_per_s
-from autotune.measure.spec import RankSpec, events_file
 
 
 class _Log:
@@ -74,7 +80,6 @@ def _measure_links(spec: RankSpec, device: torch.device, log: _Log | None) -> No
 def main() -> None:
     """Measure, as the only argument says."""
     spec = RankSpec.from_json(sys.argv[1])
-    end_group_with_input(lambda: shutil.rmtree(spec.folder, ignore_errors=True))
     is_cuda = spec.device_type == "cuda"
     device = torch.device("cuda", spec.rank) if is_cuda else torch.device("cpu")
     if is_cuda:
