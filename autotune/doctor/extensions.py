@@ -96,6 +96,14 @@ def _run_builder(extension: Extension, hardware: Hardware) -> tuple[int, str]:
         try:
             _, errors = builder.communicate()
         finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(builder.pid, signal.SIGKILL)
+            _end_group(builder)
     return builder.returncode, errors
+
+
+def _end_group(builder: subprocess.Popen[str]) -> None:
+    """End it with its compilers, if it has not ended; they remove their temporary files."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(builder.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            builder.wait(timeout=1.0)
+        os.killpg(builder.pid, signal.SIGKILL)

@@ -315,7 +315,7 @@ class Launcher:
         for rank in ranks if self._server.is_alive else ():
             if rank.pid and rank.is_running:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(rank.pid, signal.SIGKILL)
+                    os.kill(rank.pid, signal.SIGKILL)
         with contextlib.suppress(LaunchError):
             self._server.sweep()
         for rank in ranks:

@@ -9,6 +9,8 @@ import contextlib
 import time
 from collections.abc import Iterable
 
+import psutil
+
 __all__ = ["MARK", "StoppedProcesses", "kill_marked"]
 
 MARK = "AUTOTUNE_SERVER"
@@ -19,42 +21,45 @@ _PATIENCE_S = 2.0
 """A process that stays stopped for so long is not continued soon: a debugger that is attached, or
 a shell that moves a job, takes less."""
 
-_MAX_ROUNDS = 20
-_ROUND_S = 0.01
+_GENTLE_ROUNDS = 10
+_MAX_ROUNDS = 30
+_ROUND_S = 0.03
 
 
 def kill_marked(mark: str) -> int:
     """Kill every process of this user whose environment has the mark; how many there were.
 
     For what a server leaves behind that was killed itself: compilers, processes that left their
-    session. A stopped process is killed like any other.
+    session. Each is asked to end first, for a compiler removes its temporary files then. A stopped
+    process is killed like any other.
     """
     killed: set[int] = set()
-    for _ in range(_MAX_ROUNDS):
+    for number in range(_MAX_ROUNDS):
         found = _marked(mark)
         if not found:
             break
-        killed.update(found)
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                if number >= _GENTLE_ROUNDS:
+                    process.kill()
+                elif process.pid not in killed:
+                    process.terminate()
+            killed.add(process.pid)
         time.sleep(_ROUND_S)
     return len(killed)
 
 
-def _marked(mark: str) -> set[int]:
-    """Those that live; each is killed as it is seen."""
-    import psutil
-
-    found = set()
+def _marked(mark: str) -> list[psutil.Process]:
+    """Those that live."""
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get(MARK) == mark and _lives(process.status()):
-                process.kill()
-                found.add(process.pid)
+                found.append(process)
     return found
 
 
 def _lives(status: str) -> bool:
-    import psutil
-
     return status not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
@@ -78,8 +83,6 @@ class StoppedProcesses:
 
 
 def _is_stopped(pid: int) -> bool:
-    import psutil
-
     with contextlib.suppress(psutil.Error):
         return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
     return False

@@ -24,13 +24,19 @@ def main() -> None:
 
 
 def _clean_up() -> None:
-    """End the compilers, and leave no lock that a later build would wait for."""
+    """Leave no lock that a later build would wait for, and end the compilers."""
     import psutil
 
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            child.kill()
+    # First: this process ends by itself once they have ended.
     remove_abandoned_locks(dying=os.getpid())
+    compilers = psutil.Process().children(recursive=True)
+    for compiler in compilers:
+        with contextlib.suppress(psutil.Error):
+            # It removes its temporary files, which it would not if it were killed.
+            compiler.terminate()
+    for compiler in psutil.wait_procs(compilers, timeout=1.0)[1]:
+        with contextlib.suppress(psutil.Error):
+            compiler.kill()
 
 
 if __name__ == "__main__":

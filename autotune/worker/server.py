@@ -54,6 +54,10 @@ _IMPORTED_LATE = (
 `tests/benchmarks/trial_start.py`."""
 
 
+_GENTLE_S = 0.3
+"""What a process below a rank has to end by itself, before it is killed."""
+
+
 def preload(model_type: str, *, with_optional: bool = True) -> None:
     """Import everything a rank will need, as far as that starts no threads and no GPU context.
 
@@ -149,6 +153,7 @@ class _Server:
         self._pids: set[int] = set()
         self._scratch_folders: list[str] = []
         self._swap_folder: str | None = None
+        self._rendezvous: Path | None = None
 
     def report(self, **fields: Any) -> None:
         """One line to the launcher; a launcher that is gone ends the server."""
@@ -191,6 +196,7 @@ class _Server:
 
     def _fork(self, request: dict[str, Any]) -> None:
         self._swap_folder = request.get("swap_folder")
+        self._rendezvous = Path(request["folder"]) / "rendezvous"
         own = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -216,6 +222,7 @@ class _Server:
         """Kill every process below this one, whatever session it fled into."""
         import psutil
 
+        self._end_gently()
         killed = 0
         # Orphans are handed to this process as they appear, so look until there are none.
         for _ in range(20):
@@ -231,12 +238,26 @@ class _Server:
         remove_abandoned_locks()
         return killed
 
+    def _end_gently(self) -> None:
+        """Ask what ranks started to end: a compiler removes its temporary files then."""
+        import psutil
+
+        below = psutil.Process().children(recursive=True)
+        others = [process for process in below if process.pid not in self._pids]
+        for process in others:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        psutil.wait_procs(others, timeout=_GENTLE_S)
+
     def end(self) -> NoReturn:
         """Leave nothing behind."""
         self._sweep()
         # Gone already, unless the launcher was killed.
         for folder in filter(None, (*self._scratch_folders, self._swap_folder)):
             shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if self._rendezvous is not None:
+                self._rendezvous.unlink(missing_ok=True)
         os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""Servers that are killed and stopped by real signals: nothing of them is left, and another comes."""
+"""Servers killed and stopped by real signals: nothing of them is left, and another comes."""
 
 from __future__ import annotations
 
