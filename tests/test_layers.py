@@ -19,6 +19,7 @@ LAYERS: tuple[str, ...] = (
     "text_file",
     "knobs",
     "yaml_file",
+    "lifeline",
     "machine",
     "question",
     "space",

@@ -258,7 +258,7 @@ def search(
     from autotune.cli.refusal import refuse_if_nothing_fits, refuse_large_model_on_cpu
     from autotune.cli.session import Session
     from autotune.drivers.budget import Budget, parse_duration
-    from autotune.errors import ConfigError
+    from autotune.errors import ConfigError, LaunchError
     from autotune.machine.software import detect_software
     from autotune.question.goal import Goal
     from autotune.question.question import Question
@@ -319,19 +319,26 @@ def search(
             num_places=place.num_places,
         )
         with session:
-            session.search(
-                limit,
-                sampler=kind,
-                goal=goal,
-                min_gain=min_gain,
-                max_trials=trials,
-                num_forced=force_pruned,
-                num_confirmed=confirm,
-                trial_timeout_s=timeout_s,
-                console=console,
-                cluster=place.cluster,
-            )
+            error: LaunchError | None = None
+            try:
+                session.search(
+                    limit,
+                    sampler=kind,
+                    goal=goal,
+                    min_gain=min_gain,
+                    max_trials=trials,
+                    num_forced=force_pruned,
+                    num_confirmed=confirm,
+                    trial_timeout_s=timeout_s,
+                    console=console,
+                    cluster=place.cluster,
+                )
+            except LaunchError as caught:
+                # What was measured before is an answer all the same.
+                error = caught
             found = session.answer(as_json=as_json, console=console)
+            if error is not None:
+                raise error
     raise typer.Exit(0 if found else 1)
 
 

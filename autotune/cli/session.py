@@ -23,7 +23,7 @@ from autotune.drivers.budget import Budget
 from autotune.drivers.local import LocalDriver
 from autotune.drivers.side_by_side import SideBySideDriver
 from autotune.drivers.terms import Terms
-from autotune.errors import ConfigError
+from autotune.errors import ConfigError, LaunchError
 from autotune.launch.launcher import Launcher
 from autotune.machine.extensions import compiled_extension
 from autotune.machine.software import Software
@@ -247,6 +247,9 @@ class Session:
                     if proposals.end_reason and budget.remaining_s > 0:
                         unused = format_duration(budget.remaining_s)
                         self._end_reason = f"{study.end_reason}; {unused} of the budget given back"
+            except LaunchError as error:
+                self._end_reason = str(error)
+                raise
             finally:
                 if cluster is not None:
                     # Before the answer: what Ray prints must not come between its lines.

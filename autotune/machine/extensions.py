@@ -76,11 +76,14 @@ def cuda_toolkit() -> Path | None:
     return toolkit if (toolkit / "bin" / "nvcc").is_file() else None
 
 
-def remove_abandoned_locks() -> list[Path]:
+def remove_abandoned_locks(dying: int | None = None) -> list[Path]:
     """Remove the locks of builds that were killed, for which torch would wait for ever.
 
     torch holds a lock's file open for as long as it builds or loads (`torch.utils.file_baton`), so
     a lock that no process has open is nobody's. Other users' locks are left alone.
+
+    Args:
+        dying: a process that is about to end, whose locks count as abandoned.
 
     Returns:
         The locks that were removed.
@@ -89,19 +92,21 @@ def remove_abandoned_locks() -> list[Path]:
     own = [lock for lock in locks if lock.exists() and lock.stat().st_uid == os.getuid()]
     if not own:
         return []
-    held = _open_files()
+    held = _open_files(but_of=dying)
     abandoned = [lock for lock in own if str(lock.resolve()) not in held]
     for lock in abandoned:
         lock.unlink(missing_ok=True)
     return abandoned
 
 
-def _open_files() -> set[str]:
-    """Paths of all files that processes which can be looked into have open."""
+def _open_files(but_of: int | None) -> set[str]:
+    """Paths of all files that processes have open which can be looked into, but for one."""
     import psutil
 
     found: set[str] = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
+            if process.pid == but_of:
+                continue
             found.update(file.path for file in process.open_files())
     return found

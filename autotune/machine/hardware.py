@@ -6,6 +6,7 @@ and torch is not imported.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -290,10 +291,12 @@ def with_nvme(hardware: Hardware, path: Path) -> Hardware:
         what = "this is a file" if path.exists() else "no such folder"
         raise ConfigError(f"--nvme-path {path}: {what}; name an existing folder")
     try:
-        with tempfile.NamedTemporaryFile(prefix=".autotune-", dir=path) as probe:
+        # Without a name: nothing stays there, whatever ends this process.
+        with tempfile.TemporaryFile(dir=path) as probe:
             probe.write(b"0")
             probe.flush()
-            os.close(os.open(probe.name, os.O_RDONLY | getattr(os, "O_DIRECT", 0)))
+            flags = fcntl.fcntl(probe, fcntl.F_GETFL)
+            fcntl.fcntl(probe, fcntl.F_SETFL, flags | getattr(os, "O_DIRECT", 0))
         free = shutil.disk_usage(path).free
     except OSError as error:
         raise ConfigError(

@@ -1,19 +1,24 @@
-"""Traces variants of a model: reads the question from stdin, writes a file for each as it is done.
+"""Traces variants of a model: reads the question from stdin, writes a line for each as it is done.
 
-    python -m autotune.profile FOLDER < QUESTION.json
+    python -m autotune.profile PID < QUESTION.json
 
-For `process.py`, which starts it. A file holds a profile, or a
-script where a recipe is asked for, or in words why there is none.
+For `process.py`, which starts it and gives its process id. A line of JSON on stdout holds a
+profile, or a script where a recipe is asked for, or in words why there is none. Nothing is written
+to disk, so nothing is left there by whoever is killed.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
-import signal
+import os
 import sys
-from pathlib import Path
 from typing import Any
+
+from autotune.lifeline import end_with_parent
+
+if __name__ == "__main__":
+    # Imports take longest: whoever is killed meanwhile must not leave them running.
+    end_with_parent(int(sys.argv[1]))
 
 import torch  # noqa: F401  (before Triton's stand-in, which torch would take for the real one)
 
@@ -24,24 +29,22 @@ from autotune.profile.trace import trace
 from autotune.profile.variant import Recipe, Variant
 from autotune.question.workload import ModelShape
 
-_PR_SET_PDEATHSIG = 1
-"""`prctl` of Linux: what this process gets when the thread that started it ends."""
 
-
-def main(folder: Path) -> None:
+def main() -> None:
     """Trace what stdin asks for, one after the other."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Whatever the code of a model prints goes to stderr, not between the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     question = json.load(sys.stdin)
     shape, seq_len = ModelShape(**question["shape"]), question["seq_len"]
     has_stand_in = False
-    for number, told in enumerate(question["variants"]):
+    for told in question["variants"]:
         recipe = _recipe(told) if "variant" in told else None
         variant = recipe.variant if recipe else _variant(told)
         if variant.fused_kernels and not has_stand_in:
             stand_in_for_triton()
             has_stand_in = True
-        path = folder / f"{number}.json"
-        path.write_text(json.dumps(_answer(shape, recipe or variant, seq_len)), encoding="utf-8")
+        print(json.dumps(_answer(shape, recipe or variant, seq_len)), file=answers, flush=True)
 
 
 def _answer(shape: ModelShape, variant: Variant | Recipe, seq_len: int) -> dict[str, Any] | str:
@@ -66,4 +69,4 @@ def _recipe(told: dict[str, Any]) -> Recipe:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

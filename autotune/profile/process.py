@@ -10,10 +10,8 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from autotune.knobs import Attention, CheckpointScope
@@ -141,31 +139,35 @@ def _trace(
         "variants": [asdict(variant) for variant in variants],
         "seq_len": seq_len,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            ran = subprocess.run(
-                [sys.executable, "-m", "autotune.profile", folder],
-                input=json.dumps(question),
-                capture_output=True,
-                text=True,
-                timeout=_TIMEOUT_S,
-                env=_environment(os.environ),
-                check=False,
-            )
-            reason = _last_line(ran.stderr.splitlines())
-        except subprocess.TimeoutExpired:
-            reason = f"it took more than {_TIMEOUT_S:.0f} s"
-        except OSError as error:
-            reason = str(error)
-        return [_read(kind, Path(folder) / f"{n}.json", reason) for n in range(len(variants))]
-
-
-def _read(kind: type[_Traced], path: Path, reason: str) -> _Traced | str:
-    """What the process said of one variant; `reason` where it did not come so far."""
+    answers = b""
     try:
-        answer = json.loads(path.read_text(encoding="utf-8"))
+        ran = subprocess.run(
+            [sys.executable, "-m", "autotune.profile", str(os.getpid())],
+            input=json.dumps(question).encode(),
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            env=_environment(os.environ),
+            check=False,
+        )
+        answers = ran.stdout
+        reason = _last_line(ran.stderr.decode(errors="replace").splitlines())
+    except subprocess.TimeoutExpired as expired:
+        answers = expired.stdout or b""
+        reason = f"it took more than {_TIMEOUT_S:.0f} s"
+    except OSError as error:
+        reason = str(error)
+    # A line that was cut off has no end, and is no answer.
+    lines = answers.split(b"\n")[:-1][: len(variants)]
+    found = [_read(kind, line, reason) for line in lines]
+    return found + [reason] * (len(variants) - len(found))
+
+
+def _read(kind: type[_Traced], line: bytes, reason: str) -> _Traced | str:
+    """What the process said of one variant; `reason` where that makes no sense."""
+    try:
+        answer = json.loads(line)
         return str(answer) if isinstance(answer, str) else kind.from_dict(answer)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return reason
 
 

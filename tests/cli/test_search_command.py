@@ -12,10 +12,12 @@ from typing import Any
 
 import psutil
 import pytest
-from command_line import autotune, autotune_process
+from command_line import autotune, autotune_here, autotune_process
 from plain_training import printed_losses
 from planted_model import planted_workload
 
+from autotune.errors import LaunchError
+from autotune.launch.launcher import Launcher
 from autotune.question.workload import Workload
 
 pytestmark = pytest.mark.slow
@@ -358,3 +360,18 @@ def test_a_second_search_in_the_folder_is_refused_with_the_pid_of_the_first(
         running.communicate(timeout=30)
     assert second.returncode == 2
     assert f"pid {running.pid}" in second.stderr
+
+
+def test_a_search_whose_server_cannot_start_prints_its_report_and_exits_with_1(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished[0] / "study", tmp_path / "study")
+
+    def start(launcher: Launcher, should_stop: object) -> float:
+        raise LaunchError("the trial server was killed (SIGKILL); see server.log")
+
+    monkeypatch.setattr(Launcher, "start", start)
+    ran = autotune_here(*_TINY, "--budget", "2m", "--trials", "6", folder=tmp_path)
+    assert ran.returncode == 1
+    assert "tokens/s" in ran.stdout
+    assert "autotune: the trial server was killed (SIGKILL)" in ran.stderr.splitlines()[-1]

@@ -11,6 +11,7 @@ from fake_runner import FakeRunner
 from autotune.drivers.budget import Budget
 from autotune.drivers.local import LocalDriver
 from autotune.drivers.terms import Terms
+from autotune.errors import LaunchError
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 from autotune.trials.trial import Failure, FailureKind, Outcome, Trial, TrialSpec, TrialState
@@ -181,6 +182,20 @@ def test_a_hung_trial_ends_at_its_timeout_and_the_next_one_runs(drive: Drive) ->
     drive.run(study, timeout_s=3.0)
     kinds = [trial.failure.kind for trial in study.trials if trial.failure is not None]
     assert kinds == [FailureKind.TIMEOUT, FailureKind.TIMEOUT]
+
+
+def test_a_runner_that_cannot_start_ends_the_search_and_the_trial_is_told(
+    drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(runner: FakeRunner, spec: TrialSpec, **arguments: Any) -> Outcome:
+        raise LaunchError("planted")
+
+    monkeypatch.setattr(FakeRunner, "run", run)
+    study = ScriptedStudy(2)
+    with pytest.raises(LaunchError, match="planted"):
+        drive.run(study)
+    [failure] = [trial.failure for trial in study.trials]
+    assert failure == Failure(kind=FailureKind.LOST_NODE, message="planted")
 
 
 def test_progress_hears_of_everything_in_its_order(drive: Drive) -> None:
