@@ -51,6 +51,8 @@ def _end(trial: Trial) -> str:
 
 def _expected(prediction: Prediction) -> str:
     peak = format_gib(prediction.peak_memory_bytes)
+    if not prediction.is_time_known:
+        return f"{peak} GiB"
     return f"{prediction.tokens_per_second:,.0f} tokens/s in {peak} GiB"
 
 

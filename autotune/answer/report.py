@@ -288,6 +288,8 @@ def format_gib_range(lower_bytes: float, upper_bytes: float) -> str:
 
 def format_speed(prediction: Prediction) -> str:
     """Predicted tokens/s, and below it between what bounds, where they are known."""
+    if not prediction.is_time_known:
+        return "-"
     speed, bounds = f"{prediction.tokens_per_second:,.0f}", prediction.tokens_per_second_bounds
     return speed if bounds is None else f"{speed}\n{bounds[0]:,.0f} to {bounds[1]:,.0f}"
 

@@ -26,6 +26,7 @@ from autotune.drivers.terms import Terms
 from autotune.errors import ConfigError
 from autotune.launch.launcher import Launcher
 from autotune.machine.extensions import compiled_extension
+from autotune.machine.hardware import DeviceType
 from autotune.machine.software import Software
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.profile import ScriptsAhead
@@ -279,6 +280,12 @@ class Session:
         self, progress: LiveProgress | PlainProgress, study: Study, *, is_here: bool
     ) -> None:
         progress.trials_changed(study.trials)
+        hardware = self._question.hardware
+        if hardware.device_type is DeviceType.CPU and not hardware.supports_bf16:
+            progress.note(
+                "this CPU has no instructions for bf16 (avx512_bf16, amx_bf16 or ARM's bf16): "
+                "trials train in fp32, which strategies are compared with"
+            )
         if self._is_resumed:
             words = f"going on with {self._folder.path}: {len(study.trials)} trials so far"
             if self._num_recovered:

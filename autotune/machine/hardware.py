@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from autotune.machine.cpu_precisions import cpu_precisions
 from autotune.machine.rates import Rates
 
 __all__ = [
@@ -150,11 +151,11 @@ class Hardware:
     host_memory_bytes: int
     """Memory of one host, or of the container that limits it."""
     flops_per_s: float
-    """Peak rate of one device's matrix products at 16 bit."""
+    """Peak rate of one device's matrix products at 16 bit; of a CPU without bf16 in fp32."""
     memory_bytes_per_s: float
     """Peak bandwidth of one device's memory."""
     supports_bf16: bool = True
-    """Whether bf16 is worth proposing."""
+    """Whether bf16 is worth proposing: a CPU may compute it without instructions of its own, slowly."""
     supports_fp16: bool = True
     """Whether DeepSpeed takes fp16."""
     supports_tf32: bool = False
@@ -197,19 +198,6 @@ def host_memory_bytes() -> int:
     except OSError:
         return total
     return min(total, int(text)) if text.isdigit() else total
-
-
-def _cpu_computes_fp16() -> bool:
-    """Whether DeepSpeed takes fp16 on this CPU, which oneDNN decides by the instruction set.
-
-    Where /proc/cpuinfo names no AVX512-FP16, as on other architectures, it is taken for missing.
-    """
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return "avx512_fp16" in flags.split()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,7 +275,7 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
     host = host_memory_bytes()
     gpus = [] if os.environ.get("DS_ACCELERATOR") == "cpu" else visible_gpus()
     if not gpus:
-        ranks = num_devices or 2
+        ranks, precisions = num_devices or 2, cpu_precisions()
         return Hardware(
             device_type=DeviceType.CPU,
             device_kind="cpu",
@@ -297,7 +285,8 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
             # Order-of-magnitude rates of a laptop core.
             flops_per_s=5e10 * max(1, (os.cpu_count() or 1) // ranks),
             memory_bytes_per_s=1e10,
-            supports_fp16=_cpu_computes_fp16(),
+            supports_bf16=precisions.bf16,
+            supports_fp16=precisions.fp16,
         )
     if num_devices is not None and num_devices > len(gpus):
         raise ConfigError(

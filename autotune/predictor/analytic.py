@@ -57,6 +57,8 @@ class AnalyticPredictor:
     ) -> None:
         self._workload = workload
         self._is_cpu = hardware.device_type is DeviceType.CPU
+        # A CPU has no data sheet here.
+        self._knows_rates = not self._is_cpu or hardware.rates is not None
         self._num_ranks = hardware.num_devices
         self._num_nodes = hardware.num_nodes
         self._memory = MemoryModel(workload, hardware, script_of)
@@ -88,6 +90,7 @@ class AnalyticPredictor:
             **self._figures(ask_about(strategy), shares, peak, parts),
             step_time_lower_s=parts.total_s * math.exp(-below),
             step_time_upper_s=parts.total_s * math.exp(above),
+            is_time_known=self._knows_rates,
             step_parts_s=self._time.activities_s(strategy, parts),
             moment=_moment_in_words(peak.moment, strategy),
             breakdown_bytes=peak.breakdown_bytes,

@@ -127,6 +127,9 @@ class Prediction:
     """A step is not expected to take less than this; None where no bound is known."""
     step_time_upper_s: float | None = None
     """A step is not expected to take more than this; None where no bound is known."""
+    is_time_known: bool = True
+    """Whether the step time rests on rates of a data sheet, or measured ones, or on trials; what
+    rests on a guess of the rates is not shown."""
     step_parts_s: Mapping[str, float] = field(default_factory=dict)
     """What the step time is made of, in seconds; sums up to `step_time_s`."""
     device_overhead_bytes: int = 0
