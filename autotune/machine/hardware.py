@@ -155,7 +155,7 @@ class Hardware:
     memory_bytes_per_s: float
     """Peak bandwidth of one device's memory."""
     supports_bf16: bool = True
-    """Whether bf16 is worth proposing: a CPU may compute it without instructions of its own, slowly."""
+    """Whether bf16 is worth proposing: without instructions for it a CPU computes it slowly."""
     supports_fp16: bool = True
     """Whether DeepSpeed takes fp16."""
     supports_tf32: bool = False

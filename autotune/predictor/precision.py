@@ -131,8 +131,10 @@ def _group_bytes(common: Precision, *groups: GroupPrecision) -> GroupBytes:
 
 
 def group_slowdowns(strategy: Strategy, hardware: Hardware) -> dict[ModuleGroup, float]:
-    """Time of a matrix product of each group, in that of one at 16 bit; on a CPU without bf16 in
-    that of one in fp32."""
+    """Time of a matrix product of each group, in that of one at 16 bit.
+
+    On a CPU without bf16 in that of one in fp32.
+    """
     fp32 = _fp32_slowdown(hardware, tf32=strategy.tf32)
     rates = {GroupPrecision.FP32: fp32, GroupPrecision.FP8: _FP8_SLOWDOWN}
     if hardware.device_type is DeviceType.CPU:

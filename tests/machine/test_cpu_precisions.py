@@ -1,4 +1,4 @@
-"""Which precisions a CPU has instructions for, by what Linux lists and what oneDNN is limited to."""
+"""Which precisions a CPU computes, by what Linux lists and what oneDNN is limited to."""
 
 from __future__ import annotations
 
