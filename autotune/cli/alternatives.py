@@ -184,7 +184,10 @@ class _Predictions:
         return self._rows[key]
 
     def _predicted(self, change: Change) -> _Fitting:
-        """The fastest that fit even with what they may need at most."""
+        """The fastest that fit even with what they may need at most.
+
+        Where there are none, and the model is known, the one that is expected to need least.
+        """
         workload, hardware = change.workload, change.hardware
         try:
             space = load_search_space(change.space_name, workload, hardware, self._software)
@@ -198,11 +201,13 @@ class _Predictions:
         limits = replace(self._question, workload=workload, hardware=hardware).limits
         predictor = AnalyticPredictor(workload, hardware, traces=False)
         predicted = predictor.predict_table(table)
-        fits = (predicted.missing_bytes(**limits) == 0) & (
-            predicted.peak_device_upper_bytes <= limits["device_bytes"]
-        )
-        rows = np.flatnonzero(fits)
+        is_expected = predicted.missing_bytes(**limits) == 0
+        is_sure = predicted.peak_device_upper_bytes <= limits["device_bytes"]
+        rows = np.flatnonzero(is_expected & is_sure)
         rows = rows[np.argsort(-predicted.tokens_per_second[rows], kind="stable")]
+        if not len(rows) and predictor.doubt is None:
+            rows = np.flatnonzero(is_expected)
+            rows = rows[np.argsort(predicted.peak_memory_bytes[rows], kind="stable")][:1]
         strategies = [table.strategy(row) for row in rows.tolist()]
         is_neutral = (s.loss_class(space.reference) is LossClass.NEUTRAL for s in strategies)
         return _Fitting(
