@@ -25,6 +25,7 @@ from autotune.drivers.side_by_side import SideBySideDriver
 from autotune.drivers.terms import Terms
 from autotune.errors import ConfigError
 from autotune.launch.launcher import Launcher
+from autotune.launch.watched_runner import WatchedRunner
 from autotune.machine.extensions import compiled_extension
 from autotune.machine.hardware import DeviceType
 from autotune.machine.software import Software
@@ -272,9 +273,10 @@ class Session:
                 study_name=self._folder.name,
                 log=self._folder.path / "ray.log",
             )
-        if len(launchers) == 1:
-            return LocalDriver(launchers[0], terms)
-        return SideBySideDriver(launchers, terms)
+        runners = [WatchedRunner(each, self._question.hardware) for each in launchers]
+        if len(runners) == 1:
+            return LocalDriver(runners[0], terms)
+        return SideBySideDriver(runners, terms)
 
     def _greet(
         self, progress: LiveProgress | PlainProgress, study: Study, *, is_here: bool

@@ -209,6 +209,8 @@ class Gpu:
     used_bytes: int
     """In use now, by anybody."""
     compute_capability: tuple[int, int]
+    utilisation: float = 0.0
+    """Share of the last moment in which anybody's kernels ran on it."""
 
 
 def visible_gpus() -> list[Gpu]:
@@ -241,6 +243,7 @@ def visible_gpus() -> list[Gpu]:
                 memory_bytes=int(memory.total),
                 used_bytes=int(memory.used),
                 compute_capability=_capability(handle),
+                utilisation=_utilisation(handle),
             )
             for handle, memory in zip(handles, memories, strict=True)
         ]
@@ -253,6 +256,16 @@ def _capability(handle: Any) -> tuple[int, int]:
 
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     return int(major), int(minor)
+
+
+def _utilisation(handle: Any) -> float:
+    """0 where the driver does not count it, as of a part of a GPU (MIG)."""
+    import pynvml
+
+    try:
+        return float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
+    except pynvml.NVMLError:
+        return 0.0
 
 
 def _kind_of(nvml_name: str) -> DeviceKind | None:

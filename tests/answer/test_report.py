@@ -57,6 +57,7 @@ def test_counts_name_every_state(study: StudySummary) -> None:
         TrialState.COMPLETE: 3,
         TrialState.PRUNED: 2,
         TrialState.FAILED: 2,
+        TrialState.INTERRUPTED: 0,
     }
 
 

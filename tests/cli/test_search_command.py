@@ -321,7 +321,7 @@ def test_a_trial_that_outlives_the_budget_is_stopped_and_run_again_on_resume(
         if trials := json.loads(ran.stdout)["trials"]:
             break
     [stopped] = trials
-    assert stopped["state"] == "failed"
+    assert stopped["state"] == "interrupted"
     assert stopped["failure"]["kind"] == "interrupted"
     assert "budget ended" in stopped["failure"]["message"]
 
