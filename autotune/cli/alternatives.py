@@ -177,8 +177,11 @@ class _Predictions:
         )
 
     def _fitting(self, change: Change) -> _Fitting:
-        key = (change.workload.method, change.workload.seq_len, change.hardware)
-        key = (*key, change.workload.global_batch_size, change.space_name)
+        workload = change.workload
+        key = (
+            *(workload.method, workload.seq_len, workload.global_batch_size),
+            *(change.hardware, change.space_name),
+        )
         if key not in self._rows:
             self._rows[key] = self._predicted(change)
         return self._rows[key]

@@ -61,6 +61,30 @@ def test_counts_name_every_state(study: StudySummary) -> None:
     }
 
 
+def test_interrupted_trials_are_said_and_are_no_failed_ones() -> None:
+    stopped = replace(failed(1, FailureKind.INTERRUPTED, "Ctrl-C"), state=TrialState.INTERRUPTED)
+    study = summary(complete(0, 45_000, 60), stopped)
+    assert (study.num_launched, study.counts[TrialState.FAILED]) == (1, 0)
+    text = printed(render_report(study), width=200)
+    assert "1 complete, 1 interrupted" in text
+    assert "trials 1; the same command runs them again" in text
+    assert "Failed trials" not in text
+
+
+def test_a_busy_machine_and_a_tie_are_said_once_each() -> None:
+    trials = [complete(0, 45_000, 60), complete(1, 44_000, 20)]
+    busy = [
+        replace(t, measurement=replace(t.measurement, disturbance=0.4))
+        for t in trials
+        if t.measurement is not None
+    ]
+    text = printed(render_report(summary(*busy)), width=200)
+    assert (
+        text.count("The machine was busy: beside 2 measured trials other processes took 40%") == 1
+    )
+    assert text.count("Tie: trial 1 may be as fast as trial 0") == 1
+
+
 def test_out_of_memory_share_is_of_launched_trials(study: StudySummary) -> None:
     assert study.num_launched == 5
     assert study.out_of_memory_share == pytest.approx(1 / 5)
