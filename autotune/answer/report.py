@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +22,7 @@ from autotune.study.confirmation import Comparison, Verdict
 from autotune.study.pareto import Pick
 from autotune.study.summary import StudySummary
 from autotune.trials.interval import Interval
-from autotune.trials.trial import Failure, Prediction
+from autotune.trials.trial import Failure, Prediction, Trial, TrialState
 
 __all__ = [
     "format_duration",
@@ -52,10 +52,15 @@ def render_report(summary: StudySummary) -> RenderableType:
     """The whole report of a study. Contains no markup, so any text in it is shown as it is."""
     parts: list[RenderableType] = [*_header(summary), "", *_counts(summary), ""]
     if summary.front:
-        parts += [pareto_table(summary), *_confirmation(summary), *_exports(summary)]
+        parts += [pareto_table(summary), *_ties(summary), *_confirmation(summary)]
+        parts += _exports(summary)
     else:
         parts.append(Text("No trial fits yet: there is nothing to export.", style="bold"))
-    failures = [trial.failure for trial in summary.trials if trial.failure is not None]
+    failures = [
+        trial.failure
+        for trial in summary.trials
+        if trial.failure is not None and trial.state is TrialState.FAILED
+    ]
     if failures:
         parts += ["", _failure_table(failures)]
     reasons = [trial.reason for trial in summary.trials if trial.reason]
@@ -136,6 +141,14 @@ def _counts(summary: StudySummary) -> Iterator[RenderableType]:
             line += f" ({summary.trials_per_minute:.1f} a minute)"
         line += f", {summary.num_out_of_memory} of them out of memory ({share})."
     yield Text(line)
+    if summary.interrupted:
+        numbers = ", ".join(str(trial.number) for trial in summary.interrupted)
+        yield Text(
+            f"Stopped from outside, which says nothing of their strategies: trials {numbers}; the "
+            "same command runs them again."
+        )
+    if summary.disturbed:
+        yield Text(_disturbance_words(summary.disturbed))
     if summary.end_reason:
         yield Text(f"The search ended: {summary.end_reason}.")
     errors = summary.prediction_errors
@@ -165,6 +178,33 @@ def _counts(summary: StudySummary) -> Iterator[RenderableType]:
             f"Complete trials that do not count as fitting: {summary.num_unfit} (over the memory "
             "limit, or the allocator had to flush its cache in timed steps)."
         )
+
+
+def _disturbance_words(disturbed: Sequence[Trial]) -> str:
+    shares = [trial.measurement.disturbance for trial in disturbed if trial.measurement]
+    return (
+        f"The machine was busy: beside {len(disturbed)} measured trials other processes took "
+        f"{min(shares):.0%} to {max(shares):.0%} of what they need of its cores or GPUs. Their "
+        "throughputs are lower than on an idle machine, and their intervals are widened by it."
+    )
+
+
+def _ties(summary: StudySummary) -> Iterator[RenderableType]:
+    """Which trials of the front are no slower than others, as far as was measured."""
+    found = summary.ties
+    if found:
+        yield ""
+    for tie in found:
+        numbers = _joined([trial.number for trial in tie.others])
+        yield Text(
+            f"Tie: {numbers} may be as fast as trial {tie.fastest.number}: what was measured does "
+            "not tell them apart."
+        )
+
+
+def _joined(numbers: Sequence[int]) -> str:
+    *first, last = map(str, numbers)
+    return f"trials {', '.join(first)} and {last}" if first else f"trial {last}"
 
 
 def _confirmation(summary: StudySummary) -> Iterator[RenderableType]:
@@ -290,6 +330,8 @@ def format_gib_range(lower_bytes: float, upper_bytes: float) -> str:
 
 def format_speed(prediction: Prediction) -> str:
     """Predicted tokens/s, and below it between what bounds, where they are known."""
+    if not prediction.is_time_known:
+        return "-"
     speed, bounds = f"{prediction.tokens_per_second:,.0f}", prediction.tokens_per_second_bounds
     return speed if bounds is None else f"{speed}\n{bounds[0]:,.0f} to {bounds[1]:,.0f}"
 
@@ -339,6 +381,7 @@ def report_json(summary: StudySummary) -> dict[str, Any]:
         - `front`: numbers of the trials on the Pareto front, fastest first.
         - `comparisons`: of the trials that were run again, the faster `first` and the next one,
           `second`: the `difference` as a share with its 95 % `half_width`, and the `verdict`.
+        - `ties`: of the front, a `trial` and those `with` it that may be as fast.
         - `picks`: trial number by `throughput`, `memory` and `balanced`; empty where nothing fits.
         - `trials`: each with `number`, `state`, `strategy`, `strategy_in_words`, `loss_class`,
           `prediction`, `measurement`, `failure`, `reason`, `duration_s`, `fits`, `is_forced`,
@@ -373,6 +416,10 @@ def report_json(summary: StudySummary) -> dict[str, Any]:
                 "verdict": str(found.verdict),
             }
             for found in summary.comparisons
+        ],
+        "ties": [
+            {"trial": tie.fastest.number, "with": [trial.number for trial in tie.others]}
+            for tie in summary.ties
         ],
         "picks": {str(which): trial.number for which, trial in summary.picks.items()},
         "trials": [summary.record(trial) for trial in summary.trials],

@@ -96,7 +96,7 @@ def doctor(
         hardware = detect_hardware(devices)
         _measure(hardware, nvme_path)
     is_built = not build or _build(hardware or detect_hardware(devices))
-    checks = examine(with_torch=True)
+    checks = examine()
     stored = examine_rates(hardware)[1] if hardware is not None else None
     console = answer_console()
     if as_json:

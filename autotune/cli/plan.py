@@ -170,10 +170,18 @@ def plan(
     on the machine itself is.
     """
     import json
+    from functools import partial
 
+    from autotune.cli.command_line import CommandLine
     from autotune.cli.console import answer_console, error_console
+    from autotune.cli.larger_hardware import larger_than_planned
     from autotune.cli.members import member
-    from autotune.cli.refusal import NUM_CLOSEST, refuse_as_nothing_fits, refuse_empty_space
+    from autotune.cli.refusal import (
+        Asked,
+        refuse_as_nothing_fits,
+        refuse_empty_space,
+        refuse_if_nothing_fits,
+    )
     from autotune.errors import ConfigError
     from autotune.machine.hardware_spec import read_hardware
     from autotune.plan.calibration import learn_from
@@ -181,6 +189,8 @@ def plan(
     from autotune.plan.export import export_plan
     from autotune.plan.plan import ASSUMED_SOFTWARE, make_plan
     from autotune.plan.report import plan_json, render_plan
+    from autotune.predictor import AnalyticPredictor
+    from autotune.profile import known_script_of
     from autotune.question.question import Question
     from autotune.question.workload import load_model_shape
     from autotune.space.space_file import load_search_space
@@ -214,22 +224,36 @@ def plan(
         space_text=search_space.text,
         headroom=headroom,
     )
+    if not len(search_space.table) and batch % ranks.num_devices:
+        raise ConfigError(
+            f"--global-batch {batch} is not divisible by {ranks.num_devices} devices; "
+            f"{nearest_batches(batch, ranks.num_devices)}"
+        )
+    asked = Asked(
+        question=question,
+        space=search_space,
+        space_name=space,
+        command=CommandLine.typed(),
+        larger=partial(
+            larger_than_planned,
+            spec,
+            text=hardware,
+            host_memory_gib=host_memory,
+            nvme_gib=nvme,
+        ),
+    )
+    if calibrate_from is None:
+        refuse_if_nothing_fits(asked, error_console(), as_json=as_json, traces=False)
     script_of = None if quick else _announced()
     lesson = None
     if calibrate_from is not None:
         lesson = learn_from(_measured_study(calibrate_from), question, script_of)
     made = make_plan(question, spec, search_space, lesson, script_of)
-    if not made.candidates and batch % ranks.num_devices:
-        raise ConfigError(
-            f"--global-batch {batch} is not divisible by {ranks.num_devices} devices; "
-            f"{nearest_batches(batch, ranks.num_devices)}"
-        )
     refuse_empty_space(search_space, made.candidates)
     if not made.front:
-        closest = [(each.strategy, each.prediction) for each in made.closest(NUM_CLOSEST)]
-        refuse_as_nothing_fits(
-            question, search_space, closest, space, error_console(), as_json=as_json
-        )
+        of_known = lesson or AnalyticPredictor(workload, ranks, known_script_of)
+        predicted = made.candidates.predicted
+        refuse_as_nothing_fits(asked, of_known, predicted, error_console(), as_json=as_json)
     if out is not None:
         # Before the answer, in whose place it is told that the folder cannot be written.
         export_plan(made, which, out)

@@ -253,9 +253,11 @@ def search(
     """
     started = time.monotonic()
     from autotune.cli.cluster import ClusterOptions
+    from autotune.cli.command_line import CommandLine
     from autotune.cli.console import error_console
+    from autotune.cli.larger_hardware import larger_than_searched
     from autotune.cli.members import member
-    from autotune.cli.refusal import refuse_if_nothing_fits, refuse_large_model_on_cpu
+    from autotune.cli.refusal import Asked, refuse_if_nothing_fits, refuse_large_model_on_cpu
     from autotune.cli.session import Session
     from autotune.drivers.budget import Budget, parse_duration
     from autotune.errors import ConfigError, LaunchError
@@ -307,7 +309,17 @@ def search(
             headroom=headroom,
             seed=seed,
         )
-        refuse_if_nothing_fits(question, search_space, space, console, as_json=as_json)
+        command = CommandLine.typed()
+        asked = Asked(
+            question=question,
+            space=search_space,
+            space_name=space,
+            command=command,
+            larger=lambda _: larger_than_searched(
+                question, command=command, space_name=space, is_here=ray is None
+            ),
+        )
+        refuse_if_nothing_fits(asked, console, as_json=as_json)
         session = Session(
             question,
             search_space,

@@ -25,7 +25,9 @@ from autotune.drivers.side_by_side import SideBySideDriver
 from autotune.drivers.terms import Terms
 from autotune.errors import ConfigError, LaunchError
 from autotune.launch.launcher import Launcher
+from autotune.launch.watched_runner import WatchedRunner
 from autotune.machine.extensions import compiled_extension
+from autotune.machine.hardware import DeviceType
 from autotune.machine.software import Software
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.profile import ScriptsAhead
@@ -281,14 +283,21 @@ class Session:
                 study_name=self._folder.name,
                 log=self._folder.path / "ray.log",
             )
-        if len(launchers) == 1:
-            return LocalDriver(launchers[0], terms)
-        return SideBySideDriver(launchers, terms)
+        runners = [WatchedRunner(each, self._question.hardware) for each in launchers]
+        if len(runners) == 1:
+            return LocalDriver(runners[0], terms)
+        return SideBySideDriver(runners, terms)
 
     def _greet(
         self, progress: LiveProgress | PlainProgress, study: Study, *, is_here: bool
     ) -> None:
         progress.trials_changed(study.trials)
+        hardware = self._question.hardware
+        if hardware.device_type is DeviceType.CPU and not hardware.supports_bf16:
+            progress.note(
+                "this CPU has no instructions for bf16 (avx512_bf16, amx_bf16 or ARM's bf16): "
+                "trials train in fp32, which strategies are compared with"
+            )
         if self._is_resumed:
             words = f"going on with {self._folder.path}: {len(study.trials)} trials so far"
             if self._num_recovered:

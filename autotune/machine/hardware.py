@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from autotune.machine.cpu_precisions import cpu_precisions
 from autotune.machine.device_kinds import (
     ADA,
     AMPERE,
@@ -70,11 +71,11 @@ class Hardware:
     host_memory_bytes: int
     """Memory of one host, or of the container that limits it."""
     flops_per_s: float
-    """Peak rate of one device's matrix products at 16 bit."""
+    """Peak rate of one device's matrix products at 16 bit; of a CPU without bf16 in fp32."""
     memory_bytes_per_s: float
     """Peak bandwidth of one device's memory."""
     supports_bf16: bool = True
-    """Whether bf16 is worth proposing."""
+    """Whether bf16 is worth proposing: without instructions for it a CPU computes it slowly."""
     supports_fp16: bool = True
     """Whether DeepSpeed takes fp16."""
     supports_tf32: bool = False
@@ -140,19 +141,6 @@ def host_memory_bytes() -> int:
     return min(total, int(text)) if text.isdigit() else total
 
 
-def _cpu_computes_fp16() -> bool:
-    """Whether DeepSpeed takes fp16 on this CPU, which oneDNN decides by the instruction set.
-
-    Where /proc/cpuinfo names no AVX512-FP16, as on other architectures, it is taken for missing.
-    """
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return "avx512_fp16" in flags.split()
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
     """One GPU as NVML sees it."""
@@ -162,6 +150,8 @@ class Gpu:
     used_bytes: int
     """In use now, by anybody."""
     compute_capability: tuple[int, int]
+    utilisation: float = 0.0
+    """Share of the last moment in which anybody's kernels ran on it."""
 
 
 def visible_gpus() -> list[Gpu]:
@@ -194,6 +184,7 @@ def visible_gpus() -> list[Gpu]:
                 memory_bytes=int(memory.total),
                 used_bytes=int(memory.used),
                 compute_capability=_capability(handle),
+                utilisation=_utilisation(handle),
             )
             for handle, memory in zip(handles, memories, strict=True)
         ]
@@ -206,6 +197,16 @@ def _capability(handle: Any) -> tuple[int, int]:
 
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     return int(major), int(minor)
+
+
+def _utilisation(handle: Any) -> float:
+    """0 where the driver does not count it, as of a part of a GPU (MIG)."""
+    import pynvml
+
+    try:
+        return float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
+    except pynvml.NVMLError:
+        return 0.0
 
 
 def detect_hardware(num_devices: int | None = None) -> Hardware:
@@ -224,7 +225,7 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
     host = host_memory_bytes()
     gpus = [] if os.environ.get("DS_ACCELERATOR") == "cpu" else visible_gpus()
     if not gpus:
-        ranks = num_devices or 2
+        ranks, precisions = num_devices or 2, cpu_precisions()
         return Hardware(
             device_type=DeviceType.CPU,
             device_kind="cpu",
@@ -234,7 +235,8 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
             # Order-of-magnitude rates of a laptop core.
             flops_per_s=5e10 * max(1, (os.cpu_count() or 1) // ranks),
             memory_bytes_per_s=1e10,
-            supports_fp16=_cpu_computes_fp16(),
+            supports_bf16=precisions.bf16,
+            supports_fp16=precisions.fp16,
         )
     if num_devices is not None and num_devices > len(gpus):
         raise ConfigError(

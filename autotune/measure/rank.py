@@ -48,7 +48,8 @@ class _Log:
 
 
 def _measure_alone(spec: RankSpec, device: torch.device, log: _Log) -> None:
-    dtype = torch.bfloat16 if spec.supports_bf16 else torch.float16
+    without = torch.float16 if device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if spec.supports_bf16 else without
     log.measure("matmul_flops_per_s", lambda: devices.matmul_flops_per_s(device, dtype))
     log.measure("memory_bytes_per_s", lambda: devices.memory_bytes_per_s(device))
     log.measure("kernel_launch_s", lambda: devices.kernel_launch_s(device))

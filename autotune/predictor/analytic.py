@@ -50,16 +50,25 @@ class AnalyticPredictor:
         hardware: what it runs on.
         script_of: where the order of a model's allocations is known from; `profile.script_of`
             traces it, which takes seconds the first time.
+        traces: whether activations of a model that was not seen before are traced, likewise; they
+            are counted otherwise, with wider bounds, and `doubt` says so.
     """
 
     def __init__(
-        self, workload: Workload, hardware: Hardware, script_of: ScriptSource | None = None
+        self,
+        workload: Workload,
+        hardware: Hardware,
+        script_of: ScriptSource | None = None,
+        *,
+        traces: bool = True,
     ) -> None:
         self._workload = workload
         self._is_cpu = hardware.device_type is DeviceType.CPU
+        # A CPU has no data sheet here.
+        self._knows_rates = not self._is_cpu or hardware.rates is not None
         self._num_ranks = hardware.num_devices
         self._num_nodes = hardware.num_nodes
-        self._memory = MemoryModel(workload, hardware, script_of)
+        self._memory = MemoryModel(workload, hardware, script_of, traces=traces)
         self._time = TimeModel(workload, hardware, self._memory)
         self._explained = lru_cache(_NUM_LATEST)(self._explain)
         self._latest: tuple[StrategyTable, PredictionTable] | None = None
@@ -89,6 +98,7 @@ class AnalyticPredictor:
             **self._figures(ask_about(strategy), shares, peak, parts),
             step_time_lower_s=parts.total_s * math.exp(-below),
             step_time_upper_s=parts.total_s * math.exp(above),
+            is_time_known=self._knows_rates,
             step_parts_s=self._time.activities_s(strategy, parts),
             moment=_moment_in_words(peak.moment, strategy),
             breakdown_bytes=peak.breakdown_bytes,

@@ -128,17 +128,23 @@ class MemoryModel:
         script_of: where the order of allocations is known from. With it `peak` runs the allocator
             over them; without it, and where it knows none, a share stands for what the allocator
             cannot use.
+        traces: as for `TokenModel`.
     """
 
     def __init__(
-        self, workload: Workload, hardware: Hardware, script_of: ScriptSource | None = None
+        self,
+        workload: Workload,
+        hardware: Hardware,
+        script_of: ScriptSource | None = None,
+        *,
+        traces: bool = True,
     ) -> None:
         self._workload = workload
         self._num_ranks = hardware.num_devices
         self._is_cpu = hardware.device_type is DeviceType.CPU
         self.states = StatesModel(workload, hardware)
         """Shared with who else asks for them: they keep what they have counted."""
-        self.token_model = TokenModel(workload, is_cpu=self._is_cpu)
+        self.token_model = TokenModel(workload, is_cpu=self._is_cpu, traces=traces)
         self._reserved = script_of and ReservedModel(workload, hardware, self.states, script_of)
 
     def simulated(self, strategy: Strategy) -> ReservedPeak | None:

@@ -21,7 +21,7 @@ from autotune.profile.store import read_profile, read_script, write_record
 from autotune.profile.variant import Recipe, Variant, digest
 from autotune.question.workload import ModelShape
 
-__all__ = ["known_script_of", "profile_of", "script_of"]
+__all__ = ["known_profile_of", "known_script_of", "profile_of", "script_of"]
 
 _TIMEOUT_S = 180.0
 """Importing transformers takes some seconds, a trace less than one: an order of margin."""
@@ -55,6 +55,16 @@ def profile_of(shape: ModelShape, variant: Variant, seq_len: int) -> ModelProfil
         else:
             _trace_with_siblings(shape, variant, seq_len)
     return _known[name]
+
+
+def known_profile_of(shape: ModelShape, variant: Variant, seq_len: int) -> ModelProfile | str:
+    """The same, if it was traced before, here or in an earlier process; nothing is traced."""
+    if shape.source is not None:
+        return "its own code is not run to predict"
+    if variant.fused_kernels and not _has_liger():
+        return "Liger is not installed here"
+    name = digest(shape.config, seq_len, variant)
+    return _known.get(name) or read_profile(name) or "its code was not followed for this"
 
 
 def script_of(shape: ModelShape, recipe: Recipe, seq_len: int) -> AllocationScript | str:

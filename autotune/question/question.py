@@ -86,6 +86,10 @@ class Question:
             "--lora-rank": (self.workload.lora_rank, other.workload.lora_rank),
             "--lora-targets": (self.workload.lora_targets, other.workload.lora_targets),
             "hardware": (str(self.hardware), str(other.hardware)),
+            "bf16 on the device": (
+                "computed" if self.hardware.supports_bf16 else "not computed",
+                "computed" if other.hardware.supports_bf16 else "not computed",
+            ),
             "--nvme-path": (
                 self.hardware.nvme_path or "not given",
                 other.hardware.nvme_path or "not given",

@@ -134,9 +134,13 @@ def _may_be_faster(trial: Trial, fastest: Trial) -> bool:
 def rivals(trials: Sequence[Trial]) -> tuple[Rival, ...]:
     """The front so far, as what a running trial is held against."""
     return tuple(
-        Rival(number=trial.number, tokens_per_second=speed, peak_memory_bytes=memory_bytes)
+        Rival(
+            number=trial.number,
+            # A lucky run must not end others that are as fast: later runs may be slower.
+            tokens_per_second=trial.least_tokens_per_second,
+            peak_memory_bytes=trial.peak_memory_bytes,
+        )
         for trial in pareto_front(trials)
-        for speed, memory_bytes in (_measured(trial),)
     )
 
 

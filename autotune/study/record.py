@@ -315,16 +315,18 @@ class TrialRecord:
         attributes = stored.attributes
         try:
             measurement = attributes.get("measurement")
-            failure = attributes.get("failure")
+            told = attributes.get("failure")
+            failure = Failure.from_dict(told) if told else None
             prediction = attributes.get("prediction")
             strategy = Strategy.from_dict(attributes["strategy"])
+            state = _states()[stored.state]
             return Trial(
                 number=stored.number,
                 strategy=strategy,
-                state=_states()[stored.state],
+                state=failure.state if failure and state is TrialState.FAILED else state,
                 prediction=Prediction.from_dict(prediction) if prediction else None,
                 measurement=Measurement.from_dict(measurement) if measurement else None,
-                failure=Failure.from_dict(failure) if failure else None,
+                failure=failure,
                 reason=attributes.get("reason"),
                 duration_s=attributes.get("duration_s", 0.0),
                 memory_limit_bytes=self._memory_limit_bytes,
@@ -371,8 +373,12 @@ def _optuna_states() -> dict[TrialState, Any]:
         TrialState.COMPLETE: OptunaState.COMPLETE,
         TrialState.PRUNED: OptunaState.PRUNED,
         TrialState.FAILED: OptunaState.FAIL,
+        # Optuna has no other word for it.
+        TrialState.INTERRUPTED: OptunaState.FAIL,
     }
 
 
 def _states() -> dict[Any, TrialState]:
-    return {theirs: ours for ours, theirs in _optuna_states().items()}
+    """The one that is read of each of Optuna's; a failure says which it was."""
+    states = _optuna_states().items()
+    return {theirs: ours for ours, theirs in states if ours is not TrialState.INTERRUPTED}

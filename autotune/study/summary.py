@@ -21,7 +21,8 @@ from autotune.space.strategy import Strategy
 from autotune.study.confirmation import Comparison, comparisons
 from autotune.study.pareto import Pick, pareto_front, pick
 from autotune.study.prediction_error import PredictionError, errors_of, prediction_errors
-from autotune.trials.trial import FailureKind, Trial, TrialState
+from autotune.study.ties import Tie, ties
+from autotune.trials.trial import Trial, TrialState
 
 __all__ = ["StudySummary", "model_flops_utilisation"]
 
@@ -58,8 +59,7 @@ class StudySummary:
     def num_launched(self) -> int:
         """Trials that ran to an end of their own; those stopped from outside do not count."""
         return sum(
-            trial.was_launched
-            and not (trial.failure and trial.failure.kind is FailureKind.INTERRUPTED)
+            trial.was_launched and trial.state is not TrialState.INTERRUPTED
             for trial in self.trials
         )
 
@@ -113,6 +113,21 @@ class StudySummary:
     def comparisons(self) -> list[Comparison]:
         """What runs in turns say about the order of the trials that were run again."""
         return comparisons([trial for trial in self.trials if trial.fits])
+
+    @property
+    def ties(self) -> list[Tie]:
+        """Trials of the front that may be as fast as others."""
+        return ties(self.front, self.comparisons)
+
+    @property
+    def disturbed(self) -> list[Trial]:
+        """Measured trials beside which the machine had other work."""
+        return [t for t in self.trials if t.measurement is not None and t.measurement.disturbance]
+
+    @property
+    def interrupted(self) -> list[Trial]:
+        """Trials that were stopped from outside."""
+        return [trial for trial in self.trials if trial.state is TrialState.INTERRUPTED]
 
     @property
     def picks(self) -> dict[Pick, Trial]:

@@ -5,6 +5,7 @@ Does not know who proposes, runs or stores trials.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -13,7 +14,7 @@ from typing import Any
 
 from autotune.space.strategy import Strategy
 from autotune.trials.interval import Interval, mean_interval
-from autotune.trials.measurement import Measurement
+from autotune.trials.measurement import SLOWEST_FIRST_STEP, Measurement
 from autotune.trials.trial_spec import CONFIRMING_S, Rival, TrialSpec
 
 __all__ = [
@@ -36,6 +37,10 @@ __all__ = [
 ]
 
 
+_BETWEEN_RUNS = 0.03
+"""Two runs of the same work on one H100 were seen so far apart, as a share."""
+
+
 class TrialState(StrEnum):
     """How far a trial is; all but RUNNING are final."""
 
@@ -43,6 +48,8 @@ class TrialState(StrEnum):
     COMPLETE = "complete"
     PRUNED = "pruned"
     FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    """Stopped from outside, which says nothing of its strategy: it is run again."""
 
 
 class Phase(StrEnum):
@@ -127,6 +134,9 @@ class Prediction:
     """A step is not expected to take less than this; None where no bound is known."""
     step_time_upper_s: float | None = None
     """A step is not expected to take more than this; None where no bound is known."""
+    is_time_known: bool = True
+    """Whether the step time rests on rates of a data sheet, or measured ones, or on trials; what
+    rests on a guess of the rates is not shown."""
     step_parts_s: Mapping[str, float] = field(default_factory=dict)
     """What the step time is made of, in seconds; sums up to `step_time_s`."""
     device_overhead_bytes: int = 0
@@ -195,6 +205,12 @@ class Failure:
     rank: int | None = None
     """The rank that failed first."""
 
+    @property
+    def state(self) -> TrialState:
+        """The final state of a trial that ended so."""
+        is_interrupted = self.kind is FailureKind.INTERRUPTED
+        return TrialState.INTERRUPTED if is_interrupted else TrialState.FAILED
+
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Failure:
         """Read back what `dataclasses.asdict` gave, through JSON or not."""
@@ -222,7 +238,7 @@ class Outcome:
     def state(self) -> TrialState:
         """The final state that this outcome gives a trial."""
         if self.failure is not None:
-            return TrialState.FAILED
+            return self.failure.state
         return TrialState.PRUNED if self.reason is not None else TrialState.COMPLETE
 
 
@@ -259,10 +275,12 @@ class Trial:
         """Tokens per second with their 95 % interval; None where nothing was measured.
 
         Over the confirming runs where there are any, for a trial is chosen to be confirmed because
-        its own run was fast. Over the steps of a run where there is but one.
+        its own run was fast. Over the steps of a run where there is but one. Wider by what other
+        work on the machine may have cost.
         """
         if len(self.confirmations) > 1:
-            return mean_interval([run.tokens_per_second for run in self.confirmations])
+            found = mean_interval([run.tokens_per_second for run in self.confirmations])
+            return found.widened(fmean(run.disturbance for run in self.confirmations))
         run = self.confirmations[0] if self.confirmations else self.measurement
         return None if run is None else run.throughput
 
@@ -272,6 +290,22 @@ class Trial:
         if self.confirmations:
             return fmean(run.tokens_per_second for run in self.confirmations)
         return self.measurement.tokens_per_second if self.measurement else 0.0
+
+    @property
+    def least_tokens_per_second(self) -> float:
+        """What more runs of it are not expected to fall below: others are given up against this.
+
+        Steps of one run scatter less than runs do, so of one run the scatter between runs counts
+        too. Few steps that differ leave a wide interval: two thirds of the mean are taken to be
+        sure, as of a mean step by its first.
+        """
+        throughput = self.throughput
+        if throughput is None:
+            return 0.0
+        relative = throughput.relative_half_width
+        if len(self.confirmations) < 2:
+            relative = math.hypot(relative, _BETWEEN_RUNS)
+        return throughput.mean * max(1 / SLOWEST_FIRST_STEP, 1 - relative)
 
     @property
     def peak_memory_bytes(self) -> int:

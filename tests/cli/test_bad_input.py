@@ -148,7 +148,7 @@ def test_nothing_fits_says_what_is_missing_and_what_would_fit(tmp_path: Path) ->
     ran = autotune_here("search", "--model", "350M", "--headroom", "0.92", folder=tmp_path)
     assert ran.returncode == 1
     assert "Nothing fits" in ran.stderr
-    assert "would fit" in ran.stderr
+    assert "predicted to fit" in ran.stderr
 
 
 def test_nothing_fits_is_one_json_document_on_request(tmp_path: Path) -> None:

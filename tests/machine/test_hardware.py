@@ -42,6 +42,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         nvmlDeviceGetName=lambda gpu: gpu[0],
         nvmlDeviceGetUUID=lambda gpu: gpu[1],
         nvmlDeviceGetCudaComputeCapability=lambda gpu: gpu[3],
+        nvmlDeviceGetUtilizationRates=lambda gpu: SimpleNamespace(gpu=gpu[2] // 2, memory=0),
         nvmlDeviceGetMemoryInfo=lambda gpu: SimpleNamespace(total=gpu[2] * GIB, used=GIB),
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)

@@ -95,6 +95,7 @@ def test_an_empty_front_has_no_pick(which: Pick) -> None:
 def test_the_rivals_of_a_running_trial_are_the_front_so_far() -> None:
     found = rivals([complete(0, 100, 10), complete(1, 300, 40), complete(2, 200, 50)])
     assert [(r.number, r.tokens_per_second, r.peak_memory_bytes) for r in found] == [
-        (1, 300, 40 * 2**30),
-        (0, 100, 10 * 2**30),
+        # Of two steps that differ by a fifth no more is sure than two thirds.
+        (1, pytest.approx(200), 40 * 2**30),
+        (0, pytest.approx(100 / 1.5), 10 * 2**30),
     ]
