@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from autotune.answer.export_guide import guide, launch_script
+from autotune.answer.export_settings import settings_of
 from autotune.errors import ConfigError, StorageError
 from autotune.machine.hardware import Hardware
 from autotune.question.workload import Workload
-from autotune.space.deepspeed_config import LEARNING_RATE, deepspeed_config
+from autotune.space.deepspeed_config import (
+    LEARNING_RATE,
+    deepspeed_config,
+    is_client_optimizer,
+)
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_file import StrategyFile
 from autotune.study.summary import StudySummary
@@ -82,11 +87,12 @@ def write_export(folder: Path, files_of: Callable[[str], Mapping[str, bytes]]) -
 
 def _files(summary: StudySummary, trial: Trial, date: str) -> dict[str, bytes]:
     """The content of each file of the export."""
+    hardware = summary.hardware
     return export_files(
         summary.workload,
-        summary.hardware,
+        hardware,
         trial.strategy,
-        launch=launch_script(summary.hardware.host, summary.hardware.num_nodes),
+        launch=launch_script(hardware.host, settings_of(trial, hardware), hardware.num_nodes),
         readme=guide(summary, trial),
         provenance=_provenance(summary, trial, date),
     )
@@ -126,7 +132,7 @@ def export_files(
         global_batch_size=workload.global_batch_size,
         method=workload.method,
         lora_targets=workload.lora_targets,
-        learning_rate=LEARNING_RATE,
+        learning_rate=LEARNING_RATE if is_client_optimizer(strategy) else None,
         strategy=strategy,
     )
     texts = {
@@ -146,6 +152,7 @@ def _provenance(summary: StudySummary, trial: Trial, date: str) -> dict[str, Any
         "study": summary.name,
         "question": {flag: str(value) for flag, value in summary.question.items()},
         "trial": summary.record(trial),
+        "environment": settings_of(trial, summary.hardware).to_dict(),
         "reference": summary.reference.to_dict(),
         "workload": summary.workload.to_dict(),
         "hardware": asdict(summary.hardware),

@@ -5,6 +5,9 @@ Does not know how the folder is written.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from autotune.answer.export_settings import ExportSettings, settings_of
 from autotune.knobs import LossClass, Optimizer, Precision
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.question.presets import PRESETS
@@ -12,7 +15,6 @@ from autotune.question.workload import Method, Workload
 from autotune.space.deepspeed_config import (
     GRADIENT_CLIPPING,
     LEARNING_RATE,
-    clips_gradients,
     flattens_parameters,
     is_client_optimizer,
 )
@@ -21,6 +23,8 @@ from autotune.study.summary import StudySummary
 from autotune.trials.trial import Prediction, Trial
 
 __all__ = ["guide", "guide_text", "launch_line", "launch_script", "loss_words"]
+
+_DYNAMO = "import torch._dynamo  # torch 2.13: before DeepSpeed divides a model\n"
 
 _DTYPES = {
     Precision.BF16: "torch.bfloat16",
@@ -57,11 +61,23 @@ for _ in range(num_steps):
 
 
 _TRAINER = """
+
 class StrategyTrainer(Trainer):
     def create_optimizer(self, model=None):  # under DeepSpeed a Trainer drops its `optimizers`
         self.optimizer = autotune.create_optimizer(self.model, "strategy.yaml")
         return self.optimizer
 
+
+"""
+
+_ACCELERATE_LOOP = """\
+for batch in batches:  # yours: token ids, [{size}, tokens] on each rank
+    batch = batch.to(accelerator.device)
+    with accelerator.accumulate(model):
+        loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
 """
 
 _SCALE_NOTE = f"""
@@ -79,7 +95,7 @@ def launch_line(hardware: Hardware, num_nodes: int = 1) -> str:
         num_nodes: hosts like it; DeepSpeed finds them in a hostfile.
     """
     if hardware.device_type is DeviceType.CPU:
-        launcher = f"DS_ACCELERATOR=cpu deepspeed --num_accelerators {hardware.num_devices}"
+        launcher = f"deepspeed --num_accelerators {hardware.num_devices}"
     else:
         launcher = f"deepspeed --num_gpus {hardware.num_devices}"
     if num_nodes > 1:
@@ -87,8 +103,8 @@ def launch_line(hardware: Hardware, num_nodes: int = 1) -> str:
     return f"{launcher} train.py --deepspeed ds_config.json"
 
 
-def launch_script(hardware: Hardware, num_nodes: int = 1) -> str:
-    """`launch.sh`: the launch line, with further arguments passed on."""
+def launch_script(hardware: Hardware, settings: ExportSettings, num_nodes: int = 1) -> str:
+    """`launch.sh`: the environment and the launch line, with further arguments passed on."""
     where, hosts = str(hardware), ""
     if num_nodes > 1:
         where = f"{num_nodes} nodes of {hardware}"
@@ -97,8 +113,14 @@ def launch_script(hardware: Hardware, num_nodes: int = 1) -> str:
         "#!/bin/sh\n"
         f"# Trains on {where}. train.py is yours: README.md has one to start from.\n"
         f"{hosts}"
+        "# The environment that the figures belong to. What is set in yours already stays.\n"
+        f"{_lines(settings.shell_lines())}"
         f'{launch_line(hardware, num_nodes)} "$@"\n'
     )
+
+
+def _lines(statements: Iterable[str]) -> str:
+    return "".join(f"{statement}\n" for statement in statements)
 
 
 def guide(summary: StudySummary, trial: Trial) -> str:
@@ -118,7 +140,8 @@ Trial {trial.number} of the autotune study {summary.name}: {workload.model.name}
 Measured {speed} tokens/s{runs} and a peak of {gib:.2f} GiB on one device{source}.
 {predicted}\
 The strategy {loss_words(summary.loss_class(trial), summary.reference)}."""
-    return guide_text(origin, workload, summary.hardware, trial.strategy)
+    settings = settings_of(trial, summary.hardware)
+    return guide_text(origin, workload, summary.hardware, trial.strategy, settings)
 
 
 def _predicted(prediction: Prediction) -> str:
@@ -149,6 +172,7 @@ def guide_text(
     workload: Workload,
     hardware: Hardware,
     strategy: Strategy,
+    settings: ExportSettings,
     *,
     is_measured: bool = True,
 ) -> str:
@@ -159,9 +183,11 @@ def guide_text(
         workload: what it trains.
         hardware: all ranks.
         strategy: how.
+        settings: of the environment that its figures belong to.
         is_measured: whether the figures were measured, and not predicted alone.
     """
     as_run = ", as the trial ran with it" if is_measured else "; nothing has run with it yet"
+    as_had = ", as the trial had it" if is_measured else ""
     figures = "what was measured and predicted" if is_measured else "what was predicted"
     return f"""\
 # {strategy}
@@ -172,23 +198,35 @@ def guide_text(
 |---|---|
 | `ds_config.json` | DeepSpeed's configuration{as_run} |
 | `strategy.yaml` | what that JSON cannot hold: checkpointing, LoRA, kernels, some optimizers |
-| `launch.sh` | the launch line |
+| `launch.sh` | the environment{as_had}, and the launch line |
 | `provenance.json` | {"study, versions, hardware" if is_measured else "hardware"}, {figures} |
 
-The learning rate, {LEARNING_RATE:g}, is a placeholder: set yours in `ds_config.json` and
-`strategy.yaml`.{_optimizer_note(strategy)}
+The learning rate, {LEARNING_RATE:g}, is a placeholder. Set yours in {_rate_place(strategy)},
+the one place that all examples read it from.{_optimizer_note(strategy)}
+
+Each example begins with the environment that the figures belong to: the allocator's settings,
+threads and the like. It has to be set before torch is imported; what you have set already stays.
 
 ## Plain DeepSpeed
 
 Save as `train.py`, then `sh launch.sh`:
 
 ```python
-{_deepspeed_example(workload, strategy)}```
+{_deepspeed_example(workload, strategy, settings)}```
 
-{_other_trainers(workload, hardware, strategy)}"""
+{_other_trainers(workload, hardware, strategy, settings)}"""
 
 
-def _other_trainers(workload: Workload, hardware: Hardware, strategy: Strategy) -> str:
+def _rate_place(strategy: Strategy) -> str:
+    """Where the learning rate stands: with whoever builds the optimizer."""
+    if is_client_optimizer(strategy):
+        return "`strategy.yaml`, as `learning_rate`"
+    return "`ds_config.json`, as `lr` of the optimizer"
+
+
+def _other_trainers(
+    workload: Workload, hardware: Hardware, strategy: Strategy, settings: ExportSettings
+) -> str:
     """How to train by what drives DeepSpeed's engine for the user."""
     if strategy.pipeline_parallel_size > 1:
         return """\
@@ -206,16 +244,17 @@ code above.
     return f"""\
 ## HF Trainer
 
-Create the arguments before the model, and put the strategy on the model:
+Save as `train.py`, then `sh launch.sh`. The arguments come before the model:
 
 ```python
-{_trainer_example(workload, hardware, strategy)}```
+{_trainer_example(workload, hardware, strategy, settings)}```
 
 ## Accelerate
 
-`Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config="ds_config.json"))`, with
-`autotune.apply` before `prepare`\
-{"." if is_client_optimizer(strategy) else ", and `accelerate.utils.DummyOptim` as optimizer."}
+Save as `train.py`, then `sh launch.sh`:
+
+```python
+{_accelerate_example(workload, hardware, strategy, settings)}```
 """
 
 
@@ -244,28 +283,46 @@ rate. `gradient_clipping` is 0: under ZeRO, DeepSpeed would clip Muon's update."
     return ""
 
 
-def _deepspeed_example(workload: Workload, strategy: Strategy) -> str:
-    is_quantized = workload.method is Method.QLORA
-    quantization = ", BitsAndBytesConfig" if is_quantized else ""
+def _beginning(settings: ExportSettings, imports: str) -> str:
+    """Of every example: the environment, imports, and what DeepSpeed would compile in vain."""
+    after = _lines(settings.extension_lines())
+    return f"""\
+import os
+
+{_lines(settings.python_lines())}
+{imports}{after}"""
+
+
+def _other_imports(settings: ExportSettings) -> str:
+    """Of an example that leaves DeepSpeed to a library."""
+    deepspeed = "deepspeed, " if list(settings.extension_lines()) else ""
+    return f"import json\n\nimport autotune, {deepspeed}torch\n"
+
+
+def _model_imports(workload: Workload, *others: str) -> str:
+    """The import from transformers of what loads the model."""
+    quantization = ("BitsAndBytesConfig",) if workload.method is Method.QLORA else ()
+    names = sorted(("AutoModelForCausalLM", *quantization, *others))
+    return f"from transformers import {', '.join(names)}\n"
+
+
+def _deepspeed_example(workload: Workload, strategy: Strategy, settings: ExportSettings) -> str:
+    imports = f"import autotune, deepspeed, torch\n{_model_imports(workload)}"
     divide = ""
     if strategy.zero_stage == 3:
+        imports += _DYNAMO + "from transformers.integrations import HfDeepSpeedConfig\n"
         # Parameters are divided as they are loaded only while this object lives.
         divide = """\
-import torch._dynamo  # torch 2.13: before DeepSpeed divides a model
-from transformers.integrations import HfDeepSpeedConfig
-
 keep_alive = HfDeepSpeedConfig("ds_config.json")  # ZeRO-3 divides the model as it is loaded
 """
     put_on = "pipeline" if strategy.pipeline_parallel_size > 1 else "apply"
     units = ""
     if strategy.sequence_parallel_size > 1:
-        divide += "from deepspeed.runtime.sequence_parallel import parallel_state_sp\n"
+        imports += "from deepspeed.runtime.sequence_parallel import parallel_state_sp\n"
         units = "\n    mpu=parallel_state_sp,"
     return f"""\
-import {"os, " if is_quantized else ""}autotune, deepspeed, torch
-from transformers import AutoModelForCausalLM{quantization}
-{divide}
-deepspeed.init_distributed()
+{_beginning(settings, imports)}
+{divide}deepspeed.init_distributed()
 {_load_model(workload, strategy)}
 model = autotune.{put_on}(model, "strategy.yaml")
 optimizer = autotune.create_optimizer(model, "strategy.yaml")  # None: DeepSpeed builds it
@@ -315,28 +372,60 @@ model = AutoModelForCausalLM.from_pretrained(
 )"""
 
 
-def _trainer_example(workload: Workload, hardware: Hardware, strategy: Strategy) -> str:
-    accumulation = strategy.gradient_accumulation_steps(
-        workload.global_batch_size, hardware.num_devices
-    )
-    flags = {Precision.BF16: "\n    bf16=True,", Precision.FP16: "\n    fp16=True,"}
-    if strategy.has_several_dtypes or strategy.scales_own_loss:
-        # Either would be written into the JSON, and DeepSpeed cast all weights to it.
-        flags = {}
-    # The Trainer refuses a JSON that clips otherwise than its own arguments say.
-    clipping = "" if clips_gradients(strategy) else "\n    max_grad_norm=0.0,"
-    cpu = "\n    use_cpu=True," if hardware.device_type is DeviceType.CPU else ""
+def _trainer_example(
+    workload: Workload, hardware: Hardware, strategy: Strategy, settings: ExportSettings
+) -> str:
     is_client = is_client_optimizer(strategy)
+    imports = _other_imports(settings) + _model_imports(workload, "Trainer", "TrainingArguments")
+    imports += _DYNAMO if strategy.zero_stage == 3 else ""
+    # The Trainer refuses a JSON that says otherwise than its own arguments, so they are read.
+    rate = "" if is_client else '\n    learning_rate=config["optimizer"]["params"]["lr"],'
+    cpu = "\n    use_cpu=True," if hardware.device_type is DeviceType.CPU else ""
     trainer = "StrategyTrainer" if is_client else "Trainer"
     return f"""\
+{_beginning(settings, imports)}
+with open("ds_config.json") as file:
+    config = json.load(file)
 arguments = TrainingArguments(
     output_dir="output",
     deepspeed="ds_config.json",
-    per_device_train_batch_size={strategy.micro_batch_size},
-    gradient_accumulation_steps={accumulation},
-    learning_rate={LEARNING_RATE!r},{flags.get(strategy.precision, "")}{clipping}{cpu}
+    per_device_train_batch_size=config["train_micro_batch_size_per_gpu"],
+    gradient_accumulation_steps=config["gradient_accumulation_steps"],
+    max_grad_norm=config["gradient_clipping"],
+    bf16=config.get("bf16", {{}}).get("enabled", False),
+    fp16=config.get("fp16", {{}}).get("enabled", False),{rate}{cpu}
 )
-model = autotune.apply(AutoModelForCausalLM.from_pretrained(...), "strategy.yaml")
+{_load_model(workload, strategy)}
+model = autotune.apply(model, "strategy.yaml")
 {_TRAINER if is_client else ""}\
-trainer = {trainer}(model=model, args=arguments, train_dataset=...)
+trainer = {trainer}(model=model, args=arguments, train_dataset=dataset)  # dataset: yours
+trainer.train()
 """
+
+
+def _accelerate_example(
+    workload: Workload, hardware: Hardware, strategy: Strategy, settings: ExportSettings
+) -> str:
+    is_client = is_client_optimizer(strategy)
+    imports = _other_imports(settings) + "from accelerate import Accelerator, DeepSpeedPlugin\n"
+    imports += "" if is_client else "from accelerate.utils import DummyOptim\n"
+    imports += _model_imports(workload) + (_DYNAMO if strategy.zero_stage == 3 else "")
+    optimizer = (
+        "DummyOptim([p for p in model.parameters() if p.requires_grad])  # the JSON names it"
+    )
+    if is_client:
+        optimizer = 'autotune.create_optimizer(model, "strategy.yaml")'
+    cpu = "\n    cpu=True," if hardware.device_type is DeviceType.CPU else ""
+    return f"""\
+{_beginning(settings, imports)}
+with open("ds_config.json") as file:
+    config = json.load(file)
+accelerator = Accelerator(
+    deepspeed_plugin=DeepSpeedPlugin(hf_ds_config="ds_config.json"),
+    gradient_accumulation_steps=config["gradient_accumulation_steps"],{cpu}
+)
+{_load_model(workload, strategy)}
+model = autotune.apply(model, "strategy.yaml")
+optimizer = {optimizer}
+model, optimizer = accelerator.prepare(model, optimizer)
+{_ACCELERATE_LOOP.format(size=strategy.micro_batch_size)}"""
