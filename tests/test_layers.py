@@ -17,6 +17,7 @@ LAYERS: tuple[str, ...] = (
     "errors",
     "knobs",
     "yaml_file",
+    "drafts",
     "machine",
     "question",
     "space",

@@ -254,7 +254,7 @@ Save as `train.py`, then `sh launch.sh`. The arguments come before the model:
 Save as `train.py`, then `sh launch.sh`:
 
 ```python
-{_accelerate_example(workload, hardware, strategy, settings)}```
+{_accelerate_example(workload, strategy, settings)}```
 """
 
 
@@ -403,9 +403,7 @@ trainer.train()
 """
 
 
-def _accelerate_example(
-    workload: Workload, hardware: Hardware, strategy: Strategy, settings: ExportSettings
-) -> str:
+def _accelerate_example(workload: Workload, strategy: Strategy, settings: ExportSettings) -> str:
     is_client = is_client_optimizer(strategy)
     imports = _other_imports(settings) + "from accelerate import Accelerator, DeepSpeedPlugin\n"
     imports += "" if is_client else "from accelerate.utils import DummyOptim\n"
@@ -415,14 +413,13 @@ def _accelerate_example(
     )
     if is_client:
         optimizer = 'autotune.create_optimizer(model, "strategy.yaml")'
-    cpu = "\n    cpu=True," if hardware.device_type is DeviceType.CPU else ""
     return f"""\
 {_beginning(settings, imports)}
 with open("ds_config.json") as file:
     config = json.load(file)
 accelerator = Accelerator(
     deepspeed_plugin=DeepSpeedPlugin(hf_ds_config="ds_config.json"),
-    gradient_accumulation_steps=config["gradient_accumulation_steps"],{cpu}
+    gradient_accumulation_steps=config["gradient_accumulation_steps"],
 )
 {_load_model(workload, strategy)}
 model = autotune.apply(model, "strategy.yaml")

@@ -10,6 +10,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -17,14 +18,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from autotune.question.goal import Goal
 from autotune.question.workload import Workload
 from autotune.study.confirmation import Comparison, Verdict
-from autotune.study.pareto import Pick
 from autotune.study.summary import StudySummary
 from autotune.trials.interval import Interval
 from autotune.trials.trial import Failure, Prediction
 
 __all__ = [
+    "best_words",
     "format_duration",
     "format_gib",
     "format_gib_range",
@@ -48,11 +50,17 @@ _LEGEND = (
 )
 
 
-def render_report(summary: StudySummary) -> RenderableType:
-    """The whole report of a study. Contains no markup, so any text in it is shown as it is."""
+def render_report(summary: StudySummary, exported: Path | None = None) -> RenderableType:
+    """The whole report of a study. Contains no markup, so any text in it is shown as it is.
+
+    Args:
+        summary: of the study.
+        exported: the folder that the best trial is exported to, if it is.
+    """
     parts: list[RenderableType] = [*_header(summary), "", *_counts(summary), ""]
     if summary.front:
-        parts += [pareto_table(summary), *_confirmation(summary), *_exports(summary)]
+        parts += [pareto_table(summary), *_confirmation(summary)]
+        parts += _exports(summary, exported)
     else:
         parts.append(Text("No trial fits yet: there is nothing to export.", style="bold"))
     failures = [trial.failure for trial in summary.trials if trial.failure is not None]
@@ -86,7 +94,7 @@ def pareto_table(summary: StudySummary) -> Table:
     for trial in front:
         assert trial.throughput is not None
         strategy = Text(str(trial.strategy))
-        names = [str(which) for which in Pick if picks[which] is trial]
+        names = [str(which) for which, picked in picks.items() if picked is trial]
         if names:
             strategy.append(f"\npick: {', '.join(names)}", style="bold green")
         if trial.reused_from is not None:
@@ -170,6 +178,7 @@ def _confirmation(summary: StudySummary) -> Iterator[RenderableType]:
     again = [trial for trial in summary.trials if trial.is_confirmed]
     if not again:
         return
+    fastest, rival = summary.best_for(Goal.THROUGHPUT), summary.rival_of_the_fastest
     runs = ", ".join(f"{trial.number} ({len(trial.confirmations)} times)" for trial in again)
     yield ""
     yield Text(
@@ -177,6 +186,11 @@ def _confirmation(summary: StudySummary) -> Iterator[RenderableType]:
     )
     for found in summary.comparisons:
         yield Text(_in_words(found))
+    if rival is not None and fastest is not None:
+        yield Text(
+            f"Trial {fastest.number}, the fastest, ran once. Trial {rival.number} may be as fast, "
+            f"by its {len(rival.confirmations)} runs."
+        )
 
 
 def _in_words(found: Comparison) -> str:
@@ -194,13 +208,26 @@ def _in_words(found: Comparison) -> str:
             )
 
 
-def _exports(summary: StudySummary) -> Iterator[RenderableType]:
+def best_words(summary: StudySummary, exported: Path | None = None) -> str:
+    """Which trial the search was after, and where it is exported to; something must fit."""
+    best, goal = summary.best, summary.objective
+    assert best is not None
+    asked = f"best for --objective {goal}"
+    if summary.best_for(goal) is None:
+        goal = Goal.THROUGHPUT
+        asked += ", which nothing was measured of"
+    words = f"Trial {best.number}, {goal.words}, is {asked}"
+    return words if exported is None else f"{words}; it is exported to {exported}"
+
+
+def _exports(summary: StudySummary, exported: Path | None) -> Iterator[RenderableType]:
     folder = shlex.quote(str(summary.folder or f"results/{summary.name}"))
     storage = f" --storage {shlex.quote(summary.storage_url)}" if summary.storage_url else ""
-    by_trial: dict[int, Pick] = {}
+    by_trial: dict[int, Goal] = {}
     for which, trial in summary.picks.items():
         by_trial.setdefault(trial.number, which)
     yield ""
+    yield Text(f"{best_words(summary, exported)}.")
     yield Text("To train with one of them:")
     for number, which in by_trial.items():
         # Never wrapped, so that it can be copied.
@@ -321,8 +348,12 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
 
 
-def report_json(summary: StudySummary) -> dict[str, Any]:
+def report_json(summary: StudySummary, exported: Path | None = None) -> dict[str, Any]:
     """A study as one JSON document.
+
+    Args:
+        summary: of the study.
+        exported: the folder that the best trial is exported to, if it is.
 
     Returns:
         - `study`, `question`, `workload`, `hardware`, `versions`: what was asked, of what.
@@ -337,7 +368,11 @@ def report_json(summary: StudySummary) -> dict[str, Any]:
         - `front`: numbers of the trials on the Pareto front, fastest first.
         - `comparisons`: of the trials that were run again, the faster `first` and the next one,
           `second`: the `difference` as a share with its 95 % `half_width`, and the `verdict`.
-        - `picks`: trial number by `throughput`, `memory` and `balanced`; empty where nothing fits.
+        - `picks`: trial number by `throughput`, `memory`, `balanced` and, where devices count
+          energy, `energy`; empty where nothing fits.
+        - `objective`: what the last search was after.
+        - `best`: null where nothing fits, else the `trial` that is best for it, by which `pick`,
+          and the `folder` that it is exported to, or null.
         - `trials`: each with `number`, `state`, `strategy`, `strategy_in_words`, `loss_class`,
           `prediction`, `measurement`, `failure`, `reason`, `duration_s`, `fits`, `is_forced`,
           `reused_from` (the trial of an earlier study that measured it), the shares `mfu` and
@@ -373,5 +408,15 @@ def report_json(summary: StudySummary) -> dict[str, Any]:
             for found in summary.comparisons
         ],
         "picks": {str(which): trial.number for which, trial in summary.picks.items()},
+        "objective": str(summary.objective),
+        "best": _best_json(summary, exported),
         "trials": [summary.record(trial) for trial in summary.trials],
     }
+
+
+def _best_json(summary: StudySummary, exported: Path | None) -> dict[str, Any] | None:
+    if summary.best is None:
+        return None
+    goal = summary.objective if summary.best_for(summary.objective) else Goal.THROUGHPUT
+    folder = None if exported is None else str(exported)
+    return {"trial": summary.best.number, "pick": str(goal.pick), "folder": folder}

@@ -21,6 +21,7 @@ from autotune.cli.options import (
 if TYPE_CHECKING:
     from autotune.predictor import ScriptSource
     from autotune.profile import AllocationScript, Recipe
+    from autotune.question.goal import Goal
     from autotune.question.workload import ModelShape
     from autotune.study.summary import StudySummary
 
@@ -172,7 +173,6 @@ def plan(
     import json
 
     from autotune.cli.console import answer_console, error_console
-    from autotune.cli.members import member
     from autotune.cli.refusal import NUM_CLOSEST, refuse_as_nothing_fits, refuse_empty_space
     from autotune.machine.hardware_spec import read_hardware
     from autotune.plan.calibration import learn_from
@@ -183,10 +183,9 @@ def plan(
     from autotune.question.question import Question
     from autotune.question.workload import load_model_shape
     from autotune.space.space_file import load_search_space
-    from autotune.study.pareto import Pick
 
     check_headroom(headroom)
-    which = member(Pick, pick, "--pick")
+    which = _pick(pick)
     spec = read_hardware(hardware, num_nodes=nodes, host_memory_gib=host_memory, nvme_gib=nvme)
     ranks = spec.all_ranks
     workload = read_workload(
@@ -232,10 +231,21 @@ def plan(
     if out is not None:
         export_plan(made, which, out)
         error_console().print(
-            f"Pick {which} is exported to {out}; it was not measured",
+            f"{made.picks[which].strategy}, {which.words}, is exported to {out}; it was not "
+            "measured",
             markup=False,
             soft_wrap=True,
         )
+
+
+def _pick(name: str) -> Goal:
+    """Raises ConfigError where nothing of a plan has that name: energy is not predicted."""
+    from autotune.errors import ConfigError
+    from autotune.question.goal import FRONT_PICKS, Goal
+
+    if name not in FRONT_PICKS:
+        raise ConfigError(f"--pick {name!r}: choose from {', '.join(FRONT_PICKS)}")
+    return Goal(name)
 
 
 def _announced() -> ScriptSource:

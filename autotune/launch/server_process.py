@@ -12,9 +12,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from autotune.errors import LaunchError
+from autotune.errors import LaunchError, StorageError
 
 __all__ = ["ServerProcess"]
 
@@ -59,7 +59,7 @@ class ServerProcess:
         self._pending = b""
         self._exits.clear()
         self._is_warm = False
-        with self._log.open("ab") as log:
+        with self._opened_log() as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "autotune.worker.server", self._model_type],
                 stdin=subprocess.PIPE,
@@ -84,6 +84,14 @@ class ServerProcess:
             if should_stop():
                 return None
         raise LaunchError(f"the trial server did not start; see {self._log}")
+
+    def _opened_log(self) -> BinaryIO:
+        try:
+            return self._log.open("ab")
+        except OSError as error:
+            raise StorageError(
+                f"{self._log} cannot be written: {error.strerror or error}; move it away"
+            ) from error
 
     def fork(
         self,

@@ -16,14 +16,14 @@ from autotune.answer.export_settings import planned_settings
 from autotune.answer.report import format_gib
 from autotune.plan.plan import Candidate, Plan
 from autotune.plan.report import plan_assumptions
-from autotune.study.pareto import Pick
+from autotune.question.goal import Goal
 
 __all__ = ["export_plan"]
 
 _MARK = "NOT MEASURED"
 
 
-def export_plan(plan: Plan, which: Pick, folder: Path) -> Path:
+def export_plan(plan: Plan, which: Goal, folder: Path) -> Path:
     """Write the folder: ds_config.json, strategy.yaml, launch.sh, README.md, provenance.json.
 
     A folder that already holds this very export is left as it is.

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from autotune.drafts import write_file
 from autotune.profile.model_profile import ModelProfile
 from autotune.profile.script import AllocationScript
 
@@ -36,11 +36,7 @@ def write_record(digest: str, record: ModelProfile | AllocationScript) -> None:
     path = _path(digest)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False
-        ) as file:
-            json.dump(record.to_dict(), file)
-        os.replace(file.name, path)
+        write_file(path, json.dumps(record.to_dict()))
     except OSError:
         return
 

@@ -24,10 +24,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import BaseModel, ConfigDict
+
+from autotune.drafts import is_draft, remove_abandoned, write_file
 from autotune.errors import AutotuneError, ConfigError, StorageError
 from autotune.question.question import Question
 
 __all__ = ["StudyFolder"]
+
+
+class _Environment(BaseModel):
+    """What others read of environment.json."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+    versions: dict[str, str] = {}
+    sampler: str | None = None
+    objective: str | None = None
+    elapsed_s: float = 0.0
+    end_reason: str | None = None
+
 
 _OWN_DRAFTS = frozenset(("lock", "question.tmp"))
 """All that a search leaves in a new folder that was killed before its question was written."""
@@ -94,6 +110,7 @@ class StudyFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
+            remove_abandoned(self.path)
             if not is_there:
                 self._write("question.json", {"study": self._identity()} | question.to_dict())
             (self.path / "trials").mkdir(exist_ok=True)
@@ -115,7 +132,7 @@ class StudyFolder:
         return is_there
 
     def _names(self) -> set[str]:
-        return {entry.name for entry in self.path.iterdir()}
+        return {entry.name for entry in self.path.iterdir() if not is_draft(entry.name)}
 
     def _take_lock(self) -> None:
         lock = (self.path / "lock").open("a+", encoding="utf-8")
@@ -159,14 +176,12 @@ class StudyFolder:
             raise StorageError(f"{file} cannot be read: {error}") from error
 
     def read_environment(self) -> dict[str, Any]:
-        """What the last search wrote about itself; empty where it wrote nothing."""
+        """What the last search wrote about itself; empty where it wrote nothing, or others did."""
         try:
-            record: dict[str, Any] = json.loads(
-                (self.path / "environment.json").read_text(encoding="utf-8")
-            )
+            text = (self.path / "environment.json").read_text(encoding="utf-8")
+            return _Environment.model_validate_json(text).model_dump(exclude_unset=True)
         except (OSError, ValueError):
             return {}
-        return record
 
     def write_environment(self, record: Mapping[str, Any]) -> None:
         """Write down versions, hardware and settings of this search."""
@@ -175,12 +190,32 @@ class StudyFolder:
     def trial_folder(self, number: int) -> Path:
         """A fresh folder for the logs of one trial."""
         folder = self.path / "trials" / f"{number:04d}"
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{folder}: the folder of a trial cannot be made: {error.strerror or error}"
+            ) from error
         return folder
+
+    @property
+    def exports(self) -> Path:
+        """Where strategies are exported to."""
+        return self.path / "exports"
+
+    def write_report(self, text: str) -> None:
+        """Keep the answer as it was last printed.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        try:
+            write_file(self.path / "report.txt", text)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path / 'report.txt'} cannot be written: {error.strerror or error}"
+            ) from error
 
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
         """Whole or not at all: a file that is half written when the process dies is no file."""
-        file = self.path / name
-        draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        draft.replace(file)
+        write_file(self.path / name, json.dumps(record, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""`sh launch.sh` where nothing is set: the export trains as its trial did, by each of its examples.
+"""`sh launch.sh` where nothing is set: an export trains as its trial did, by each of its examples.
 
 The learning rate is changed in the one place that the export's README names.
 """
@@ -41,7 +41,8 @@ _TELL = """
 import json
 from autotune.machine.settings import settings_in
 rates = [group.get("initial_lr", group["lr"]) for group in {optimizer}.param_groups]
-told = {{"environment": settings_in(os.environ), "rates": rates, "shm": None}}
+told = {{"environment": settings_in(os.environ), "rates": rates}}
+told["engine"] = type({engine}).__name__
 told["shm"] = deepspeed.comm.comm.cdb.shm_comm_op is not None
 with open("rank" + os.environ["RANK"] + ".json", "w") as file:
     json.dump(told, file)
@@ -49,11 +50,15 @@ torch.distributed.barrier()
 os._exit(0)
 """
 
-_OPTIMIZERS = {
-    "Plain DeepSpeed": "engine.optimizer",
-    "HF Trainer": "trainer.optimizer.optimizer",
-    "Accelerate": "optimizer.optimizer",
+_NAMES = {
+    "Plain DeepSpeed": {"engine": "engine", "optimizer": "engine.optimizer"},
+    "HF Trainer": {
+        "engine": "trainer.model_wrapped",
+        "optimizer": "trainer.optimizer.optimizer",
+    },
+    "Accelerate": {"engine": "model", "optimizer": "optimizer.optimizer"},
 }
+"""What each example calls the engine that trains, and its optimizer."""
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +93,7 @@ def measured(workload: Workload, run_trial: Callable[..., Outcome]) -> Measureme
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("example", "optimizer"),
-    [(name, "sgd") for name in _OPTIMIZERS] + [("HF Trainer", "adamw_8bit")],
+    [(name, "sgd") for name in _NAMES] + [("HF Trainer", "adamw_8bit")],
 )
 def test_an_export_has_its_trials_environment_and_one_learning_rate(
     tmp_path: Path, workload: Workload, measured: Measurement, example: str, optimizer: str
@@ -111,8 +116,7 @@ def test_an_export_has_its_trials_environment_and_one_learning_rate(
     section = guide[guide.index(f"## {example}") :]
     script = re.search(r"```python\n(.*?)```", section, re.DOTALL)
     assert script is not None
-    told_of = _OPTIMIZERS[example] if optimizer == "sgd" else "trainer.optimizer.optimizer"
-    (folder / "train.py").write_text(_DATA + script[1] + _TELL.format(optimizer=told_of))
+    (folder / "train.py").write_text(_DATA + script[1] + _TELL.format(**_NAMES[example]))
 
     home = tmp_path / "home"
     home.mkdir()
@@ -129,6 +133,7 @@ def test_an_export_has_its_trials_environment_and_one_learning_rate(
     ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
     for told in ranks:
         assert told["environment"] == measured.environment
+        assert told["engine"] == "DeepSpeedEngine"
         assert told["rates"] == [0.25]
         assert told["shm"] is False
     assert list(home.rglob("*shm_comm*")) == []
