@@ -18,6 +18,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from autotune.answer.best import best_json, best_words, tie_words
 from autotune.question.goal import Goal
 from autotune.question.workload import Workload
 from autotune.study.confirmation import Comparison, Verdict
@@ -26,7 +27,6 @@ from autotune.trials.interval import Interval
 from autotune.trials.trial import Failure, Prediction
 
 __all__ = [
-    "best_words",
     "format_duration",
     "format_gib",
     "format_gib_range",
@@ -178,7 +178,6 @@ def _confirmation(summary: StudySummary) -> Iterator[RenderableType]:
     again = [trial for trial in summary.trials if trial.is_confirmed]
     if not again:
         return
-    fastest, rival = summary.best_for(Goal.THROUGHPUT), summary.rival_of_the_fastest
     runs = ", ".join(f"{trial.number} ({len(trial.confirmations)} times)" for trial in again)
     yield ""
     yield Text(
@@ -186,11 +185,7 @@ def _confirmation(summary: StudySummary) -> Iterator[RenderableType]:
     )
     for found in summary.comparisons:
         yield Text(_in_words(found))
-    if rival is not None and fastest is not None:
-        yield Text(
-            f"Trial {fastest.number}, the fastest, ran once. Trial {rival.number} may be as fast, "
-            f"by its {len(rival.confirmations)} runs."
-        )
+    yield from map(Text, tie_words(summary))
 
 
 def _in_words(found: Comparison) -> str:
@@ -206,18 +201,6 @@ def _in_words(found: Comparison) -> str:
                 f"Trials {first} and {second} are a tie as far as the time allowed to tell: they "
                 f"differ by {difference}."
             )
-
-
-def best_words(summary: StudySummary, exported: Path | None = None) -> str:
-    """Which trial the search was after, and where it is exported to; something must fit."""
-    best, goal = summary.best, summary.objective
-    assert best is not None
-    asked = f"best for --objective {goal}"
-    if summary.best_for(goal) is None:
-        goal = Goal.THROUGHPUT
-        asked += ", which nothing was measured of"
-    words = f"Trial {best.number}, {goal.words}, is {asked}"
-    return words if exported is None else f"{words}; it is exported to {exported}"
 
 
 def _exports(summary: StudySummary, exported: Path | None) -> Iterator[RenderableType]:
@@ -409,14 +392,6 @@ def report_json(summary: StudySummary, exported: Path | None = None) -> dict[str
         ],
         "picks": {str(which): trial.number for which, trial in summary.picks.items()},
         "objective": str(summary.objective),
-        "best": _best_json(summary, exported),
+        "best": best_json(summary, exported),
         "trials": [summary.record(trial) for trial in summary.trials],
     }
-
-
-def _best_json(summary: StudySummary, exported: Path | None) -> dict[str, Any] | None:
-    if summary.best is None:
-        return None
-    goal = summary.objective if summary.best_for(summary.objective) else Goal.THROUGHPUT
-    folder = None if exported is None else str(exported)
-    return {"trial": summary.best.number, "pick": str(goal.pick), "folder": folder}

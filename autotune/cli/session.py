@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from autotune.answer.best import best_words
 from autotune.answer.export import export_best
 from autotune.answer.progress import LiveProgress, PlainProgress
-from autotune.answer.report import best_words, format_duration, render_report, report_json
+from autotune.answer.report import format_duration, render_report, report_json
 from autotune.cli.cluster import Cluster
 from autotune.cli.console import answer_console
 from autotune.cli.interrupt import Interrupt
