@@ -107,6 +107,7 @@ class StudyFolder:
             )
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"--out {self.path}: this is a file; name a folder")
+        self._refuse_misplaced()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
@@ -114,6 +115,9 @@ class StudyFolder:
             if not is_there:
                 self._write("question.json", {"study": self._identity()} | question.to_dict())
             (self.path / "trials").mkdir(exist_ok=True)
+        except StorageError:
+            self.close()
+            raise
         except OSError as error:
             self.close()
             raise StorageError(
@@ -130,6 +134,17 @@ class StudyFolder:
             self.close()
             raise
         return is_there
+
+    def _refuse_misplaced(self) -> None:
+        """Whatever a search writes it can write: that shows before it runs, not at its end."""
+        files = [self.path / name for name in ("environment.json", "report.txt", "server.log")]
+        folders = [self.path / name for name in ("trials", "exports")]
+        for path in files:
+            if path.is_dir():
+                raise ConfigError(f"--out: {path} is a folder, where a file belongs; move it away")
+        for path in folders:
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"--out: {path} is a file, where a folder belongs; move it away")
 
     def _names(self) -> set[str]:
         return {entry.name for entry in self.path.iterdir() if not is_draft(entry.name)}
@@ -184,7 +199,11 @@ class StudyFolder:
             return {}
 
     def write_environment(self, record: Mapping[str, Any]) -> None:
-        """Write down versions, hardware and settings of this search."""
+        """Write down versions, hardware and settings of this search.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
         self._write("environment.json", record)
 
     def trial_folder(self, number: int) -> Path:
@@ -209,13 +228,17 @@ class StudyFolder:
         Raises:
             StorageError: it cannot be written.
         """
-        try:
-            write_file(self.path / "report.txt", text)
-        except OSError as error:
-            raise StorageError(
-                f"{self.path / 'report.txt'} cannot be written: {error.strerror or error}"
-            ) from error
+        self._write_text("report.txt", text)
 
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
+        self._write_text(name, json.dumps(record, indent=1) + "\n")
+
+    def _write_text(self, name: str, text: str) -> None:
         """Whole or not at all: a file that is half written when the process dies is no file."""
-        write_file(self.path / name, json.dumps(record, indent=1) + "\n")
+        path = self.path / name
+        try:
+            write_file(path, text)
+        except OSError as error:
+            raise StorageError(
+                f"--out: {path} cannot be written: {error.strerror or error}"
+            ) from error

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 from sample_study import HARDWARE, LAPTOP, LORA_WORKLOAD, complete, failed, summary
 
-from autotune.answer.export import export_trial
+from autotune.answer.export import export_best, export_trial, exported_to
 from autotune.errors import ConfigError, StorageError
 from autotune.knobs import GroupPrecision, Optimizer
 from autotune.machine.settings import SETTINGS
@@ -315,3 +315,50 @@ def test_an_architecture_that_no_extension_is_built_for_is_made_readable(tmp_pat
     folder = export_trial(STUDY, TRIAL, tmp_path / "best")
     own = {"TORCH_CUDA_ARCH_LIST": "8.0;9.0a 10.0f+PTX"}
     assert environment_in(folder, own)["TORCH_CUDA_ARCH_LIST"] == "8.0;9.0 10.0+PTX"
+
+
+def test_an_export_that_was_killed_in_the_current_folder_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = export_trial(STUDY, TRIAL, tmp_path / "whole")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    monkeypatch.chdir(begun)
+    (begun / "ds_config.json").write_bytes((whole / "ds_config.json").read_bytes())
+    export_trial(STUDY, TRIAL, begun)
+    assert {path.name for path in begun.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+@pytest.mark.parametrize("change", ["removed", "cut", "edited"])
+def test_the_best_is_exported_whole_where_something_else_is_in_its_place(
+    tmp_path: Path, change: str
+) -> None:
+    exports = tmp_path / "exports"
+    first = export_best(STUDY, TRIAL, exports)
+    assert first == exports / "trial-7"
+    if change == "removed":  # of an earlier version that was killed between files
+        (first / "provenance.json").unlink()
+        (first / "README.md").unlink()
+        (first / "launch.sh").write_text("of an earlier version")
+    elif change == "cut":
+        (first / "strategy.yaml").write_bytes((first / "strategy.yaml").read_bytes()[:100])
+    else:
+        (first / "ds_config.json").write_text('{"mine": true}')
+    before = {path: path.read_bytes() for path in first.iterdir()}
+    second = export_best(STUDY, TRIAL, exports)
+    assert second == exports / "trial-7-2"
+    assert len(list(second.iterdir())) == 5
+    assert exported_to(TRIAL, exports) in (first, second)
+    assert export_best(STUDY, TRIAL, exports) == second
+    assert before == {path: path.read_bytes() for path in first.iterdir()}
+    assert {path.name for path in exports.iterdir()} == {"trial-7", "trial-7-2"}
+
+
+def test_an_earlier_export_of_the_same_strategy_stays_with_its_figures(tmp_path: Path) -> None:
+    folder = export_best(STUDY, TRIAL, tmp_path)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    slower = complete(7, 44_000, 60, strategy=STRATEGY)
+    assert export_best(summary(slower), slower, tmp_path) == folder
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+    assert exported_to(slower, tmp_path) == folder
+    assert exported_to(complete(8, 1, 1), tmp_path) is None
