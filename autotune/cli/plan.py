@@ -217,11 +217,15 @@ def plan(
         refuse_as_nothing_fits(
             question, search_space, closest, space, error_console(), as_json=as_json
         )
+    if out is not None:
+        export_plan(made, which, out)
     console = answer_console()
     if as_json:
         document = plan_json(made)
         if explain:
             document["explanation"] = explanation_json(made, which)
+        if out is not None:
+            document["exported"] = {"pick": str(which), "folder": str(out)}
         console.print_json(json.dumps(document))
     else:
         console.print(render_plan(made), crop=False)
@@ -229,7 +233,6 @@ def plan(
             console.print()
             console.print(render_explanation(made, which), crop=False)
     if out is not None:
-        export_plan(made, which, out)
         error_console().print(
             f"{made.picks[which].strategy}, {which.words}, is exported to {out}; it was not "
             "measured",

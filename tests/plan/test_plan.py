@@ -167,6 +167,11 @@ def test_an_export_is_marked_as_not_measured(plan: Plan, tmp_path: Path) -> None
     config = json.loads((folder / "ds_config.json").read_text())
     assert config["train_micro_batch_size_per_gpu"] == chosen.strategy.micro_batch_size
     assert config["_note"].startswith("NOT MEASURED")
+    # What a trial there would have.
+    script = (folder / "launch.sh").read_text()
+    assert "export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True,pinned_" in script
+    variables = provenance["environment"]["variables"]
+    assert all(f"export {name}={value}" in script for name, value in variables.items())
 
 
 def test_deepspeed_takes_an_export_with_its_note(plan: Plan, tmp_path: Path) -> None:
