@@ -20,6 +20,7 @@ LAYERS: tuple[str, ...] = (
     "knobs",
     "yaml_file",
     "lifeline",
+    "drafts",
     "machine",
     "question",
     "space",

@@ -10,6 +10,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -17,9 +18,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from autotune.answer.best import best_json, best_words, tie_words
+from autotune.question.goal import Goal
 from autotune.question.workload import Workload
 from autotune.study.confirmation import Comparison, Verdict
-from autotune.study.pareto import Pick
 from autotune.study.summary import StudySummary
 from autotune.trials.interval import Interval
 from autotune.trials.trial import Failure, Prediction, Trial, TrialState
@@ -48,12 +50,17 @@ _LEGEND = (
 )
 
 
-def render_report(summary: StudySummary) -> RenderableType:
-    """The whole report of a study. Contains no markup, so any text in it is shown as it is."""
+def render_report(summary: StudySummary, exported: Path | None = None) -> RenderableType:
+    """The whole report of a study. Contains no markup, so any text in it is shown as it is.
+
+    Args:
+        summary: of the study.
+        exported: the folder that the best trial is exported to, if it is.
+    """
     parts: list[RenderableType] = [*_header(summary), "", *_counts(summary), ""]
     if summary.front:
         parts += [pareto_table(summary), *_ties(summary), *_confirmation(summary)]
-        parts += _exports(summary)
+        parts += _exports(summary, exported)
     else:
         parts.append(Text("No trial fits yet: there is nothing to export.", style="bold"))
     failures = [
@@ -91,7 +98,7 @@ def pareto_table(summary: StudySummary) -> Table:
     for trial in front:
         assert trial.throughput is not None
         strategy = Text(str(trial.strategy))
-        names = [str(which) for which in Pick if picks[which] is trial]
+        names = [str(which) for which, picked in picks.items() if picked is trial]
         if names:
             strategy.append(f"\npick: {', '.join(names)}", style="bold green")
         if trial.reused_from is not None:
@@ -219,6 +226,7 @@ def _confirmation(summary: StudySummary) -> Iterator[RenderableType]:
     )
     for found in summary.comparisons:
         yield Text(_in_words(found))
+    yield from map(Text, tie_words(summary))
 
 
 def _in_words(found: Comparison) -> str:
@@ -236,13 +244,14 @@ def _in_words(found: Comparison) -> str:
             )
 
 
-def _exports(summary: StudySummary) -> Iterator[RenderableType]:
+def _exports(summary: StudySummary, exported: Path | None) -> Iterator[RenderableType]:
     folder = shlex.quote(str(summary.folder or f"results/{summary.name}"))
     storage = f" --storage {shlex.quote(summary.storage_url)}" if summary.storage_url else ""
-    by_trial: dict[int, Pick] = {}
+    by_trial: dict[int, Goal] = {}
     for which, trial in summary.picks.items():
         by_trial.setdefault(trial.number, which)
     yield ""
+    yield Text(f"{best_words(summary, exported)}.")
     yield Text("To train with one of them:")
     for number, which in by_trial.items():
         # Never wrapped, so that it can be copied.
@@ -365,8 +374,12 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
 
 
-def report_json(summary: StudySummary) -> dict[str, Any]:
+def report_json(summary: StudySummary, exported: Path | None = None) -> dict[str, Any]:
     """A study as one JSON document.
+
+    Args:
+        summary: of the study.
+        exported: the folder that the best trial is exported to, if it is.
 
     Returns:
         - `study`, `question`, `workload`, `hardware`, `versions`: what was asked, of what.
@@ -382,7 +395,11 @@ def report_json(summary: StudySummary) -> dict[str, Any]:
         - `comparisons`: of the trials that were run again, the faster `first` and the next one,
           `second`: the `difference` as a share with its 95 % `half_width`, and the `verdict`.
         - `ties`: of the front, a `trial` and those `with` it that may be as fast.
-        - `picks`: trial number by `throughput`, `memory` and `balanced`; empty where nothing fits.
+        - `picks`: trial number by `throughput`, `memory`, `balanced` and, where devices count
+          energy, `energy`; empty where nothing fits.
+        - `objective`: what the last search was after.
+        - `best`: null where nothing fits, else the `trial` that is best for it, by which `pick`,
+          and the `folder` that it is exported to, or null.
         - `trials`: each with `number`, `state`, `strategy`, `strategy_in_words`, `loss_class`,
           `prediction`, `measurement`, `failure`, `reason`, `duration_s`, `fits`, `is_forced`,
           `reused_from` (the trial of an earlier study that measured it), the shares `mfu` and
@@ -422,5 +439,7 @@ def report_json(summary: StudySummary) -> dict[str, Any]:
             for tie in summary.ties
         ],
         "picks": {str(which): trial.number for which, trial in summary.picks.items()},
+        "objective": str(summary.objective),
+        "best": best_json(summary, exported),
         "trials": [summary.record(trial) for trial in summary.trials],
     }

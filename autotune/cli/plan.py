@@ -26,6 +26,7 @@ from autotune.cli.options import (
 if TYPE_CHECKING:
     from autotune.predictor import ScriptSource
     from autotune.profile import AllocationScript, Recipe
+    from autotune.question.goal import Goal
     from autotune.question.workload import ModelShape
     from autotune.study.summary import StudySummary
 
@@ -175,7 +176,6 @@ def plan(
     from autotune.cli.command_line import CommandLine
     from autotune.cli.console import answer_console, error_console
     from autotune.cli.larger_hardware import larger_than_planned
-    from autotune.cli.members import member
     from autotune.cli.refusal import (
         Asked,
         refuse_as_nothing_fits,
@@ -194,10 +194,9 @@ def plan(
     from autotune.question.question import Question
     from autotune.question.workload import load_model_shape
     from autotune.space.space_file import load_search_space
-    from autotune.study.pareto import Pick
 
     check_headroom(headroom)
-    which = member(Pick, pick, "--pick")
+    which = _pick(pick)
     spec = read_hardware(hardware, num_nodes=nodes, host_memory_gib=host_memory, nvme_gib=nvme)
     ranks = spec.all_ranks
     if ranks.num_devices > MOST_DEVICES:
@@ -258,7 +257,8 @@ def plan(
         # Before the answer, in whose place it is told that the folder cannot be written.
         export_plan(made, which, out)
         error_console().print(
-            f"Pick {which} is exported to {out}; it was not measured",
+            f"{made.picks[which].strategy}, {which.words}, is exported to {out}; it was not "
+            "measured",
             markup=False,
             soft_wrap=True,
         )
@@ -267,12 +267,24 @@ def plan(
         document = plan_json(made)
         if explain:
             document["explanation"] = explanation_json(made, which)
+        if out is not None:
+            document["exported"] = {"pick": str(which), "folder": str(out)}
         console.print_json(json.dumps(document))
     else:
         console.print(render_plan(made), crop=False)
         if explain:
             console.print()
             console.print(render_explanation(made, which), crop=False)
+
+
+def _pick(name: str) -> Goal:
+    """Raises ConfigError where nothing of a plan has that name: energy is not predicted."""
+    from autotune.errors import ConfigError
+    from autotune.question.goal import FRONT_PICKS, Goal
+
+    if name not in FRONT_PICKS:
+        raise ConfigError(f"--pick {name!r}: choose from {', '.join(FRONT_PICKS)}")
+    return Goal(name)
 
 
 def _announced() -> ScriptSource:

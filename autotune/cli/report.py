@@ -32,13 +32,15 @@ def report(
     """
     import json
 
+    from autotune.answer.export import exported_to
     from autotune.answer.report import render_report, report_json
     from autotune.cli.console import answer_console
     from autotune.cli.stored import read_study
 
     summary = read_study(study, storage)
+    exported = exported_to(summary.best, study / "exports") if summary.best else None
     console = answer_console()
     if as_json:
-        console.print_json(json.dumps(report_json(summary)))
+        console.print_json(json.dumps(report_json(summary, exported)))
     else:
-        console.print(render_report(summary), crop=False)
+        console.print(render_report(summary, exported), crop=False)

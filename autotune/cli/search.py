@@ -87,11 +87,12 @@ def search(
     objective: Annotated[
         str,
         typer.Option(
-            help="What trials are chosen for: balanced (the whole front of throughput against "
-            "memory, and its fast end), throughput, memory or energy (per token). All of them "
-            "are measured and shown whatever you choose."
+            help="What trials are chosen for, and which is exported: front (the whole front of "
+            "throughput against memory; exports the fastest), balanced (the same; exports the "
+            "knee), throughput, memory or energy (per token). All of them are measured and shown "
+            "whatever you choose."
         ),
-    ] = "balanced",
+    ] = "front",
     sampler: Annotated[
         str,
         typer.Option(

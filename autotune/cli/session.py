@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -12,18 +13,19 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from autotune.answer.export import export_trial
+from autotune.answer.best import best_words
+from autotune.answer.export import export_best
 from autotune.answer.progress import LiveProgress, PlainProgress
 from autotune.answer.report import format_duration, render_report, report_json
 from autotune.cli.cluster import Cluster
-from autotune.cli.console import answer_console, can_be_redrawn, file_console
+from autotune.cli.console import answer_console, can_be_redrawn
 from autotune.cli.interrupt import Interrupt
 from autotune.cli.reuse import earlier_studies, take_over
 from autotune.drivers.budget import Budget
 from autotune.drivers.local import LocalDriver
 from autotune.drivers.side_by_side import SideBySideDriver
 from autotune.drivers.terms import Terms
-from autotune.errors import ConfigError, LaunchError
+from autotune.errors import AutotuneError, LaunchError
 from autotune.launch.launcher import Launcher
 from autotune.launch.watched_runner import WatchedRunner
 from autotune.machine.extensions import compiled_extension
@@ -88,7 +90,6 @@ class Session:
         self._must_exist = must_exist
         self._reuse = reuse
         self._end_reason: str | None = None
-        self._goal = Goal.BALANCED
 
     def __enter__(self) -> Session:
         """Lock the folder and open the record; nothing is written before what can be checked is.
@@ -139,7 +140,6 @@ class Session:
             LaunchError: trials cannot be started on this machine.
             StorageError: the record cannot be written.
         """
-        self._goal = goal
         question, limit = self._question, self._question.memory_limit_bytes
         predictor = AnalyticPredictor(question.workload, question.hardware, ScriptsAhead())
         table = self._space.table
@@ -320,25 +320,33 @@ class Session:
         return spec if trial.confirms is None else spec.to_confirm()
 
     def answer(self, *, as_json: bool, console: Console) -> bool:
-        """Print the report, keep it in the folder, export the fastest; whether anything fits."""
+        """Export the best, print the report and keep it in the folder; whether anything fits.
+
+        Raises:
+            ConfigError: the place of an export is taken.
+            StorageError: the export or the report cannot be written; the report is printed then.
+        """
         summary = summarize(self._folder, self._record, self._question, self._storage_url)
-        best = summary.best_for(self._goal) or summary.best_for(Goal.THROUGHPUT)
+        best = summary.best
+        exported: Path | None = None
+        failed: AutotuneError | None = None
+        if best is not None:
+            try:
+                exported = export_best(summary, best, self._folder.exports)
+            except AutotuneError as error:
+                failed = error
         out = answer_console()
         if as_json:
-            out.print_json(json.dumps(report_json(summary)))
+            out.print_json(json.dumps(report_json(summary, exported)))
         else:
-            out.print(render_report(summary), crop=False)
-        with (self._folder.path / "report.txt").open("w", encoding="utf-8") as file:
-            file_console(file).print(render_report(summary), crop=False)
+            out.print(render_report(summary, exported), crop=False)
+        text = io.StringIO()
+        file_console(text).print(render_report(summary, exported), crop=False)
+        self._folder.write_report(text.getvalue())
+        if failed is not None:
+            raise failed
         if best is not None:
-            folder = self._folder.path / "exports" / f"trial-{best.number}"
-            what = f"What is best for --objective {self._goal}"
-            try:
-                export_trial(summary, best, folder)
-                words = f"{what} is exported to {folder}"
-            except ConfigError:
-                # Of an earlier sitting, before it was run again; or somebody has edited it.
-                words = f"{what} was exported to {folder} before, which is left as it is"
+            words = best_words(summary, exported)
             console.print(words, markup=False, soft_wrap=True)
         console.print(
             f"The same command goes on from here: the study is kept in {self._folder.path}",

@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autotune.errors import LaunchError
+from autotune.drafts import write_file
+from autotune.errors import LaunchError, StorageError
 from autotune.launch.process_table import StoppedProcesses
 from autotune.launch.rank_environment import devices_of, rank_environment
 from autotune.launch.rank_process import ALL_RANKS, NodeShare, RankProcess, RanksEnd, outcome_of
@@ -139,14 +140,15 @@ class Launcher:
         rendezvous = folder / "rendezvous"
         # Ranks that met in an earlier life of this folder are not there any more.
         rendezvous.unlink(missing_ok=True)
+        spec_file = folder / "trial.json"
         used_before = _device_bytes_in_use(self._hardware, self._place)
         kills_before = _kernel_oom_kills()
         numbers = share.ranks_of(spec.num_ranks)
         ranks = [RankProcess(number=number, folder=folder) for number in numbers]
+        _forget_earlier(folder, ranks)
         environments = [share.environment(number, spec.num_ranks) for number in numbers]
         with self._fresh_swap_folder(spec) as spec:
-            spec_file = folder / "trial.json"
-            spec_file.write_text(json.dumps(spec.to_dict(), indent=1), encoding="utf-8")
+            write_file(spec_file, json.dumps(spec.to_dict(), indent=1))
             is_server_lost = False
             try:
                 stopped = self._fork(ranks, environments, spec_file, should_stop)
@@ -321,6 +323,26 @@ class Launcher:
         for rank in ranks:
             for _ in rank.new_events():
                 pass
+
+
+def _forget_earlier(folder: Path, ranks: list[RankProcess]) -> None:
+    """Remove what ranks of these numbers wrote in an earlier life of the folder.
+
+    A study whose database was lost numbers its trials anew: their results are none of this one's.
+
+    Raises:
+        StorageError: something of that name cannot be removed, such as a folder.
+    """
+    kinds = ("jsonl", "phase", "out", "err")
+    names = ["trial.json", *(f"rank{rank.number}.{kind}" for rank in ranks for kind in kinds)]
+    # Ranks that met there are not there any more.
+    for path in (folder / name for name in ("rendezvous", *names)):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{path} cannot be written: {error.strerror or error}; move it away"
+            ) from error
 
 
 def _dump_stacks(ranks: list[RankProcess]) -> None:

@@ -14,9 +14,9 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from autotune.errors import LaunchError
+from autotune.errors import LaunchError, StorageError
 from autotune.launch.process_table import MARK, StoppedProcesses, kill_marked
 from autotune.machine.extensions import remove_abandoned_locks
 
@@ -102,7 +102,7 @@ class ServerProcess:
         self._is_warm = False
         self._mark = uuid.uuid4().hex
         command = [sys.executable, "-m", "autotune.worker.server", self._model_type]
-        with self._log.open("ab") as log:
+        with self._opened_log() as log:
             self._process = subprocess.Popen(
                 [*command, str(os.getpid())],
                 stdin=subprocess.PIPE,
@@ -118,6 +118,14 @@ class ServerProcess:
         if self._scratch_folders:
             self._send({"scratch": list(map(str, self._scratch_folders))})
         return float(report["ready"])
+
+    def _opened_log(self) -> BinaryIO:
+        try:
+            return self._log.open("ab")
+        except OSError as error:
+            raise StorageError(
+                f"{self._log} cannot be written: {error.strerror or error}; move it away"
+            ) from error
 
     def fork(
         self,

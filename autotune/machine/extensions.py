@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 __all__ = [
+    "UNUSED_EXTENSIONS",
     "compiled_extension",
     "cuda_toolkit",
     "extensions_folders",
@@ -20,6 +21,10 @@ __all__ = [
     "readable_architectures",
     "remove_abandoned_locks",
 ]
+
+UNUSED_EXTENSIONS = ("deepspeed_shm_comm",)
+"""Of CPU ranks: DeepSpeed compiles them when ranks meet, forty seconds and more of g++. It is a
+shared-memory all-reduce for inference, which training does not call."""
 
 _INCLUDE_VARIABLES = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")
 """Folders that GCC looks for headers in before the system's."""

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from autotune.drafts import write_file
 from autotune.errors import ConfigError, StorageError
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.machine.rates import Rates
@@ -59,11 +60,9 @@ def write_rates(hardware: Hardware, rates: Rates, measured_at: str) -> Path:
         measured_at=measured_at,
         rates=rates,
     )
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(asdict(stored), indent=1) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_file(path, json.dumps(asdict(stored), indent=1) + "\n")
     except OSError as error:
         raise StorageError(
             f"{path}: the rates cannot be written: {error.strerror or error}; "

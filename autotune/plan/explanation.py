@@ -14,7 +14,7 @@ from rich.text import Text
 
 from autotune.answer.report import format_gib, format_gib_range, plain_table
 from autotune.plan.plan import Candidate, Plan
-from autotune.study.pareto import Pick
+from autotune.question.goal import Goal
 from autotune.trials.breakdown import allocated_bytes, breakdown_rows
 from autotune.trials.trial import Prediction
 
@@ -27,7 +27,7 @@ _BAR_WIDTH = 30
 """Characters that stand for the whole memory of a device, or for a whole step."""
 
 
-def render_explanation(plan: Plan, which: Pick) -> RenderableType:
+def render_explanation(plan: Plan, which: Goal) -> RenderableType:
     """What memory and time of one pick go to, and why nothing faster fits."""
     candidate = plan.picks[which]
     prediction = candidate.prediction
@@ -57,7 +57,7 @@ def render_explanation(plan: Plan, which: Pick) -> RenderableType:
     return Group(*parts, table)
 
 
-def explanation_json(plan: Plan, which: Pick) -> dict[str, Any]:
+def explanation_json(plan: Plan, which: Goal) -> dict[str, Any]:
     """The same as `render_explanation` says, for `--json`.
 
     Returns:

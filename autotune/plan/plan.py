@@ -21,12 +21,13 @@ from autotune.machine.software import Software
 from autotune.plan.calibration import Lesson
 from autotune.predictor import AnalyticPredictor, ScriptSource
 from autotune.pruners import PredictedMemoryPruner
+from autotune.question.goal import FRONT_PICKS, Goal
 from autotune.question.question import Question
 from autotune.question.workload import Workload
 from autotune.space.search_space import SearchSpace
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_table import StrategyTable
-from autotune.study.pareto import Objectives, Pick, front_of, front_rows, pick_of
+from autotune.study.pareto import Objectives, front_of, front_rows, pick_of
 from autotune.study.summary import model_flops_utilisation
 from autotune.trials.prediction_table import PredictionTable
 from autotune.trials.protocols import Predictor
@@ -142,9 +143,9 @@ class Plan:
             fits[rows[too_large]] = False
 
     @property
-    def picks(self) -> dict[Pick, Candidate]:
+    def picks(self) -> dict[Goal, Candidate]:
         """The named strategies of the front; empty where nothing is expected to fit."""
-        found = {which: pick_of(self.front, which, _objectives) for which in Pick}
+        found = {which: pick_of(self.front, which, _objectives) for which in FRONT_PICKS}
         return {which: candidate for which, candidate in found.items() if candidate is not None}
 
     def mfu(self, candidate: Candidate) -> float:

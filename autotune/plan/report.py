@@ -53,6 +53,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
           `prediction` (its fields are those of `Prediction`), `surely_fits` (whether its upper
           bounds fit too) and the shares `mfu` and `headroom`.
         - `picks`: place in the front, from 0, by `throughput`, `memory` and `balanced`.
+
+        With `--out` the command adds `exported`: the `pick` and its `folder`.
     """
     return {
         "measured": False,

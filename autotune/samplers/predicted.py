@@ -70,7 +70,7 @@ class PredictedSampler:
         prior: AnalyticPredictor,
         *,
         limits: Mapping[str, int],
-        goal: Goal = Goal.BALANCED,
+        goal: Goal = Goal.FRONT,
         min_gain: float = 0.01,
         durations: TrialDurations | None = None,
     ) -> None:
@@ -199,6 +199,7 @@ class PredictedSampler:
 
 
 _WORDS = {
+    Goal.FRONT: "the front",
     Goal.BALANCED: "the front",
     Goal.THROUGHPUT: "the highest throughput",
     Goal.MEMORY: "the least memory",

@@ -18,6 +18,7 @@ from autotune.errors import ConfigError
 from autotune.names import PlainName, plain_name
 from autotune.question.adapter_targets import ALL_LINEAR
 from autotune.question.workload import Method
+from autotune.space.deepspeed_config import is_client_optimizer
 from autotune.space.strategy import Strategy, read_knob
 from autotune.yaml_file import Section, parse_yaml, read_text
 
@@ -89,8 +90,9 @@ class StrategyFile:
     """Samples of one optimizer step over all ranks."""
     method: Method
     lora_targets: tuple[str, ...]
-    learning_rate: float
-    """Of an optimizer that is not built from DeepSpeed's JSON."""
+    learning_rate: float | None
+    """Of an optimizer that is not built from DeepSpeed's JSON; None where that builds it, and has
+    the only one."""
     strategy: Strategy
 
     def to_yaml(self) -> str:
@@ -110,16 +112,18 @@ class StrategyFile:
             for key in section:
                 if key in _COMMENTS:
                     section.yaml_add_eol_comment(_COMMENTS[key], key, column=38)
-        document = CommentedMap(
-            workload=workload, learning_rate=self.learning_rate, strategy=strategy
-        )
+        document = CommentedMap(workload=workload)
+        if self.learning_rate is not None:
+            document["learning_rate"] = self.learning_rate
+        document["strategy"] = strategy
         document.yaml_set_start_comment(_HEADER)
         for key, comment in (
             ("workload", "\nWhat it was found for."),
-            ("learning_rate", "\nOf autotune.create_optimizer; ds_config.json has its own."),
+            ("learning_rate", "\nOf autotune.create_optimizer; ds_config.json has none."),
             ("strategy", "\nHow it was trained, and which of the two files puts it to work."),
         ):
-            document.yaml_set_comment_before_after_key(key, before=comment)
+            if key in document:
+                document.yaml_set_comment_before_after_key(key, before=comment)
         yaml = YAML()
         # Flow style would put a comment inside a list; a line is never folded.
         yaml.default_flow_style, yaml.width = False, 4096
@@ -182,7 +186,7 @@ _StrategyKnobs = create_model(
 
 class _Document(Section):
     workload: _Workload
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
     strategy: Annotated[Any, AfterValidator(_to_strategy)]
 
 
@@ -205,6 +209,11 @@ def read_strategy_file(path: Path) -> StrategyFile:
     if (strategy.lora_rank > 0) != (workload.method is not Method.FULL):
         raise ConfigError(
             f"{path}: lora_rank {strategy.lora_rank} does not go with method {workload.method}"
+        )
+    if document.learning_rate is None and is_client_optimizer(strategy):
+        raise ConfigError(
+            f"{path}: learning_rate is missing, and {strategy.optimizer} takes it from here: "
+            "add a line such as learning_rate: 1.0e-5"
         )
     return StrategyFile(
         model=workload.model,

@@ -27,6 +27,7 @@ from typing import IO, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from autotune.drafts import is_draft, remove_abandoned, write_file
 from autotune.errors import AutotuneError, ConfigError, StorageError
 from autotune.names import PrintableText, printable, visible
 from autotune.question.question import Question
@@ -34,6 +35,7 @@ from autotune.study.storage_address import file_url
 from autotune.text_file import load_json
 
 __all__ = ["StudyFolder"]
+
 
 _OWN_DRAFTS = frozenset(("lock", "question.tmp"))
 """All that a search leaves in a new folder that was killed before its question was written."""
@@ -123,12 +125,18 @@ class StudyFolder:
         try:
             is_there = self._looked_at(must_exist)
             self._check_path()
+            self._refuse_misplaced()
             if not is_there:
                 self._make()
             self._take_lock()
+            remove_abandoned(self.path)
             if not is_there:
                 self._write("question.json", {"study": self._identity()} | question.to_dict())
             (self.path / "trials").mkdir(exist_ok=True)
+        except StorageError:
+            if self._lock is not None:
+                self.undo()
+            raise
         except OSError as error:
             self.undo()
             raise StorageError(
@@ -160,6 +168,17 @@ class StudyFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"--out {self.path}: this is a file; name a folder")
         return is_there
+
+    def _refuse_misplaced(self) -> None:
+        """Whatever a search writes it can write: that shows before it runs, not at its end."""
+        files = [self.path / name for name in ("environment.json", "report.txt", "server.log")]
+        folders = [self.path / name for name in ("trials", "exports")]
+        for path in files:
+            if path.is_dir():
+                raise ConfigError(f"--out: {path} is a folder, where a file belongs; move it away")
+        for path in folders:
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"--out: {path} is a file, where a folder belongs; move it away")
 
     def _check_path(self) -> None:
         """Refuse what nothing can be kept in, before anything is made."""
@@ -195,7 +214,7 @@ class StudyFolder:
         self._made = []
 
     def _names(self) -> set[str]:
-        return {entry.name for entry in self.path.iterdir()}
+        return {entry.name for entry in self.path.iterdir() if not is_draft(entry.name)}
 
     def _take_lock(self) -> None:
         lock = (self.path / "lock").open("a+", encoding="utf-8")
@@ -262,24 +281,46 @@ class StudyFolder:
         )
 
     def write_environment(self, record: Mapping[str, Any]) -> None:
-        """Write down versions, hardware and settings of this search."""
+        """Write down versions, hardware and settings of this search.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
         self._write("environment.json", record)
 
     def trial_folder(self, number: int) -> Path:
         """A fresh folder for the logs of one trial."""
         folder = self.path / "trials" / f"{number:04d}"
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{folder}: the folder of a trial cannot be made: {error.strerror or error}"
+            ) from error
         return folder
 
+    @property
+    def exports(self) -> Path:
+        """Where strategies are exported to."""
+        return self.path / "exports"
+
+    def write_report(self, text: str) -> None:
+        """Keep the answer as it was last printed.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self._write_text("report.txt", text)
+
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
+        self._write_text(name, json.dumps(record, indent=1) + "\n")
+
+    def _write_text(self, name: str, text: str) -> None:
         """Whole or not at all: a file that is half written when the process dies is no file."""
-        file = self.path / name
-        draft = file.with_suffix(".tmp")
-        with open(draft, "w", encoding="utf-8", opener=_private) as writer:
-            writer.write(json.dumps(record, indent=1) + "\n")
-        draft.replace(file)
-
-
-def _private(name: str, flags: int) -> int:
-    """Open a file that others may not read."""
-    return os.open(name, flags, _OWNERS_FILE)
+        path = self.path / name
+        try:
+            write_file(path, text, mode=_OWNERS_FILE)
+        except OSError as error:
+            raise StorageError(
+                f"--out: {path} cannot be written: {error.strerror or error}"
+            ) from error

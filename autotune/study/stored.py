@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autotune.errors import ConfigError, StorageError
 from autotune.machine.software import Software
+from autotune.question.goal import Goal
 from autotune.question.question import Question
 from autotune.space.compatibility import reference_strategy
 from autotune.space.search_space import SearchSpace
@@ -95,7 +96,13 @@ def summarize(
         trials=tuple(record.trials()),
         elapsed_s=float(environment.get("elapsed_s", 0.0)),
         versions=environment.get("versions", {}),
+        objective=_objective(environment.get("objective")),
         end_reason=environment.get("end_reason"),
         folder=folder.path,
         storage_url=shown(storage_url) if storage_url else None,
     )
+
+
+def _objective(name: str | None) -> Goal:
+    """What the last search was after, as it wrote that down; the front where it did not."""
+    return Goal(name) if name is not None and name in list(Goal) else Goal.FRONT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean, median
 from typing import Any
 
@@ -58,6 +58,9 @@ class Measurement:
     cores, or kept a GPU busy: up to so much faster it may be alone."""
     energy_j_per_token: float | None = None
     """What all devices used in the timed steps; None where a device counts no energy."""
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What rank 0 had in its environment that changes speed or memory (`machine/settings.py`);
+    empty where an earlier version measured."""
 
     @property
     def step_time_s(self) -> float:

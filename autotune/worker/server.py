@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 from unittest import mock
 
 from autotune.lifeline import adopt_orphans, end_with_parent, wake_with_parent
-from autotune.machine.extensions import remove_abandoned_locks
+from autotune.machine.extensions import UNUSED_EXTENSIONS, remove_abandoned_locks
 
 __all__ = ["main"]
 
@@ -94,10 +94,8 @@ def preload(model_type: str, *, with_optional: bool = True) -> None:
                 importlib.import_module(module)
     if with_optional:
         _identify_triton()
-    # DeepSpeed would compile a shared-memory all-reduce for CPU inference at every first use,
-    # 40 seconds of g++ for an operation that training does not call.
     deepspeed_ops = importlib.import_module("deepspeed.ops")
-    deepspeed_ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed_ops.__compatible_ops__.update(dict.fromkeys(UNUSED_EXTENSIONS, False))
     # A fork beside another thread may keep its locks for ever.
     processor.join()
 

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console, RenderableType
@@ -22,7 +23,7 @@ from autotune.answer.report import format_interval, pareto_table, render_report,
 from autotune.answer.shortfall import Alternative, nothing_fits, shortfall_json
 from autotune.knobs import LossClass, Optimizer
 from autotune.machine.hardware import GIB
-from autotune.question.goal import Goal
+from autotune.question.goal import PICKS, Goal
 from autotune.space.strategy import Strategy
 from autotune.study.summary import StudySummary
 from autotune.trials.interval import Interval
@@ -118,22 +119,52 @@ def test_live_tensors_on_the_cpu_are_not_compared() -> None:
     assert "allocated" not in summary(complete(0, 100, 10), hardware=LAPTOP).prediction_errors
 
 
-def test_what_is_best_depends_on_the_objective() -> None:
-    fast, lean, thrifty = complete(0, 300, 30), complete(1, 100, 10), complete(2, 200, 20)
+def test_what_is_best_depends_on_the_objective_and_is_the_pick_of_that_name() -> None:
+    fast, lean, thrifty = complete(0, 300, 60), complete(1, 100, 10), complete(2, 250, 65)
+    knee = complete(3, 280, 20)
     assert fast.measurement is not None
     assert thrifty.measurement is not None
     study = summary(
         replace(fast, measurement=replace(fast.measurement, energy_j_per_token=0.03)),
         lean,
         replace(thrifty, measurement=replace(thrifty.measurement, energy_j_per_token=0.02)),
+        knee,
     )
     numbers = {goal: trial.number for goal in Goal if (trial := study.best_for(goal))}
     assert numbers == {
-        Goal.BALANCED: 0,
+        Goal.FRONT: 0,
         Goal.THROUGHPUT: 0,
         Goal.MEMORY: 1,
         Goal.ENERGY: 2,
+        Goal.BALANCED: 3,
     }
+    assert {which: trial.number for which, trial in study.picks.items()} == {
+        which: numbers[which] for which in PICKS
+    }
+    for goal, number in numbers.items():
+        asked = replace(study, objective=goal)
+        assert asked.best is not None
+        assert asked.best.number == number
+        words = f"Trial {number}, {goal.words}, is best for --objective {goal}"
+        assert f"{words}; it is exported to there." in " ".join(
+            printed(render_report(asked, Path("there"))).split()
+        )
+        best = report_json(asked, Path("there"))["best"]
+        assert best == {"trial": number, "pick": goal.pick, "folder": "there"}
+    # What is best may lie behind the front.
+    assert "--pick energy  # trial 2" in printed(render_report(study))
+
+
+def test_where_no_device_counts_energy_the_fastest_is_best_and_that_is_said() -> None:
+    study = replace(summary(complete(0, 300, 60), complete(1, 100, 10)), objective=Goal.ENERGY)
+    assert study.best is study.front[0]
+    words = "Trial 0, the fastest, is best for --objective energy, which nothing was measured of."
+    assert words in " ".join(printed(render_report(study)).split())
+    assert report_json(study)["best"] == {"trial": 0, "pick": "throughput", "folder": None}
+
+
+def test_least_energy_is_unknown_where_none_is_counted() -> None:
+    lean = complete(1, 100, 10)
     assert summary(lean).best_for(Goal.ENERGY) is None
 
 
@@ -333,6 +364,21 @@ def test_the_report_says_what_running_the_best_again_has_shown() -> None:
     document = report_json(study)
     assert [c["verdict"] for c in document["comparisons"]] == ["tie", "faster"]
     assert document["picks"]["throughput"] == 1
+
+
+def test_the_fastest_is_the_fastest_and_a_confirmed_trial_that_may_be_as_fast_is_named() -> None:
+    confirmed = complete(0, 990, 40)
+    assert confirmed.measurement is not None
+    speeds = (980.0, 990.0, 1000.0)
+    runs = tuple(replace(confirmed.measurement, tokens_per_second=speed) for speed in speeds)
+    study = summary(replace(confirmed, confirmations=runs), complete(1, 1000, 41))
+    text = printed(render_report(study), width=200)
+    assert "Trial 1, the fastest, is best for --objective front" in text
+    assert "Trial 1, the fastest, ran once. Trial 0 may be as fast, by its 3 runs." in text
+    assert report_json(study)["picks"]["throughput"] == 1
+
+    far = summary(replace(confirmed, confirmations=runs), complete(1, 1100, 41))
+    assert "may be as fast" not in printed(render_report(far), width=200)
 
 
 def test_an_interval_as_wide_as_its_mean_says_nothing() -> None:

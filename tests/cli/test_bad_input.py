@@ -28,7 +28,7 @@ from autotune.question.presets import PRESETS
         (["--model", "tiny", "--nvme-path", "text.yaml"], "--nvme-path text.yaml: this is a file"),
         (["--model", "tiny", "--nvme-path", "/proc"], "--nvme-path /proc: cannot be written"),
         (["--model", "tiny", "--sampler", "best"], "--sampler 'best': choose from"),
-        (["--model", "tiny", "--objective", "best"], "--objective 'best': choose from balanced"),
+        (["--model", "tiny", "--objective", "best"], "--objective 'best': choose from front"),
         (["--model", "tiny", "--min-gain", "1"], "--min-gain must be at least 0 and less than 1"),
         (["--model", "tiny", "--space", "defualt"], "--space defualt: no such file"),
         (["--model", "tiny", "--space", "typo.yaml"], "typo.yaml:3: knobs: there is no knob"),
