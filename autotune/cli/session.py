@@ -129,7 +129,8 @@ class Session:
         """
         self._goal = goal
         question, limit = self._question, self._question.memory_limit_bytes
-        predictor = AnalyticPredictor(question.workload, question.hardware, ScriptsAhead())
+        scripts = ScriptsAhead()
+        predictor = AnalyticPredictor(question.workload, question.hardware, scripts)
         table = self._space.table
         predicted = predictor.predict_table(table)
         missing_bytes = predicted.missing_bytes(**question.limits)
@@ -213,13 +214,19 @@ class Session:
             seconds = _start(launchers, reason_to_stop) if cluster is None else 0.0
             if seconds:
                 progress.note(f"libraries loaded in {seconds:.1f} s; trials start warm from here")
+
+            def spec_of(trial: Trial) -> TrialSpec:
+                for reason in scripts.failures():
+                    progress.note(
+                        f"the code of {question.workload.model.name} could not be followed for "
+                        f"some strategies, whose memory a formula estimates: {reason}"
+                    )
+                # The slower in no less memory may still use the least energy.
+                return self._spec_of(trial, () if goal is Goal.ENERGY else study.trials)
+
             terms = Terms(
                 budget=budget,
-                spec_of=lambda trial: self._spec_of(
-                    # The slower in no less memory may still use the least energy.
-                    trial,
-                    () if goal is Goal.ENERGY else study.trials,
-                ),
+                spec_of=spec_of,
                 folder_of=self._folder.trial_folder,
                 progress=progress,
                 is_interrupted=interrupt.check,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,9 +25,6 @@ from autotune.profile.variant import Recipe, Variant, digest
 from autotune.question.workload import ModelShape
 
 __all__ = ["known_script_of", "profile_of", "script_of"]
-
-_TIMEOUT_S = 180.0
-"""Importing transformers takes some seconds, a trace less than one: an order of margin."""
 
 _known: dict[str, ModelProfile | str] = {}
 """What this process has asked for already: the profile, or why there is none."""
@@ -148,13 +146,10 @@ def _trace(
                 input=json.dumps(question),
                 capture_output=True,
                 text=True,
-                timeout=_TIMEOUT_S,
                 env=_environment(os.environ),
                 check=False,
             )
-            reason = _last_line(ran.stderr.splitlines())
-        except subprocess.TimeoutExpired:
-            reason = f"it took more than {_TIMEOUT_S:.0f} s"
+            reason = _reason(ran)
         except OSError as error:
             reason = str(error)
         return [_read(kind, Path(folder) / f"{n}.json", reason) for n in range(len(variants))]
@@ -178,7 +173,10 @@ def _environment(own: Mapping[str, str]) -> dict[str, Any]:
     return {**own, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
 
 
-def _last_line(lines: Sequence[str]) -> str:
-    """What a traceback ends with."""
-    written = [line for line in lines if line.strip()]
+def _reason(ran: subprocess.CompletedProcess[str]) -> str:
+    """Why it ended: what a traceback ends with, or the signal. How long it takes is up to it."""
+    if ran.returncode < 0:
+        name = signal.Signals(-ran.returncode).name
+        return f"the process that traces it was ended by {name}"
+    written = [line for line in ran.stderr.splitlines() if line.strip()]
     return written[-1] if written else "the process that traces it ended without a word"
