@@ -36,6 +36,8 @@ class UpdateWork:
     moved_bytes: float
     instructions: float
     """0 where memory surely takes longer."""
+    paged_bytes: float
+    """In managed memory, each page of which is asked for before."""
 
 
 def update_work(strategy: Strategy) -> UpdateWork:
@@ -61,4 +63,10 @@ def update_work(strategy: Strategy) -> UpdateWork:
             moved = 8 * weight
         case Optimizer.ADAFACTOR:
             moved = 17 * weight
-    return UpdateWork(moved_bytes=moved, instructions=_INSTRUCTIONS.get(strategy.optimizer, 0))
+    is_paged = strategy.optimizer is Optimizer.PAGED_ADAMW_8BIT
+    return UpdateWork(
+        moved_bytes=moved,
+        instructions=_INSTRUCTIONS.get(strategy.optimizer, 0),
+        # Absolute maxima are not: `optim/optimizer.py`, `get_state_buffer`.
+        paged_bytes=2 if is_paged else 0,
+    )
