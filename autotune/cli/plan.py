@@ -159,7 +159,8 @@ def plan(
             "--quick",
             help="Estimate by how much the allocator's peak exceeds live tensors, instead of "
             "following the model's code to simulate it for what is shown. That takes some "
-            "seconds for a model seen for the first time.",
+            "seconds for a model seen for the first time. What fits is then decided by the "
+            "estimate's upper bound.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -288,11 +289,11 @@ def _pick(name: str) -> Goal:
 
 
 def _announced() -> ScriptSource:
-    """Gives scripts, and says so before the first that has to be traced."""
+    """Gives scripts; says so before the first that has to be traced, and why one cannot be."""
     from autotune.cli.console import error_console
     from autotune.profile import known_script_of, script_of
 
-    has_said = False
+    has_said, failures = False, set[str]()
 
     def find(shape: ModelShape, recipe: Recipe, seq_len: int) -> AllocationScript | str:
         nonlocal has_said
@@ -304,7 +305,16 @@ def _announced() -> ScriptSource:
                 markup=False,
                 soft_wrap=True,
             )
-        return script_of(shape, recipe, seq_len)
+        found = script_of(shape, recipe, seq_len)
+        if isinstance(found, str) and found not in failures:
+            failures.add(found)
+            error_console().print(
+                f"for some strategies the code of {shape.name} is not followed, and what they "
+                f"hold is counted by a formula: {found}",
+                markup=False,
+                soft_wrap=True,
+            )
+        return found
 
     return find
 

@@ -18,7 +18,7 @@ from autotune.answer.export import export_best
 from autotune.answer.progress import LiveProgress, PlainProgress
 from autotune.answer.report import format_duration, render_report, report_json
 from autotune.cli.cluster import Cluster
-from autotune.cli.console import answer_console, can_be_redrawn
+from autotune.cli.console import answer_console, can_be_redrawn, file_console
 from autotune.cli.interrupt import Interrupt
 from autotune.cli.reuse import earlier_studies, take_over
 from autotune.drivers.budget import Budget
@@ -141,7 +141,8 @@ class Session:
             StorageError: the record cannot be written.
         """
         question, limit = self._question, self._question.memory_limit_bytes
-        predictor = AnalyticPredictor(question.workload, question.hardware, ScriptsAhead())
+        scripts = ScriptsAhead()
+        predictor = AnalyticPredictor(question.workload, question.hardware, scripts)
         table = self._space.table
         predicted = predictor.predict_table(table)
         missing_bytes = predicted.missing_bytes(**question.limits)
@@ -222,13 +223,19 @@ class Session:
             seconds = _start(launchers, reason_to_stop) if cluster is None else 0.0
             if seconds:
                 progress.note(f"libraries loaded in {seconds:.1f} s; trials start warm from here")
+
+            def spec_of(trial: Trial) -> TrialSpec:
+                for reason in scripts.failures():
+                    progress.note(
+                        f"the code of {question.workload.model.name} could not be followed for "
+                        f"some strategies, whose memory a formula estimates: {reason}"
+                    )
+                # The slower in no less memory may still use the least energy.
+                return self._spec_of(trial, () if goal is Goal.ENERGY else study.trials)
+
             terms = Terms(
                 budget=budget,
-                spec_of=lambda trial: self._spec_of(
-                    # The slower in no less memory may still use the least energy.
-                    trial,
-                    () if goal is Goal.ENERGY else study.trials,
-                ),
+                spec_of=spec_of,
                 folder_of=self._folder.trial_folder,
                 progress=progress,
                 is_interrupted=interrupt.check,

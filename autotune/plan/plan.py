@@ -99,6 +99,8 @@ class Plan:
     """What predictions were corrected by, if by anything."""
     doubt: str | None = None
     """Why the activations of this model are a guess; None where they are not."""
+    is_quick: bool = False
+    """Whether the reserved memory of every strategy is a formula's."""
 
     @property
     def workload(self) -> Workload:
@@ -111,8 +113,14 @@ class Plan:
         return self.question.hardware
 
     def fits(self, candidate: Candidate) -> bool:
-        """Whether it is expected to fit device and host, by the rule that a search launches by."""
-        return not candidate.prediction.missing_bytes(**self.question.limits)
+        """Whether it is expected to fit device and host, by the rule that a search launches by.
+
+        In a quick plan, in which nothing is simulated, whether its upper bound fits too: unless
+        that is so of no strategy.
+        """
+        prediction, limits = candidate.prediction, self.question.limits
+        is_in_doubt = prediction.peak_device_upper_bytes > limits["device_bytes"]
+        return not prediction.missing_bytes(**limits) and not (self._is_strict and is_in_doubt)
 
     def surely_fits(self, candidate: Candidate) -> bool:
         """Whether it fits even if it needs as much as it may."""
@@ -123,6 +131,16 @@ class Plan:
     def num_fitting(self) -> int:
         """Candidates that are expected to fit."""
         return int(np.count_nonzero(self._fits))
+
+    @cached_property
+    def num_surely_fitting(self) -> int:
+        """Candidates whose upper bound fits too."""
+        return int(np.count_nonzero(self._surely_fits))
+
+    @cached_property
+    def num_in_doubt(self) -> int:
+        """Candidates that are expected to fit, and whose upper bound does not."""
+        return int(np.count_nonzero(self._expected_to_fit & ~self._surely_fits))
 
     @cached_property
     def front(self) -> tuple[Candidate, ...]:
@@ -202,10 +220,24 @@ class Plan:
 
     @cached_property
     def _fits(self) -> NDArray[np.bool_]:
+        return self._surely_fits if self._is_strict else self._expected_to_fit
+
+    @cached_property
+    def _expected_to_fit(self) -> NDArray[np.bool_]:
         fits: NDArray[np.bool_] = (
             self.candidates.predicted.missing_bytes(**self.question.limits) == 0
         )
         return fits
+
+    @cached_property
+    def _surely_fits(self) -> NDArray[np.bool_]:
+        most = self.candidates.predicted.peak_device_upper_bytes
+        fits: NDArray[np.bool_] = most <= self.question.limits["device_bytes"]
+        return fits & self._expected_to_fit
+
+    @property
+    def _is_strict(self) -> bool:
+        return self.is_quick and bool(self._surely_fits.any())
 
 
 def make_plan(
@@ -236,6 +268,7 @@ def make_plan(
         ),
         lesson=lesson,
         doubt=predictor.doubt,
+        is_quick=script_of is None,
     )
 
 

@@ -27,8 +27,9 @@ __all__ = ["plan_assumptions", "plan_json", "render_plan"]
 
 _LEGEND = (
     "predicted GiB: what the allocator is expected to reserve on the worst rank, and between what "
-    "bounds; with ? the upper one does not fit. free: device memory left at that time. loss: "
-    "neutral trains as the reference does; changing can change what is learned."
+    "bounds; with ? the upper one does not fit. ~: by a formula; all else by running the "
+    "allocator over what the code of model and engine allocates. free: device memory left at that "
+    "time. loss: neutral trains as the reference does; changing can change what is learned."
 )
 
 
@@ -47,7 +48,11 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         - `calibrated_from`: null, or the `study`, its `hardware`, `num_trials`, and whether
           `step_time` was learned from it besides memory.
         - `limit_bytes` of each device, `host_memory_bytes` of each host.
-        - `num_strategies`: how many were predicted.
+        - `num_strategies`: how many were predicted; `num_surely_fitting`: of these, by a formula
+          and its upper bound; `num_in_doubt`: those that are expected to fit and whose upper
+          bound does not.
+        - `quick`: whether nothing was simulated. Then only strategies that surely fit are on the
+          front, unless there are none. `is_simulated` of a `prediction` says which ones were.
         - `reference`: the strategy that loss classes refer to.
         - `front`: fastest first, each with `strategy`, `strategy_in_words`, `loss_class`,
           `prediction` (its fields are those of `Prediction`), `surely_fits` (whether its upper
@@ -68,6 +73,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "limit_bytes": plan.question.memory_limit_bytes,
         "host_memory_bytes": plan.spec.host.host_memory_bytes,
         "num_strategies": len(plan.candidates),
+        "num_surely_fitting": plan.num_surely_fitting,
+        "num_in_doubt": plan.num_in_doubt,
+        "quick": plan.is_quick,
         "reference": plan.reference.to_dict(),
         "front": [plan.record(candidate) for candidate in plan.front],
         "picks": {str(which): plan.front.index(c) for which, c in plan.picks.items()},
@@ -84,10 +92,23 @@ def _header(plan: Plan) -> Iterator[Text]:
     yield Text.assemble(
         ("Predicted, nothing was measured. ", "bold yellow"),
         f"{len(plan.candidates):,} strategies of the space {plan.question.space_name}, "
-        f"{plan.num_fitting:,} of them are expected to fit.",
+        f"{_fitting_words(plan)}",
     )
     for sentence in plan_assumptions(plan):
         yield Text(f"- {sentence}")
+
+
+def _fitting_words(plan: Plan) -> str:
+    """How many fit: where nothing is simulated, surely, and how many may."""
+    if not plan.is_quick:
+        return f"{plan.num_fitting:,} of them are expected to fit."
+    words = f"{plan.num_surely_fitting:,} of them fit by a formula and its upper bound"
+    if not plan.num_in_doubt:
+        return words + "."
+    return (
+        f"{words}; {plan.num_in_doubt:,} more may, whose upper bound does not: a plan without "
+        "--quick simulates what it shows."
+    )
 
 
 def plan_assumptions(plan: Plan) -> Iterator[str]:
@@ -152,7 +173,7 @@ def _front_table(plan: Plan) -> Table:
             strategy,
             format_speed(prediction),
             f"{plan.mfu(candidate):.0%}",
-            format_gib(prediction.peak_memory_bytes),
+            ("" if prediction.is_simulated else "~") + format_gib(prediction.peak_memory_bytes),
             format_gib_range(*bounds) + in_doubt,
             f"{plan.headroom(candidate):.0%}",
             *([_or_dash(candidate.prediction.host_memory_bytes)] if has_host else []),

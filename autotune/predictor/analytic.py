@@ -102,6 +102,7 @@ class AnalyticPredictor:
             step_parts_s=self._time.activities_s(strategy, parts),
             moment=_moment_in_words(peak.moment, strategy),
             breakdown_bytes=peak.breakdown_bytes,
+            is_simulated=simulated is not None,
         )
         return prediction, parts
 

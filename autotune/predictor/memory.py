@@ -95,21 +95,29 @@ class PeakMemory:
     """What each moment of a step holds, by part."""
     slack: str
     """What is expected beside live tensors, in a word."""
+    init_apart_bytes: int = 0
+    """Reserved beside them at initialisation, by what cannot use room that was given back."""
 
     @property
     def moment(self) -> str:
         """The moment at which the peak is."""
-        totals = {name: sum(parts.values()) for name, parts in self.moments.items()}
+        totals = self._totals()
         return max(totals, key=totals.__getitem__)
+
+    def _totals(self) -> dict[str, int]:
+        apart = {"initialisation": self.init_apart_bytes}
+        return {
+            name: sum(parts.values()) + apart.get(name, 0) for name, parts in self.moments.items()
+        }
 
     def at_peak(self, *parts: str) -> int:
         """Bytes of some parts at the peak."""
         found: int = 0
-        most = greatest(*(sum(moment.values()) for moment in self.moments.values()))
+        totals = self._totals()
+        most = greatest(*totals.values())
         # Of moments that hold as much the first is the peak.
-        for moment in reversed(self.moments.values()):
-            is_peak = sum(moment.values()) == most
-            found = chosen(is_peak, sum(moment.get(part, 0) for part in parts), found)
+        for name, moment in reversed(self.moments.items()):
+            found = chosen(totals[name] == most, sum(moment.get(part, 0) for part in parts), found)
         return found
 
     @property
@@ -145,7 +153,9 @@ class MemoryModel:
         self.states = StatesModel(workload, hardware)
         """Shared with who else asks for them: they keep what they have counted."""
         self.token_model = TokenModel(workload, is_cpu=self._is_cpu, traces=traces)
-        self._reserved = script_of and ReservedModel(workload, hardware, self.states, script_of)
+        self._reserved = script_of and ReservedModel(
+            workload, hardware, self.states, script_of, self.token_model.of
+        )
 
     def simulated(self, strategy: Strategy) -> ReservedPeak | None:
         """What the allocator comes to, where that is known by now."""
@@ -170,7 +180,7 @@ class MemoryModel:
             return counted
         lower, upper = simulated.lower_bytes, simulated.upper_bytes
         # Of several ranks no allocations were recorded.
-        if self._num_ranks > 1:
+        if self._num_ranks > 1 or simulated.is_described:
             lower, upper = min(lower, counted.lower_bytes), max(upper, counted.upper_bytes)
         return replace(
             counted,
@@ -178,6 +188,8 @@ class MemoryModel:
             allocated_bytes=simulated.allocated_bytes,
             lower_bytes=lower,
             upper_bytes=upper,
+            moments={simulated.moment: dict(simulated.parts)},
+            init_apart_bytes=0,
         )
 
     @staticmethod
@@ -228,6 +240,7 @@ class MemoryModel:
         moments = self._moments(states, held, ask(self.tokens))
         totals = {name: sum(parts.values()) for name, parts in moments.items()}
         allocated = greatest(*totals.values())
+        built = totals["initialisation"] + states.init_apart
         # At worst the optimizer step can use nothing again of what backward has freed.
         apart = states.step_buffers + greatest(totals["loss"], totals["backward"])
         lower = greatest(
@@ -248,8 +261,9 @@ class MemoryModel:
             beside = greatest(
                 totals["loss"], totals["backward"], totals["optimizer step"] - received
             )
-            expected = greatest(allocated, beside + received) + fragmented + _ALLOCATOR_BYTES
-            upper = 1.05 * greatest(apart, allocated) + 2 * _ALLOCATOR_BYTES
+            trained = greatest(allocated, beside + received) + fragmented
+            expected = greatest(trained, built) + _ALLOCATOR_BYTES
+            upper = 1.05 * greatest(apart, allocated, built) + 2 * _ALLOCATOR_BYTES
         return PeakMemory(
             expected_bytes=expected,
             allocated_bytes=allocated,
@@ -258,6 +272,7 @@ class MemoryModel:
             managed_bytes=states.paged_states,
             moments=moments,
             slack="process" if self._is_cpu else "allocator",
+            init_apart_bytes=0 if self._is_cpu else states.init_apart,
         )
 
     def _moments(self, states: States, held: HeldBytes, tokens: int) -> dict[str, dict[str, int]]:
@@ -284,10 +299,18 @@ class MemoryModel:
             "logits": tokens * held.logits,
             "gathered weights": states.gathered_weights,
         }
+        # Where a first step is taken there, its buffers are named for what they hold.
+        kept = {
+            name: states.has_early_states * stays[name]
+            for name in ("master weights", "optimizer states")
+        }
+        rest = greatest(0, states.init_buffers - sum(kept.values()))
         return {
-            "initialisation": {
+            "initialisation": kept
+            | {
                 "weights": states.init_weights,
-                "flattened weights": states.init_buffers,
+                "flattened weights": (1 - states.has_early_states) * rest,
+                "gradients": states.has_early_states * rest,
             },
             "loss": loss,
             "backward": stays

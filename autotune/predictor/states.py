@@ -86,6 +86,8 @@ class States:
     """Weights while the engine is built."""
     init_buffers: int
     """Copies made while the engine is built, on top of them."""
+    init_apart: int
+    """One of them more, after weights were given back, in whose place it has no room."""
 
 
 class StatesModel:
@@ -185,10 +187,8 @@ class StatesModel:
             gathered_weights=self._gathered(strategy, share, sizes) if stage == 3 else 0,
             step_buffers=int(self._step_buffers(strategy, share, trained) * trained.device_share),
             buckets_in_step=buckets_in_forward if stage == 3 else 0,
-            init_buffers=int(
-                self._init_buffers(strategy, trained, weights, states)
-                * (trained.device_share if trained.is_offloaded else 1)
-            ),
+            init_buffers=int(self._init_buffers(strategy, trained, weights, states)),
+            init_apart=int(self._init_apart(strategy, trained, weights)),
         )
 
     def _trained(self, strategy: Strategy, share: RankShare, sizes: GroupBytes) -> Trained:
@@ -285,14 +285,26 @@ class StatesModel:
         """What building the engine needs beside the weights.
 
         Stages 1 and 2 flatten all weights into a copy, by way of the host where the device has no
-        room for it, then clone their partition on its way to the master. Stages 0 and 3 take a
-        first optimizer step over gradients of zeros.
+        room for it, then clone their partition on its way to the master; wherever the optimizer
+        is. Stages 0 and 3 take a first optimizer step over gradients of zeros.
         """
-        e, master = trained.gradient, trained.master
+        e, master, here = trained.gradient, trained.master, trained.device_share
         if strategy.zero_stage in (1, 2):
-            has_room = weights + e * trained.num < self._device_bytes
-            return max(e * trained.num if has_room else 0, (e + master) * trained.owned)
-        return (2 * max(master, e) + states) * trained.owned
+            flat = e * trained.num * self._flattens_here(trained, weights)
+            return max(flat, (e + master * here) * trained.owned)
+        return (2 * max(master, e) + states) * trained.owned * here
+
+    def _flattens_here(self, trained: Trained, weights: float) -> bool:
+        return weights + trained.gradient * trained.num < self._device_bytes
+
+    def _init_apart(self, strategy: Strategy, trained: Trained, weights: float) -> float:
+        """The clone of a whole partition: weights of up to 1 MiB left no room in their place.
+
+        Of several ranks it is a part only, and lies where weights were.
+        """
+        is_whole = strategy.zero_stage in (1, 2) and trained.owned == trained.num
+        is_made = is_whole and self._flattens_here(trained, weights)
+        return trained.gradient * trained.owned if is_made else 0
 
 
 def overlaps(strategy: Strategy) -> bool:

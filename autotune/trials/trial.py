@@ -150,6 +150,8 @@ class Prediction:
     backward, optimizer step, checkpoint save."""
     breakdown_bytes: Mapping[str, int] = field(default_factory=dict)
     """What the peak is made of."""
+    is_simulated: bool = False
+    """Whether the allocator was run for the peak; a formula stands for it otherwise."""
 
     @property
     def tokens_per_second_bounds(self) -> tuple[float, float] | None:
