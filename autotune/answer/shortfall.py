@@ -66,6 +66,7 @@ def nothing_fits(
     closest: Sequence[tuple[Strategy, Prediction]],
     *,
     limit_bytes: int,
+    host_limit_bytes: int,
     hardware: Hardware,
     alternatives: Mapping[str, Prediction],
 ) -> RenderableType:
@@ -74,6 +75,7 @@ def nothing_fits(
     Args:
         closest: the strategies that miss the least memory, with their predictions, least first.
         limit_bytes: device memory that a trial may use: the device's, less the headroom.
+        host_limit_bytes: memory of the host that it may use, likewise.
         hardware: what the question ran on.
         alternatives: predictions of other questions that fit, by the change in words: those of
             `related_questions`, nearest first.
@@ -82,7 +84,7 @@ def nothing_fits(
         return Text("Nothing fits: the search space has no strategy that this question allows.")
     _, prediction = closest[0]
     peak, host = prediction.peak_device_bytes, hardware.host_memory_bytes
-    limits = {"device_bytes": limit_bytes, "host_bytes": host}
+    limits = {"device_bytes": limit_bytes, "host_bytes": host_limit_bytes}
     limits["disk_bytes"] = hardware.nvme_free_bytes
     missing = prediction.missing_bytes(**limits)
     words = (
@@ -92,8 +94,10 @@ def nothing_fits(
     )
     if prediction.host_memory_bytes:
         words += (
-            f" What it offloads needs at least {format_gib(prediction.host_memory_bytes)} GiB of "
-            f"host memory, and the host has {format_gib(host)} GiB."
+            f" What it offloads needs {format_gib(prediction.peak_host_bytes)} GiB of host memory, "
+            f"at least {format_gib(prediction.host_memory_lower_bytes)} GiB and at most "
+            f"{format_gib(prediction.peak_host_upper_bytes)} GiB, and it may use "
+            f"{format_gib(host_limit_bytes)} GiB of {format_gib(host)} GiB (--host-headroom)."
         )
     if prediction.disk_bytes:
         words += (
@@ -114,12 +118,14 @@ def shortfall_json(
     closest: Sequence[tuple[Strategy, Prediction]],
     *,
     limit_bytes: int,
+    host_limit_bytes: int,
     hardware: Hardware,
     alternatives: Mapping[str, Prediction],
 ) -> dict[str, Any]:
     """The same as `nothing_fits` says, for `--json`.
 
-    Keys: `front` (empty, as in a report), `limit_bytes` of each device, `host_memory_bytes`,
+    Keys: `front` (empty, as in a report), `limit_bytes` of each device, `host_memory_bytes`, and
+    of these `host_limit_bytes`, which a trial may use,
     `missing_bytes` of the closest strategy, `closest` (strategies with predictions, least first),
     `alternatives` (predictions by change).
     """
@@ -127,9 +133,10 @@ def shortfall_json(
         "front": [],
         "limit_bytes": limit_bytes,
         "host_memory_bytes": hardware.host_memory_bytes,
+        "host_limit_bytes": host_limit_bytes,
         "missing_bytes": closest[0][1].missing_bytes(
             device_bytes=limit_bytes,
-            host_bytes=hardware.host_memory_bytes,
+            host_bytes=host_limit_bytes,
             disk_bytes=hardware.nvme_free_bytes,
         ),
         "closest": [
@@ -150,7 +157,7 @@ def _closest_table(
     table.add_column("missing\nGiB", justify="right", no_wrap=True)
     for strategy, prediction in closest:
         missing = prediction.missing_bytes(**limits)
-        sizes = (prediction.peak_device_bytes, prediction.host_memory_bytes, missing)
+        sizes = (prediction.peak_device_bytes, prediction.peak_host_bytes, missing)
         table.add_row(Text(str(strategy)), *map(format_gib, sizes))
     return table
 
@@ -170,7 +177,7 @@ def _nearest_fits(
     for words, other in alternatives.items():
         line = f"{words}: predicted {format_gib(other.peak_device_bytes)} GiB"
         if other.host_memory_bytes:
-            line += f", with {format_gib(other.host_memory_bytes)} GiB of host memory"
+            line += f", with {format_gib(other.peak_host_bytes)} GiB of host memory"
         lines.append(line)
     # The same share of the larger device stays free.
     needed = peak * hardware.device_memory_bytes / limit_bytes

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsJson",
     "Headroom",
+    "HostHeadroom",
     "LoraRank",
     "LoraTargets",
     "Method",
@@ -54,15 +55,23 @@ Headroom = Annotated[
     float,
     typer.Option(help="Share of device memory that a strategy must leave free: 0.05 is 5 %."),
 ]
+HostHeadroom = Annotated[
+    float,
+    typer.Option(
+        help="Share of the host's memory that a strategy must leave free, for the system and for "
+        "loading data: 0.05 is 5 %. What saving a checkpoint takes for a moment is counted apart."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as one JSON document.")]
 
 
-def check_headroom(headroom: float) -> None:
-    """Raises ConfigError for what is no share of a device's memory."""
+def check_headroom(headroom: float, host_headroom: float) -> None:
+    """Raises ConfigError for what is no share of a device's or the host's memory."""
     from autotune.errors import ConfigError
 
-    if not 0 <= headroom < 1:
-        raise ConfigError(f"--headroom must be at least 0 and less than 1, got {headroom}")
+    for flag, share in (("--headroom", headroom), ("--host-headroom", host_headroom)):
+        if not 0 <= share < 1:
+            raise ConfigError(f"{flag} must be at least 0 and less than 1, got {share}")
 
 
 def read_workload(

@@ -10,6 +10,7 @@ import typer
 from autotune.cli.options import (
     AsJson,
     Headroom,
+    HostHeadroom,
     LoraRank,
     LoraTargets,
     Method,
@@ -122,6 +123,7 @@ def plan(
         ),
     ] = "default",
     headroom: Headroom = 0.05,
+    host_headroom: HostHeadroom = 0.05,
     calibrate_from: Annotated[
         Path | None,
         typer.Option(
@@ -185,7 +187,7 @@ def plan(
     from autotune.space.space_file import load_search_space
     from autotune.study.pareto import Pick
 
-    check_headroom(headroom)
+    check_headroom(headroom, host_headroom)
     which = member(Pick, pick, "--pick")
     spec = read_hardware(hardware, num_nodes=nodes, host_memory_gib=host_memory, nvme_gib=nvme)
     ranks = spec.all_ranks
@@ -206,6 +208,7 @@ def plan(
         space_name=search_space.name,
         space_text=search_space.text,
         headroom=headroom,
+        host_headroom=host_headroom,
     )
     script_of = None if quick else _announced()
     lesson = None

@@ -109,6 +109,7 @@ def refuse_as_nothing_fits(
                 shortfall_json(
                     closest,
                     limit_bytes=limit,
+                    host_limit_bytes=question.host_limit_bytes,
                     hardware=question.hardware,
                     alternatives=alternatives,
                 )
@@ -118,6 +119,7 @@ def refuse_as_nothing_fits(
         nothing_fits(
             closest,
             limit_bytes=limit,
+            host_limit_bytes=question.host_limit_bytes,
             hardware=question.hardware,
             alternatives=alternatives,
         )

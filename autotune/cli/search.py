@@ -11,6 +11,7 @@ import typer
 from autotune.cli.options import (
     AsJson,
     Headroom,
+    HostHeadroom,
     LoraRank,
     LoraTargets,
     Method,
@@ -217,6 +218,7 @@ def search(
         str, typer.Option(help="A trial that runs longer is taken for hung: 90s, 5m.")
     ] = "5m",
     headroom: Headroom = 0.05,
+    host_headroom: HostHeadroom = 0.05,
     trust_remote_code: Annotated[
         bool,
         typer.Option(
@@ -251,7 +253,7 @@ def search(
 
     limit = Budget(parse_duration(budget, "--budget"), started=started)
     timeout_s = parse_duration(trial_timeout, "--trial-timeout")
-    check_headroom(headroom)
+    check_headroom(headroom, host_headroom)
     if trials is not None and trials < 1:
         raise ConfigError(f"--trials must be at least 1, got {trials}")
     if force_pruned < 0:
@@ -300,6 +302,7 @@ def search(
             space_name=search_space.name,
             space_text=search_space.text,
             headroom=headroom,
+            host_headroom=host_headroom,
             seed=seed,
         )
         refuse_if_nothing_fits(question, search_space, space, console, as_json=as_json)
