@@ -94,8 +94,8 @@ def nothing_fits(
     )
     if prediction.host_memory_bytes:
         words += (
-            f" What it offloads needs {format_gib(prediction.peak_host_bytes)} GiB of host memory, "
-            f"at least {format_gib(prediction.host_memory_lower_bytes)} GiB and at most "
+            f" What it offloads needs {format_gib(prediction.peak_host_bytes)} GiB of host "
+            f"memory, at least {format_gib(prediction.host_memory_lower_bytes)} GiB and at most "
             f"{format_gib(prediction.peak_host_upper_bytes)} GiB, and it may use "
             f"{format_gib(host_limit_bytes)} GiB of {format_gib(host)} GiB (--host-headroom)."
         )

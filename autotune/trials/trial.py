@@ -196,7 +196,7 @@ class Prediction:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Prediction:
-        """Read back what `dataclasses.asdict` gave; earlier versions gave no bounds of the host."""
+        """Read back what `dataclasses.asdict` gave; an earlier one has no bounds of the host."""
         known = {"host_memory_lower_bytes": record.get("host_memory_bytes", 0)}
         return cls(**(known | dict(record)))
 

@@ -25,12 +25,12 @@ from typing import Any
 
 from autotune.launch.launcher import Launcher
 from autotune.launch.rank_environment import rank_environment
-from autotune.machine.extensions import compiled_extension
+from autotune.machine.extensions import compiled_extension, remove_abandoned_locks
 from autotune.machine.hardware import DeviceType, Hardware, detect_hardware
 from autotune.predictor import AnalyticPredictor
 from autotune.question.workload import ModelShape, Workload, load_model_shape
 from autotune.space.strategy import Strategy
-from autotune.trials.trial import Outcome, Prediction, TrialSpec
+from autotune.trials.trial import Prediction, TrialSpec
 
 GIB = 2**30
 _SEQ_LEN, _SEQ_LEN_ON_CPU = 1024, 64
@@ -196,6 +196,8 @@ def _looked(
     spec: TrialSpec, built: str, folder: Path, hardware: Hardware, seconds: float
 ) -> dict[str, Any]:
     """What a process of its own found out; the reason where it found nothing."""
+    # A process that was killed as it loaded an extension leaves its lock.
+    remove_abandoned_locks()
     asked = folder / "asked.json"
     asked.write_text(json.dumps({"spec": spec.to_dict(), "built": built}))
     environment = rank_environment(hardware) | {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
