@@ -42,7 +42,7 @@ class HeldMemory:
         return sizes
 
     def during(self, work: Callable[[], Any]) -> Sizes:
-        """What some work took at most: of the host, and of that beyond before, and of the device."""
+        """What some work took at most: of the host, beyond what it held before, of the device."""
         resident = ResidentMemoryMeter()
         before, most, is_done = self.held(), [0], threading.Event()
 
