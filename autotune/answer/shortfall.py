@@ -85,7 +85,7 @@ def shortfall_json(
 ) -> dict[str, Any]:
     """The same as `nothing_fits` says, for `--json`.
 
-    Keys: `front` (empty, as in a report), `limit_bytes` of each device, `host_memory_bytes` that
+    Keys: `front` (empty, as in a report), `limit_bytes` of each device, `host_limit_bytes` that
     may be used, `missing_bytes` of the closest strategy, these by `missing_by_place` (`device`,
     `host`, `disk`), `closest` (strategies with predictions, least first), and `alternatives`,
     the cheapest change first: `change` in words, `command` for a shell, the `strategy` that fits
@@ -96,7 +96,7 @@ def shortfall_json(
     return {
         "front": [],
         "limit_bytes": limits["device_bytes"],
-        "host_memory_bytes": limits["host_bytes"],
+        "host_limit_bytes": limits["host_bytes"],
         "missing_bytes": sum(missing.values()),
         "missing_by_place": missing,
         "closest": [
@@ -144,8 +144,11 @@ def _needs(prediction: Prediction, limits: Mapping[str, int], hardware: Hardware
     )
     if prediction.host_memory_bytes:
         words += (
-            f" What it offloads needs at least {format_gib(prediction.host_memory_bytes)} GiB of "
-            f"host memory, and the host has {format_gib(limits['host_bytes'])} GiB."
+            f" What it offloads needs {format_gib(prediction.peak_host_bytes)} GiB of host "
+            f"memory, at least {format_gib(prediction.host_memory_lower_bytes)} GiB and at most "
+            f"{format_gib(prediction.peak_host_upper_bytes)} GiB, and a trial may use "
+            f"{format_gib(limits['host_bytes'])} GiB of "
+            f"{format_gib(hardware.host_memory_bytes)} GiB (--host-headroom)."
         )
     if prediction.disk_bytes:
         words += (
@@ -166,7 +169,7 @@ def _closest_table(
         missing = _shortage(prediction, limits)
         sizes = (
             *(prediction.peak_device_bytes, missing["device"]),
-            *(prediction.host_memory_bytes, missing["host"]),
+            *(prediction.peak_host_bytes, missing["host"]),
         )
         table.add_row(Text(str(strategy)), *map(format_gib, sizes))
     return table
@@ -193,7 +196,7 @@ def _nearest_fits(alternatives: Sequence[Alternative]) -> Iterator[Text]:
             f"  {other.words}: {format_gib(other.prediction.peak_device_bytes)} GiB on a device"
         )
         if other.prediction.host_memory_bytes:
-            words += f", {format_gib(other.prediction.host_memory_bytes)} GiB of host memory"
+            words += f", {format_gib(other.prediction.peak_host_bytes)} GiB of host memory"
         yield Text(f"{words} ({other.strategy})")
         # Never wrapped, so that it can be copied.
         yield Text(f"    {other.command}", no_wrap=True, overflow="ignore")

@@ -21,6 +21,7 @@ __all__ = [
     "AsJson",
     "GlobalBatch",
     "Headroom",
+    "HostHeadroom",
     "LoraRank",
     "LoraTargets",
     "Method",
@@ -102,15 +103,23 @@ Storage = Annotated[
         show_default="study.db in the study's folder",
     ),
 ]
+HostHeadroom = Annotated[
+    float,
+    typer.Option(
+        help="Share of the host's memory that a strategy must leave free, for the system and for "
+        "loading data: 0.05 is 5 %. What saving a checkpoint takes for a moment is counted apart."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as one JSON document.")]
 
 
-def check_headroom(headroom: float) -> None:
-    """Raises ConfigError for what is no share of a device's memory."""
+def check_headroom(headroom: float, host_headroom: float) -> None:
+    """Raises ConfigError for what is no share of a device's or the host's memory."""
     from autotune.errors import ConfigError
 
-    if not 0 <= headroom < 1:
-        raise ConfigError(f"--headroom must be at least 0 and less than 1, got {headroom}")
+    for flag, share in (("--headroom", headroom), ("--host-headroom", host_headroom)):
+        if not 0 <= share < 1:
+            raise ConfigError(f"{flag} must be at least 0 and less than 1, got {share}")
 
 
 def default_batch(num_devices: int) -> int:

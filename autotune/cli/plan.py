@@ -13,6 +13,7 @@ from autotune.cli.options import (
     AsJson,
     GlobalBatch,
     Headroom,
+    HostHeadroom,
     LoraRank,
     LoraTargets,
     Method,
@@ -123,6 +124,7 @@ def plan(
         ),
     ] = "default",
     headroom: Headroom = 0.05,
+    host_headroom: HostHeadroom = 0.05,
     calibrate_from: Annotated[
         Path | None,
         typer.Option(
@@ -196,7 +198,7 @@ def plan(
     from autotune.question.workload import load_model_shape
     from autotune.space.space_file import load_search_space
 
-    check_headroom(headroom)
+    check_headroom(headroom, host_headroom)
     which = _pick(pick)
     spec = read_hardware(hardware, num_nodes=nodes, host_memory_gib=host_memory, nvme_gib=nvme)
     ranks = spec.all_ranks
@@ -223,6 +225,7 @@ def plan(
         space_name=search_space.name,
         space_text=search_space.text,
         headroom=headroom,
+        host_headroom=host_headroom,
     )
     if not len(search_space.table) and batch % ranks.num_devices:
         raise ConfigError(

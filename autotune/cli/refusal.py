@@ -170,4 +170,4 @@ def _least_host_bytes(predicted: PredictionTable, limits: Mapping[str, int]) -> 
     """Host memory with which something would fit its device and disk; None where nothing would."""
     unlimited = {**limits, "host_bytes": 2**62}
     fits = predicted.missing_bytes(**unlimited) == 0
-    return int(predicted.host_memory_bytes[fits].min()) if fits.any() else None
+    return int(predicted.peak_host_bytes[fits].min()) if fits.any() else None

@@ -15,6 +15,7 @@ from autotune.cli.options import (
     AsJson,
     GlobalBatch,
     Headroom,
+    HostHeadroom,
     LoraRank,
     LoraTargets,
     Method,
@@ -235,6 +236,7 @@ def search(
         str, typer.Option(help="A trial that runs longer is taken for hung: 90s, 5m.")
     ] = "5m",
     headroom: Headroom = 0.05,
+    host_headroom: HostHeadroom = 0.05,
     trust_remote_code: Annotated[
         bool,
         typer.Option(
@@ -271,7 +273,7 @@ def search(
 
     limit = Budget(parse_duration(budget, "--budget"), started=started)
     timeout_s = parse_duration(trial_timeout, "--trial-timeout")
-    check_headroom(headroom)
+    check_headroom(headroom, host_headroom)
     if not 0 <= min_gain < 1:
         raise ConfigError(f"--min-gain must be at least 0 and less than 1, got {min_gain}")
     kind = member(SamplerKind, sampler, "--sampler")
@@ -308,6 +310,7 @@ def search(
             space_name=search_space.name,
             space_text=search_space.text,
             headroom=headroom,
+            host_headroom=host_headroom,
             seed=seed,
         )
         command = CommandLine.typed()

@@ -178,7 +178,7 @@ class Session:
             pruners=(
                 PredictedMemoryPruner(
                     limit,
-                    host_memory_bytes=question.hardware.host_memory_bytes,
+                    host_memory_bytes=question.host_limit_bytes,
                     disk_bytes=question.hardware.nvme_free_bytes,
                     is_patient=bool(len(table) and missing_bytes.min() > 0),
                 ),

@@ -124,8 +124,12 @@ class Plan:
 
     def surely_fits(self, candidate: Candidate) -> bool:
         """Whether it fits even if it needs as much as it may."""
-        prediction, limit = candidate.prediction, self.question.memory_limit_bytes
-        return self.fits(candidate) and prediction.peak_device_upper_bytes <= limit
+        prediction, limits = candidate.prediction, self.question.limits
+        return (
+            self.fits(candidate)
+            and prediction.peak_device_upper_bytes <= limits["device_bytes"]
+            and prediction.peak_host_upper_bytes <= limits["host_bytes"]
+        )
 
     @cached_property
     def num_fitting(self) -> int:
@@ -200,7 +204,7 @@ class Plan:
         """
         pruner = PredictedMemoryPruner(
             self.question.memory_limit_bytes,
-            host_memory_bytes=self.hardware.host_memory_bytes,
+            host_memory_bytes=self.question.host_limit_bytes,
             disk_bytes=self.hardware.nvme_free_bytes,
         )
         speeds = self.candidates.predicted.tokens_per_second

@@ -12,13 +12,14 @@ from typing import Any
 
 from autotune.knobs import Offload
 from autotune.machine.hardware import DeviceType, Hardware
-from autotune.predictor.arithmetic import Ask, ask_about, whole
+from autotune.predictor.arithmetic import Ask, ask_about
 from autotune.predictor.corrections import TIME_COEFFICIENTS, TimeCurve
 from autotune.predictor.doubt import log_bounds, techniques
-from autotune.predictor.host_memory import offloaded_bytes
+from autotune.predictor.host_memory import HostMemory, host_memory
 from autotune.predictor.memory import MemoryModel, PeakMemory
 from autotune.predictor.precision import FP32_BYTES, element_bytes
 from autotune.predictor.reserved import ReservedPeak, ScriptSource
+from autotune.predictor.shares import RankShare
 from autotune.predictor.shrinkage import untaught
 from autotune.predictor.table import Explanation, explain_table
 from autotune.predictor.time import StepParts, TimeModel
@@ -131,29 +132,35 @@ class AnalyticPredictor:
     ) -> dict[str, Any]:
         """What is predicted of one strategy and of a table alike."""
         step_time_s = parts.total_s
-        offloaded = ask(self._offloaded_bytes) + self._memory.host_bytes(ask, shares)
+        host: HostMemory = ask(self._host_memory, shares)
         return {
             "peak_memory_bytes": peak.expected_bytes,
             "peak_allocated_bytes": peak.allocated_bytes,
             "peak_memory_lower_bytes": peak.lower_bytes,
             "peak_memory_upper_bytes": peak.upper_bytes,
             "device_overhead_bytes": self._device_overhead_bytes + peak.managed_bytes,
+            "host_memory_bytes": host.expected,
+            "host_memory_lower_bytes": host.lower,
+            "host_memory_upper_bytes": host.upper,
+            "host_save_bytes": host.save,
             # Ranks, and what they offload, are alike on every host.
-            "host_memory_bytes": -(-whole(offloaded) // self._num_nodes),
             "disk_bytes": -(-ask(self._disk_bytes) // self._num_nodes),
             "step_time_s": step_time_s,
             "tokens_per_second": self._workload.tokens_per_step / step_time_s,
         }
 
-    def _offloaded_bytes(self, strategy: Strategy) -> float:
-        """Host memory that states and weights take, of all ranks together.
-
-        On the CPU it is the device's, and so in the peak already.
-        """
+    def _host_memory(self, strategy: Strategy, shares: tuple[RankShare, ...]) -> HostMemory:
+        """What a strategy takes of each host; on the CPU that is in the peak already."""
         if self._is_cpu:
-            return 0.0
-        accumulation = self._memory.states.accumulation(strategy)
-        return offloaded_bytes(self._workload, strategy, self._num_ranks, accumulation)
+            return HostMemory(expected=0, lower=0, upper=0, save=0)
+        return host_memory(
+            self._workload,
+            strategy,
+            num_ranks=self._num_ranks,
+            num_nodes=self._num_nodes,
+            accumulation=self._memory.states.accumulation(strategy),
+            activations=self._memory.host_bytes(ask_about(strategy), shares),
+        )
 
     def _disk_bytes(self, strategy: Strategy) -> int:
         """Of all ranks together: master weights, moments, gradients; and the weights.

@@ -18,6 +18,7 @@ from autotune.predictor.arithmetic import (
     ask_about,
     chosen,
     greatest,
+    least,
     whole,
 )
 from autotune.predictor.least_shares import DOUBTED_SHARE, LEAST_SHARE_CPU, LEAST_SHARES
@@ -50,6 +51,11 @@ older GPUs 8 MiB each.
 
 _ALLOCATOR_BYTES = 192 * _MIB
 """Rounding of blocks, and the pool of small ones."""
+
+_BUCKETS_BEHIND = 2
+_MOST_BUCKETS_BEHIND = 3
+"""Of ZeRO-3's gradients, how many the device is behind the host in backward: as the simulation
+takes it, and at most: the host waits for the third (`stage3.py`, `max_param_reduce_events`)."""
 
 _PROCESS_BYTES = 100 * _MIB
 _PROCESS_UPPER_BYTES = 800 * _MIB
@@ -242,7 +248,8 @@ class MemoryModel:
         allocated = greatest(*totals.values())
         built = totals["initialisation"] + states.init_apart
         # At worst the optimizer step can use nothing again of what backward has freed.
-        apart = states.step_buffers + greatest(totals["loss"], totals["backward"])
+        apart = greatest(totals["loss"], totals["backward"])
+        apart += states.step_buffers + states.offload_copies
         lower = greatest(
             *(
                 sum(LEAST_SHARES[part] * size for part, size in parts.items())
@@ -261,9 +268,12 @@ class MemoryModel:
             beside = greatest(
                 totals["loss"], totals["backward"], totals["optimizer step"] - received
             )
-            trained = greatest(allocated, beside + received) + fragmented
+            late = totals["backward"] + _BUCKETS_BEHIND * states.late_bucket
+            trained = greatest(allocated, beside + received, late) + fragmented
             expected = greatest(trained, built) + _ALLOCATOR_BYTES
-            upper = 1.05 * greatest(apart, allocated, built) + 2 * _ALLOCATOR_BYTES
+            late = totals["backward"] + _MOST_BUCKETS_BEHIND * states.late_bucket
+            most = greatest(apart, allocated, late, built) + states.gathered_beside
+            upper = 1.05 * most + 2 * _ALLOCATOR_BYTES
         return PeakMemory(
             expected_bytes=expected,
             allocated_bytes=allocated,
@@ -319,6 +329,14 @@ class MemoryModel:
                 "gradient buckets": states.buckets,
                 "activations": tokens * held.backward,
                 "gathered weights": states.gathered_weights,
+            },
+            "first gradient": stays
+            | {
+                "gradients": accumulated + states.first_gradient + states.offload_copies,
+                # It is as large as a bucket, and travels by itself.
+                "gradient buckets": states.buckets_in_forward,
+                "activations": tokens * held.loss,
+                "gathered weights": least(states.gathered_weights, states.first_gradient),
             },
             "end of backward": stays
             | {

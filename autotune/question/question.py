@@ -30,6 +30,8 @@ class Question:
     """The search space file, whole."""
     headroom: float = 0.05
     """Share of device memory that a strategy must leave free."""
+    host_headroom: float = 0.05
+    """Share of the host's memory that it must leave free."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -47,11 +49,16 @@ class Question:
         return int(self.hardware.device_memory_bytes * (1 - self.headroom))
 
     @property
+    def host_limit_bytes(self) -> int:
+        """What the ranks of one host may use of its memory together."""
+        return int(self.hardware.host_memory_bytes * (1 - self.host_headroom))
+
+    @property
     def limits(self) -> dict[str, int]:
         """Room on each device, on the host and on disk, as `Prediction` takes them."""
         return {
             "device_bytes": self.memory_limit_bytes,
-            "host_bytes": self.hardware.host_memory_bytes,
+            "host_bytes": self.host_limit_bytes,
             "disk_bytes": self.hardware.nvme_free_bytes,
         }
 
@@ -95,6 +102,7 @@ class Question:
                 other.hardware.nvme_path or "not given",
             ),
             "--headroom": (self.headroom, other.headroom),
+            "--host-headroom": (self.host_headroom, other.host_headroom),
             "--seed": (self.seed, other.seed),
         }
         words = [

@@ -82,6 +82,7 @@ def summarize(
         "method": str(workload.method),
         "space": question.space_name,
         "headroom": question.headroom,
+        "host-headroom": question.host_headroom,
         "seed": question.seed,
     }
     for flag in ("sampler", "objective"):

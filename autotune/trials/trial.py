@@ -142,7 +142,13 @@ class Prediction:
     device_overhead_bytes: int = 0
     """What the device holds beside the allocator's pool: the GPU context and its libraries."""
     host_memory_bytes: int = 0
-    """Least host memory that offloaded states need, of all ranks of one host together."""
+    """Expected in training, of all ranks of one host together; 0 where nothing is offloaded."""
+    host_memory_lower_bytes: int = 0
+    """Training is not expected to need less of the host than this."""
+    host_memory_upper_bytes: int = 0
+    """Training and saving are not expected to need more of the host than this."""
+    host_save_bytes: int = 0
+    """What saving a checkpoint adds to it for a moment."""
     disk_bytes: int = 0
     """Files of what is offloaded to NVMe, of all ranks of one host together."""
     moment: str = ""
@@ -176,24 +182,35 @@ class Prediction:
         """The whole device is not expected to need more than this."""
         return self.peak_memory_upper_bytes + self.device_overhead_bytes
 
+    @property
+    def peak_host_bytes(self) -> int:
+        """Expected peak of one host, while a checkpoint is saved."""
+        return self.host_memory_bytes + self.host_save_bytes
+
+    @property
+    def peak_host_upper_bytes(self) -> int:
+        """One host is not expected to need more than this."""
+        return max(self.host_memory_upper_bytes, self.peak_host_bytes)
+
     def missing_bytes(self, *, device_bytes: int, host_bytes: int, disk_bytes: int = 0) -> int:
         """What it is expected to need beyond these limits, of device, host and disk together."""
         device = max(0, self.peak_device_bytes - device_bytes)
         disk = max(0, self.disk_bytes - disk_bytes)
-        return device + max(0, self.host_memory_bytes - host_bytes) + disk
+        return device + max(0, self.peak_host_bytes - host_bytes) + disk
 
     def might_fit(self, *, device_bytes: int, host_bytes: int, disk_bytes: int = 0) -> bool:
         """Whether it fits into these limits if the predictor is as wrong as it may be."""
         return (
             self.peak_device_lower_bytes <= device_bytes
-            and self.host_memory_bytes <= host_bytes
+            and self.host_memory_lower_bytes <= host_bytes
             and self.disk_bytes <= disk_bytes
         )
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Prediction:
-        """Read back what `dataclasses.asdict` gave."""
-        return cls(**record)
+        """Read back what `dataclasses.asdict` gave; an earlier one has no bounds of the host."""
+        known = {"host_memory_lower_bytes": record.get("host_memory_bytes", 0)}
+        return cls(**(known | dict(record)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
