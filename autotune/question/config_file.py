@@ -26,9 +26,9 @@ _MAX_DEPTH = 32
 """Mappings and lists within each other; published ones have 4."""
 
 _LIMITS = (
-    (re.compile(r"layers?\b|layers?_|_blocks|depth"), 500),
-    (re.compile(r"heads?\b|heads?_|experts?\b|experts?_|groups?\b"), 2**17),
-    (re.compile(r"size|dim|width|rank|inner|ffn|^d_|^n_embd|units|channels"), 2**27),
+    (re.compile(r"(^|[._])(layers?|blocks|depth)$"), 500),
+    (re.compile(r"(heads?|experts|groups?)$"), 2**17),
+    (re.compile(r"(size|dim|width|rank|inner|ffn|embd|units|channels)$|(^|\.)d_\w+$"), 2**27),
 )
 """The greatest whole number by the name of its field. Code of models makes one module, or one
 entry of a list, for each layer and head, before anything of theirs could be refused."""

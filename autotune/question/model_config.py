@@ -95,7 +95,7 @@ def refusal(
 def _read(fields: Mapping[str, Any]) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    known = {key: value for key, value in fields.items() if key != "auto_map"}
+    known = {key: _with_endless(value) for key, value in fields.items() if key != "auto_map"}
     return CONFIG_MAPPING[fields["model_type"]].from_dict(known)
 
 

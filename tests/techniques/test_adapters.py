@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -185,4 +186,44 @@ def test_qlora_trains_with_checkpoints_and_some_targets(
     losses = _losses(
         run_trial, workload, zero_stage=1, checkpoint_interval=1, lora_targets=targets
     )
+    assert losses[-1] < losses[0]
+
+
+SMALL_DEEPSEEK: dict[str, Any] = {
+    "model_type": "deepseek_v2",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 128,
+    "max_position_embeddings": 64,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 16,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_group": 1,
+    "topk_group": 1,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_adapters_on_experts_train_as_many_parameters_as_are_counted(
+    run_trial: RunTrial, tmp_path: Path, zero_stage: int
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMALL_DEEPSEEK))
+    workload = Workload(
+        model=load_model_shape(str(tmp_path)),
+        seq_len=16,
+        global_batch_size=4,
+        method=Method.LORA,
+    )
+    assert workload.model.num_expert_adapters(4, ("all-linear",)) > 0
+    losses = _losses(run_trial, workload, zero_stage=zero_stage, precision="fp32")
     assert losses[-1] < losses[0]
