@@ -52,6 +52,9 @@ _MOST_TOKENS = 2**27
 _MOST_SAMPLES = 2**24
 _MOST_RANK = 2**16
 
+_RANK = 16
+"""Of adapters where none is named, whatever the model."""
+
 SeqLen = Annotated[
     int | None,
     typer.Option(
@@ -181,7 +184,7 @@ def _check_adapters(shape: ModelShape, rank: int, targets: str) -> None:
     from autotune.question.adapter_targets import ALL_LINEAR, read_targets
 
     widest = max(shape.hidden_size, shape.intermediate_size)
-    if rank > widest:
+    if rank > max(widest, _RANK):
         raise ConfigError(
             f"--lora-rank {rank}: the widest layer of {shape.name} has {widest} rows; "
             f"choose {widest} or less"
