@@ -412,7 +412,7 @@ class SearchLane(Lane):
 
     def _strike_driver(self, victim: str) -> bool:
         if victim != "driver of a search":
-            # One that is stopped while Python itself starts stays so: it has told the kernel nothing.
+            # One that is stopped while Python itself starts stays so: the kernel knows nothing.
             _wait_for(self._ranks, 120)
             for server in self._servers():
                 with contextlib.suppress(psutil.Error):
