@@ -209,6 +209,10 @@ def _utilisation(handle: Any) -> float:
         return 0.0
 
 
+_MOST_RANKS_PER_CORE = 4
+"""CPU ranks show that a strategy runs; more of them take the memory and wait for each other."""
+
+
 def detect_hardware(num_devices: int | None = None) -> Hardware:
     """What this machine has: all its GPUs, or else the CPU with two ranks.
 
@@ -216,7 +220,8 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
         num_devices: use only so many of them (GPUs), or so many ranks (CPU).
 
     Raises:
-        ConfigError: more GPUs asked for than there are, or fewer than one.
+        ConfigError: more GPUs asked for than there are, more ranks than the cores carry, or fewer
+            than one.
     """
     from autotune.errors import ConfigError
 
@@ -225,6 +230,12 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
     host = host_memory_bytes()
     gpus = [] if os.environ.get("DS_ACCELERATOR") == "cpu" else visible_gpus()
     if not gpus:
+        most = max(2, _MOST_RANKS_PER_CORE * (os.cpu_count() or 1))
+        if num_devices is not None and num_devices > most:
+            raise ConfigError(
+                f"--devices {num_devices}: without a GPU each is a process, and the cores of this "
+                f"machine carry {most} at most"
+            )
         ranks, precisions = num_devices or 2, cpu_precisions()
         return Hardware(
             device_type=DeviceType.CPU,

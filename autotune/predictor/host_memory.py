@@ -100,7 +100,7 @@ def saved_bytes(
     weight, stage = element_bytes(strategy), strategy.zero_stage
     model = workload.model.num_parameters / strategy.pipeline_parallel_size
     model /= strategy.tensor_parallel_size
-    trained = workload.num_trainable_parameters(strategy.lora_rank, strategy.lora_targets)
+    trained: float = workload.num_trainable_parameters(strategy.lora_rank, strategy.lora_targets)
     trained /= strategy.pipeline_parallel_size
     trained /= 1 if strategy.lora_rank else strategy.tensor_parallel_size
     largest = workload.model.largest_weight / strategy.tensor_parallel_size
@@ -149,7 +149,7 @@ def offloaded_bytes(
     """
     if strategy.offload_optimizer is strategy.offload_param is Offload.NONE:
         return 0.0
-    trained = workload.num_trainable_parameters(strategy.lora_rank, strategy.lora_targets)
+    trained: float = workload.num_trainable_parameters(strategy.lora_rank, strategy.lora_targets)
     total = 0.0
     if strategy.offload_optimizer is Offload.CPU:
         part = trained / num_ranks

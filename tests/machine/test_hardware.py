@@ -122,6 +122,14 @@ def test_a_machine_without_a_visible_gpu_gets_two_cpu_ranks(
     assert (hardware.device_type, hardware.num_devices) == (DeviceType.CPU, 2)
 
 
+def test_more_cpu_ranks_than_the_cores_carry_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert detect_hardware(8).num_devices == 8
+    with pytest.raises(ConfigError, match="--devices 1024: .* carry 8 at most"):
+        detect_hardware(1024)
+
+
 def test_an_nvme_path_is_probed_and_left_empty(tmp_path: Path) -> None:
     hardware = with_nvme(detect_hardware(), tmp_path)
     assert hardware.nvme_path == str(tmp_path.resolve())
