@@ -72,9 +72,7 @@ def doctor(
     --measure, no GPU memory is used. Exits with 1 where something is missing
     without which no trial can run, or could not be compiled.
     """
-    import json
-
-    from autotune.cli.console import answer_console
+    from autotune.cli.console import answer_console, print_document
     from autotune.doctor import (
         examine,
         examine_rates,
@@ -100,7 +98,7 @@ def doctor(
     stored = examine_rates(hardware)[1] if hardware is not None else None
     console = answer_console()
     if as_json:
-        console.print_json(json.dumps(to_json(checks, stored)))
+        print_document(to_json(checks, stored))
     else:
         console.print(render(checks))
         if stored is not None and hardware is not None:

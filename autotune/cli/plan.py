@@ -173,11 +173,10 @@ def plan(
     expects it, in seconds, without a GPU. Nothing is measured: a search
     on the machine itself is.
     """
-    import json
     from functools import partial
 
     from autotune.cli.command_line import CommandLine
-    from autotune.cli.console import answer_console, error_console
+    from autotune.cli.console import answer_console, error_console, print_document
     from autotune.cli.larger_hardware import larger_than_planned
     from autotune.cli.refusal import (
         Asked,
@@ -273,7 +272,7 @@ def plan(
             document["explanation"] = explanation_json(made, which)
         if out is not None:
             document["exported"] = {"pick": str(which), "folder": str(out)}
-        console.print_json(json.dumps(document))
+        print_document(document)
     else:
         console.print(render_plan(made), crop=False)
         if explain:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -13,7 +12,7 @@ from rich.console import Console
 from autotune.answer.shortfall import nothing_fits, shortfall_json
 from autotune.cli.alternatives import Larger, alternatives_to
 from autotune.cli.command_line import CommandLine
-from autotune.cli.console import answer_console
+from autotune.cli.console import print_document
 from autotune.errors import ConfigError
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor import AnalyticPredictor
@@ -135,7 +134,7 @@ def refuse_as_nothing_fits(
     )
     if as_json:
         document = shortfall_json(closest, limits=question.limits, alternatives=found)
-        answer_console().print_json(json.dumps(document))
+        print_document(document)
     console.print(
         nothing_fits(
             closest,

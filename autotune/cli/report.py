@@ -30,17 +30,15 @@ def report(
     It is read from the storage, which stays as it is.
     A search may still be running in the study.
     """
-    import json
-
     from autotune.answer.export import exported_to
     from autotune.answer.report import render_report, report_json
-    from autotune.cli.console import answer_console
+    from autotune.cli.console import answer_console, print_document
     from autotune.cli.stored import read_study
 
     summary = read_study(study, storage)
     exported = exported_to(summary.best, study / "exports") if summary.best else None
     console = answer_console()
     if as_json:
-        console.print_json(json.dumps(report_json(summary, exported)))
+        print_document(report_json(summary, exported))
     else:
         console.print(render_report(summary, exported), crop=False)

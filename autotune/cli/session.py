@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -18,7 +17,12 @@ from autotune.answer.export import export_best
 from autotune.answer.progress import LiveProgress, PlainProgress
 from autotune.answer.report import format_duration, render_report, report_json
 from autotune.cli.cluster import Cluster
-from autotune.cli.console import answer_console, can_be_redrawn, file_console
+from autotune.cli.console import (
+    answer_console,
+    can_be_redrawn,
+    file_console,
+    print_document,
+)
 from autotune.cli.interrupt import Interrupt
 from autotune.cli.reuse import earlier_studies, take_over
 from autotune.drivers.budget import Budget
@@ -344,7 +348,7 @@ class Session:
                 failed = error
         out = answer_console()
         if as_json:
-            out.print_json(json.dumps(report_json(summary, exported)))
+            print_document(report_json(summary, exported))
         else:
             out.print(render_report(summary, exported), crop=False)
         text = io.StringIO()

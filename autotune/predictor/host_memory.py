@@ -149,7 +149,7 @@ def offloaded_bytes(
     """
     if strategy.offload_optimizer is strategy.offload_param is Offload.NONE:
         return 0.0
-    trained: float = workload.num_trainable_parameters(strategy.lora_rank, strategy.lora_targets)
+    trained = workload.num_trainable_parameters(strategy.lora_rank, strategy.lora_targets)
     total = 0.0
     if strategy.offload_optimizer is Offload.CPU:
         part = trained / num_ranks
