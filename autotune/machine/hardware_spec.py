@@ -79,10 +79,10 @@ def read_hardware(
     if num_nodes > _MOST_NODES:
         raise ConfigError(f"--nodes must be at most {_MOST_NODES:,}, got {num_nodes:.3g}")
     for flag, gib in (("--host-memory", host_memory_gib), ("--nvme", nvme_gib)):
-        if gib is not None and not LEAST_FIGURE <= gib <= MOST_GIB:
-            raise ConfigError(
-                f"{flag} must be more than 0 GiB and at most {MOST_GIB:,.0f}, got {gib}"
-            )
+        if gib is not None and not gib >= LEAST_FIGURE:
+            raise ConfigError(f"{flag} must be more than 0 GiB, got {gib}")
+        if gib is not None and gib > MOST_GIB:
+            raise ConfigError(f"{flag} must be at most {MOST_GIB:,.0f} GiB, got {gib}")
     path = Path(text)
     if path.suffix.lower() in (".yaml", ".yml") or (text and _exists(path)):
         host, has_host = read_hardware_file(path)

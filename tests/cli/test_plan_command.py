@@ -195,7 +195,11 @@ def test_the_export_goes_where_it_is_asked_to_and_over_nothing(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--hardware", "8xA1000"), "--hardware 8xA1000: there is no device kind"),
+        (("--hardware", "8xH1000"), "--hardware 8xH1000: there is no device kind"),
+        (("--hardware", "8xA1000"), "--hardware 8xA1000: A1000 is known and not supported"),
+        (("--hardware", "8xH20"), "--hardware 8xH20: H20 is known and not supported"),
+        (("--hardware", "8xL4", "--nvme", "1e300"), "--nvme must be at most 1,000,000 GiB"),
+        (("--hardware", f"{'9' * 20}xH100"), "a host has at most 1,024 devices"),
         (("--hardware", "L4", "--nodes", "0"), "--nodes must be at least 1"),
         (("--hardware", "L4", "--host-memory", "0"), "--host-memory must be"),
         (("--hardware", "L4", "--nvme", "-1"), "--nvme must be more than 0 GiB, got -1"),
