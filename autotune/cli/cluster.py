@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from autotune.cli.options import detect_ranks
 from autotune.errors import ConfigError
-from autotune.machine.hardware import Hardware, detect_hardware, shared_out, with_nvme
+from autotune.machine.hardware import Hardware, shared_out, with_nvme
 from autotune.machine.rates_file import with_measured_rates
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class ClusterOptions:
         """
         self._check()
         if self.address is None:
-            hardware = with_measured_rates(detect_hardware(self.devices))
+            hardware = with_measured_rates(detect_ranks(self.devices))
             if self.nvme_path is not None:
                 hardware = with_nvme(hardware, self.nvme_path)
             num_places = 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune.cli.options import MOST_DEVICES
+from autotune.cli.options import MOST_DEVICES, detect_ranks
 
 if TYPE_CHECKING:
     from autotune.machine.hardware import Hardware
@@ -85,7 +85,6 @@ def doctor(
     )
     from autotune.doctor.machine import detect_or_none
     from autotune.errors import ConfigError
-    from autotune.machine.hardware import detect_hardware
 
     if not measure:
         for flag, value in (("--devices", devices), ("--nvme-path", nvme_path)):
@@ -93,9 +92,9 @@ def doctor(
                 raise ConfigError(f"{flag} {value} is of use with --measure only; add it")
         hardware = detect_or_none()
     else:
-        hardware = detect_hardware(devices)
+        hardware = detect_ranks(devices)
         _measure(hardware, nvme_path)
-    is_built = not build or _build(hardware or detect_hardware(devices))
+    is_built = not build or _build(hardware or detect_ranks(devices))
     checks = examine(with_torch=True)
     stored = examine_rates(hardware)[1] if hardware is not None else None
     console = answer_console()

@@ -5,6 +5,7 @@ Does not know the commands.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from autotune.machine.hardware import Hardware
     from autotune.question.workload import ModelShape, Workload
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "announced_batch",
     "check_headroom",
     "default_batch",
+    "detect_ranks",
     "nearest_batches",
     "read_workload",
 ]
@@ -46,6 +49,10 @@ MOST_GIB = 1_000_000
 """A pebibyte, of one host."""
 
 MOST_TRIALS = 1_000_000
+
+_LEAST_RANKS = 16
+_RANKS_PER_CORE = 4
+"""CPU ranks that one machine takes: each is a process with the libraries in it."""
 
 _MOST_TOKENS = 2**27
 _MOST_SAMPLES = 2**24
@@ -114,6 +121,25 @@ def check_headroom(headroom: float) -> None:
 
     if not 0 <= headroom < 1:
         raise ConfigError(f"--headroom must be at least 0 and less than 1, got {headroom}")
+
+
+def detect_ranks(devices: int | None) -> Hardware:
+    """What this machine has of what --devices asks for.
+
+    Raises:
+        ConfigError: more GPUs than there are, or more CPU ranks than its cores could run in turns.
+    """
+    from autotune.errors import ConfigError
+    from autotune.machine.hardware import DeviceType, detect_hardware
+
+    hardware = detect_hardware(devices)
+    most = max(_LEAST_RANKS, _RANKS_PER_CORE * (os.cpu_count() or 1))
+    if hardware.device_type is DeviceType.CPU and hardware.num_devices > most:
+        raise ConfigError(
+            f"--devices {devices}: this machine has no GPU, and {most} CPU ranks are the most "
+            "that its cores can run"
+        )
+    return hardware
 
 
 def default_batch(num_devices: int) -> int:
