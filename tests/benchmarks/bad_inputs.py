@@ -209,7 +209,8 @@ def odd_yaml(rng: random.Random, valid: str) -> Iterator[Maker]:
         text("#" * 20_000_000), text("knobs:\n  zero_stage: [" + "1, " * 100_000 + "1]\n"),
         text("!!python/object/apply:os.system ['id']"), text("\ta: 1"), text("a: 1\na: 2\n"),
         text("? [a]\n: b\n"), text("a: *nowhere\n"), text("%YAML 9.9\n---\na: 1\n"),
-        text("- " * 20_000), text("{" * 20_000), text(valid + "\n---\n" + valid), text("a: |\n" + " x\n" * 10),
+        text("- " * 20_000), text("{" * 20_000), text(valid + "\n---\n" + valid),
+        text("a: |\n" + " x\n" * 10),
     ]  # fmt: skip
     others = odd_files(rng, valid)
     while True:
@@ -428,7 +429,8 @@ def storage_cases(rng: random.Random, template: Path) -> Iterator[Case]:
 def out_cases(rng: random.Random, template: Path) -> Iterator[Case]:
     outs = (
         "file", "file/x", "full", "full/..", ".", "..", "/proc/x", "/dev/full", "/dev/null/x",
-        "loop", "to-file", "x" * 300, "x/" * 2100, "\udcff", "a\nb", "a\tb", "\x1b[2J", "", "/sys/x",
+        "loop", "to-file", "x" * 300, "x/" * 2100, "\udcff", "a\nb", "a\tb", "\x1b[2J", "",
+        "/sys/x",
         "dangling",
     )  # fmt: skip
     lying: dict[str, Maker] = {
