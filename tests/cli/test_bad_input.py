@@ -46,6 +46,7 @@ from autotune.question.presets import PRESETS
         (["--model", "tiny", "--method", "lora", "--lora-targets", ","], "names no layer"),
         (["--model", "tiny", "--space", "huge.yaml"], "micro_batch_size 500000000 x 2 ranks"),
         (["--model", "tiny", "--devices", "0"], "--devices must be"),
+        (["--model", "tiny", "--devices", "9999"], "--devices 9999: this machine has no GPU"),
         (["--model", "tiny", "--resume"], "--resume:"),
         (["--model", "tiny", "--out", "occupied"], "--out occupied: the folder is not empty"),
         (["--model", "tiny", "--out", "typo.yaml"], "this is a file"),
