@@ -82,7 +82,7 @@ def test_each_host_holds_its_part_of_what_is_offloaded() -> None:
     offloaded = Strategy(zero_stage=1, offload_optimizer=Offload.CPU)
     two, one = planned("13B", "4xA100-80GB", num_nodes=2), planned("13B", "8xA100-80GB")
     whole = candidate(one, offloaded).prediction.host_memory_bytes
-    assert candidate(two, offloaded).prediction.host_memory_bytes == whole // 2
+    assert abs(candidate(two, offloaded).prediction.host_memory_bytes - whole // 2) <= 1
     assert two.hardware.host_memory_bytes == one.hardware.host_memory_bytes // 2
 
 
