@@ -111,5 +111,5 @@ def of_bf16_pipeline(trained: Trained) -> dict[str, Any]:
         "offload_copies": 0,
         "step_buffers": accumulated + int(trained.master * trained.owned),
         "init_buffers": int(trained.gradient * trained.num + trained.master * trained.owned),
-        "init_apart": 0,
+        "init_beside": 0,
     }

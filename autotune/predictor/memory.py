@@ -101,7 +101,7 @@ class PeakMemory:
     """What each moment of a step holds, by part."""
     slack: str
     """What is expected beside live tensors, in a word."""
-    init_apart_bytes: int = 0
+    init_beside_bytes: int = 0
     """Reserved beside them at initialisation, by what cannot use room that was given back."""
 
     @property
@@ -111,7 +111,7 @@ class PeakMemory:
         return max(totals, key=totals.__getitem__)
 
     def _totals(self) -> dict[str, int]:
-        apart = {"initialisation": self.init_apart_bytes}
+        apart = {"initialisation": self.init_beside_bytes}
         return {
             name: sum(parts.values()) + apart.get(name, 0) for name, parts in self.moments.items()
         }
@@ -195,7 +195,7 @@ class MemoryModel:
             lower_bytes=lower,
             upper_bytes=upper,
             moments={simulated.moment: dict(simulated.parts)},
-            init_apart_bytes=0,
+            init_beside_bytes=0,
         )
 
     @staticmethod
@@ -246,7 +246,7 @@ class MemoryModel:
         moments = self._moments(states, held, ask(self.tokens))
         totals = {name: sum(parts.values()) for name, parts in moments.items()}
         allocated = greatest(*totals.values())
-        built = totals["initialisation"] + states.init_apart
+        built = totals["initialisation"] + states.init_beside
         # At worst the optimizer step can use nothing again of what backward has freed.
         apart = greatest(totals["loss"], totals["backward"])
         apart += states.step_buffers + states.offload_copies
@@ -282,7 +282,7 @@ class MemoryModel:
             managed_bytes=states.paged_states,
             moments=moments,
             slack="process" if self._is_cpu else "allocator",
-            init_apart_bytes=0 if self._is_cpu else states.init_apart,
+            init_beside_bytes=0 if self._is_cpu else states.init_beside,
         )
 
     def _moments(self, states: States, held: HeldBytes, tokens: int) -> dict[str, dict[str, int]]:
@@ -309,18 +309,15 @@ class MemoryModel:
             "logits": tokens * held.logits,
             "gathered weights": states.gathered_weights,
         }
-        # Where a first step is taken there, its buffers are named for what they hold.
-        kept = {
-            name: states.has_early_states * stays[name]
-            for name in ("master weights", "optimizer states")
-        }
-        rest = greatest(0, states.init_buffers - sum(kept.values()))
+        # Where a first step is taken there, it is over gradients of zeros.
+        is_early = states.has_early_states
+        masters = is_early * least(states.init_buffers, states.master_weights)
         return {
-            "initialisation": kept
-            | {
+            "initialisation": {
                 "weights": states.init_weights,
-                "flattened weights": (1 - states.has_early_states) * rest,
-                "gradients": states.has_early_states * rest,
+                "flattened weights": (1 - is_early) * states.init_buffers,
+                "master weights": masters,
+                "gradients": is_early * (states.init_buffers - masters),
             },
             "loss": loss,
             "backward": stays

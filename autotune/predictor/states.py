@@ -101,7 +101,7 @@ class States:
     """Weights while the engine is built."""
     init_buffers: int
     """Copies made while the engine is built, on top of them."""
-    init_apart: int
+    init_beside: int
     """One of them more, after weights were given back, in whose place it has no room."""
 
 
@@ -208,7 +208,7 @@ class StatesModel:
             offload_copies=self._offload_copies(strategy, share, trained),
             buckets_in_step=buckets_in_forward if stage == 3 else 0,
             init_buffers=int(self._init_buffers(strategy, trained, weights, states)),
-            init_apart=int(self._init_apart(strategy, trained, weights)),
+            init_beside=int(self._init_beside(strategy, trained, weights)),
         )
 
     def _trained(self, strategy: Strategy, share: RankShare, sizes: GroupBytes) -> Trained:
@@ -348,13 +348,13 @@ class StatesModel:
     def _flattens_here(self, trained: Trained, weights: float) -> bool:
         return weights + trained.gradient * trained.num < self._device_bytes
 
-    def _init_apart(self, strategy: Strategy, trained: Trained, weights: float) -> float:
+    def _init_beside(self, strategy: Strategy, trained: Trained, weights: float) -> float:
         """The clone of a whole partition: weights of up to 1 MiB left no room in their place.
 
         Of several ranks it is a part only, and lies where weights were.
         """
         is_whole = strategy.zero_stage in (1, 2) and trained.owned == trained.num
-        is_made = is_whole and self._flattens_here(trained, weights)
+        is_made = is_whole and trained.is_offloaded and self._flattens_here(trained, weights)
         return trained.gradient * trained.owned if is_made else 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,37 @@ def test_nothing_that_fits_beats_a_strategy_of_the_front(plan: Plan) -> None:
             and other.prediction.peak_memory_bytes <= memory
             for other in fitting
         )
+
+
+def test_a_quick_plan_shows_what_fits_by_its_upper_bound_and_counts_the_rest(plan: Plan) -> None:
+    assert plan.is_quick
+    assert plan.num_in_doubt > 0
+    assert plan.num_fitting == plan.num_surely_fitting
+    assert all(map(plan.surely_fits, plan.front))
+    words = text_of(render_plan(plan))
+    assert f"{plan.num_surely_fitting:,} of them fit by a formula and its upper bound" in words
+    assert f"{plan.num_in_doubt:,} more may" in words
+
+
+def test_a_quick_plan_in_which_nothing_surely_fits_shows_what_may(plan: Plan) -> None:
+    predicted = plan.candidates.predicted
+    expected = predicted.peak_device_bytes.min()
+    limit = (expected + predicted.peak_device_upper_bytes.min()) / 2
+    headroom = 1 - limit / plan.hardware.device_memory_bytes
+    tight = replace(plan, question=replace(plan.question, headroom=float(headroom)))
+    assert tight.num_surely_fitting == 0
+    assert tight.num_fitting == tight.num_in_doubt > 0
+    assert tight.front
+    assert not any(map(tight.surely_fits, tight.front))
+
+
+def test_rows_by_formula_are_told_from_simulated_ones(plan: Plan) -> None:
+    predicted = plan.front[0].prediction
+    gib = f"{predicted.peak_memory_bytes / GIB:.1f}"
+    assert f"~{gib}" in text_of(render_plan(plan))
+    document = plan_json(plan)
+    assert document["quick"]
+    assert not document["front"][0]["prediction"]["is_simulated"]
 
 
 def test_picks_are_the_ends_of_the_front_and_one_of_it(plan: Plan) -> None:
