@@ -29,7 +29,7 @@ from autotune.space.strategy_file import StrategyFile
 from autotune.study.summary import StudySummary
 from autotune.trials.trial import Trial
 
-__all__ = ["export_best", "export_files", "export_trial", "exported_to", "write_export"]
+__all__ = ["export_files", "export_into", "export_trial", "exported_to", "write_export"]
 
 _PROVENANCE = "provenance.json"
 _NOTE = "_note"
@@ -69,7 +69,7 @@ def export_trial(summary: StudySummary, trial: Trial, folder: Path) -> Path:
     return write_export(folder, lambda date: _files(summary, trial, date))
 
 
-def export_best(summary: StudySummary, trial: Trial, exports: Path) -> Path:
+def export_into(summary: StudySummary, trial: Trial, exports: Path) -> Path:
     """Export a trial below a study's folder; the folder that holds the export.
 
     An earlier export of the same strategy is left as it is, with the figures of then. Where

@@ -60,15 +60,17 @@ def export(
     README.md        training code for DeepSpeed, the HF Trainer and Accelerate
     provenance.json  study, trial, versions, hardware, figures
     """
-    from autotune.answer.export import export_trial
+    from autotune.answer.export import export_into, export_trial
     from autotune.cli.console import error_console
     from autotune.cli.stored import read_study
 
     which = None if trial is not None else _pick(pick)
     summary = read_study(study, storage)
     chosen = _measured(summary, trial) if which is None else _picked(summary, which)
-    folder = out or study / "exports" / f"trial-{chosen.number}"
-    export_trial(summary, chosen, folder)
+    if out is None:
+        folder = export_into(summary, chosen, study / "exports")
+    else:
+        folder = export_trial(summary, chosen, out)
     print(folder)
     name = f"Trial {chosen.number}" if which is None else f"Trial {chosen.number}, {which.words},"
     error_console().print(f"{name} is exported to {folder}", markup=False, soft_wrap=True)

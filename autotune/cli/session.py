@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from autotune.answer.best import best_words
-from autotune.answer.export import export_best
+from autotune.answer.export import export_into
 from autotune.answer.progress import LiveProgress, PlainProgress
 from autotune.answer.report import format_duration, render_report, report_json
 from autotune.cli.cluster import Cluster
@@ -343,7 +343,7 @@ class Session:
         failed: AutotuneError | None = None
         if best is not None:
             try:
-                exported = export_best(summary, best, self._folder.exports)
+                exported = export_into(summary, best, self._folder.exports)
             except AutotuneError as error:
                 failed = error
         out = answer_console()

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 from sample_study import HARDWARE, LAPTOP, LORA_WORKLOAD, complete, failed, summary
 
-from autotune.answer.export import export_best, export_trial, exported_to
+from autotune.answer.export import export_into, export_trial, exported_to
 from autotune.errors import ConfigError, StorageError
 from autotune.knobs import GroupPrecision, Optimizer
 from autotune.machine.settings import SETTINGS
@@ -355,7 +355,7 @@ def test_the_best_is_exported_whole_where_something_else_is_in_its_place(
     tmp_path: Path, change: str
 ) -> None:
     exports = tmp_path / "exports"
-    first = export_best(STUDY, TRIAL, exports)
+    first = export_into(STUDY, TRIAL, exports)
     assert first == exports / "trial-7"
     if change == "removed":  # of an earlier version that was killed between files
         (first / "provenance.json").unlink()
@@ -366,20 +366,20 @@ def test_the_best_is_exported_whole_where_something_else_is_in_its_place(
     else:
         (first / "ds_config.json").write_text('{"mine": true}')
     before = {path: path.read_bytes() for path in first.iterdir()}
-    second = export_best(STUDY, TRIAL, exports)
+    second = export_into(STUDY, TRIAL, exports)
     assert second == exports / "trial-7-2"
     assert len(list(second.iterdir())) == 5
     assert exported_to(TRIAL, exports) in (first, second)
-    assert export_best(STUDY, TRIAL, exports) == second
+    assert export_into(STUDY, TRIAL, exports) == second
     assert before == {path: path.read_bytes() for path in first.iterdir()}
     assert {path.name for path in exports.iterdir()} == {"trial-7", "trial-7-2"}
 
 
 def test_an_earlier_export_of_the_same_strategy_stays_with_its_figures(tmp_path: Path) -> None:
-    folder = export_best(STUDY, TRIAL, tmp_path)
+    folder = export_into(STUDY, TRIAL, tmp_path)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     slower = complete(7, 44_000, 60, strategy=STRATEGY)
-    assert export_best(summary(slower), slower, tmp_path) == folder
+    assert export_into(summary(slower), slower, tmp_path) == folder
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
     assert exported_to(slower, tmp_path) == folder
     assert exported_to(complete(8, 1, 1), tmp_path) is None

@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command_line import autotune_here
-from sample_study import complete, prediction
-
-from autotune.machine.software import detect_software
-from autotune.study.folder import StudyFolder
-from autotune.study.stored import open_record, space_of
-from autotune.trials.trial import Outcome
-
-_SEARCH = ("search", "--model", "tiny", "--out", "study", "--budget", "1s")
+from recorded_study import SEARCH, record_study
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study with one trial, its export and the log of it, as a search leaves them."""
     parent = tmp_path_factory.mktemp("whole")
-    assert autotune_here(*_SEARCH, folder=parent).returncode == 1
-    folder = StudyFolder(parent / "study")
-    question = folder.read_question()
-    space = space_of(question, detect_software())
-    record = open_record(folder, space, question, None)
-    measurement = complete(0, 1000, 0.1).measurement
-    assert measurement is not None
-    running = record.start(space.reference, prediction(0.1))
-    record.finish(running, Outcome(measurement=replace(measurement, losses=(1.0,))))
-    record.close()
-    folder.trial_folder(0).joinpath("rank0.jsonl").write_text('{"event": "result"')
+    folder = record_study(parent, [(1000, 0.1)])
+    (folder / "trials" / "0000").mkdir()
+    (folder / "trials" / "0000" / "rank0.jsonl").write_text('{"event": "result"')
     exported = autotune_here("export", "study", folder=parent)
     assert exported.returncode == 0, exported.stderr
     assert autotune_here("report", "study", folder=parent).returncode == 0
-    return parent / "study"
+    return folder
 
 
 def _remove(path: Path) -> None:
@@ -106,7 +90,7 @@ def test_a_damaged_study_goes_on_or_is_refused_in_one_line(
             if command == ("search",):
                 if name != "environment.json" and fault not in ("removed", "a folder"):
                     continue
-                command = _SEARCH
+                command = SEARCH
             shutil.rmtree(tmp_path / "study", ignore_errors=True)
             shutil.copytree(study, tmp_path / "study")
             _FAULTS[fault](tmp_path / "study" / name)
