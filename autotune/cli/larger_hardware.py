@@ -72,10 +72,11 @@ def larger_than_planned(
 
 def _with_host_memory(spec: HardwareSpec, needed_bytes: int | None) -> Iterator[Larger]:
     """The same devices on a host with more memory."""
-    if needed_bytes is None or needed_bytes <= spec.host.host_memory_bytes:
-        return
-    for margin in _HOST_MARGINS:
-        gib = -(-int(margin * needed_bytes) // GIB)
+    sizes = [-(-int(margin * (needed_bytes or 0)) // GIB) for margin in _HOST_MARGINS]
+    for gib in sizes:
+        # What is short of the host's memory by what must stay free asks for little more.
+        if gib * GIB <= spec.host.host_memory_bytes:
+            continue
         yield Larger(
             kind=LargerKind.HOST_MEMORY,
             words=f"{gib:,} GiB of memory on each host",
