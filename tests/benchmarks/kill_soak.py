@@ -412,7 +412,9 @@ class SearchLane(Lane):
 
     def _strike_driver(self, victim: str) -> bool:
         if victim != "driver of a search":
-            for server in _wait_for(self._servers, 60) or ():
+            # One that is stopped while Python itself starts stays so: the kernel knows nothing.
+            _wait_for(self._ranks, 120)
+            for server in self._servers():
                 with contextlib.suppress(psutil.Error):
                     server.suspend()
         else:
@@ -432,8 +434,9 @@ class SearchLane(Lane):
     def _ranks(self) -> list[psutil.Process]:
         found = []
         for server in self._servers():
-            with contextlib.suppress(psutil.Error):
-                found += [c for c in server.children() if _runs(c, "autotune.worker.server")]
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                # A rank has a session of its own, which what looks at the processor has not.
+                found += [c for c in server.children() if os.getpgid(c.pid) == c.pid]
         return found
 
     def _count(self, condition: str) -> int:
