@@ -1,6 +1,6 @@
 """Kills everything that autotune starts, many times, and counts what is left of it.
 
-    python tests/benchmarks/kill_soak.py [--kills 200] [--seed 0] [--out FILE]
+    python tests/benchmarks/kill_soak.py [--kills 200] [--seed 0] [--side-by-side] [--out FILE]
 
 Two lanes at a time, on two CPU ranks of the tiny model: one search whose ranks, server and driver
 are killed and stopped while it goes on; and many short commands: plans and their tracers, exports,
@@ -331,8 +331,11 @@ class Lane:
 class SearchLane(Lane):
     """One search that is never left alone."""
 
-    def __init__(self, room: Path, tally: Tally, victims: Iterable[str], seed: int) -> None:
+    def __init__(
+        self, room: Path, tally: Tally, victims: Iterable[str], seed: int, num_places: int
+    ) -> None:
         super().__init__(room, tally, victims, seed)
+        self._num_places = num_places
         (room / "space.yaml").write_text(_SPACE)
         self._study = room / "study"
         self._num_rank_kills = 0
@@ -358,6 +361,7 @@ class SearchLane(Lane):
             self._room,
             *("search", *_QUESTION, "--space", "space.yaml", "--out", "study"),
             *("--min-gain", "0", "--budget", "2h", "--json"),
+            *("--devices", "2", "--devices-per-trial", str(2 // self._num_places)),
         )
 
     def _strike(self, victim: str) -> bool:
@@ -454,7 +458,8 @@ class SearchLane(Lane):
 
     def _check_rows(self, victim: str) -> None:
         # Those of a driver that was killed are told as soon as the next one begins.
-        if not _wait_for(lambda: self._count("state = 'RUNNING'") <= 1, 60):
+        most = self._num_places
+        if not _wait_for(lambda: self._count("state = 'RUNNING'") <= most, 60):
             self._tally.fault(victim, "lost", "rows stay at running")
 
     def _check_files(self, victim: str) -> None:
@@ -759,11 +764,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=_NUM_SIGKILLS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--most-s", type=float, default=1800.0, help="begin no kill after this")
+    parser.add_argument(
+        "--side-by-side", action="store_true", help="two trials at a time, of one rank each"
+    )
     parser.add_argument("--out", type=Path, help="file for the table, written as it grows")
     asked = parser.parse_args()
     memory, load = psutil.virtual_memory().total / 2**30, os.getloadavg()[0]
+    beside = " --side-by-side" if asked.side_by_side else ""
     header = (
-        f"python tests/benchmarks/kill_soak.py --kills {asked.kills} --seed {asked.seed}\n"
+        f"python tests/benchmarks/kill_soak.py --kills {asked.kills} --seed {asked.seed}{beside}\n"
         f"machine: {os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, "
         f"load {load:.1f} before it began"
     )
@@ -775,7 +784,13 @@ def main() -> int:
     shared_before = set(os.listdir("/dev/shm"))
     with tempfile.TemporaryDirectory() as name:
         lanes: list[Any] = [
-            SearchLane(Path(name) / "search", tally, _scaled(_SEARCH_VICTIMS, share), asked.seed),
+            SearchLane(
+                Path(name) / "search",
+                tally,
+                _scaled(_SEARCH_VICTIMS, share),
+                asked.seed,
+                num_places=2 if asked.side_by_side else 1,
+            ),
             CommandLane(
                 Path(name) / "commands", tally, _scaled(_COMMAND_VICTIMS, share), asked.seed + 1
             ),

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from autotune.errors import LaunchError
+from autotune.launch import launcher as launcher_module
 from autotune.launch import process_table, server_process
 from autotune.launch.launcher import Launcher
 from autotune.launch.server_process import ServerProcess
@@ -303,6 +304,27 @@ def test_a_stopped_rank_is_an_interruption_and_no_timeout(
     assert outcome.failure is not None
     assert outcome.failure.kind is FailureKind.INTERRUPTED
     assert (outcome.failure.rank, "SIGSTOP" in outcome.failure.message) == (1, True)
+
+
+def test_a_launcher_that_was_stopped_itself_takes_no_trial_for_hung(
+    quick_launcher: Launcher, spec: TrialSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher_module, "_PAUSE_S", 0.3)
+    seen: list[object] = []
+
+    def pause(event: Mapping[str, Any]) -> None:
+        seen.append(event)
+        time.sleep(1.5)
+
+    outcome = quick_launcher.run(
+        spec,
+        folder=_trial_folder(tmp_path),
+        timeout_s=1.0,
+        on_event=pause,
+        should_stop=lambda: "seen" if seen else None,
+    )
+    assert outcome.failure is not None
+    assert outcome.failure.message == "seen"
 
 
 def test_a_sentence_ends_a_trial_that_waits_for_a_new_server(
