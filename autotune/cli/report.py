@@ -31,7 +31,8 @@ def report(
     A search may still be running in the study.
     """
     from autotune.answer.export import exported_to
-    from autotune.answer.report import render_report, report_json
+    from autotune.answer.report import render_report
+    from autotune.answer.report_document import report_json
     from autotune.cli.console import answer_console, print_document
     from autotune.cli.stored import read_study
 

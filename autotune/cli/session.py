@@ -15,7 +15,8 @@ from rich.console import Console
 from autotune.answer.best import best_words
 from autotune.answer.export import export_into
 from autotune.answer.progress import LiveProgress, PlainProgress
-from autotune.answer.report import format_duration, render_report, report_json
+from autotune.answer.report import format_duration, render_report
+from autotune.answer.report_document import report_json
 from autotune.cli.cluster import Cluster
 from autotune.cli.console import (
     answer_console,

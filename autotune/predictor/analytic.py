@@ -16,7 +16,8 @@ from autotune.predictor.arithmetic import Ask, ask_about
 from autotune.predictor.corrections import TIME_COEFFICIENTS, TimeCurve
 from autotune.predictor.doubt import log_bounds, techniques
 from autotune.predictor.host_memory import HostMemory, host_memory
-from autotune.predictor.memory import MemoryModel, PeakMemory
+from autotune.predictor.memory import MemoryModel
+from autotune.predictor.peak_memory import PeakMemory
 from autotune.predictor.precision import FP32_BYTES, element_bytes
 from autotune.predictor.reserved import ReservedPeak, ScriptSource
 from autotune.predictor.shares import RankShare

@@ -16,12 +16,12 @@ from autotune.predictor.arithmetic import (
     Stages,
     StagesOfOne,
     ask_about,
-    chosen,
     greatest,
     least,
     whole,
 )
 from autotune.predictor.least_shares import DOUBTED_SHARE, LEAST_SHARE_CPU, LEAST_SHARES
+from autotune.predictor.peak_memory import PeakMemory
 from autotune.predictor.precision import element_bytes
 from autotune.predictor.reserved import ReservedModel, ReservedPeak, ScriptSource
 from autotune.predictor.shares import RankShare, tokens_of_rank, zero_size
@@ -30,7 +30,7 @@ from autotune.predictor.token_model import TokenModel
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 
-__all__ = ["HeldBytes", "MemoryModel", "PeakMemory"]
+__all__ = ["HeldBytes", "MemoryModel"]
 
 _MIB = 2**20
 
@@ -84,53 +84,6 @@ class HeldBytes:
     """Not of a token: a whole weight at a time, while a checkpoint is saved."""
     doubted_share: float
     """Part by which they may be wrong, beyond what all predictions may."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PeakMemory:
-    """Of the worst rank, as the allocator holds it."""
-
-    expected_bytes: int
-    allocated_bytes: int
-    """Of live tensors: what is expected without the allocator's slack."""
-    lower_bytes: int
-    upper_bytes: int
-    managed_bytes: int
-    """Of managed memory, which the device holds and the allocator does not know of."""
-    moments: dict[str, dict[str, int]]
-    """What each moment of a step holds, by part."""
-    slack: str
-    """What is expected beside live tensors, in a word."""
-    init_beside_bytes: int = 0
-    """Reserved beside them at initialisation, by what cannot use room that was given back."""
-
-    @property
-    def moment(self) -> str:
-        """The moment at which the peak is."""
-        totals = self._totals()
-        return max(totals, key=totals.__getitem__)
-
-    def _totals(self) -> dict[str, int]:
-        apart = {"initialisation": self.init_beside_bytes}
-        return {
-            name: sum(parts.values()) + apart.get(name, 0) for name, parts in self.moments.items()
-        }
-
-    def at_peak(self, *parts: str) -> int:
-        """Bytes of some parts at the peak."""
-        found: int = 0
-        totals = self._totals()
-        most = greatest(*totals.values())
-        # Of moments that hold as much the first is the peak.
-        for name, moment in reversed(self.moments.items()):
-            found = chosen(totals[name] == most, sum(moment.get(part, 0) for part in parts), found)
-        return found
-
-    @property
-    def breakdown_bytes(self) -> dict[str, int]:
-        """What the peak is made of; sums up to `expected_bytes`."""
-        parts = {part: size for part, size in self.moments[self.moment].items() if size}
-        return parts | {self.slack: self.expected_bytes - sum(parts.values())}
 
 
 class MemoryModel:

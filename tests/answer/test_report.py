@@ -19,7 +19,8 @@ from sample_study import (
     summary,
 )
 
-from autotune.answer.report import format_interval, pareto_table, render_report, report_json
+from autotune.answer.report import format_interval, pareto_table, render_report
+from autotune.answer.report_document import report_json
 from autotune.answer.shortfall import Alternative, nothing_fits, shortfall_json
 from autotune.knobs import LossClass, Optimizer
 from autotune.machine.hardware import GIB

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from sample_study import complete, pruned, summary
 
-from autotune.answer.report import report_json
+from autotune.answer.report_document import report_json
 from autotune.space.strategy import Strategy
 from autotune.study.confirmation import comparisons
 from autotune.study.pareto import rivals
