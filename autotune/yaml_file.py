@@ -1,18 +1,24 @@
 """A YAML 1.2 text read into a pydantic model, its first mistake named by file and line.
 
-Does not know what the file means.
+Limits on size, depth, values and what aliases stand for hold before anything is built. Does not
+know what the file means.
 """
 
 from __future__ import annotations
 
 import difflib
+import io
+import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autotune.errors import ConfigError
+from autotune.names import visible
+from autotune.text_file import load_text
 
 __all__ = ["Section", "nearest", "parse_yaml", "read_text"]
 
@@ -21,6 +27,18 @@ Location = tuple[int | str, ...]
 
 _LONGEST_VALUE = 60
 """Characters of a wrong value that a message shows."""
+
+_LONGEST_MESSAGE = 600
+
+_MOST_BYTES = 256 * 2**10
+"""Fifty times the largest search space that comes along. ruamel.yaml is written in Python: of so
+much it reads every form in half a second."""
+
+_MOST_VALUES = 10_000
+"""Of a file, each alias counted as all that it stands for."""
+
+_MOST_DEPTH = 32
+"""Of lists and mappings in each other."""
 
 
 class Section(BaseModel):
@@ -43,7 +61,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def read_text(path: Path, name: str, *, if_missing: str) -> str:
-    """The text of a file of the user's.
+    """The text of a YAML file of the user's.
 
     Args:
         path: where it is.
@@ -51,13 +69,15 @@ def read_text(path: Path, name: str, *, if_missing: str) -> str:
         if_missing: follows "no such file": what to do.
 
     Raises:
-        ConfigError: there is none, or it cannot be read.
+        ConfigError: there is none, it is no regular file, is too large, or cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return load_text(path, most_bytes=_MOST_BYTES)
     except FileNotFoundError as error:
         raise ConfigError(f"{name}: no such file{if_missing}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
         raise ConfigError(f"{name}: cannot be read: {error}") from error
 
 
@@ -77,22 +97,116 @@ def parse_yaml(text: str, path: str, model: type[Document]) -> Document:
         return model.model_validate(tree)
     except ValidationError as error:
         line, message = _first_mistake(error, tree, model)
-        raise ConfigError(f"{path}:{line}: {message}") from error
+        raise ConfigError(f"{path}:{line}: {_shorten(message, _LONGEST_MESSAGE)}") from error
 
 
 def _load(text: str, path: str) -> Any:
+    """What the text says, with the line of each key.
+
+    Raises:
+        ConfigError: it is beyond the limits, or not YAML.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+    if len(text) > _MOST_BYTES:
+        raise ConfigError(f"{path}: it has more than {_MOST_BYTES:,} characters")
     try:
-        # The round-trip loader is a safe loader of YAML 1.2 that knows each key's line.
-        return YAML(typ="rt").load(text)
+        with warnings.catch_warnings():
+            # Of YAML 1.1 and of anchors that are used twice, in lines of their own.
+            warnings.simplefilter("ignore")
+            _check_limits(text, path)
+            # The round-trip loader is a safe loader of YAML 1.2 that knows each key's line.
+            return YAML(typ="rt").load(text)
+    except ConfigError:
+        raise
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+        raise ConfigError(
+            f"{path}:{line}: not valid YAML: {visible(str(error.problem))}"
+        ) from error
     except (YAMLError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"{path}: not valid YAML: {reason}") from error
+        raise ConfigError(f"{path}: not valid YAML: {visible(reason)}") from error
+    except Exception as error:  # the loader's own faults on what is no YAML
+        raise ConfigError(f"{path}: not valid YAML: {type(error).__name__}") from error
+
+
+def _check_limits(text: str, path: str) -> None:
+    """Go through the parser's events, of which nothing is built.
+
+    Raises:
+        ConfigError: there are too many values, or they are too deep; the message has the line.
+    """
+    from ruamel.yaml import YAML
+
+    extent = _Extent()
+    for event in YAML(typ="rt").parse(io.StringIO(text)):
+        extent.add(event)
+        if extent.holds_itself:
+            excess = "an alias within what it stands for, which never ends"
+        elif extent.num_values > _MOST_VALUES:
+            excess = f"more than {_MOST_VALUES:,} values, with all that aliases stand for"
+        elif extent.depth > _MOST_DEPTH:
+            excess = f"more than {_MOST_DEPTH} levels of lists and mappings"
+        else:
+            continue
+        raise ConfigError(f"{path}:{event.start_mark.line + 1}: {excess}; write out what is meant")
+
+
+class _Extent:
+    """How many values a document has, and how deep they are, aliases expanded."""
+
+    def __init__(self) -> None:
+        self.num_values = 0
+        self.depth = 0
+        """Of what is open, or of the alias just added."""
+        self.holds_itself = False
+        """Whether an alias stood within what it stands for."""
+        self._open: list[_Open] = []
+        self._anchors: dict[str, tuple[int, int]] = {}
+        """Of what each anchor is at: values and levels."""
+
+    def add(self, event: Any) -> None:
+        """Take in one of the parser's events."""
+        from ruamel.yaml import events
+
+        if isinstance(event, events.AliasEvent):
+            self.holds_itself |= any(each.anchor == event.anchor for each in self._open)
+            # One that is not known is the loader's to refuse.
+            num_values, levels = self._anchors.get(event.anchor, (1, 0))
+            self._count(num_values, levels)
+        elif isinstance(event, events.ScalarEvent):
+            self._count(1, 0)
+            if event.anchor is not None:
+                self._anchors[event.anchor] = (1, 0)
+        elif isinstance(event, events.CollectionStartEvent):
+            self._open.append(_Open(event.anchor, self.num_values))
+            self._count(1, 0)
+        elif isinstance(event, events.CollectionEndEvent):
+            self._close()
+
+    def _count(self, num_values: int, levels: int) -> None:
+        self.num_values += num_values
+        self.depth = len(self._open) + levels
+        for place, each in enumerate(reversed(self._open)):
+            each.levels = max(each.levels, place + 1 + levels)
+
+    def _close(self) -> None:
+        closed = self._open.pop()
+        if closed.anchor is not None:
+            self._anchors[closed.anchor] = (self.num_values - closed.before, closed.levels)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A list or mapping whose end has not come yet."""
+
+    anchor: str | None
+    before: int
+    """Values of the document before it."""
+    levels: int = 1
+    """Lists and mappings in each other within it, itself among them."""
 
 
 def _first_mistake(error: ValidationError, tree: Any, model: type[Section]) -> tuple[int, str]:
@@ -113,7 +227,7 @@ def _line(tree: Any, location: Location) -> int:
                 line, node = node.lc.key(part)[0] + 1, node[part]  # type: ignore[attr-defined]
             elif isinstance(node, list):
                 line, node = node.lc.item(part)[0] + 1, node[part]  # type: ignore
-        except (KeyError, IndexError, TypeError):
+        except (AttributeError, KeyError, IndexError, TypeError):
             continue
     return line
 
@@ -137,14 +251,20 @@ def _describe(mistake: Mapping[str, Any], model: type[Section]) -> str:
     if kind in ("model_type", "model_attributes_type"):
         keys = ", ".join(_section(model, location).model_fields)
         subject = where or "the file"
-        return f"{subject} must be a mapping with keys of {keys}; got {_shorten(value)}"
+        return f"{subject} must be a mapping with keys of {keys}; got {_show(value)}"
     rule = "needs at least one value" if kind == "too_short" else mistake["msg"]
-    return f"{where}: {rule[0].lower()}{rule[1:]}, got {_shorten(value)}"
+    return f"{where}: {rule[0].lower()}{rule[1:]}, got {_show(value)}"
 
 
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+def _show(value: object) -> str:
+    try:
+        return _shorten(repr(value), _LONGEST_VALUE)
+    except ValueError:  # of an integer with more digits than Python writes
+        return "a number of thousands of digits"
+
+
+def _shorten(text: str, longest: int) -> str:
+    return visible(text if len(text) <= longest else f"{text[:longest]}...")
 
 
 def _section(model: type[Section], location: Location) -> type[Section]:

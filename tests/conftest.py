@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_nodes import RayNodes, ray_nodes
 
 from autotune.launch.launcher import Launcher
+from autotune.machine.cpu_precisions import cpu_precisions
 from autotune.machine.hardware import DeviceType, Hardware
-from autotune.question.workload import Workload, load_model_shape
+from autotune.question.workload import Method, Workload, load_model_shape
 from autotune.space.strategy import Strategy
 from autotune.trials.trial import Outcome, TrialSpec
 
@@ -53,6 +55,17 @@ def launcher(
         yield warm
 
 
+def _open_knobs(workload: Workload, knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """Knobs that a test leaves open: what proves nothing about bf16 runs in fp32 where that is
+    many times as fast."""
+    asks_for_16_bit = workload.method is Method.QLORA or any(
+        name == "master_weights" or name.endswith("precision") for name in knobs
+    )
+    if asks_for_16_bit or cpu_precisions().bf16:
+        return {"micro_batch_size": 2}
+    return {"micro_batch_size": 2, "precision": "fp32"}
+
+
 @pytest.fixture(scope="session")
 def run_trial(
     launcher: Launcher, tiny: Workload, tmp_path_factory: pytest.TempPathFactory
@@ -73,7 +86,7 @@ def run_trial(
     ) -> Outcome:
         spec = TrialSpec(
             workload=workload,
-            strategy=Strategy.from_dict({"micro_batch_size": 2} | knobs),
+            strategy=Strategy.from_dict(_open_knobs(workload, knobs) | knobs),
             num_ranks=num_ranks,
             warmup_steps=2,
             timed_steps=timed_steps,
@@ -85,3 +98,10 @@ def run_trial(
         return launcher.run(spec, folder=where, timeout_s=timeout_s)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[RayNodes]:
+    """A Ray cluster of two nodes of two CPUs; whoever kills a node adds another."""
+    with ray_nodes(num_nodes=2) as nodes:
+        yield nodes

@@ -15,8 +15,12 @@ PACKAGE = Path(autotune.__file__).parent
 
 LAYERS: tuple[str, ...] = (
     "errors",
+    "names",
+    "text_file",
     "knobs",
     "yaml_file",
+    "lifeline",
+    "drafts",
     "machine",
     "question",
     "space",

@@ -5,6 +5,7 @@ Does not know where trials are stored. The texts of the guide are `export_guide.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -13,19 +14,40 @@ from pathlib import Path
 from typing import Any
 
 from autotune.answer.export_guide import guide, launch_script
+from autotune.answer.export_settings import settings_of
+from autotune.drafts import is_draft, remove_abandoned, write_folder
 from autotune.errors import ConfigError, StorageError
 from autotune.machine.hardware import Hardware
 from autotune.question.workload import Workload
-from autotune.space.deepspeed_config import LEARNING_RATE, deepspeed_config
+from autotune.space.deepspeed_config import (
+    LEARNING_RATE,
+    deepspeed_config,
+    is_client_optimizer,
+)
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_file import StrategyFile
 from autotune.study.summary import StudySummary
 from autotune.trials.trial import Trial
 
-__all__ = ["export_files", "export_trial", "write_export"]
+__all__ = ["export_files", "export_into", "export_trial", "exported_to", "write_export"]
 
 _PROVENANCE = "provenance.json"
 _NOTE = "_note"
+
+_CONFIG, _STRATEGY, _SCRIPT, _GUIDE = "ds_config.json", "strategy.yaml", "launch.sh", "README.md"
+
+_NAMES = (_CONFIG, _STRATEGY, _SCRIPT, _GUIDE, _PROVENANCE)
+"""The files of an export, in the order in which they are written."""
+
+_OWNER_ONLY, _OWNERS_FILE = 0o700, 0o600
+"""Permissions: an export holds paths and names of the machine that measured."""
+
+_MOST_FOLDERS = 100
+"""Of one trial's exports; each of the others holds something that is the user's by now."""
+
+
+class _OccupiedError(ConfigError):
+    """The folder holds something else."""
 
 
 def export_trial(summary: StudySummary, trial: Trial, folder: Path) -> Path:
@@ -47,8 +69,53 @@ def export_trial(summary: StudySummary, trial: Trial, folder: Path) -> Path:
     return write_export(folder, lambda date: _files(summary, trial, date))
 
 
+def export_into(summary: StudySummary, trial: Trial, exports: Path) -> Path:
+    """Export a trial below a study's folder; the folder that holds the export.
+
+    An earlier export of the same strategy is left as it is, with the figures of then. Where
+    something else is, such as an export that somebody has edited, a folder beside it is used.
+
+    Args:
+        summary: of the study.
+        trial: with a measurement.
+        exports: the folder of all exports.
+
+    Raises:
+        ConfigError: a file is in the place of a folder.
+        StorageError: it cannot be written.
+    """
+    name = f"trial-{trial.number}"
+    names = (name, *(f"{name}-{number}" for number in range(2, _MOST_FOLDERS)))
+    for folder in (exports / each for each in names):
+        try:
+            return export_trial(summary, trial, folder)
+        except _OccupiedError:
+            if _is_same_training(_contents(folder), _files(summary, trial, "")):
+                return folder
+    raise StorageError(f"{exports} is full of exports of trial {trial.number}: remove some")
+
+
+def exported_to(trial: Trial, exports: Path) -> Path | None:
+    """The folder among a study's exports that holds one of this trial; None: there is none."""
+    for folder in sorted(exports.glob(f"trial-{trial.number}*")):
+        try:
+            record = json.loads((folder / _PROVENANCE).read_text(encoding="utf-8"))["trial"]
+            is_this = record["strategy"] == trial.strategy.to_dict()
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if is_this and record["number"] == trial.number:
+            return folder
+    return None
+
+
+def _is_same_training(found: Mapping[str, bytes], files: Mapping[str, bytes]) -> bool:
+    """Whether a folder holds a whole export that trains alike, whatever figures it gives."""
+    is_whole = files.keys() <= found.keys()
+    return is_whole and all(found[name] == files[name] for name in (_CONFIG, _STRATEGY))
+
+
 def write_export(folder: Path, files_of: Callable[[str], Mapping[str, bytes]]) -> Path:
-    """Write an export, whatever it is of.
+    """Write an export, whatever it is of: all of it appears at once.
 
     A folder that already holds this very export is left as it is.
 
@@ -63,16 +130,26 @@ def write_export(folder: Path, files_of: Callable[[str], Mapping[str, bytes]]) -
         ConfigError: the folder holds something else.
         StorageError: it cannot be written.
     """
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     try:
+        remove_abandoned(folder.parent)
         found = _contents(folder)
-        if found:
-            if found != files_of(_date_in(found)):
-                raise ConfigError(f"--out {folder} is not empty: choose a new folder with --out")
+        files = files_of(_date_in(found) or now)
+        if found == files:
             return folder
-        _write(folder, files_of(datetime.now(UTC).isoformat(timespec="seconds")))
-    except NotADirectoryError as error:
-        raise ConfigError(f"--out {folder} is not a folder: choose another with --out") from error
+        # Of an export that was killed in a folder which could not be replaced.
+        is_begun = _PROVENANCE not in found and found.items() <= files.items()
+        if found and not is_begun:
+            raise _OccupiedError(f"--out {folder} is not empty: choose a new folder with --out")
+        modes = dict.fromkeys(files, _OWNERS_FILE) | {_SCRIPT: _OWNER_ONLY}
+        write_folder(folder, files, modes, folder_mode=_OWNER_ONLY)
     except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and folder.is_dir():
+            raise _OccupiedError(f"--out {folder} is not empty: choose a new folder") from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            raise ConfigError(
+                f"--out {folder} is not a folder: choose another with --out"
+            ) from error
         reason = error.strerror or error
         raise StorageError(
             f"--out {folder}: the export cannot be written: {reason}; choose another with --out"
@@ -82,11 +159,12 @@ def write_export(folder: Path, files_of: Callable[[str], Mapping[str, bytes]]) -
 
 def _files(summary: StudySummary, trial: Trial, date: str) -> dict[str, bytes]:
     """The content of each file of the export."""
+    hardware = summary.hardware
     return export_files(
         summary.workload,
-        summary.hardware,
+        hardware,
         trial.strategy,
-        launch=launch_script(summary.hardware.host, summary.hardware.num_nodes),
+        launch=launch_script(hardware.host, settings_of(trial, hardware), hardware.num_nodes),
         readme=guide(summary, trial),
         provenance=_provenance(summary, trial, date),
     )
@@ -126,14 +204,14 @@ def export_files(
         global_batch_size=workload.global_batch_size,
         method=workload.method,
         lora_targets=workload.lora_targets,
-        learning_rate=LEARNING_RATE,
+        learning_rate=LEARNING_RATE if is_client_optimizer(strategy) else None,
         strategy=strategy,
     )
     texts = {
-        "ds_config.json": _to_json(config if note is None else {_NOTE: note} | config),
-        "strategy.yaml": exported.to_yaml(),
-        "launch.sh": launch,
-        "README.md": readme,
+        _CONFIG: _to_json(config if note is None else {_NOTE: note} | config),
+        _STRATEGY: exported.to_yaml(),
+        _SCRIPT: launch,
+        _GUIDE: readme,
         _PROVENANCE: _to_json(provenance),
     }
     return {name: text.encode() for name, text in texts.items()}
@@ -146,6 +224,7 @@ def _provenance(summary: StudySummary, trial: Trial, date: str) -> dict[str, Any
         "study": summary.name,
         "question": {flag: str(value) for flag, value in summary.question.items()},
         "trial": summary.record(trial),
+        "environment": settings_of(trial, summary.hardware).to_dict(),
         "reference": summary.reference.to_dict(),
         "workload": summary.workload.to_dict(),
         "hardware": asdict(summary.hardware),
@@ -158,13 +237,12 @@ def _to_json(record: Mapping[str, Any]) -> str:
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    """What a folder holds, by name; folders in it count as empty files."""
+    """What a folder holds, by name; empty for folders, and for all where any is none of ours."""
     if not folder.exists():
         return {}
-    return {
-        path.name: path.read_bytes() if path.is_file() else b""
-        for path in sorted(folder.iterdir())
-    }
+    paths = [path for path in sorted(folder.iterdir()) if not is_draft(path.name)]
+    is_ours = all(path.name in _NAMES for path in paths)
+    return {path.name: path.read_bytes() if is_ours and path.is_file() else b"" for path in paths}
 
 
 def _date_in(contents: Mapping[str, bytes]) -> str:
@@ -173,16 +251,3 @@ def _date_in(contents: Mapping[str, bytes]) -> str:
         return str(json.loads(contents[_PROVENANCE])["exported_at"])
     except (KeyError, TypeError, ValueError):
         return ""
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files or none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-        (folder / "launch.sh").chmod(0o755)
-    except OSError:
-        for name in files:
-            (folder / name).unlink(missing_ok=True)
-        raise

@@ -1,18 +1,25 @@
-"""The texts of an exported folder: its README, with code to train by, and its launch script.
+"""The texts of an exported folder: its README and its launch script.
 
-Does not know how the folder is written.
+Does not know how the folder is written. The code to train by is `export_examples.py`'s.
 """
 
 from __future__ import annotations
 
-from autotune.knobs import LossClass, Optimizer, Precision
+from html import escape
+
+from autotune.answer.export_examples import (
+    accelerate_example,
+    deepspeed_example,
+    trainer_example,
+)
+from autotune.answer.export_settings import ExportSettings, settings_of
+from autotune.knobs import LossClass, Optimizer
 from autotune.machine.hardware import DeviceType, Hardware
-from autotune.question.presets import PRESETS
-from autotune.question.workload import Method, Workload
+from autotune.names import visible
+from autotune.question.workload import Workload
 from autotune.space.deepspeed_config import (
     GRADIENT_CLIPPING,
     LEARNING_RATE,
-    clips_gradients,
     flattens_parameters,
     is_client_optimizer,
 )
@@ -21,48 +28,6 @@ from autotune.study.summary import StudySummary
 from autotune.trials.trial import Prediction, Trial
 
 __all__ = ["guide", "guide_text", "launch_line", "launch_script", "loss_words"]
-
-_DTYPES = {
-    Precision.BF16: "torch.bfloat16",
-    Precision.FP16: "torch.float16",
-    Precision.FP32: "torch.float32",
-}
-
-
-_LOOP = """\
-for batch in batches:  # yours: token ids, [{size}, tokens]{where}
-    batch = batch.to(engine.device)
-    loss = engine(input_ids=batch, labels=batch, use_cache=False).loss
-    engine.backward(loss)
-    engine.step()
-"""
-
-_SEQUENCE_LOOP = """\
-for batch in batches:  # yours: token ids, [{size}, tokens]{where}
-    batch = batch.to(engine.device)
-    # This rank's tokens. Padding belongs on the right, and its labels are -100.
-    inputs = autotune.shard_batch({{"input_ids": batch, "labels": batch}}, "strategy.yaml")
-    loss = engine(**inputs, use_cache=False).loss  # the batch's is their {merge} over its ranks
-    engine.backward(loss)
-    engine.step()
-"""
-
-_PIPELINE_LOOP = """\
-# Yours: token ids, [{size}, tokens], the same on all ranks of one
-# engine.mpu.get_data_parallel_rank(); a micro-batch is ((token ids, labels), ()).
-samples = (((batch, batch), ()) for batch in batches)
-for _ in range(num_steps):
-    loss = engine.train_batch(samples)
-"""
-
-
-_TRAINER = """
-class StrategyTrainer(Trainer):
-    def create_optimizer(self, model=None):  # under DeepSpeed a Trainer drops its `optimizers`
-        self.optimizer = autotune.create_optimizer(self.model, "strategy.yaml")
-        return self.optimizer
-
-"""
 
 _SCALE_NOTE = f"""
 
@@ -79,7 +44,7 @@ def launch_line(hardware: Hardware, num_nodes: int = 1) -> str:
         num_nodes: hosts like it; DeepSpeed finds them in a hostfile.
     """
     if hardware.device_type is DeviceType.CPU:
-        launcher = f"DS_ACCELERATOR=cpu deepspeed --num_accelerators {hardware.num_devices}"
+        launcher = f"deepspeed --num_accelerators {hardware.num_devices}"
     else:
         launcher = f"deepspeed --num_gpus {hardware.num_devices}"
     if num_nodes > 1:
@@ -87,16 +52,19 @@ def launch_line(hardware: Hardware, num_nodes: int = 1) -> str:
     return f"{launcher} train.py --deepspeed ds_config.json"
 
 
-def launch_script(hardware: Hardware, num_nodes: int = 1) -> str:
-    """`launch.sh`: the launch line, with further arguments passed on."""
-    where, hosts = str(hardware), ""
+def launch_script(hardware: Hardware, settings: ExportSettings, num_nodes: int = 1) -> str:
+    """`launch.sh`: the environment and the launch line, with further arguments passed on."""
+    where, hosts = visible(str(hardware)), ""
+    lines = "".join(f"{line}\n" for line in settings.shell_lines())
     if num_nodes > 1:
-        where = f"{num_nodes} nodes of {hardware}"
+        where = f"{num_nodes} nodes of {where}"
         hosts = f"# hostfile is yours too: a line a host, worker-1 slots={hardware.num_devices}\n"
     return (
         "#!/bin/sh\n"
         f"# Trains on {where}. train.py is yours: README.md has one to start from.\n"
         f"{hosts}"
+        "# The environment that the figures belong to. What is set in yours already stays.\n"
+        f"{lines}"
         f'{launch_line(hardware, num_nodes)} "$@"\n'
     )
 
@@ -109,16 +77,22 @@ def guide(summary: StudySummary, trial: Trial) -> str:
         speed += f" ± {trial.throughput.half_width:,.0f}"
     runs = f" over {len(trial.confirmations)} runs" if trial.is_confirmed else ""
     gib = trial.peak_memory_bytes / 2**30
-    source = f", by {trial.reused_from}" if trial.reused_from else ""
+    source = f", by {_text(trial.reused_from)}" if trial.reused_from else ""
     predicted = _predicted(trial.prediction) if trial.prediction else ""
     origin = f"""\
-Trial {trial.number} of the autotune study {summary.name}: {workload.model.name},
+Trial {trial.number} of the autotune study {_text(summary.name)}: {workload.model.name},
 {workload.seq_len} tokens a sample, {workload.global_batch_size} samples a step, on \
 {summary.hardware}.
 Measured {speed} tokens/s{runs} and a peak of {gib:.2f} GiB on one device{source}.
 {predicted}\
 The strategy {loss_words(summary.loss_class(trial), summary.reference)}."""
-    return guide_text(origin, workload, summary.hardware, trial.strategy)
+    settings = settings_of(trial, summary.hardware)
+    return guide_text(origin, workload, summary.hardware, trial.strategy, settings)
+
+
+def _text(name: str) -> str:
+    """A folder's name in Markdown, which passes HTML on."""
+    return escape(visible(name), quote=False)
 
 
 def _predicted(prediction: Prediction) -> str:
@@ -149,6 +123,7 @@ def guide_text(
     workload: Workload,
     hardware: Hardware,
     strategy: Strategy,
+    settings: ExportSettings,
     *,
     is_measured: bool = True,
 ) -> str:
@@ -159,9 +134,11 @@ def guide_text(
         workload: what it trains.
         hardware: all ranks.
         strategy: how.
+        settings: of the environment that its figures belong to.
         is_measured: whether the figures were measured, and not predicted alone.
     """
     as_run = ", as the trial ran with it" if is_measured else "; nothing has run with it yet"
+    as_had = ", as the trial had it" if is_measured else ""
     figures = "what was measured and predicted" if is_measured else "what was predicted"
     return f"""\
 # {strategy}
@@ -172,23 +149,35 @@ def guide_text(
 |---|---|
 | `ds_config.json` | DeepSpeed's configuration{as_run} |
 | `strategy.yaml` | what that JSON cannot hold: checkpointing, LoRA, kernels, some optimizers |
-| `launch.sh` | the launch line |
+| `launch.sh` | the environment{as_had}, and the launch line |
 | `provenance.json` | {"study, versions, hardware" if is_measured else "hardware"}, {figures} |
 
-The learning rate, {LEARNING_RATE:g}, is a placeholder: set yours in `ds_config.json` and
-`strategy.yaml`.{_optimizer_note(strategy)}
+The learning rate, {LEARNING_RATE:g}, is a placeholder. Set yours in {_rate_place(strategy)},
+the one place that all examples read it from.{_optimizer_note(strategy)}
+
+Each example begins with the environment that the figures belong to: the allocator's settings,
+threads and the like. It has to be set before torch is imported; what you have set already stays.
 
 ## Plain DeepSpeed
 
 Save as `train.py`, then `sh launch.sh`:
 
 ```python
-{_deepspeed_example(workload, strategy)}```
+{deepspeed_example(workload, strategy, settings)}```
 
-{_other_trainers(workload, hardware, strategy)}"""
+{_other_trainers(workload, hardware, strategy, settings)}"""
 
 
-def _other_trainers(workload: Workload, hardware: Hardware, strategy: Strategy) -> str:
+def _rate_place(strategy: Strategy) -> str:
+    """Where the learning rate stands: with whoever builds the optimizer."""
+    if is_client_optimizer(strategy):
+        return "`strategy.yaml`, as `learning_rate`"
+    return "`ds_config.json`, as `lr` of the optimizer"
+
+
+def _other_trainers(
+    workload: Workload, hardware: Hardware, strategy: Strategy, settings: ExportSettings
+) -> str:
     """How to train by what drives DeepSpeed's engine for the user."""
     if strategy.pipeline_parallel_size > 1:
         return """\
@@ -206,16 +195,17 @@ code above.
     return f"""\
 ## HF Trainer
 
-Create the arguments before the model, and put the strategy on the model:
+Save as `train.py`, then `sh launch.sh`. The arguments come before the model:
 
 ```python
-{_trainer_example(workload, hardware, strategy)}```
+{trainer_example(workload, hardware, strategy, settings)}```
 
 ## Accelerate
 
-`Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config="ds_config.json"))`, with
-`autotune.apply` before `prepare`\
-{"." if is_client_optimizer(strategy) else ", and `accelerate.utils.DummyOptim` as optimizer."}
+Save as `train.py`, then `sh launch.sh`:
+
+```python
+{accelerate_example(workload, strategy, settings)}```
 """
 
 
@@ -242,101 +232,3 @@ The optimizer's states are in 8 bit, those of the embedding in 32 bit."""
 Muon trains the matrices between embedding and head, AdamW all else, both at the same learning
 rate. `gradient_clipping` is 0: under ZeRO, DeepSpeed would clip Muon's update."""
     return ""
-
-
-def _deepspeed_example(workload: Workload, strategy: Strategy) -> str:
-    is_quantized = workload.method is Method.QLORA
-    quantization = ", BitsAndBytesConfig" if is_quantized else ""
-    divide = ""
-    if strategy.zero_stage == 3:
-        # Parameters are divided as they are loaded only while this object lives.
-        divide = """\
-import torch._dynamo  # torch 2.13: before DeepSpeed divides a model
-from transformers.integrations import HfDeepSpeedConfig
-
-keep_alive = HfDeepSpeedConfig("ds_config.json")  # ZeRO-3 divides the model as it is loaded
-"""
-    put_on = "pipeline" if strategy.pipeline_parallel_size > 1 else "apply"
-    units = ""
-    if strategy.sequence_parallel_size > 1:
-        divide += "from deepspeed.runtime.sequence_parallel import parallel_state_sp\n"
-        units = "\n    mpu=parallel_state_sp,"
-    return f"""\
-import {"os, " if is_quantized else ""}autotune, deepspeed, torch
-from transformers import AutoModelForCausalLM{quantization}
-{divide}
-deepspeed.init_distributed()
-{_load_model(workload, strategy)}
-model = autotune.{put_on}(model, "strategy.yaml")
-optimizer = autotune.create_optimizer(model, "strategy.yaml")  # None: DeepSpeed builds it
-engine, *_ = deepspeed.initialize(
-    model=model,
-    model_parameters=[p for p in model.parameters() if p.requires_grad],
-    optimizer=optimizer,
-    config="ds_config.json",{units}
-)
-{_loop(strategy)}"""
-
-
-def _loop(strategy: Strategy) -> str:
-    loop = _LOOP
-    if strategy.pipeline_parallel_size > 1:
-        loop = _PIPELINE_LOOP
-    elif strategy.sequence_parallel_size > 1:
-        loop = _SEQUENCE_LOOP
-    degree = strategy.model_parallel_size
-    return loop.format(
-        size=strategy.micro_batch_size,
-        where=f", the same where rank // {degree} is" if degree > 1 else " on each rank",
-        merge="mean" if strategy.zero_stage == 3 else "sum",
-    )
-
-
-def _load_model(workload: Workload, strategy: Strategy) -> str:
-    name = workload.model.name
-    preset = PRESETS.get(name)
-    model = f"{name!r}," if preset is None else f"MODEL,  # id or folder of {preset.architecture}"
-    dtype = _DTYPES[strategy.precision]
-    quantization = ""
-    if workload.method is Method.QLORA:
-        quantization = f"""
-    quantization_config=BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype={dtype},
-    ),
-    device_map={{"": int(os.environ["LOCAL_RANK"])}},"""
-    return f"""\
-model = AutoModelForCausalLM.from_pretrained(
-    {model}
-    dtype={dtype},
-    attn_implementation="{strategy.attention}",{quantization}
-)"""
-
-
-def _trainer_example(workload: Workload, hardware: Hardware, strategy: Strategy) -> str:
-    accumulation = strategy.gradient_accumulation_steps(
-        workload.global_batch_size, hardware.num_devices
-    )
-    flags = {Precision.BF16: "\n    bf16=True,", Precision.FP16: "\n    fp16=True,"}
-    if strategy.has_several_dtypes or strategy.scales_own_loss:
-        # Either would be written into the JSON, and DeepSpeed cast all weights to it.
-        flags = {}
-    # The Trainer refuses a JSON that clips otherwise than its own arguments say.
-    clipping = "" if clips_gradients(strategy) else "\n    max_grad_norm=0.0,"
-    cpu = "\n    use_cpu=True," if hardware.device_type is DeviceType.CPU else ""
-    is_client = is_client_optimizer(strategy)
-    trainer = "StrategyTrainer" if is_client else "Trainer"
-    return f"""\
-arguments = TrainingArguments(
-    output_dir="output",
-    deepspeed="ds_config.json",
-    per_device_train_batch_size={strategy.micro_batch_size},
-    gradient_accumulation_steps={accumulation},
-    learning_rate={LEARNING_RATE!r},{flags.get(strategy.precision, "")}{clipping}{cpu}
-)
-model = autotune.apply(AutoModelForCausalLM.from_pretrained(...), "strategy.yaml")
-{_TRAINER if is_client else ""}\
-trainer = {trainer}(model=model, args=arguments, train_dataset=...)
-"""

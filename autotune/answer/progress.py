@@ -49,8 +49,22 @@ def _end(trial: Trial) -> str:
     return f"ended early: {trial.reason}" if trial.was_launched else f"pruned: {trial.reason}"
 
 
+def _busy_words(trial: Trial) -> str:
+    """That other work disturbs trials; empty where none did this one."""
+    share = trial.measurement.disturbance if trial.measurement else 0.0
+    if not share:
+        return ""
+    return (
+        f"this machine is busy: other processes took {share:.0%} of what trial {trial.number} "
+        "needs of its cores or GPUs. Throughputs are lower than on an idle machine, and their "
+        "intervals are widened by it"
+    )
+
+
 def _expected(prediction: Prediction) -> str:
     peak = format_gib(prediction.peak_memory_bytes)
+    if not prediction.is_time_known:
+        return f"{peak} GiB"
     return f"{prediction.tokens_per_second:,.0f} tokens/s in {peak} GiB"
 
 
@@ -66,6 +80,7 @@ class PlainProgress:
         self._console = console
         self._budget = budget
         self._num_pruned = 0
+        self._has_said_busy = False
 
     def __enter__(self) -> PlainProgress:
         return self
@@ -99,6 +114,9 @@ class PlainProgress:
         """The trial's line."""
         name = trial.number if trial.confirms is None else f"{trial.confirms} once more"
         self._line(f"trial {name}: {trial.strategy}: {describe_end(trial)}")
+        if not self._has_said_busy and (words := _busy_words(trial)):
+            self._has_said_busy = True
+            self._line(words)
 
     def refresh(self) -> None:
         """Nothing moves."""
@@ -143,6 +161,7 @@ class LiveProgress:
         self._cluster = ""
         self._notes: list[str] = []
         self._drawn = 0.0
+        self._has_said_busy = False
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> LiveProgress:
@@ -186,6 +205,9 @@ class LiveProgress:
     def trial_ended(self, trial: Trial) -> None:
         """It runs no more."""
         self._running.pop(trial.number, None)
+        if not self._has_said_busy and (words := _busy_words(trial)):
+            self._has_said_busy = True
+            self._notes = [words]
         self._draw()
 
     def refresh(self) -> None:

@@ -1,4 +1,4 @@
-"""A study for people, as renderables of rich, and for programs, as one JSON document.
+"""A study for people, as renderables of rich.
 
 Does not know where trials are stored, nor how wide the terminal is.
 """
@@ -8,21 +8,21 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from autotune.answer.best import best_words, tie_words
+from autotune.question.goal import Goal
 from autotune.question.workload import Workload
 from autotune.study.confirmation import Comparison, Verdict
-from autotune.study.pareto import Pick
 from autotune.study.summary import StudySummary
 from autotune.trials.interval import Interval
-from autotune.trials.trial import Failure, Prediction
+from autotune.trials.trial import Failure, Prediction, Trial, TrialState
 
 __all__ = [
     "format_duration",
@@ -33,7 +33,6 @@ __all__ = [
     "pareto_table",
     "plain_table",
     "render_report",
-    "report_json",
     "training_words",
 ]
 
@@ -48,14 +47,24 @@ _LEGEND = (
 )
 
 
-def render_report(summary: StudySummary) -> RenderableType:
-    """The whole report of a study. Contains no markup, so any text in it is shown as it is."""
+def render_report(summary: StudySummary, exported: Path | None = None) -> RenderableType:
+    """The whole report of a study. Contains no markup, so any text in it is shown as it is.
+
+    Args:
+        summary: of the study.
+        exported: the folder that the best trial is exported to, if it is.
+    """
     parts: list[RenderableType] = [*_header(summary), "", *_counts(summary), ""]
     if summary.front:
-        parts += [pareto_table(summary), *_confirmation(summary), *_exports(summary)]
+        parts += [pareto_table(summary), *_ties(summary), *_confirmation(summary)]
+        parts += _exports(summary, exported)
     else:
         parts.append(Text("No trial fits yet: there is nothing to export.", style="bold"))
-    failures = [trial.failure for trial in summary.trials if trial.failure is not None]
+    failures = [
+        trial.failure
+        for trial in summary.trials
+        if trial.failure is not None and trial.state is TrialState.FAILED
+    ]
     if failures:
         parts += ["", _failure_table(failures)]
     reasons = [trial.reason for trial in summary.trials if trial.reason]
@@ -86,7 +95,7 @@ def pareto_table(summary: StudySummary) -> Table:
     for trial in front:
         assert trial.throughput is not None
         strategy = Text(str(trial.strategy))
-        names = [str(which) for which in Pick if picks[which] is trial]
+        names = [str(which) for which, picked in picks.items() if picked is trial]
         if names:
             strategy.append(f"\npick: {', '.join(names)}", style="bold green")
         if trial.reused_from is not None:
@@ -136,6 +145,14 @@ def _counts(summary: StudySummary) -> Iterator[RenderableType]:
             line += f" ({summary.trials_per_minute:.1f} a minute)"
         line += f", {summary.num_out_of_memory} of them out of memory ({share})."
     yield Text(line)
+    if summary.interrupted:
+        numbers = ", ".join(str(trial.number) for trial in summary.interrupted)
+        yield Text(
+            f"Stopped from outside, which says nothing of their strategies: trials {numbers}; the "
+            "same command runs them again."
+        )
+    if summary.disturbed:
+        yield Text(_disturbance_words(summary.disturbed))
     if summary.end_reason:
         yield Text(f"The search ended: {summary.end_reason}.")
     errors = summary.prediction_errors
@@ -167,6 +184,33 @@ def _counts(summary: StudySummary) -> Iterator[RenderableType]:
         )
 
 
+def _disturbance_words(disturbed: Sequence[Trial]) -> str:
+    shares = [trial.measurement.disturbance for trial in disturbed if trial.measurement]
+    return (
+        f"The machine was busy: beside {len(disturbed)} measured trials other processes took "
+        f"{min(shares):.0%} to {max(shares):.0%} of what they need of its cores or GPUs. Their "
+        "throughputs are lower than on an idle machine, and their intervals are widened by it."
+    )
+
+
+def _ties(summary: StudySummary) -> Iterator[RenderableType]:
+    """Which trials of the front are no slower than others, as far as was measured."""
+    found = summary.ties
+    if found:
+        yield ""
+    for tie in found:
+        numbers = _joined([trial.number for trial in tie.others])
+        yield Text(
+            f"Tie: {numbers} may be as fast as trial {tie.fastest.number}: what was measured does "
+            "not tell them apart."
+        )
+
+
+def _joined(numbers: Sequence[int]) -> str:
+    *first, last = map(str, numbers)
+    return f"trials {', '.join(first)} and {last}" if first else f"trial {last}"
+
+
 def _confirmation(summary: StudySummary) -> Iterator[RenderableType]:
     """What running the best again has shown."""
     again = [trial for trial in summary.trials if trial.is_confirmed]
@@ -179,6 +223,7 @@ def _confirmation(summary: StudySummary) -> Iterator[RenderableType]:
     )
     for found in summary.comparisons:
         yield Text(_in_words(found))
+    yield from map(Text, tie_words(summary))
 
 
 def _in_words(found: Comparison) -> str:
@@ -196,13 +241,14 @@ def _in_words(found: Comparison) -> str:
             )
 
 
-def _exports(summary: StudySummary) -> Iterator[RenderableType]:
+def _exports(summary: StudySummary, exported: Path | None) -> Iterator[RenderableType]:
     folder = shlex.quote(str(summary.folder or f"results/{summary.name}"))
     storage = f" --storage {shlex.quote(summary.storage_url)}" if summary.storage_url else ""
-    by_trial: dict[int, Pick] = {}
+    by_trial: dict[int, Goal] = {}
     for which, trial in summary.picks.items():
         by_trial.setdefault(trial.number, which)
     yield ""
+    yield Text(f"{best_words(summary, exported)}.")
     yield Text("To train with one of them:")
     for number, which in by_trial.items():
         # Never wrapped, so that it can be copied.
@@ -290,6 +336,8 @@ def format_gib_range(lower_bytes: float, upper_bytes: float) -> str:
 
 def format_speed(prediction: Prediction) -> str:
     """Predicted tokens/s, and below it between what bounds, where they are known."""
+    if not prediction.is_time_known:
+        return "-"
     speed, bounds = f"{prediction.tokens_per_second:,.0f}", prediction.tokens_per_second_bounds
     return speed if bounds is None else f"{speed}\n{bounds[0]:,.0f} to {bounds[1]:,.0f}"
 
@@ -321,59 +369,3 @@ def _millijoules(joules: float | None) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
-
-
-def report_json(summary: StudySummary) -> dict[str, Any]:
-    """A study as one JSON document.
-
-    Returns:
-        - `study`, `question`, `workload`, `hardware`, `versions`: what was asked, of what.
-        - `reference`: the strategy that loss classes refer to.
-        - `end_reason`: why the last search ended, in words; null where it was cut off.
-        - `elapsed_s`, `counts` (trials by state), `num_launched`, `num_out_of_memory`,
-          `out_of_memory_share`, `trials_per_minute`: figures of the whole study, null where
-          nothing was launched.
-        - `prediction_errors`: of `allocated` and `reserved` memory and of `step time`: `median`
-          and `p95` of |predicted / measured - 1|, and `num_trials`; empty where nothing was
-          measured.
-        - `front`: numbers of the trials on the Pareto front, fastest first.
-        - `comparisons`: of the trials that were run again, the faster `first` and the next one,
-          `second`: the `difference` as a share with its 95 % `half_width`, and the `verdict`.
-        - `picks`: trial number by `throughput`, `memory` and `balanced`; empty where nothing fits.
-        - `trials`: each with `number`, `state`, `strategy`, `strategy_in_words`, `loss_class`,
-          `prediction`, `measurement`, `failure`, `reason`, `duration_s`, `fits`, `is_forced`,
-          `reused_from` (the trial of an earlier study that measured it), the shares `mfu` and
-          `headroom`, `throughput` with its 95 % `half_width`, `confirmations` (a measurement of
-          each later run) and `has_failed_again` (whether one failed), and where it is measured
-          `prediction_errors`, predicted over measured less 1. Their fields are those of the
-          classes in `trial.py`.
-    """
-    return {
-        "study": summary.name,
-        "question": dict(summary.question),
-        "workload": summary.workload.to_dict(),
-        "hardware": asdict(summary.hardware),
-        "versions": dict(summary.versions),
-        "reference": summary.reference.to_dict(),
-        "end_reason": summary.end_reason,
-        "elapsed_s": summary.elapsed_s,
-        "counts": {str(state): count for state, count in summary.counts.items()},
-        "num_launched": summary.num_launched,
-        "num_out_of_memory": summary.num_out_of_memory,
-        "out_of_memory_share": summary.out_of_memory_share,
-        "trials_per_minute": summary.trials_per_minute,
-        "prediction_errors": {k: asdict(e) for k, e in summary.prediction_errors.items()},
-        "front": [trial.number for trial in summary.front],
-        "comparisons": [
-            {
-                "first": found.first.number,
-                "second": found.second.number,
-                "difference": found.difference.mean,
-                "half_width": found.difference.half_width,
-                "verdict": str(found.verdict),
-            }
-            for found in summary.comparisons
-        ],
-        "picks": {str(which): trial.number for which, trial in summary.picks.items()},
-        "trials": [summary.record(trial) for trial in summary.trials],
-    }

@@ -1,12 +1,12 @@
-"""The answer where nothing fits: what is missing, and the nearest thing that would fit.
+"""The answer where nothing fits: what is missing of which memory, and the nearest that would fit.
 
-Does not predict: it is handed predictions, and says which others to ask for.
+Does not predict: it is handed predictions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich import box
@@ -15,129 +15,147 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.answer.report import format_gib
-from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
-from autotune.question.presets import PRESETS
-from autotune.question.workload import Method, Workload, load_model_shape
+from autotune.knobs import LossClass
+from autotune.machine.hardware import Hardware
 from autotune.space.strategy import Strategy
 from autotune.trials.breakdown import breakdown_rows
 from autotune.trials.trial import Prediction
 
-__all__ = ["nothing_fits", "related_questions", "shortfall_json"]
+__all__ = ["Alternative", "nothing_fits", "shortfall_json"]
 
-_MOST_DEVICES = 8
-"""Devices of one host."""
-
-_SHORTEST_SEQ_LEN = 128
+_NO_LIMIT = 2**62
 
 
-def related_questions(
-    workload: Workload, hardware: Hardware
-) -> Iterator[tuple[str, Workload, Hardware]]:
-    """Questions near this one that need less memory, the nearest kind of change first.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alternative:
+    """Another question that fits, as its own prediction says."""
 
-    Yields:
-        The change in words, and the changed question. First adapters, then shorter samples, then
-        more devices, then smaller presets.
-    """
-    is_cuda = hardware.device_type is DeviceType.CUDA
-    methods = [Method.FULL, Method.LORA, *([Method.QLORA] if is_cuda else [])]
-    if workload.method in methods:
-        for method in methods[methods.index(workload.method) + 1 :]:
-            yield f"--method {method}", replace(workload, method=method), hardware
-    seq_len = workload.seq_len // 2
-    while seq_len >= _SHORTEST_SEQ_LEN:
-        yield f"--seq-len {seq_len}", replace(workload, seq_len=seq_len), hardware
-        seq_len //= 2
-    num_devices = 2 * hardware.num_devices
-    while is_cuda and num_devices <= _MOST_DEVICES:
-        more = replace(hardware, num_devices=num_devices)
-        yield f"{more} instead of {hardware.num_devices}", workload, more
-        num_devices *= 2
-    size = workload.model.num_parameters
-    smaller = [shape for shape in map(load_model_shape, PRESETS) if shape.num_parameters < size]
-    for shape in sorted(smaller, key=lambda shape: -shape.num_parameters):
-        seq_len = min(workload.seq_len, shape.max_position_embeddings)
-        # Names of linear layers differ between architectures; all of them exist in each.
-        changed = replace(workload, model=shape, seq_len=seq_len, lora_targets=("all-linear",))
-        yield f"--model {shape.name}", changed, hardware
+    words: str
+    """What is changed."""
+    command: str
+    """The whole command line that asks it, for a shell."""
+    strategy: Strategy
+    """One that fits."""
+    prediction: Prediction
+    """Of that strategy."""
+    loss_class: LossClass
+    """Of that strategy, against the reference of its own question."""
 
 
 def nothing_fits(
     closest: Sequence[tuple[Strategy, Prediction]],
     *,
-    limit_bytes: int,
+    limits: Mapping[str, int],
     hardware: Hardware,
-    alternatives: Mapping[str, Prediction],
+    alternatives: Sequence[Alternative],
+    doubt: str | None = None,
 ) -> RenderableType:
     """What is missing for the closest strategies, and what would fit instead.
 
     Args:
         closest: the strategies that miss the least memory, with their predictions, least first.
-        limit_bytes: device memory that a trial may use: the device's, less the headroom.
+        limits: room on each device, on the host and on disk, as `Prediction` takes them.
         hardware: what the question ran on.
-        alternatives: predictions of other questions that fit, by the change in words: those of
-            `related_questions`, nearest first.
+        alternatives: what fits, the cheapest change first.
+        doubt: why activations are counted as another model's; None where they are not.
     """
     if not closest:
         return Text("Nothing fits: the search space has no strategy that this question allows.")
     _, prediction = closest[0]
-    peak, host = prediction.peak_device_bytes, hardware.host_memory_bytes
-    limits = {"device_bytes": limit_bytes, "host_bytes": host}
-    limits["disk_bytes"] = hardware.nvme_free_bytes
-    missing = prediction.missing_bytes(**limits)
-    words = (
-        f" The closest strategy needs {format_gib(peak)} GiB on each device, and a trial may use "
-        f"{format_gib(limit_bytes)} GiB of {format_gib(hardware.device_memory_bytes)} GiB "
-        f"({hardware})."
-    )
-    if prediction.host_memory_bytes:
-        words += (
-            f" What it offloads needs at least {format_gib(prediction.host_memory_bytes)} GiB of "
-            f"host memory, and the host has {format_gib(host)} GiB."
-        )
-    if prediction.disk_bytes:
-        words += (
-            f" It needs {format_gib(prediction.disk_bytes)} GiB of disk, and --nvme-path has "
-            f"{format_gib(hardware.nvme_free_bytes)} GiB free."
-        )
     first = Text.assemble(
-        (f"Nothing fits: {format_gib(missing)} GiB are missing.", "bold red"), words
+        (f"Nothing fits: {_in_words(_shortage(prediction, limits))} missing.", "bold red"),
+        _needs(prediction, limits, hardware),
     )
     parts: list[RenderableType] = [first, "", _closest_table(closest, limits)]
     if prediction.breakdown_bytes:
         parts += ["", _breakdown(prediction)]
-    parts += ["", *_nearest_fits(peak, limit_bytes, hardware, alternatives)]
+    if doubt:
+        parts.append(
+            Text(f"Activations are counted as those of the preset most like it: {doubt}.")
+        )
+    parts += ["", *_nearest_fits(alternatives)]
     return Group(*parts)
 
 
 def shortfall_json(
     closest: Sequence[tuple[Strategy, Prediction]],
     *,
-    limit_bytes: int,
-    hardware: Hardware,
-    alternatives: Mapping[str, Prediction],
+    limits: Mapping[str, int],
+    alternatives: Sequence[Alternative],
 ) -> dict[str, Any]:
     """The same as `nothing_fits` says, for `--json`.
 
-    Keys: `front` (empty, as in a report), `limit_bytes` of each device, `host_memory_bytes`,
-    `missing_bytes` of the closest strategy, `closest` (strategies with predictions, least first),
-    `alternatives` (predictions by change).
+    Keys: `front` (empty, as in a report), `limit_bytes` of each device, `host_limit_bytes` that
+    may be used, `missing_bytes` of the closest strategy, these by `missing_by_place` (`device`,
+    `host`, `disk`), `closest` (strategies with predictions, least first), and `alternatives`,
+    the cheapest change first: `change` in words, `command` for a shell, the `strategy` that fits
+    with its `prediction` and `loss_class`.
     """
+    of_closest = closest[0][1] if closest else None
+    missing = _shortage(of_closest, limits) if of_closest else {}
     return {
         "front": [],
-        "limit_bytes": limit_bytes,
-        "host_memory_bytes": hardware.host_memory_bytes,
-        "missing_bytes": closest[0][1].missing_bytes(
-            device_bytes=limit_bytes,
-            host_bytes=hardware.host_memory_bytes,
-            disk_bytes=hardware.nvme_free_bytes,
-        ),
+        "limit_bytes": limits["device_bytes"],
+        "host_limit_bytes": limits["host_bytes"],
+        "missing_bytes": sum(missing.values()),
+        "missing_by_place": missing,
         "closest": [
             {"strategy": strategy.to_dict(), "prediction": asdict(prediction)}
             for strategy, prediction in closest
         ],
-        "alternatives": {words: asdict(other) for words, other in alternatives.items()},
+        "alternatives": [
+            {
+                "change": other.words,
+                "command": other.command,
+                "strategy": other.strategy.to_dict(),
+                "loss_class": str(other.loss_class),
+                "prediction": asdict(other.prediction),
+            }
+            for other in alternatives
+        ],
     }
+
+
+def _shortage(prediction: Prediction, limits: Mapping[str, int]) -> dict[str, int]:
+    """Bytes that are missing of each memory, by its name."""
+    wide = dict.fromkeys(("device_bytes", "host_bytes", "disk_bytes"), _NO_LIMIT)
+    return {
+        key.removesuffix("_bytes"): prediction.missing_bytes(**wide | {key: limits.get(key, 0)})
+        for key in wide
+    }
+
+
+_PLACES = {"device": "of each device's memory", "host": "of host memory", "disk": "of disk"}
+
+
+def _in_words(shortage: Mapping[str, int]) -> str:
+    """Such as `1.0 GiB of host memory are`."""
+    parts = [
+        f"{format_gib(size)} GiB {_PLACES[place]}" for place, size in shortage.items() if size
+    ]
+    return f"{' and '.join(parts)} are" if parts else "0 GiB are"
+
+
+def _needs(prediction: Prediction, limits: Mapping[str, int], hardware: Hardware) -> str:
+    words = (
+        f" The closest strategy needs {format_gib(prediction.peak_device_bytes)} GiB on each "
+        f"device, and a trial may use {format_gib(limits['device_bytes'])} GiB of "
+        f"{format_gib(hardware.device_memory_bytes)} GiB ({hardware})."
+    )
+    if prediction.host_memory_bytes:
+        words += (
+            f" What it offloads needs {format_gib(prediction.peak_host_bytes)} GiB of host "
+            f"memory, at least {format_gib(prediction.host_memory_lower_bytes)} GiB and at most "
+            f"{format_gib(prediction.peak_host_upper_bytes)} GiB, and a trial may use "
+            f"{format_gib(limits['host_bytes'])} GiB of "
+            f"{format_gib(hardware.host_memory_bytes)} GiB (--host-headroom)."
+        )
+    if prediction.disk_bytes:
+        words += (
+            f" It needs {format_gib(prediction.disk_bytes)} GiB of disk, and --nvme-path has "
+            f"{format_gib(limits.get('disk_bytes', 0))} GiB free."
+        )
+    return words
 
 
 def _closest_table(
@@ -145,12 +163,14 @@ def _closest_table(
 ) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("closest strategies", overflow="fold", min_width=20)
-    table.add_column("device\nGiB", justify="right", no_wrap=True)
-    table.add_column("host\nGiB", justify="right", no_wrap=True)
-    table.add_column("missing\nGiB", justify="right", no_wrap=True)
+    for heading in ("device\nGiB", "missing\nGiB", "host\nGiB", "missing\nGiB"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for strategy, prediction in closest:
-        missing = prediction.missing_bytes(**limits)
-        sizes = (prediction.peak_device_bytes, prediction.host_memory_bytes, missing)
+        missing = _shortage(prediction, limits)
+        sizes = (
+            *(prediction.peak_device_bytes, missing["device"]),
+            *(prediction.peak_host_bytes, missing["host"]),
+        )
         table.add_row(Text(str(strategy)), *map(format_gib, sizes))
     return table
 
@@ -163,25 +183,20 @@ def _breakdown(prediction: Prediction) -> Text:
     return Text(f"The closest needs{moment}: {words}.")
 
 
-def _nearest_fits(
-    peak: int, limit_bytes: int, hardware: Hardware, alternatives: Mapping[str, Prediction]
-) -> Iterator[Text]:
-    lines = []
-    for words, other in alternatives.items():
-        line = f"{words}: predicted {format_gib(other.peak_device_bytes)} GiB"
-        if other.host_memory_bytes:
-            line += f", with {format_gib(other.host_memory_bytes)} GiB of host memory"
-        lines.append(line)
-    # The same share of the larger device stays free.
-    needed = peak * hardware.device_memory_bytes / limit_bytes
-    larger = [kind for kind in DEVICE_KINDS.values() if kind.memory_bytes >= needed]
-    if larger and peak > limit_bytes and hardware.device_type is DeviceType.CUDA:
-        kind = min(larger, key=lambda kind: kind.memory_bytes)
-        memory = format_gib(kind.memory_bytes)
-        lines.append(f"{hardware.num_devices} x {kind.name}: {memory} GiB each")
-    if not lines:
-        yield Text("No single change is known to fit: combine a smaller model with --method lora.")
+def _nearest_fits(alternatives: Sequence[Alternative]) -> Iterator[Text]:
+    if not alternatives:
+        yield Text(
+            "No change of space, method, length or number of devices is predicted to fit: a "
+            "smaller model, or devices with more memory, would have to do."
+        )
         return
-    yield Text("The nearest that would fit:")
-    for line in lines:
-        yield Text(f"  {line}")
+    yield Text("What is predicted to fit, the cheapest change first:")
+    for other in alternatives:
+        words = (
+            f"  {other.words}: {format_gib(other.prediction.peak_device_bytes)} GiB on a device"
+        )
+        if other.prediction.host_memory_bytes:
+            words += f", {format_gib(other.prediction.peak_host_bytes)} GiB of host memory"
+        yield Text(f"{words} ({other.strategy})")
+        # Never wrapped, so that it can be copied.
+        yield Text(f"    {other.command}", no_wrap=True, overflow="ignore")

@@ -6,11 +6,12 @@ failed, 2 wrong use.
 
 from __future__ import annotations
 
-import os
 import sys
+from typing import Annotated
 
 import typer
 
+from autotune.cli.command import Command, one_line, usage_line
 from autotune.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
 from autotune.cli.doctor import doctor
 from autotune.cli.export import EXAMPLES as EXPORT_EXAMPLES
@@ -21,6 +22,7 @@ from autotune.cli.report import EXAMPLES as REPORT_EXAMPLES
 from autotune.cli.report import report
 from autotune.cli.search import EXAMPLES as SEARCH_EXAMPLES
 from autotune.cli.search import search
+from autotune.cli.streams import standard_streams
 from autotune.errors import AutotuneError, LaunchError
 
 __all__ = ["app", "main"]
@@ -37,25 +39,67 @@ Start with:
   autotune plan --model 70B --hardware 8xH100-80GB
 
 Each command has a --help of its own, with examples.""",
-    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-app.command(epilog=SEARCH_EXAMPLES)(search)
-app.command(epilog=EXPORT_EXAMPLES)(export)
-app.command(epilog=PLAN_EXAMPLES)(plan)
-app.command(epilog=REPORT_EXAMPLES)(report)
-app.command(epilog=DOCTOR_EXAMPLES)(doctor)
+app.command(cls=Command, epilog=SEARCH_EXAMPLES)(search)
+app.command(cls=Command, epilog=EXPORT_EXAMPLES)(export)
+app.command(cls=Command, epilog=PLAN_EXAMPLES)(plan)
+app.command(cls=Command, epilog=REPORT_EXAMPLES)(report)
+app.command(cls=Command, epilog=DOCTOR_EXAMPLES)(doctor)
+
+
+def _print_version(is_asked: bool) -> None:
+    """Print the version and end."""
+    if is_asked:
+        from importlib.metadata import version
+
+        print(f"autotune {version('autotune')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _autotune(
+    context: typer.Context,
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        # Rich prints it by itself, and what is left of it is empty.
+        print(context.get_help(), end="")
 
 
 def main() -> None:
     """Entry point: errors of ours become one line and an exit status."""
+    with standard_streams() as streams:
+        status = _run()
+        if words := streams.lost_answer:
+            _say(words)
+            status = status or 1
+    sys.exit(status)
+
+
+def _run() -> int:
+    """Run the command line; its exit status."""
     try:
-        app()
+        return int(app(prog_name="autotune", standalone_mode=False) or 0)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except typer.TyperException as error:
+        _say(usage_line(error))
+        return error.exit_code
     except AutotuneError as error:
-        print(f"autotune: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, LaunchError) else 2)
-    except BrokenPipeError:
-        # The reader of our output, such as head, has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _say(str(error))
+        return 1 if isinstance(error, LaunchError) else 2
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        _say(f"{name}{error.strerror or error}")
+        return 1
+
+
+def _say(words: str) -> None:
+    print(f"autotune: {one_line(words)}", file=sys.stderr)

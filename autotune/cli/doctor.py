@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autotune.cli.options import MOST_DEVICES
+
 if TYPE_CHECKING:
     from autotune.machine.hardware import Hardware
 
@@ -48,6 +50,8 @@ def doctor(
     devices: Annotated[
         int | None,
         typer.Option(
+            min=1,
+            max=MOST_DEVICES,
             help="With --measure: GPUs to use, one rank each; without a GPU, CPU ranks.",
             show_default="all; without a GPU 2",
         ),
@@ -68,9 +72,7 @@ def doctor(
     --measure, no GPU memory is used. Exits with 1 where something is missing
     without which no trial can run, or could not be compiled.
     """
-    import json
-
-    from autotune.cli.console import answer_console
+    from autotune.cli.console import answer_console, print_document
     from autotune.doctor import (
         examine,
         examine_rates,
@@ -92,11 +94,11 @@ def doctor(
         hardware = detect_hardware(devices)
         _measure(hardware, nvme_path)
     is_built = not build or _build(hardware or detect_hardware(devices))
-    checks = examine(with_torch=True)
+    checks = examine()
     stored = examine_rates(hardware)[1] if hardware is not None else None
     console = answer_console()
     if as_json:
-        console.print_json(json.dumps(to_json(checks, stored)))
+        print_document(to_json(checks, stored))
     else:
         console.print(render(checks))
         if stored is not None and hardware is not None:

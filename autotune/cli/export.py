@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autotune.cli.options import MOST_TRIALS, Storage
+
 if TYPE_CHECKING:
+    from autotune.question.goal import Goal
     from autotune.study.summary import StudySummary
     from autotune.trials.trial import Trial
 
@@ -19,7 +22,8 @@ Examples:
   autotune export results/tiny-full-512-2xcpu --pick balanced
   autotune export results/tiny-full-512-2xcpu --trial 3 --out my-training
 
-A search exports the fastest by itself. A folder that holds something else is never overwritten."""
+A search exports what is best for its --objective by itself. A folder that holds something else
+is never overwritten."""
 """Shown below the options."""
 
 
@@ -28,6 +32,8 @@ def export(
     trial: Annotated[
         int | None,
         typer.Option(
+            min=0,
+            max=MOST_TRIALS,
             help="The trial to export, by its number in the report; any that was measured. "
             "Goes before --pick.",
             show_default="see --pick",
@@ -36,17 +42,15 @@ def export(
     pick: Annotated[
         str,
         typer.Option(
-            help="Which trial of the Pareto front: throughput (the fastest), memory (the leanest) "
-            "or balanced (the knee between them)."
+            help="Which trial: throughput (the fastest), memory (the leanest), balanced (the knee "
+            "between them) or energy (the least of it a token), as the report names them."
         ),
     ] = "throughput",
     out: Annotated[
         Path | None,
         typer.Option(help="The folder to write.", show_default="<study>/exports/trial-<n>"),
     ] = None,
-    storage: Annotated[
-        str | None, typer.Option(help="The Optuna storage URL that the search was given, if any.")
-    ] = None,
+    storage: Storage = None,
 ) -> None:
     """Write a trial's strategy as files to train with.
 
@@ -56,32 +60,53 @@ def export(
     README.md        training code for DeepSpeed, the HF Trainer and Accelerate
     provenance.json  study, trial, versions, hardware, figures
     """
-    from autotune.answer.export import export_trial
+    from autotune.answer.export import export_into, export_trial
+    from autotune.cli.console import error_console
     from autotune.cli.stored import read_study
 
+    which = None if trial is not None else _pick(pick)
     summary = read_study(study, storage)
-    chosen = _chosen(summary, trial, pick)
-    folder = out or study / "exports" / f"trial-{chosen.number}"
-    export_trial(summary, chosen, folder)
+    chosen = _measured(summary, trial) if which is None else _picked(summary, which)
+    if out is None:
+        folder = export_into(summary, chosen, study / "exports")
+    else:
+        folder = export_trial(summary, chosen, out)
     print(folder)
+    name = f"Trial {chosen.number}" if which is None else f"Trial {chosen.number}, {which.words},"
+    error_console().print(f"{name} is exported to {folder}", markup=False, soft_wrap=True)
 
 
-def _chosen(summary: StudySummary, number: int | None, which: str) -> Trial:
+def _pick(name: str) -> Goal:
     from autotune.errors import ConfigError
-    from autotune.study.pareto import Pick
+    from autotune.question.goal import PICKS, Goal
 
-    if number is not None:
-        for trial in summary.trials:
-            if trial.number == number and trial.measurement is not None:
-                return trial
-        measured = [str(t.number) for t in summary.trials if t.measurement is not None]
-        raise ConfigError(
-            f"--trial {number}: the study has no measured trial of that number; "
-            f"choose from {', '.join(measured) or 'none: nothing was measured'}"
-        )
-    if which not in list(Pick):
-        raise ConfigError(f"--pick {which!r}: choose from {', '.join(Pick)}")
-    picked = summary.picks.get(Pick(which))
-    if picked is None:
+    if name not in PICKS:
+        raise ConfigError(f"--pick {name!r}: choose from {', '.join(PICKS)}")
+    return Goal(name)
+
+
+def _picked(summary: StudySummary, which: Goal) -> Trial:
+    from autotune.errors import ConfigError
+
+    if not summary.front:
         raise ConfigError(f"{summary.name}: no trial fits, so there is nothing to export")
+    picked = summary.picks.get(which)
+    if picked is None:
+        raise ConfigError(
+            f"--pick {which}: {summary.name} measured no energy; choose from "
+            f"{', '.join(summary.picks)}"
+        )
     return picked
+
+
+def _measured(summary: StudySummary, number: int | None) -> Trial:
+    from autotune.errors import ConfigError
+
+    for trial in summary.trials:
+        if trial.number == number and trial.measurement is not None:
+            return trial
+    measured = [str(t.number) for t in summary.trials if t.measurement is not None]
+    raise ConfigError(
+        f"--trial {number}: the study has no measured trial of that number; "
+        f"choose from {', '.join(measured) or 'none: nothing was measured'}"
+    )

@@ -15,6 +15,9 @@ __all__ = ["Interrupt"]
 _SHOW_CURSOR = b"\x1b[?25h\r\n"
 """What a terminal needs whose live view ends in the middle of a line."""
 
+_MOVE_NO_CURSOR = ("dumb", "unknown")
+"""Terminals without a live view."""
+
 
 class Interrupt:
     """Catches SIGINT and SIGTERM while it is entered.
@@ -49,7 +52,7 @@ class Interrupt:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._has_come:
-            if sys.stderr.isatty():
+            if sys.stderr.isatty() and os.environ.get("TERM") not in _MOVE_NO_CURSOR:
                 with contextlib.suppress(OSError):
                     os.write(sys.stderr.fileno(), _SHOW_CURSOR)
             # The trial server sees its input close and kills everything below it.

@@ -8,19 +8,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autotune.cli.options import (
+    MOST_DEVICES,
+    MOST_GIB,
     AsJson,
+    GlobalBatch,
     Headroom,
+    HostHeadroom,
     LoraRank,
     LoraTargets,
     Method,
     SeqLen,
+    announced_batch,
     check_headroom,
+    nearest_batches,
     read_workload,
 )
 
 if TYPE_CHECKING:
     from autotune.predictor import ScriptSource
     from autotune.profile import AllocationScript, Recipe
+    from autotune.question.goal import Goal
     from autotune.question.workload import ModelShape
     from autotune.study.summary import StudySummary
 
@@ -44,7 +51,7 @@ A file for --hardware names a device kind, or gives the figures of another:
   host_memory_gib: 1024
   nvme_gib: 4000              free disk, for what is offloaded to NVMe
   nvme_path: /local_nvme
-  fp8: true
+  compute_capability: 9.0     tells bf16, fp8 and kernels; bf16: and fp8: go before it
   rates:                      what was measured there, all optional
     matmul_tflops: 310
     memory_gb_per_s: 1700
@@ -58,9 +65,6 @@ A file for --hardware names a device kind, or gives the figures of another:
 
 Exit status: 0 something fits, 1 nothing fits, 2 wrong use."""
 """Shown below the options."""
-
-_GLOBAL_BATCH = 32
-"""As in a search, unless there are more ranks."""
 
 
 def plan(
@@ -84,13 +88,16 @@ def plan(
     nodes: Annotated[
         int,
         typer.Option(
+            min=1,
+            max=MOST_DEVICES,
             help="So many such hosts. Memory is predicted as for one; links between hosts are not "
-            "modelled, so tokens/s are what they are at most."
+            "modelled, so tokens/s are what they are at most.",
         ),
     ] = 1,
     host_memory: Annotated[
         float | None,
         typer.Option(
+            max=MOST_GIB,
             help="GiB of memory of each host.",
             show_default="three times that of its GPUs, 256 GiB a GPU at most",
         ),
@@ -98,19 +105,14 @@ def plan(
     nvme: Annotated[
         float | None,
         typer.Option(
+            max=MOST_GIB,
             help="GiB of free NVMe disk of each host, for strategies that offload to it (--space "
             "full has some).",
             show_default="none: nothing is offloaded to NVMe",
         ),
     ] = None,
     seq_len: SeqLen = None,
-    global_batch: Annotated[
-        int | None,
-        typer.Option(
-            help="Samples of one optimizer step, over all devices.",
-            show_default="32, or one for each device if those are more",
-        ),
-    ] = None,
+    global_batch: GlobalBatch = None,
     method: Method = "full",
     lora_rank: LoraRank = 16,
     lora_targets: LoraTargets = "all-linear",
@@ -122,6 +124,7 @@ def plan(
         ),
     ] = "default",
     headroom: Headroom = 0.05,
+    host_headroom: HostHeadroom = 0.05,
     calibrate_from: Annotated[
         Path | None,
         typer.Option(
@@ -158,7 +161,8 @@ def plan(
             "--quick",
             help="Estimate by how much the allocator's peak exceeds live tensors, instead of "
             "following the model's code to simulate it for what is shown. That takes some "
-            "seconds for a model seen for the first time.",
+            "seconds for a model seen for the first time. What fits is then decided by the "
+            "estimate's upper bound.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -169,32 +173,46 @@ def plan(
     expects it, in seconds, without a GPU. Nothing is measured: a search
     on the machine itself is.
     """
-    import json
+    from functools import partial
 
-    from autotune.cli.console import answer_console, error_console
-    from autotune.cli.members import member
-    from autotune.cli.refusal import NUM_CLOSEST, refuse_as_nothing_fits, refuse_empty_space
+    from autotune.cli.command_line import CommandLine
+    from autotune.cli.console import answer_console, error_console, print_document
+    from autotune.cli.larger_hardware import larger_than_planned
+    from autotune.cli.refusal import (
+        Asked,
+        refuse_as_nothing_fits,
+        refuse_empty_space,
+        refuse_if_nothing_fits,
+    )
+    from autotune.errors import ConfigError
     from autotune.machine.hardware_spec import read_hardware
     from autotune.plan.calibration import learn_from
     from autotune.plan.explanation import explanation_json, render_explanation
     from autotune.plan.export import export_plan
     from autotune.plan.plan import ASSUMED_SOFTWARE, make_plan
     from autotune.plan.report import plan_json, render_plan
+    from autotune.predictor import AnalyticPredictor
+    from autotune.profile import known_script_of
     from autotune.question.question import Question
     from autotune.question.workload import load_model_shape
     from autotune.space.space_file import load_search_space
-    from autotune.study.pareto import Pick
 
-    check_headroom(headroom)
-    which = member(Pick, pick, "--pick")
+    check_headroom(headroom, host_headroom)
+    which = _pick(pick)
     spec = read_hardware(hardware, num_nodes=nodes, host_memory_gib=host_memory, nvme_gib=nvme)
     ranks = spec.all_ranks
+    if ranks.num_devices > MOST_DEVICES:
+        raise ConfigError(
+            f"--hardware and --nodes: {ranks.num_devices:,} devices in all; "
+            f"{MOST_DEVICES:,} are the most that can be planned for"
+        )
+    batch = global_batch
+    if batch is None:
+        batch = announced_batch(ranks.num_devices, error_console())
     workload = read_workload(
         load_model_shape(model),
         seq_len=seq_len,
-        global_batch=(
-            global_batch if global_batch is not None else max(_GLOBAL_BATCH, ranks.num_devices)
-        ),
+        global_batch=batch,
         method=method,
         lora_rank=lora_rank,
         lora_targets=lora_targets,
@@ -206,7 +224,28 @@ def plan(
         space_name=search_space.name,
         space_text=search_space.text,
         headroom=headroom,
+        host_headroom=host_headroom,
     )
+    if not len(search_space.table) and batch % ranks.num_devices:
+        raise ConfigError(
+            f"--global-batch {batch} is not divisible by {ranks.num_devices} devices; "
+            f"{nearest_batches(batch, ranks.num_devices)}"
+        )
+    asked = Asked(
+        question=question,
+        space=search_space,
+        space_name=space,
+        command=CommandLine.typed(),
+        larger=partial(
+            larger_than_planned,
+            spec,
+            text=hardware,
+            host_memory_gib=host_memory,
+            nvme_gib=nvme,
+        ),
+    )
+    if calibrate_from is None:
+        refuse_if_nothing_fits(asked, error_console(), as_json=as_json, traces=False)
     script_of = None if quick else _announced()
     lesson = None
     if calibrate_from is not None:
@@ -214,36 +253,49 @@ def plan(
     made = make_plan(question, spec, search_space, lesson, script_of)
     refuse_empty_space(search_space, made.candidates)
     if not made.front:
-        closest = [(each.strategy, each.prediction) for each in made.closest(NUM_CLOSEST)]
-        refuse_as_nothing_fits(
-            question, search_space, closest, space, error_console(), as_json=as_json
+        of_known = lesson or AnalyticPredictor(workload, ranks, known_script_of)
+        predicted = made.candidates.predicted
+        refuse_as_nothing_fits(asked, of_known, predicted, error_console(), as_json=as_json)
+    if out is not None:
+        # Before the answer, in whose place it is told that the folder cannot be written.
+        export_plan(made, which, out)
+        error_console().print(
+            f"{made.picks[which].strategy}, {which.words}, is exported to {out}; it was not "
+            "measured",
+            markup=False,
+            soft_wrap=True,
         )
     console = answer_console()
     if as_json:
         document = plan_json(made)
         if explain:
             document["explanation"] = explanation_json(made, which)
-        console.print_json(json.dumps(document))
+        if out is not None:
+            document["exported"] = {"pick": str(which), "folder": str(out)}
+        print_document(document)
     else:
         console.print(render_plan(made), crop=False)
         if explain:
             console.print()
             console.print(render_explanation(made, which), crop=False)
-    if out is not None:
-        export_plan(made, which, out)
-        error_console().print(
-            f"Pick {which} is exported to {out}; it was not measured",
-            markup=False,
-            soft_wrap=True,
-        )
+
+
+def _pick(name: str) -> Goal:
+    """Raises ConfigError where nothing of a plan has that name: energy is not predicted."""
+    from autotune.errors import ConfigError
+    from autotune.question.goal import FRONT_PICKS, Goal
+
+    if name not in FRONT_PICKS:
+        raise ConfigError(f"--pick {name!r}: choose from {', '.join(FRONT_PICKS)}")
+    return Goal(name)
 
 
 def _announced() -> ScriptSource:
-    """Gives scripts, and says so before the first that has to be traced."""
+    """Gives scripts; says so before the first that has to be traced, and why one cannot be."""
     from autotune.cli.console import error_console
     from autotune.profile import known_script_of, script_of
 
-    has_said = False
+    has_said, failures = False, set[str]()
 
     def find(shape: ModelShape, recipe: Recipe, seq_len: int) -> AllocationScript | str:
         nonlocal has_said
@@ -255,7 +307,16 @@ def _announced() -> ScriptSource:
                 markup=False,
                 soft_wrap=True,
             )
-        return script_of(shape, recipe, seq_len)
+        found = script_of(shape, recipe, seq_len)
+        if isinstance(found, str) and found not in failures:
+            failures.add(found)
+            error_console().print(
+                f"for some strategies the code of {shape.name} is not followed, and what they "
+                f"hold is counted by a formula: {found}",
+                markup=False,
+                soft_wrap=True,
+            )
+        return found
 
     return find
 

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence, Sized
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sized
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from autotune.answer.shortfall import nothing_fits, related_questions, shortfall_json
-from autotune.cli.console import answer_console
+from autotune.answer.shortfall import nothing_fits, shortfall_json
+from autotune.cli.alternatives import Larger, alternatives_to
+from autotune.cli.command_line import CommandLine
+from autotune.cli.console import print_document
 from autotune.errors import ConfigError
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor import AnalyticPredictor
 from autotune.question.question import Question
 from autotune.question.workload import Workload
 from autotune.space.search_space import SearchSpace
-from autotune.space.space_file import load_search_space
-from autotune.space.strategy import Strategy
-from autotune.trials.trial import Prediction
+from autotune.space.strategy_table import StrategyTable
+from autotune.trials.prediction_table import PredictionTable
+from autotune.trials.protocols import Predictor
 
 __all__ = [
-    "NUM_CLOSEST",
+    "Asked",
     "refuse_as_nothing_fits",
     "refuse_empty_space",
     "refuse_if_nothing_fits",
@@ -32,8 +34,19 @@ __all__ = [
 NUM_CLOSEST = 3
 """Strategies that are named where nothing fits."""
 
-_LEANEST_SPACE = "memory"
-"""The bundled space of whatever saves memory."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A question as a command asks it."""
+
+    question: Question
+    space: SearchSpace
+    space_name: str
+    """--space, as the user named it."""
+    command: CommandLine
+    larger: Callable[[int | None], Iterable[Larger]]
+    """Hardware with more memory, the nearest first; told the least host memory that would do."""
+
 
 _MAX_CPU_PARAMETERS = 1_000_000_000
 """Larger models take minutes a step on a CPU: no search of them ends."""
@@ -57,16 +70,26 @@ def refuse_large_model_on_cpu(workload: Workload, hardware: Hardware, console: C
 
 
 def refuse_if_nothing_fits(
-    question: Question, space: SearchSpace, space_file: str, console: Console, *, as_json: bool
+    asked: Asked, console: Console, *, as_json: bool, traces: bool = True
 ) -> None:
-    """Say at once what is missing where no strategy of the space can fit."""
-    predictor = AnalyticPredictor(question.workload, question.hardware)
-    refuse_empty_space(space, space.table)
-    predicted = predictor.predict_table(space.table)
-    if not predicted.might_fit(**question.limits).any():
-        rows = predicted.closest(NUM_CLOSEST, **question.limits)
-        closest = [(s, predictor.predict(s)) for s in map(space.table.strategy, rows)]
-        refuse_as_nothing_fits(question, space, closest, space_file, console, as_json=as_json)
+    """Say at once what is missing where no strategy of the space can fit.
+
+    Args:
+        asked: the question.
+        console: where the words go.
+        as_json: print a document on stdout besides.
+        traces: whether a model may be traced where what is counted leaves it open.
+    """
+    question, table = asked.question, asked.space.table
+    refuse_empty_space(asked.space, table)
+    # What is counted has the wider bounds, and costs no trace where these say enough.
+    for may_trace in (False, True)[: 1 + traces]:
+        predictor = AnalyticPredictor(question.workload, question.hardware, traces=may_trace)
+        predicted = predictor.predict_table(table)
+        if not predicted.might_fit(**question.limits).any():
+            refuse_as_nothing_fits(asked, predictor, predicted, console, as_json=as_json)
+        if predictor.doubt is None:
+            return
 
 
 def refuse_empty_space(space: SearchSpace, found: Sized) -> None:
@@ -83,10 +106,9 @@ def refuse_empty_space(space: SearchSpace, found: Sized) -> None:
 
 
 def refuse_as_nothing_fits(
-    question: Question,
-    space: SearchSpace,
-    closest: Sequence[tuple[Strategy, Prediction]],
-    space_file: str,
+    asked: Asked,
+    predictor: Predictor,
+    predicted: PredictionTable,
     console: Console,
     *,
     as_json: bool,
@@ -94,65 +116,57 @@ def refuse_as_nothing_fits(
     """Say what is missing, and what would fit instead; ends with exit status 1.
 
     Args:
-        question: what nothing fits.
-        space: its strategies.
-        closest: the strategies that miss the least memory, with their predictions, least first.
-        space_file: --space, as the user named it.
+        asked: what nothing fits.
+        predictor: says more of single strategies.
+        predicted: of the space's table.
         console: where the words go.
         as_json: print a document on stdout besides.
     """
-    limit = question.memory_limit_bytes
-    alternatives = _alternatives(question, space, space_file)
+    question, table = asked.question, asked.space.table
+    rows = _closest(table, predicted, question.limits)
+    closest = [(strategy, predictor.predict(strategy)) for strategy in map(table.strategy, rows)]
+    found = alternatives_to(
+        question,
+        asked.space,
+        space_name=asked.space_name,
+        larger=asked.larger(_least_host_bytes(predicted, question.limits)),
+        command=asked.command,
+    )
     if as_json:
-        answer_console().print_json(
-            json.dumps(
-                shortfall_json(
-                    closest,
-                    limit_bytes=limit,
-                    hardware=question.hardware,
-                    alternatives=alternatives,
-                )
-            )
-        )
+        document = shortfall_json(closest, limits=question.limits, alternatives=found)
+        print_document(document)
     console.print(
         nothing_fits(
             closest,
-            limit_bytes=limit,
+            limits=question.limits,
             hardware=question.hardware,
-            alternatives=alternatives,
-        )
+            alternatives=found,
+            doubt=getattr(predictor, "doubt", None),
+        ),
+        crop=False,
     )
     if question.workload.adapters_in_words:
         console.print(question.workload.adapters_in_words, markup=False)
     raise typer.Exit(1)
 
 
-def _alternatives(
-    question: Question, space: SearchSpace, space_file: str
-) -> dict[str, Prediction]:
-    """The leanest prediction of each related question that fits, the nearest of each kind."""
-    limits = question.limits
-    alternatives: dict[str, Prediction] = {}
-    kinds_found = set()
-    asked = [
-        (*related, space_file)
-        for related in related_questions(question.workload, question.hardware)
-    ]
-    if space_file != _LEANEST_SPACE:
-        # The question itself, by whatever saves memory.
-        words = f"--space {_LEANEST_SPACE}, which may change the loss"
-        asked.insert(0, (words, question.workload, question.hardware, _LEANEST_SPACE))
-    for words, workload, hardware, name in asked:
-        # --space, --method, --seq-len, --model, or a number of devices: the nearest of each kind
-        # is enough.
-        kind = words.split()[0].strip("0123456789")
-        if kind in kinds_found:
-            continue
-        related = load_search_space(name, workload, hardware, space.software)
-        other = AnalyticPredictor(workload, hardware)
-        rows = other.predict_table(related.table).closest(1, **limits)
-        leanest = other.predict(related.table.strategy(rows[0])) if rows else None
-        if leanest is not None and not leanest.missing_bytes(**limits):
-            kinds_found.add(kind)
-            alternatives[words] = leanest
-    return alternatives
+def _closest(
+    table: StrategyTable, predicted: PredictionTable, limits: Mapping[str, int]
+) -> list[int]:
+    """Rows that miss the least memory: of each place that states and weights lie in."""
+    rows: dict[tuple[Any, ...], int] = {}
+    nearest = predicted.closest(len(predicted), **limits)
+    for row in nearest:
+        place = tuple(table.value(knob, row) for knob in ("offload_optimizer", "offload_param"))
+        rows.setdefault(place, row)
+    first = list(rows.values())[:NUM_CLOSEST]
+    more = [row for row in nearest[: 2 * NUM_CLOSEST] if row not in first]
+    chosen = {*first, *more[: NUM_CLOSEST - len(first)]}
+    return [row for row in nearest if row in chosen]
+
+
+def _least_host_bytes(predicted: PredictionTable, limits: Mapping[str, int]) -> int | None:
+    """Host memory with which something would fit its device and disk; None where nothing would."""
+    unlimited = {**limits, "host_bytes": 2**62}
+    fits = predicted.missing_bytes(**unlimited) == 0
+    return int(predicted.peak_host_bytes[fits].min()) if fits.any() else None

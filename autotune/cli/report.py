@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from autotune.cli.options import Storage
+
 __all__ = ["EXAMPLES", "report"]
 
 EXAMPLES = """\
@@ -18,9 +20,7 @@ Examples:
 
 def report(
     study: Annotated[Path, typer.Argument(help="A study's folder, such as results/my-study.")],
-    storage: Annotated[
-        str | None, typer.Option(help="The Optuna storage URL that the search was given, if any.")
-    ] = None,
+    storage: Storage = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document with every trial.")
     ] = False,
@@ -30,15 +30,16 @@ def report(
     It is read from the storage, which stays as it is.
     A search may still be running in the study.
     """
-    import json
-
-    from autotune.answer.report import render_report, report_json
-    from autotune.cli.console import answer_console
+    from autotune.answer.export import exported_to
+    from autotune.answer.report import render_report
+    from autotune.answer.report_document import report_json
+    from autotune.cli.console import answer_console, print_document
     from autotune.cli.stored import read_study
 
     summary = read_study(study, storage)
+    exported = exported_to(summary.best, study / "exports") if summary.best else None
     console = answer_console()
     if as_json:
-        console.print_json(json.dumps(report_json(summary)))
+        print_document(report_json(summary, exported))
     else:
-        console.print(render_report(summary), crop=False)
+        console.print(render_report(summary, exported), crop=False)

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autotune.cli.options import (
+    MOST_DEVICES,
+    MOST_TRIALS,
     AsJson,
+    GlobalBatch,
     Headroom,
+    HostHeadroom,
     LoraRank,
     LoraTargets,
     Method,
     SeqLen,
+    Storage,
+    announced_batch,
     check_headroom,
+    default_batch,
+    nearest_batches,
     read_workload,
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from autotune.machine.hardware import Hardware
     from autotune.question.workload import Workload
 
@@ -38,7 +49,10 @@ Durations are 90s, 30m, 2h or 1h30m. Exit status: 0 something fits,
 1 nothing fits or the run failed, 2 wrong use."""
 """Shown below the options."""
 
-_NUM_SEEDS = 2**32
+_MOST_OF_A_NAME = 150
+"""Bytes of a model's name in that of a folder, which has 255 at most."""
+
+_MOST_SEED = 2**32 - 1
 """NumPy's generators, which the samplers use, take no others."""
 
 
@@ -60,13 +74,7 @@ def search(
         ),
     ] = "30m",
     seq_len: SeqLen = None,
-    global_batch: Annotated[
-        int,
-        typer.Option(
-            help="Samples of one optimizer step, over all devices. It is held fixed: the search "
-            "divides it into micro-batches and accumulation."
-        ),
-    ] = 32,
+    global_batch: GlobalBatch = None,
     method: Method = "full",
     lora_rank: LoraRank = 16,
     lora_targets: LoraTargets = "all-linear",
@@ -80,11 +88,12 @@ def search(
     objective: Annotated[
         str,
         typer.Option(
-            help="What trials are chosen for: balanced (the whole front of throughput against "
-            "memory, and its fast end), throughput, memory or energy (per token). All of them "
-            "are measured and shown whatever you choose."
+            help="What trials are chosen for, and which is exported: front (the whole front of "
+            "throughput against memory; exports the fastest), balanced (the same; exports the "
+            "knee), throughput, memory or energy (per token). All of them are measured and shown "
+            "whatever you choose."
         ),
-    ] = "balanced",
+    ] = "front",
     sampler: Annotated[
         str,
         typer.Option(
@@ -103,6 +112,8 @@ def search(
     devices: Annotated[
         int | None,
         typer.Option(
+            min=1,
+            max=MOST_DEVICES,
             help="GPUs to use, one rank each; without a GPU, CPU ranks.",
             show_default="all; without a GPU 2",
         ),
@@ -112,6 +123,8 @@ def search(
         typer.Option(
             "--devices-per-trial",
             "--gpus-per-trial",
+            min=1,
+            max=MOST_DEVICES,
             help="Devices that one trial trains on; as many trials as fit run side by side. With "
             "1 a host of 8 GPUs answers for one. Trials that work in the host's memory run alone. "
             "With --ray packed on one node where they fit.",
@@ -129,6 +142,8 @@ def search(
     trials: Annotated[
         int | None,
         typer.Option(
+            min=1,
+            max=MOST_TRIALS,
             help="Launch at most so many trials, those of earlier sessions of this study counted.",
             show_default="as many as the budget allows",
         ),
@@ -136,6 +151,8 @@ def search(
     force_pruned: Annotated[
         int,
         typer.Option(
+            min=0,
+            max=MOST_TRIALS,
             help="Launch so many strategies all the same that their prediction had pruned, the "
             "nearest to the memory limit first: to check the predictor. They are marked as "
             "forced, and may run out of memory.",
@@ -144,6 +161,8 @@ def search(
     confirm: Annotated[
         int,
         typer.Option(
+            min=0,
+            max=MOST_TRIALS,
             help="At the end run so many of the best trials again, longer and in turns, until "
             "their order is beyond the noise or a tie. Up to a fifth of the budget is kept for "
             "it. 0: do not.",
@@ -175,13 +194,7 @@ def search(
             show_default="nothing is reused",
         ),
     ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            help="Any Optuna storage URL for the trials, such as postgresql://…",
-            show_default="study.db in the study's folder",
-        ),
-    ] = None,
+    storage: Storage = None,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -194,6 +207,8 @@ def search(
     nodes_per_trial: Annotated[
         int | None,
         typer.Option(
+            min=1,
+            max=MOST_DEVICES,
             help="With --ray: spread the devices of a trial over so many nodes.",
             show_default="as few as it takes",
         ),
@@ -201,6 +216,8 @@ def search(
     max_concurrent: Annotated[
         int | None,
         typer.Option(
+            min=1,
+            max=MOST_DEVICES,
             help="With --ray: run at most so many trials at once.",
             show_default="as many as the nodes hold",
         ),
@@ -212,11 +229,14 @@ def search(
             show_default="the most numerous",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="For weights, data and proposals.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=_MOST_SEED, help="For weights, data and proposals.")
+    ] = 0,
     trial_timeout: Annotated[
         str, typer.Option(help="A trial that runs longer is taken for hung: 90s, 5m.")
     ] = "5m",
     headroom: Headroom = 0.05,
+    host_headroom: HostHeadroom = 0.05,
     trust_remote_code: Annotated[
         bool,
         typer.Option(
@@ -236,12 +256,14 @@ def search(
     """
     started = time.monotonic()
     from autotune.cli.cluster import ClusterOptions
+    from autotune.cli.command_line import CommandLine
     from autotune.cli.console import error_console
+    from autotune.cli.larger_hardware import larger_than_searched
     from autotune.cli.members import member
-    from autotune.cli.refusal import refuse_if_nothing_fits, refuse_large_model_on_cpu
+    from autotune.cli.refusal import Asked, refuse_if_nothing_fits, refuse_large_model_on_cpu
     from autotune.cli.session import Session
     from autotune.drivers.budget import Budget, parse_duration
-    from autotune.errors import ConfigError
+    from autotune.errors import ConfigError, LaunchError
     from autotune.machine.software import detect_software
     from autotune.question.goal import Goal
     from autotune.question.question import Question
@@ -251,15 +273,7 @@ def search(
 
     limit = Budget(parse_duration(budget, "--budget"), started=started)
     timeout_s = parse_duration(trial_timeout, "--trial-timeout")
-    check_headroom(headroom)
-    if trials is not None and trials < 1:
-        raise ConfigError(f"--trials must be at least 1, got {trials}")
-    if force_pruned < 0:
-        raise ConfigError(f"--force-pruned must be at least 0, got {force_pruned}")
-    if confirm < 0:
-        raise ConfigError(f"--confirm must be at least 0, got {confirm}")
-    if not 0 <= seed < _NUM_SEEDS:
-        raise ConfigError(f"--seed must be at least 0 and less than {_NUM_SEEDS}, got {seed}")
+    check_headroom(headroom, host_headroom)
     if not 0 <= min_gain < 1:
         raise ConfigError(f"--min-gain must be at least 0 and less than 1, got {min_gain}")
     kind = member(SamplerKind, sampler, "--sampler")
@@ -268,7 +282,8 @@ def search(
     workload = read_workload(
         shape,
         seq_len=seq_len,
-        global_batch=global_batch,
+        # Of how many devices a multiple is wanted is known once their cluster has been asked.
+        global_batch=global_batch if global_batch is not None else default_batch(1),
         method=method,
         lora_rank=lora_rank,
         lora_targets=lora_targets,
@@ -285,12 +300,7 @@ def search(
     console = error_console()
     with site.open(console) as place:
         hardware = place.hardware
-        if global_batch % hardware.num_devices:
-            raise ConfigError(
-                f"--global-batch {global_batch} is not divisible by {hardware.num_devices} "
-                f"devices; choose a multiple of {hardware.num_devices}, or another "
-                f"{'--devices' if ray is None else '--gpus-per-trial'}"
-            )
+        workload = _in_whole_batches(workload, global_batch, hardware, console)
         software = detect_software()
         search_space = load_search_space(space, workload, hardware, software)
         refuse_large_model_on_cpu(workload, hardware, console)
@@ -300,9 +310,20 @@ def search(
             space_name=search_space.name,
             space_text=search_space.text,
             headroom=headroom,
+            host_headroom=host_headroom,
             seed=seed,
         )
-        refuse_if_nothing_fits(question, search_space, space, console, as_json=as_json)
+        command = CommandLine.typed()
+        asked = Asked(
+            question=question,
+            space=search_space,
+            space_name=space,
+            command=command,
+            larger=lambda _: larger_than_searched(
+                question, command=command, space_name=space, is_here=ray is None
+            ),
+        )
+        refuse_if_nothing_fits(asked, console, as_json=as_json)
         session = Session(
             question,
             search_space,
@@ -310,29 +331,59 @@ def search(
             path=out or Path("results") / _default_name(workload, hardware),
             storage_url=storage,
             must_exist=resume,
+            reuse=reuse,
             num_places=place.num_places,
         )
         with session:
-            session.search(
-                limit,
-                sampler=kind,
-                goal=goal,
-                min_gain=min_gain,
-                reuse=reuse,
-                max_trials=trials,
-                num_forced=force_pruned,
-                num_confirmed=confirm,
-                trial_timeout_s=timeout_s,
-                console=console,
-                cluster=place.cluster,
-            )
+            error: LaunchError | None = None
+            try:
+                session.search(
+                    limit,
+                    sampler=kind,
+                    goal=goal,
+                    min_gain=min_gain,
+                    max_trials=trials,
+                    num_forced=force_pruned,
+                    num_confirmed=confirm,
+                    trial_timeout_s=timeout_s,
+                    console=console,
+                    cluster=place.cluster,
+                )
+            except LaunchError as caught:
+                # What was measured before is an answer all the same.
+                error = caught
             found = session.answer(as_json=as_json, console=console)
+            if error is not None:
+                raise error
     raise typer.Exit(0 if found else 1)
+
+
+def _in_whole_batches(
+    workload: Workload, asked: int | None, hardware: Hardware, console: Console
+) -> Workload:
+    """The workload with a global batch that the devices share evenly.
+
+    Raises:
+        ConfigError: the user named another.
+    """
+    from autotune.errors import ConfigError
+
+    if asked is None:
+        batch = announced_batch(hardware.num_devices, console)
+        return replace(workload, global_batch_size=batch)
+    if asked % hardware.num_devices:
+        raise ConfigError(
+            f"--global-batch {asked} is not divisible by {hardware.num_devices} devices; "
+            f"{nearest_batches(asked, hardware.num_devices)}"
+        )
+    return workload
 
 
 def _default_name(workload: Workload, hardware: Hardware) -> str:
     name = workload.model.name
     model = Path(name).resolve().name if Path(name).is_dir() else name.replace("/", "-")
+    # The rest of the name has to find room beside it.
+    model = model.encode()[:_MOST_OF_A_NAME].decode(errors="ignore")
     nodes = f"{hardware.num_nodes}x" if hardware.num_nodes > 1 else ""
     machine = f"{nodes}{hardware.devices_per_node}x{hardware.device_kind}".replace(" ", "-")
     return f"{model}-{workload.method}-{workload.seq_len}-{machine}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -12,20 +12,29 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from autotune.answer.export import export_trial
+from autotune.answer.best import best_words
+from autotune.answer.export import export_into
 from autotune.answer.progress import LiveProgress, PlainProgress
-from autotune.answer.report import format_duration, render_report, report_json
+from autotune.answer.report import format_duration, render_report
+from autotune.answer.report_document import report_json
 from autotune.cli.cluster import Cluster
-from autotune.cli.console import answer_console
+from autotune.cli.console import (
+    answer_console,
+    can_be_redrawn,
+    file_console,
+    print_document,
+)
 from autotune.cli.interrupt import Interrupt
 from autotune.cli.reuse import earlier_studies, take_over
 from autotune.drivers.budget import Budget
 from autotune.drivers.local import LocalDriver
 from autotune.drivers.side_by_side import SideBySideDriver
 from autotune.drivers.terms import Terms
-from autotune.errors import ConfigError
+from autotune.errors import AutotuneError, LaunchError
 from autotune.launch.launcher import Launcher
+from autotune.launch.watched_runner import WatchedRunner
 from autotune.machine.extensions import compiled_extension
+from autotune.machine.hardware import DeviceType
 from autotune.machine.software import Software
 from autotune.predictor import AnalyticPredictor, CalibratedPredictor
 from autotune.profile import ScriptsAhead
@@ -37,6 +46,7 @@ from autotune.samplers.given_first import GivenFirstSampler
 from autotune.space.search_space import SearchSpace
 from autotune.study.folder import StudyFolder
 from autotune.study.pareto import rivals
+from autotune.study.storage_address import check_works
 from autotune.study.stored import open_record, summarize
 from autotune.study.study import Study
 from autotune.trials.composition import composition_of
@@ -60,6 +70,7 @@ class Session:
         path: the study's folder.
         storage_url: where trials are kept; the folder's own file if left out.
         must_exist: refuse to start a new study.
+        reuse: what --reuse names, if anything.
         num_places: run so many trials side by side, each on as many devices as the question says.
     """
 
@@ -72,6 +83,7 @@ class Session:
         path: Path,
         storage_url: str | None,
         must_exist: bool,
+        reuse: str | None = None,
         num_places: int = 1,
     ) -> None:
         self._question = question
@@ -81,16 +93,23 @@ class Session:
         self._folder = StudyFolder(path)
         self._storage_url = storage_url
         self._must_exist = must_exist
+        self._reuse = reuse
         self._end_reason: str | None = None
-        self._goal = Goal.BALANCED
 
     def __enter__(self) -> Session:
-        """Lock the folder and open the record.
+        """Lock the folder and open the record; nothing is written before what can be checked is.
 
         Raises:
-            ConfigError: the folder holds something else.
+            ConfigError: the folder holds something else, or --reuse names what cannot be reused.
             StorageError: the folder or the storage cannot be used.
         """
+        self._earlier = (
+            earlier_studies(self._reuse, self._question, self._software, beside=self._folder.path)
+            if self._reuse is not None
+            else []
+        )
+        if self._storage_url is not None:
+            check_works(self._storage_url)
         self._is_resumed = self._folder.open(self._question, must_exist=self._must_exist)
         try:
             self._record = open_record(
@@ -98,7 +117,7 @@ class Session:
             )
             self._num_recovered = self._record.recover()
         except BaseException:
-            self._folder.close()
+            self._folder.undo()
             raise
         return self
 
@@ -113,7 +132,6 @@ class Session:
         sampler: SamplerKind,
         goal: Goal,
         min_gain: float,
-        reuse: str | None,
         max_trials: int | None,
         num_forced: int,
         num_confirmed: int,
@@ -127,16 +145,13 @@ class Session:
             LaunchError: trials cannot be started on this machine.
             StorageError: the record cannot be written.
         """
-        self._goal = goal
         question, limit = self._question, self._question.memory_limit_bytes
-        predictor = AnalyticPredictor(question.workload, question.hardware, ScriptsAhead())
+        scripts = ScriptsAhead()
+        predictor = AnalyticPredictor(question.workload, question.hardware, scripts)
         table = self._space.table
         predicted = predictor.predict_table(table)
         missing_bytes = predicted.missing_bytes(**question.limits)
-        num_reused = 0
-        if reuse is not None:
-            earlier = earlier_studies(reuse, question, self._software, beside=self._folder.path)
-            num_reused = take_over(earlier, self._record, self._space, predictor)
+        num_reused = take_over(self._earlier, self._record, self._space, predictor)
 
         durations = TrialDurations(
             composition_of=lambda strategy: composition_of(
@@ -168,7 +183,7 @@ class Session:
             pruners=(
                 PredictedMemoryPruner(
                     limit,
-                    host_memory_bytes=question.hardware.host_memory_bytes,
+                    host_memory_bytes=question.host_limit_bytes,
                     disk_bytes=question.hardware.nvme_free_bytes,
                     is_patient=bool(len(table) and missing_bytes.min() > 0),
                 ),
@@ -180,7 +195,7 @@ class Session:
             durations=durations,
         )
         elapsed_before_s = float(self._folder.read_environment().get("elapsed_s", 0.0))
-        view = LiveProgress if console.is_terminal else PlainProgress
+        view = LiveProgress if can_be_redrawn(console) else PlainProgress
         launchers = [
             Launcher(
                 question.hardware,
@@ -203,8 +218,8 @@ class Session:
             for launcher in launchers:
                 stack.enter_context(launcher)
             self._greet(progress, study, is_here=cluster is None)
-            if reuse is not None:
-                progress.note(f"--reuse {reuse}: {num_reused} measurements taken over")
+            if self._reuse is not None:
+                progress.note(f"--reuse {self._reuse}: {num_reused} measurements taken over")
 
             def reason_to_stop() -> str | None:
                 progress.refresh()
@@ -213,13 +228,19 @@ class Session:
             seconds = _start(launchers, reason_to_stop) if cluster is None else 0.0
             if seconds:
                 progress.note(f"libraries loaded in {seconds:.1f} s; trials start warm from here")
+
+            def spec_of(trial: Trial) -> TrialSpec:
+                for reason in scripts.failures():
+                    progress.note(
+                        f"the code of {question.workload.model.name} could not be followed for "
+                        f"some strategies, whose memory a formula estimates: {reason}"
+                    )
+                # The slower in no less memory may still use the least energy.
+                return self._spec_of(trial, () if goal is Goal.ENERGY else study.trials)
+
             terms = Terms(
                 budget=budget,
-                spec_of=lambda trial: self._spec_of(
-                    # The slower in no less memory may still use the least energy.
-                    trial,
-                    () if goal is Goal.ENERGY else study.trials,
-                ),
+                spec_of=spec_of,
                 folder_of=self._folder.trial_folder,
                 progress=progress,
                 is_interrupted=interrupt.check,
@@ -240,6 +261,9 @@ class Session:
                     if proposals.end_reason and budget.remaining_s > 0:
                         unused = format_duration(budget.remaining_s)
                         self._end_reason = f"{study.end_reason}; {unused} of the budget given back"
+            except LaunchError as error:
+                self._end_reason = str(error)
+                raise
             finally:
                 if cluster is not None:
                     # Before the answer: what Ray prints must not come between its lines.
@@ -271,14 +295,21 @@ class Session:
                 study_name=self._folder.name,
                 log=self._folder.path / "ray.log",
             )
-        if len(launchers) == 1:
-            return LocalDriver(launchers[0], terms)
-        return SideBySideDriver(launchers, terms)
+        runners = [WatchedRunner(each, self._question.hardware) for each in launchers]
+        if len(runners) == 1:
+            return LocalDriver(runners[0], terms)
+        return SideBySideDriver(runners, terms)
 
     def _greet(
         self, progress: LiveProgress | PlainProgress, study: Study, *, is_here: bool
     ) -> None:
         progress.trials_changed(study.trials)
+        hardware = self._question.hardware
+        if hardware.device_type is DeviceType.CPU and not hardware.supports_bf16:
+            progress.note(
+                "this CPU has no instructions for bf16 (avx512_bf16, amx_bf16 or ARM's bf16): "
+                "trials train in fp32, which strategies are compared with"
+            )
         if self._is_resumed:
             words = f"going on with {self._folder.path}: {len(study.trials)} trials so far"
             if self._num_recovered:
@@ -301,25 +332,33 @@ class Session:
         return spec if trial.confirms is None else spec.to_confirm()
 
     def answer(self, *, as_json: bool, console: Console) -> bool:
-        """Print the report, keep it in the folder, export the fastest; whether anything fits."""
+        """Export the best, print the report and keep it in the folder; whether anything fits.
+
+        Raises:
+            ConfigError: the place of an export is taken.
+            StorageError: the export or the report cannot be written; the report is printed then.
+        """
         summary = summarize(self._folder, self._record, self._question, self._storage_url)
-        best = summary.best_for(self._goal) or summary.best_for(Goal.THROUGHPUT)
+        best = summary.best
+        exported: Path | None = None
+        failed: AutotuneError | None = None
+        if best is not None:
+            try:
+                exported = export_into(summary, best, self._folder.exports)
+            except AutotuneError as error:
+                failed = error
         out = answer_console()
         if as_json:
-            out.print_json(json.dumps(report_json(summary)))
+            print_document(report_json(summary, exported))
         else:
-            out.print(render_report(summary), crop=False)
-        with (self._folder.path / "report.txt").open("w", encoding="utf-8") as file:
-            Console(file=file, width=120).print(render_report(summary), crop=False)
+            out.print(render_report(summary, exported), crop=False)
+        text = io.StringIO()
+        file_console(text).print(render_report(summary, exported), crop=False)
+        self._folder.write_report(text.getvalue())
+        if failed is not None:
+            raise failed
         if best is not None:
-            folder = self._folder.path / "exports" / f"trial-{best.number}"
-            what = f"What is best for --objective {self._goal}"
-            try:
-                export_trial(summary, best, folder)
-                words = f"{what} is exported to {folder}"
-            except ConfigError:
-                # Of an earlier sitting, before it was run again; or somebody has edited it.
-                words = f"{what} was exported to {folder} before, which is left as it is"
+            words = best_words(summary, exported)
             console.print(words, markup=False, soft_wrap=True)
         console.print(
             f"The same command goes on from here: the study is kept in {self._folder.path}",

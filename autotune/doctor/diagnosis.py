@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.doctor.bytecode import examine_bytecode
 from autotune.doctor.check import Check, CheckStatus
-from autotune.doctor.machine import cpu_precisions, detect_or_none, examine_machine, has_gpu
+from autotune.doctor.machine import (
+    detect_or_none,
+    examine_cpu_precisions,
+    examine_machine,
+    has_gpu,
+)
 from autotune.doctor.packages import examine_packages
 from autotune.doctor.rates import examine_rates, rates_table
 from autotune.doctor.toolchain import examine_toolchain
@@ -22,14 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["examine", "exit_status", "render", "render_rates", "to_json"]
 
 
-def examine(
-    results_folder: Path = Path("results"), *, with_torch: bool = False
-) -> tuple[Check, ...]:
+def examine(results_folder: Path = Path("results")) -> tuple[Check, ...]:
     """Look at everything a search needs.
 
     Args:
         results_folder: where studies are to be kept; need not exist.
-        with_torch: also import torch, to ask which precisions the CPU computes in.
     """
     hardware = detect_or_none()
     rates = [examine_rates(hardware)[0]] if hardware is not None else []
@@ -39,7 +41,7 @@ def examine(
         *examine_machine(hardware, results_folder),
         *rates,
         *examine_toolchain(),
-        *([cpu_precisions()] if with_torch else []),
+        examine_cpu_precisions(),
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from autotune.launch.rank_environment import rank_environment
+from autotune.lifeline import open_input
 from autotune.machine.extensions import compiled_extension, libaio_header, remove_abandoned_locks
 from autotune.machine.hardware import Hardware
 
@@ -48,7 +52,10 @@ def compile_extensions(hardware: Hardware, say: Callable[[str], None]) -> bool:
         say: told of each, in words.
     """
     remove_abandoned_locks()
-    return all([_compile(extension, hardware, say) for extension in EXTENSIONS])
+    try:
+        return all([_compile(extension, hardware, say) for extension in EXTENSIONS])
+    finally:
+        remove_abandoned_locks()
 
 
 def _compile(extension: Extension, hardware: Hardware, say: Callable[[str], None]) -> bool:
@@ -60,20 +67,43 @@ def _compile(extension: Extension, hardware: Hardware, say: Callable[[str], None
         return True
     say(f"{extension.words}: compiling, which takes about a minute")
     started = time.monotonic()
-    ran = subprocess.run(
-        [sys.executable, "-m", "autotune.worker.extension", extension.builder],
-        env=rank_environment(hardware),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    status, output = _run_builder(extension, hardware)
     seconds = time.monotonic() - started
-    if ran.returncode == 0:
+    if status == 0:
         say(f"{extension.words}: compiled in {seconds:.0f} s")
         return True
-    lines = [line for line in ran.stderr.splitlines() if line.strip()] or ["no reason given"]
+    lines = [line for line in output.splitlines() if line.strip()] or ["no reason given"]
     errors = [line for line in lines if "error" in line.lower()]
     say(f"{extension.words}: could not be compiled: {(errors or lines)[-1].strip()}")
     return False
+
+
+def _run_builder(extension: Extension, hardware: Hardware) -> tuple[int, str]:
+    """The exit status and the errors of the process that compiles; its compilers end with it."""
+    with (
+        open_input() as stdin,
+        subprocess.Popen(
+            [sys.executable, "-m", "autotune.worker.extension", extension.builder],
+            env=rank_environment(hardware),
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as builder,
+    ):
+        try:
+            _, errors = builder.communicate()
+        finally:
+            _end_group(builder)
+    return builder.returncode, errors
+
+
+def _end_group(builder: subprocess.Popen[str]) -> None:
+    """End it with its compilers, if it has not ended; they remove their temporary files."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(builder.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            builder.wait(timeout=1.0)
+        os.killpg(builder.pid, signal.SIGKILL)

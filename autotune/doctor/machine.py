@@ -7,9 +7,16 @@ import shutil
 from pathlib import Path
 
 from autotune.doctor.check import Check
+from autotune.machine.cpu_precisions import cpu_precisions
 from autotune.machine.hardware import DeviceType, Hardware, detect_hardware, host_memory_bytes
 
-__all__ = ["cpu_precisions", "detect_or_none", "examine_machine", "has_gpu", "nearest_existing"]
+__all__ = [
+    "detect_or_none",
+    "examine_cpu_precisions",
+    "examine_machine",
+    "has_gpu",
+    "nearest_existing",
+]
 
 GIB = 2**30
 
@@ -157,15 +164,9 @@ def nearest_existing(path: Path) -> Path:
     return existing
 
 
-def cpu_precisions() -> Check:
-    """As DeepSpeed's CPU accelerator asks: it takes bf16 always, fp16 where oneDNN has it."""
-    name = "CPU precisions"
-    try:
-        import torch
-    except ImportError:
-        return Check.warning(name, "cannot be asked for without torch", "type: pip install torch")
-    has_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    has_fp16 = bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    bf16 = "bf16" if has_bf16 else "bf16 (emulated, slow)"
-    fp16 = "fp16" if has_fp16 else "no fp16, which DeepSpeed refuses on this CPU"
-    return Check.ok(name, f"fp32, {bf16}, {fp16}")
+def examine_cpu_precisions() -> Check:
+    """What the CPU has instructions for; DeepSpeed takes bf16 always, fp16 where oneDNN has it."""
+    found = cpu_precisions()
+    bf16 = "bf16" if found.bf16 else "bf16 (emulated, slow: searches on the CPU train in fp32)"
+    fp16 = "fp16" if found.fp16 else "no fp16, which DeepSpeed refuses on this CPU"
+    return Check.ok("CPU precisions", f"fp32, {bf16}, {fp16}")

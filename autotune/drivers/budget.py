@@ -10,7 +10,21 @@ from autotune.errors import ConfigError
 
 __all__ = ["Budget", "parse_duration"]
 
-_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(
+    r"(?:(?P<h>[0-9]+(?:\.[0-9]+)?)h)?"
+    r"(?:(?P<m>[0-9]+(?:\.[0-9]+)?)m)?"
+    r"(?:(?P<s>[0-9]+(?:\.[0-9]+)?)s)?"
+)
+"""Each unit once at most, the largest first."""
+
+_UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0}
+
+_MOST_SHOWN = 40
+"""Characters of a text that a message repeats."""
+
+_LEAST_S = 1e-3
+_MOST_S = 87600 * 3600.0
+"""A millisecond and ten years: below and above, clocks and timers lose count."""
 
 
 def parse_duration(text: str, flag: str) -> float:
@@ -19,10 +33,13 @@ def parse_duration(text: str, flag: str) -> float:
     Raises:
         ConfigError: it is none; the message names the flag.
     """
-    parts = re.findall(r"(\d+(?:\.\d+)?)([smh])", text)
-    seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
-    if "".join(number + unit for number, unit in parts) != text or seconds <= 0:
-        raise ConfigError(f"{flag} {text!r}: give a duration such as 90s, 30m, 2h or 1h30m")
+    found = _DURATION.fullmatch(text)
+    parts = {} if found is None else found.groupdict(default="0")
+    seconds = sum(float(number) * _UNITS_S[unit] for unit, number in parts.items())
+    if not _LEAST_S <= seconds <= _MOST_S:
+        shown = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+        bounds = "from 1 ms to 10 years" if seconds > 0 else "such as 90s, 30m, 2h or 1h30m"
+        raise ConfigError(f"{flag} {shown!r}: give a duration {bounds}")
     return seconds
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from autotune.drivers.terms import Terms
+from autotune.drivers.terms import Terms, never_launched
+from autotune.errors import LaunchError
 from autotune.trials.protocols import Runner, TrialSource
+from autotune.trials.trial import Outcome, Trial
 
 __all__ = ["LocalDriver"]
 
@@ -21,7 +23,11 @@ class LocalDriver:
         self._terms = terms
 
     def run(self, study: TrialSource) -> None:
-        """Until the study has nothing left, the budget is spent or the user interrupts."""
+        """Until the study has nothing left, the budget is spent or the user interrupts.
+
+        Raises:
+            LaunchError: the runner could not start any process; the trial is told as lost.
+        """
         terms, progress = self._terms, self._terms.progress
         while not terms.is_interrupted():
             trial = study.ask(terms.budget.remaining_s)
@@ -29,16 +35,23 @@ class LocalDriver:
             if trial is None:
                 return
             progress.trial_started(trial)
-            outcome = self._runner.run(
-                terms.spec_of(trial),
-                folder=terms.folder_of(trial.number),
-                timeout_s=terms.trial_timeout_s,
-                on_event=progress.trial_event,
-                should_stop=self._reason_to_stop,
-            )
-            ended = study.tell(trial, outcome)
-            progress.trials_changed(study.trials)
-            progress.trial_ended(ended)
+            try:
+                outcome = self._runner.run(
+                    terms.spec_of(trial),
+                    folder=terms.folder_of(trial.number),
+                    timeout_s=terms.trial_timeout_s,
+                    on_event=progress.trial_event,
+                    should_stop=self._reason_to_stop,
+                )
+            except LaunchError as error:
+                self._end(study, trial, never_launched(error))
+                raise
+            self._end(study, trial, outcome)
+
+    def _end(self, study: TrialSource, trial: Trial, outcome: Outcome) -> None:
+        ended = study.tell(trial, outcome)
+        self._terms.progress.trials_changed(study.trials)
+        self._terms.progress.trial_ended(ended)
 
     def _reason_to_stop(self) -> str | None:
         self._terms.progress.refresh()

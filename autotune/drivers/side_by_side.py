@@ -11,13 +11,16 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from autotune.drivers.terms import Terms
+from autotune.drivers.terms import Terms, never_launched
+from autotune.errors import LaunchError
 from autotune.trials.protocols import Runner, TrialSource
 from autotune.trials.trial import Failure, FailureKind, Outcome, Trial
 
 __all__ = ["SideBySideDriver"]
 
 _POLL_S = 0.05
+
+_ENDED = "the search ended while it ran"
 
 
 class SideBySideDriver:
@@ -38,19 +41,22 @@ class SideBySideDriver:
         self._stop_reason: str | None = None
         self._events: SimpleQueue[tuple[int, Mapping[str, Any]]] = SimpleQueue()
         self._running: dict[Future[Outcome], tuple[Trial, int]] = {}
+        self._error: LaunchError | None = None
 
     def run(self, study: TrialSource) -> None:
         """Until the study has nothing left, the budget is spent or the user interrupts.
 
         Raises:
-            LaunchError: a runner could not start any process.
+            LaunchError: a runner could not start any process; the trials are told before.
         """
         with ThreadPoolExecutor(len(self._runners)) as pool:
             try:
                 self._loop(study, pool)
             finally:
                 # Whatever ends the loop ends what still runs; the pool waits for it.
-                self._stop_reason = self._stop_reason or "the search ended while it ran"
+                self._stop_reason = self._stop_reason or _ENDED
+        if self._error is not None:
+            raise self._error
 
     def _loop(self, study: TrialSource, pool: ThreadPoolExecutor) -> None:
         waiting: Trial | None = None
@@ -116,7 +122,13 @@ class SideBySideDriver:
             pass
         for future in [future for future in self._running if future.done()]:
             trial, _ = self._running.pop(future)
-            self._end(study, trial, future.result())
+            try:
+                outcome = future.result()
+            except LaunchError as error:
+                # The others are stopped and told before it ends the search.
+                self._error, self._stop_reason = error, self._stop_reason or _ENDED
+                outcome = never_launched(error)
+            self._end(study, trial, outcome)
 
     def _end(self, study: TrialSource, trial: Trial, outcome: Outcome) -> None:
         ended = study.tell(trial, outcome)

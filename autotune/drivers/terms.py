@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autotune.drivers.budget import Budget
+from autotune.errors import LaunchError
 from autotune.trials.protocols import Progress
-from autotune.trials.trial import Trial, TrialSpec
+from autotune.trials.trial import Failure, FailureKind, Outcome, Trial, TrialSpec
 
-__all__ = ["BUDGET_ENDED", "Terms"]
+__all__ = ["BUDGET_ENDED", "Terms", "never_launched"]
 
 BUDGET_ENDED = "the budget ended while it ran"
 
@@ -39,3 +40,8 @@ class Terms:
         if self.budget.remaining_s <= 0:
             return BUDGET_ENDED
         return None
+
+
+def never_launched(error: LaunchError) -> Outcome:
+    """Of a trial whose processes could not be started: it is worth another try."""
+    return Outcome(failure=Failure(kind=FailureKind.LOST_NODE, message=str(error)))

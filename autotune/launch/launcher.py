@@ -12,16 +12,18 @@ import math
 import os
 import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autotune.errors import LaunchError
+from autotune.drafts import write_file
+from autotune.errors import LaunchError, StorageError
+from autotune.launch.process_table import StoppedProcesses
 from autotune.launch.rank_environment import devices_of, rank_environment
 from autotune.launch.rank_process import ALL_RANKS, NodeShare, RankProcess, RanksEnd, outcome_of
+from autotune.launch.scratch_folder import ScratchFolder
 from autotune.launch.server_process import ServerProcess
 from autotune.machine.hardware import FULL_DISK_BYTES, DeviceType, Hardware, visible_gpus
 from autotune.trials.trial import Failure, FailureKind, Outcome, TrialSpec
@@ -39,6 +41,9 @@ _HOST_FLOOR_BYTES = 256 * 2**20
 _MAX_LOW_POLLS = 10
 """So many looks in a row must find it low: virtual machines are given memory as they fill it."""
 
+_PAUSE_S = 5.0
+"""A look that comes so late says that this process was stopped itself; ranks are not to blame."""
+
 
 class Launcher:
     """Runs trials on devices of this host, one at a time.
@@ -49,6 +54,7 @@ class Launcher:
         folder: where the server's own log goes.
         place: which of the launchers that run side by side this is; each has devices of its own.
         num_places: how many there are.
+        scratch_folders: removed for the caller should the process that made them be killed.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Launcher:
         folder: Path,
         place: int = 0,
         num_places: int = 1,
+        scratch_folders: Sequence[Path] = (),
     ) -> None:
         self._hardware = hardware
         self._place = place
@@ -68,6 +75,7 @@ class Launcher:
             model_type=model_type,
             environment=rank_environment(hardware, place, num_places),
             log=folder / (f"server{place}.log" if num_places > 1 else "server.log"),
+            scratch_folders=scratch_folders,
         )
 
     def __enter__(self) -> Launcher:
@@ -126,28 +134,37 @@ class Launcher:
         Arguments and errors are those of `protocols.Runner.run`; `on_event` hears of the first of
         these ranks.
         """
-        if not self._server.is_alive:
-            self._server.start()
+        if not self._server.is_alive and self._server.start(should_stop) is None:
+            return RanksEnd(ranks=(), stopped=_interrupted(should_stop))
         started = time.monotonic()
+        rendezvous = folder / "rendezvous"
         # Ranks that met in an earlier life of this folder are not there any more.
-        (folder / "rendezvous").unlink(missing_ok=True)
+        rendezvous.unlink(missing_ok=True)
         spec_file = folder / "trial.json"
         used_before = _device_bytes_in_use(self._hardware, self._place)
         kills_before = _kernel_oom_kills()
         numbers = share.ranks_of(spec.num_ranks)
         ranks = [RankProcess(number=number, folder=folder) for number in numbers]
+        _forget_earlier(folder, ranks)
         environments = [share.environment(number, spec.num_ranks) for number in numbers]
         with self._fresh_swap_folder(spec) as spec:
-            spec_file.write_text(json.dumps(spec.to_dict(), indent=1), encoding="utf-8")
+            write_file(spec_file, json.dumps(spec.to_dict(), indent=1))
+            is_server_lost = False
             try:
-                self._fork(ranks, environments, spec_file)
-                stopped = self._watch(ranks, started, timeout_s, on_event, should_stop)
+                stopped = self._fork(ranks, environments, spec_file, should_stop)
+                if stopped is None:
+                    stopped = self._watch(ranks, started, timeout_s, on_event, should_stop)
             except LaunchError as error:
                 # The server was killed under the trial; the next one gets a new server.
                 stopped = Failure(kind=FailureKind.LOST_NODE, message=str(error))
+                is_server_lost = True
             finally:
                 self._end(ranks)
             is_disk_full = self._swap_disk_bytes() < FULL_DISK_BYTES
+        if is_server_lost and all(rank.result is not None for rank in ranks):
+            # They had all come to their result before; only the news of their end is missing.
+            stopped = None
+        rendezvous.unlink(missing_ok=True)
         _wait_for_device(self._hardware, self._place, used_before)
         return RanksEnd(
             ranks=tuple(ranks),
@@ -167,30 +184,40 @@ class Launcher:
             yield spec
             return
         try:
-            folder = Path(tempfile.mkdtemp(prefix="autotune-swap-", dir=spec.nvme_path))
+            scratch = ScratchFolder("swap", Path(spec.nvme_path))
         except OSError as error:
             raise LaunchError(
                 f"--nvme-path {spec.nvme_path}: no folder can be made in it: "
                 f"{error.strerror or error}"
             ) from error
-        self._swap_folder = folder
+        self._swap_folder = scratch.path
         try:
-            yield replace(spec, nvme_path=str(folder))
+            yield replace(spec, nvme_path=str(scratch.path))
         finally:
             self._swap_folder = None
-            shutil.rmtree(folder, ignore_errors=True)
+            scratch.close()
 
     def _fork(
-        self, ranks: list[RankProcess], environments: list[dict[str, str]], spec_file: Path
-    ) -> None:
+        self,
+        ranks: list[RankProcess],
+        environments: list[dict[str, str]],
+        spec_file: Path,
+        should_stop: Callable[[], str | None],
+    ) -> Failure | None:
+        """Start the ranks; a failure if that was interrupted."""
         for rank, environment in zip(ranks, environments, strict=True):
-            rank.pid = self._server.fork(
+            pid = self._server.fork(
                 rank=rank.number,
                 spec=spec_file,
                 folder=rank.folder,
                 swap_folder=self._swap_folder,
                 env=environment,
+                should_stop=should_stop,
             )
+            if pid is None:
+                return _interrupted(should_stop)
+            rank.pid = pid
+        return None
 
     def _watch(
         self,
@@ -202,9 +229,16 @@ class Launcher:
     ) -> Failure | None:
         """Wait for the ranks' end; a failure if it was brought about from here."""
         give_up_at = memory_checked = 0.0
+        stopped_processes = StoppedProcesses()
+        looked_at = time.monotonic()
         while any(rank.is_running for rank in ranks):
             self._collect(ranks, on_event)
             now = time.monotonic()
+            if now - looked_at > _PAUSE_S:
+                started += now - looked_at
+            looked_at = now
+            if not any(rank.is_running for rank in ranks):
+                break
             if any(rank.has_failed for rank in ranks):
                 give_up_at = give_up_at or now + _GRACE_S
                 if now >= give_up_at:
@@ -216,6 +250,10 @@ class Launcher:
                 )
             elif reason := should_stop():
                 return _stopped(ranks, FailureKind.INTERRUPTED, reason)
+            elif idle := stopped_processes.find(r.pid for r in ranks if r.is_running):
+                halted = [rank for rank in ranks if rank.pid == idle]
+                message = "it was stopped from outside (SIGSTOP)"
+                return _stopped(halted, FailureKind.INTERRUPTED, message)
             if now - memory_checked >= _MEMORY_POLL_S:
                 memory_checked = now
                 if hog := self._memory_hog(ranks) or self._disk_hog(ranks):
@@ -276,15 +314,35 @@ class Launcher:
 
     def _end(self, ranks: list[RankProcess]) -> None:
         """Kill what still runs, and everything it started."""
-        for rank in ranks:
+        for rank in ranks if self._server.is_alive else ():
             if rank.pid and rank.is_running:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(rank.pid, signal.SIGKILL)
+                    os.kill(rank.pid, signal.SIGKILL)
         with contextlib.suppress(LaunchError):
             self._server.sweep()
         for rank in ranks:
             for _ in rank.new_events():
                 pass
+
+
+def _forget_earlier(folder: Path, ranks: list[RankProcess]) -> None:
+    """Remove what ranks of these numbers wrote in an earlier life of the folder.
+
+    A study whose database was lost numbers its trials anew: their results are none of this one's.
+
+    Raises:
+        StorageError: something of that name cannot be removed, such as a folder.
+    """
+    kinds = ("jsonl", "phase", "out", "err")
+    names = ["trial.json", *(f"rank{rank.number}.{kind}" for rank in ranks for kind in kinds)]
+    # Ranks that met there are not there any more.
+    for path in (folder / name for name in ("rendezvous", *names)):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{path} cannot be written: {error.strerror or error}; move it away"
+            ) from error
 
 
 def _dump_stacks(ranks: list[RankProcess]) -> None:
@@ -293,6 +351,12 @@ def _dump_stacks(ranks: list[RankProcess]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(rank.pid, signal.SIGUSR1)
     time.sleep(0.2)
+
+
+def _interrupted(should_stop: Callable[[], str | None]) -> Failure:
+    """Of a trial that was stopped before its ranks ran."""
+    message = should_stop() or "it was stopped before it ran"
+    return Failure(kind=FailureKind.INTERRUPTED, message=message)
 
 
 def _stopped(ranks: list[RankProcess], kind: FailureKind, message: str) -> Failure:

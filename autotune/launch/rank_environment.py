@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from autotune.machine.extensions import readable_architectures
 from autotune.machine.hardware import DeviceType, Hardware, visible_gpus
+from autotune.machine.settings import ALLOCATOR_NAMES
 
-__all__ = ["devices_of", "rank_environment"]
+__all__ = ["devices_of", "rank_environment", "training_settings"]
 
 _MAX_PINNING_THREADS = 8
 """More than these do not pin faster: PyTorch's own benchmark of its setting."""
@@ -26,15 +28,9 @@ def rank_environment(hardware: Hardware, place: int = 0, num_places: int = 1) ->
         place: which of the launchers that run side by side it is for.
         num_places: how many there are; they share the cores.
     """
-    environment = dict(os.environ)
     cores = max(1, (os.cpu_count() or 1) // (hardware.num_devices * num_places))
-    defaults = {
-        "OMP_NUM_THREADS": str(cores),
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-    }
-    environment = defaults | environment
+    environment = {"HF_HUB_OFFLINE": "1"} | os.environ
+    environment |= training_settings(hardware.device_type, os.environ, cores=cores)
     environment |= {
         "AUTOTUNE_DEVICE_TYPE": str(hardware.device_type),
         # Ask NVML whether there is a GPU, so that the server itself makes no CUDA context.
@@ -48,20 +44,39 @@ def rank_environment(hardware: Hardware, place: int = 0, num_places: int = 1) ->
         "PYTHONUNBUFFERED": "1",
     }
     if hardware.device_type is DeviceType.CPU:
-        environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    else:
-        settings = environment["PYTORCH_CUDA_ALLOC_CONF"]
-        environment["PYTORCH_CUDA_ALLOC_CONF"] = _pinning_in_parallel(settings, cores)
-        if num_places > 1:
-            names = environment.get("CUDA_VISIBLE_DEVICES")
-            visible = names.split(",") if names else list(map(str, range(len(visible_gpus()))))
-            own = visible[devices_of(hardware, place)]
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(name.strip() for name in own)
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    elif num_places > 1:
+        names = environment.get("CUDA_VISIBLE_DEVICES")
+        visible = names.split(",") if names else list(map(str, range(len(visible_gpus()))))
+        own = visible[devices_of(hardware, place)]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(name.strip() for name in own)
     # torch calls ninja by name; an environment that is not activated has it beside its Python.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    architectures = environment.get("TORCH_CUDA_ARCH_LIST", "")
-    environment["TORCH_CUDA_ARCH_LIST"] = readable_architectures(architectures)
     return environment
+
+
+def training_settings(
+    device_type: DeviceType, own: Mapping[str, str], *, cores: int | None
+) -> dict[str, str]:
+    """What ranks are given that changes their speed or their memory; names are of `SETTINGS`.
+
+    Args:
+        device_type: where tensors live.
+        own: the environment that they are added to. What it says already stays; only the
+            accelerator of CPU ranks is not for it to say.
+        cores: of one rank; None where they are not known, and so no number of threads.
+    """
+    settings = {"TOKENIZERS_PARALLELISM": own.get("TOKENIZERS_PARALLELISM", "false")}
+    if cores is not None:
+        settings["OMP_NUM_THREADS"] = own.get("OMP_NUM_THREADS", str(cores))
+    name = next((name for name in ALLOCATOR_NAMES if name in own), ALLOCATOR_NAMES[0])
+    settings[name] = own.get(name, "expandable_segments:True")
+    if device_type is DeviceType.CPU:
+        settings["DS_ACCELERATOR"] = "cpu"
+    else:
+        settings[name] = _pinning_in_parallel(settings[name], cores or _MAX_PINNING_THREADS)
+    settings["TORCH_CUDA_ARCH_LIST"] = readable_architectures(own.get("TORCH_CUDA_ARCH_LIST", ""))
+    return settings
 
 
 def _pinning_in_parallel(settings: str, cores: int) -> str:

@@ -240,6 +240,7 @@ def measurement_of(spec: TrialSpec, ranks: Sequence[RankProcess]) -> Measurement
         share_run=float(results[0]["share_run"]),
         skipped_steps=largest("skipped_steps"),
         energy_j_per_token=_energy_j_per_token(results, spec.workload.tokens_per_step),
+        environment=results[0].get("environment", {}),
     )
 
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 __all__ = [
+    "UNUSED_EXTENSIONS",
     "compiled_extension",
     "cuda_toolkit",
     "extensions_folders",
@@ -20,6 +21,10 @@ __all__ = [
     "readable_architectures",
     "remove_abandoned_locks",
 ]
+
+UNUSED_EXTENSIONS = ("deepspeed_shm_comm",)
+"""Of CPU ranks: DeepSpeed compiles them when ranks meet, forty seconds and more of g++. It is a
+shared-memory all-reduce for inference, which training does not call."""
 
 _INCLUDE_VARIABLES = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")
 """Folders that GCC looks for headers in before the system's."""
@@ -76,11 +81,14 @@ def cuda_toolkit() -> Path | None:
     return toolkit if (toolkit / "bin" / "nvcc").is_file() else None
 
 
-def remove_abandoned_locks() -> list[Path]:
+def remove_abandoned_locks(dying: int | None = None) -> list[Path]:
     """Remove the locks of builds that were killed, for which torch would wait for ever.
 
     torch holds a lock's file open for as long as it builds or loads (`torch.utils.file_baton`), so
     a lock that no process has open is nobody's. Other users' locks are left alone.
+
+    Args:
+        dying: a process that is about to end, whose locks count as abandoned.
 
     Returns:
         The locks that were removed.
@@ -89,19 +97,21 @@ def remove_abandoned_locks() -> list[Path]:
     own = [lock for lock in locks if lock.exists() and lock.stat().st_uid == os.getuid()]
     if not own:
         return []
-    held = _open_files()
+    held = _open_files(but_of=dying)
     abandoned = [lock for lock in own if str(lock.resolve()) not in held]
     for lock in abandoned:
         lock.unlink(missing_ok=True)
     return abandoned
 
 
-def _open_files() -> set[str]:
-    """Paths of all files that processes which can be looked into have open."""
+def _open_files(but_of: int | None) -> set[str]:
+    """Paths of all files that processes have open which can be looked into, but for one."""
     import psutil
 
     found: set[str] = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
+            if process.pid == but_of:
+                continue
             found.update(file.path for file in process.open_files())
     return found

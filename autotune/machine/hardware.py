@@ -6,6 +6,7 @@ and torch is not imported.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -14,11 +15,24 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from autotune.machine.cpu_precisions import cpu_precisions
+from autotune.machine.device_kinds import (
+    ADA,
+    AMPERE,
+    DEVICE_KINDS,
+    GB,
+    GIB,
+    DeviceKind,
+    kind_of,
+)
 from autotune.machine.rates import Rates
+from autotune.names import plain_name, printable
 
 __all__ = [
     "DEVICE_KINDS",
     "FULL_DISK_BYTES",
+    "GB",
+    "GIB",
     "DeviceKind",
     "DeviceType",
     "Hardware",
@@ -26,9 +40,6 @@ __all__ = [
     "host_memory_bytes",
     "with_nvme",
 ]
-
-GB = 10**9
-GIB = 2**30
 
 FULL_DISK_BYTES = 64 * 2**20
 """With less than this left, a disk is taken to be full.
@@ -46,96 +57,6 @@ class DeviceType(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DeviceKind:
-    """One line of a data sheet. Rates are dense peaks, without sparsity."""
-
-    name: str
-    """The name that `Hardware.device_kind` carries."""
-    nvml_name: str
-    """A part of the name that NVML reports, by which the device is recognised."""
-    memory_bytes: int
-    """Memory of one device, as NVML reports it, to the GiB."""
-    flops_per_s: float
-    """Peak of bf16 (or fp16 where the device has no bf16) matrix products, fp32 accumulate."""
-    memory_bytes_per_s: float
-    """Peak bandwidth of the device memory."""
-    compute_capability: tuple[int, int]
-    """CUDA's number for what the device can do."""
-    nvlink_bytes_per_s: float
-    """Peak of all its NVLinks together, in one direction; 0 where there are none."""
-    pcie_bytes_per_s: float
-    """Peak of its PCIe connection, in one direction."""
-
-    @property
-    def supports_bf16(self) -> bool:
-        """Whether matrix products in bf16 run at full rate."""
-        return self.compute_capability >= _AMPERE
-
-    @property
-    def supports_tf32(self) -> bool:
-        """Whether fp32 matrix products can use TensorFloat-32."""
-        return self.compute_capability >= _AMPERE
-
-    @property
-    def supports_fp8(self) -> bool:
-        """Whether it has matrix products in 8-bit floating point."""
-        return self.compute_capability >= _ADA
-
-
-# CUDA C++ Programming Guide, "Compute Capabilities": the first with bf16 and TF32, and with fp8.
-_AMPERE = (8, 0)
-_ADA = (8, 9)
-
-
-def _kind(
-    name: str,
-    nvml_name: str,
-    gib: int,
-    tflops: float,
-    gb_per_s: float,
-    capability: tuple[int, int],
-    *,
-    nvlink_gb: float = 0.0,
-    pcie: int = 4,
-) -> DeviceKind:
-    return DeviceKind(
-        name=name,
-        nvml_name=nvml_name,
-        memory_bytes=gib * GIB,
-        flops_per_s=tflops * 1e12,
-        memory_bytes_per_s=gb_per_s * GB,
-        compute_capability=capability,
-        nvlink_bytes_per_s=nvlink_gb * GB,
-        pcie_bytes_per_s=_PCIE_GB_PER_S[pcie] * GB,
-    )
-
-
-_PCIE_GB_PER_S = {3: 15.75, 4: 31.5, 5: 63.0}
-"""Sixteen lanes of each generation."""
-
-DEVICE_KINDS: dict[str, DeviceKind] = {
-    kind.name: kind
-    for kind in (
-        # Vendor data sheets, dense rates. The first match of `nvml_name` wins. NVLink bridges,
-        # which PCIe cards may have in pairs, are not counted.
-        _kind("B200", "B200", 180, 2250, 8000, (10, 0), nvlink_gb=900, pcie=5),
-        _kind("H200", "H200", 140, 989, 4800, (9, 0), nvlink_gb=450, pcie=5),
-        _kind("H100-80GB", "H100", 80, 989, 3350, (9, 0), nvlink_gb=450, pcie=5),
-        _kind("A100-80GB", "A100-SXM4-80GB", 80, 312, 2039, (8, 0), nvlink_gb=300),
-        _kind("A100-80GB-PCIe", "A100 80GB", 80, 312, 1935, (8, 0)),
-        _kind("A100-40GB", "A100", 40, 312, 1555, (8, 0), nvlink_gb=300),
-        _kind("L40S", "L40S", 45, 362, 864, (8, 9)),
-        _kind("L4", "L4", 22, 121, 300, (8, 9)),
-        _kind("V100-32GB", "V100-SXM2-32GB", 32, 125, 900, (7, 0), nvlink_gb=150, pcie=3),
-        _kind("V100-16GB", "V100", 16, 125, 900, (7, 0), nvlink_gb=150, pcie=3),
-        _kind("RTX5090", "RTX 5090", 32, 210, 1792, (12, 0), pcie=5),
-        _kind("RTX4090", "RTX 4090", 24, 165, 1008, (8, 9)),
-        _kind("RTX3090", "RTX 3090", 24, 71, 936, (8, 6)),
-    )
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Hardware:
     """The devices that a trial may use: of one host, or in a plan of several that are alike."""
 
@@ -150,17 +71,19 @@ class Hardware:
     host_memory_bytes: int
     """Memory of one host, or of the container that limits it."""
     flops_per_s: float
-    """Peak rate of one device's matrix products at 16 bit."""
+    """Peak rate of one device's matrix products at 16 bit; of a CPU without bf16 in fp32."""
     memory_bytes_per_s: float
     """Peak bandwidth of one device's memory."""
     supports_bf16: bool = True
-    """Whether bf16 is worth proposing."""
+    """Whether bf16 is worth proposing: without instructions for it a CPU computes it slowly."""
     supports_fp16: bool = True
     """Whether DeepSpeed takes fp16."""
     supports_tf32: bool = False
     """Whether fp32 matrix products can use TensorFloat-32."""
     supports_fp8: bool = False
     """Whether there are matrix products in 8-bit floating point."""
+    compute_capability: tuple[int, int] | None = None
+    """CUDA's number for what the GPU can do; None of a CPU and where nobody kept it."""
     nvme_path: str | None = None
     """Folder for what is offloaded to NVMe, if one was named."""
     nvme_free_bytes: int = 0
@@ -169,6 +92,25 @@ class Hardware:
     """Hosts that the devices are spread over evenly."""
     rates: Rates | None = None
     """What this very machine was measured to attain, if it was."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that must not be written where they go: files, drivers, labels give them.
+
+        Raises:
+            ConfigError: such a name.
+        """
+        plain_name(self.device_kind, "the device kind")
+        if self.nvme_path is not None:
+            printable(self.nvme_path, "the NVMe path")
+
+    @property
+    def runs_triton(self) -> bool:
+        """Whether it is a GPU that Triton, Liger and FlashAttention 2 have kernels for."""
+        if self.device_type is not DeviceType.CUDA:
+            return False
+        if self.compute_capability is None:
+            return self.supports_bf16
+        return self.compute_capability >= AMPERE
 
     @property
     def devices_per_node(self) -> int:
@@ -199,19 +141,6 @@ def host_memory_bytes() -> int:
     return min(total, int(text)) if text.isdigit() else total
 
 
-def _cpu_computes_fp16() -> bool:
-    """Whether DeepSpeed takes fp16 on this CPU, which oneDNN decides by the instruction set.
-
-    Where /proc/cpuinfo names no AVX512-FP16, as on other architectures, it is taken for missing.
-    """
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return "avx512_fp16" in flags.split()
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
     """One GPU as NVML sees it."""
@@ -221,6 +150,8 @@ class Gpu:
     used_bytes: int
     """In use now, by anybody."""
     compute_capability: tuple[int, int]
+    utilisation: float = 0.0
+    """Share of the last moment in which anybody's kernels ran on it."""
 
 
 def visible_gpus() -> list[Gpu]:
@@ -253,6 +184,7 @@ def visible_gpus() -> list[Gpu]:
                 memory_bytes=int(memory.total),
                 used_bytes=int(memory.used),
                 compute_capability=_capability(handle),
+                utilisation=_utilisation(handle),
             )
             for handle, memory in zip(handles, memories, strict=True)
         ]
@@ -267,8 +199,18 @@ def _capability(handle: Any) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _kind_of(nvml_name: str) -> DeviceKind | None:
-    return next((kind for kind in DEVICE_KINDS.values() if kind.nvml_name in nvml_name), None)
+def _utilisation(handle: Any) -> float:
+    """0 where the driver does not count it, as of a part of a GPU (MIG)."""
+    import pynvml
+
+    try:
+        return float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
+    except pynvml.NVMLError:
+        return 0.0
+
+
+_MOST_RANKS_PER_CORE = 4
+"""CPU ranks show that a strategy runs; more of them take the memory and wait for each other."""
 
 
 def detect_hardware(num_devices: int | None = None) -> Hardware:
@@ -278,7 +220,8 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
         num_devices: use only so many of them (GPUs), or so many ranks (CPU).
 
     Raises:
-        ConfigError: more GPUs asked for than there are, or fewer than one.
+        ConfigError: more GPUs asked for than there are, more ranks than the cores carry, or fewer
+            than one.
     """
     from autotune.errors import ConfigError
 
@@ -287,7 +230,13 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
     host = host_memory_bytes()
     gpus = [] if os.environ.get("DS_ACCELERATOR") == "cpu" else visible_gpus()
     if not gpus:
-        ranks = num_devices or 2
+        most = max(2, _MOST_RANKS_PER_CORE * (os.cpu_count() or 1))
+        if num_devices is not None and num_devices > most:
+            raise ConfigError(
+                f"--devices {num_devices}: without a GPU each is a process, and the cores of this "
+                f"machine carry {most} at most"
+            )
+        ranks, precisions = num_devices or 2, cpu_precisions()
         return Hardware(
             device_type=DeviceType.CPU,
             device_kind="cpu",
@@ -297,7 +246,8 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
             # Order-of-magnitude rates of a laptop core.
             flops_per_s=5e10 * max(1, (os.cpu_count() or 1) // ranks),
             memory_bytes_per_s=1e10,
-            supports_fp16=_cpu_computes_fp16(),
+            supports_bf16=precisions.bf16,
+            supports_fp16=precisions.fp16,
         )
     if num_devices is not None and num_devices > len(gpus):
         raise ConfigError(
@@ -305,7 +255,7 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
         )
     used = gpus[: num_devices or len(gpus)]
     name, capability = used[0].name, min(gpu.compute_capability for gpu in used)
-    kind = _kind_of(name)
+    kind = kind_of(name)
     return Hardware(
         device_type=DeviceType.CUDA,
         device_kind=kind.name if kind else name,
@@ -314,9 +264,10 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
         host_memory_bytes=host,
         flops_per_s=kind.flops_per_s if kind else 1e14,
         memory_bytes_per_s=kind.memory_bytes_per_s if kind else 1e12,
-        supports_bf16=capability >= _AMPERE,
-        supports_tf32=capability >= _AMPERE,
-        supports_fp8=capability >= _ADA,
+        supports_bf16=capability >= AMPERE,
+        supports_tf32=capability >= AMPERE,
+        supports_fp8=capability >= ADA,
+        compute_capability=capability,
     )
 
 
@@ -353,10 +304,12 @@ def with_nvme(hardware: Hardware, path: Path) -> Hardware:
         what = "this is a file" if path.exists() else "no such folder"
         raise ConfigError(f"--nvme-path {path}: {what}; name an existing folder")
     try:
-        with tempfile.NamedTemporaryFile(prefix=".autotune-", dir=path) as probe:
+        # Without a name: nothing stays there, whatever ends this process.
+        with tempfile.TemporaryFile(dir=path) as probe:
             probe.write(b"0")
             probe.flush()
-            os.close(os.open(probe.name, os.O_RDONLY | getattr(os, "O_DIRECT", 0)))
+            flags = fcntl.fcntl(probe, fcntl.F_GETFL)
+            fcntl.fcntl(probe, fcntl.F_SETFL, flags | getattr(os, "O_DIRECT", 0))
         free = shutil.disk_usage(path).free
     except OSError as error:
         raise ConfigError(

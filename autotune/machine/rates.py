@@ -15,7 +15,7 @@ class Rates:
     """What `autotune doctor --measure` found; None where it could not be measured."""
 
     matmul_flops_per_s: float | None = None
-    """Large matrix products at 16 bit."""
+    """Large matrix products at 16 bit; of a CPU without bf16 in fp32."""
     memory_bytes_per_s: float | None = None
     """Copies within the device's memory, bytes read and written."""
     kernel_launch_s: float | None = None

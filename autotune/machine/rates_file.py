@@ -6,7 +6,6 @@ Does not know how they are measured, nor what is predicted from them.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -14,11 +13,20 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from autotune.drafts import write_file
 from autotune.errors import ConfigError, StorageError
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.machine.rates import Rates
+from autotune.names import plain_name, printable, visible
+from autotune.text_file import load_json
 
 __all__ = ["StoredRates", "rates_path", "read_rates", "with_measured_rates", "write_rates"]
+
+_MOST = 2.0**60
+"""Of a rate; above it arithmetic of 64 bit ends."""
+
+_LONGEST_SHOWN = 60
+"""Characters of a key that a message repeats."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,11 +60,9 @@ def write_rates(hardware: Hardware, rates: Rates, measured_at: str) -> Path:
         measured_at=measured_at,
         rates=rates,
     )
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(asdict(stored), indent=1) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_file(path, json.dumps(asdict(stored), indent=1) + "\n")
     except OSError as error:
         raise StorageError(
             f"{path}: the rates cannot be written: {error.strerror or error}; "
@@ -73,7 +79,7 @@ def read_rates(hardware: Hardware) -> StoredRates | None:
     """
     path = rates_path(hardware)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = load_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -81,12 +87,12 @@ def read_rates(hardware: Hardware) -> StoredRates | None:
     try:
         values = dict(record["rates"])
         return StoredRates(
-            device_kind=str(record["device_kind"]),
+            device_kind=plain_name(str(record["device_kind"]), "device_kind"),
             num_devices=int(record["num_devices"]),
-            measured_at=str(record["measured_at"]),
+            measured_at=printable(str(record["measured_at"]), "measured_at"),
             rates=_checked(values),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
@@ -112,13 +118,14 @@ def _checked(values: Mapping[str, Any]) -> Rates:
     known = {field.name for field in fields(Rates)}
     for name, value in values.items():
         if name not in known:
-            raise ValueError(f"unknown rate {name!r}")
-        if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise ValueError(f"{name} is {value!r}, no positive number")
+            raise ValueError(f"unknown rate {str(name)[:_LONGEST_SHOWN]!r}")
+        if value is not None and not (isinstance(value, int | float) and 0 < value < _MOST):
+            raise ValueError(f"{name} is no positive number of a rate")
     return Rates(**values)
 
 
 def _damaged(path: Path, error: Exception) -> ConfigError:
     return ConfigError(
-        f"{path} cannot be read: {error}; type: autotune doctor --measure, or remove the file"
+        f"{path} cannot be read: {visible(str(error))}; type: autotune doctor --measure, "
+        "or remove the file"
     )

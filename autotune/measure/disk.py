@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import shutil
@@ -34,13 +35,13 @@ def disk_bytes_per_s(folder: Path) -> float:
     num_blocks = min(_MOST_BYTES, free // 2) // _BLOCK_BYTES
     if num_blocks < _NUM_THREADS:
         raise OSError(f"only {max(0, free) / 2**20:.0f} MiB are free")
-    with tempfile.NamedTemporaryFile(prefix=".autotune-", dir=folder) as file:
-        descriptor = os.open(file.name, os.O_RDWR | getattr(os, "O_DIRECT", 0))
-        try:
-            num_written, writing_s = _pass(os.pwritev, descriptor, num_blocks)
-            num_read, reading_s = _pass(os.preadv, descriptor, num_written)
-        finally:
-            os.close(descriptor)
+    # Without a name: its room is free again, whatever ends this process.
+    with tempfile.TemporaryFile(dir=folder) as file:
+        descriptor = file.fileno()
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | getattr(os, "O_DIRECT", 0))
+        num_written, writing_s = _pass(os.pwritev, descriptor, num_blocks)
+        num_read, reading_s = _pass(os.preadv, descriptor, num_written)
     return _BLOCK_BYTES * min(num_written / writing_s, num_read / reading_s)
 
 

@@ -26,7 +26,9 @@ def meet(folder: Path, *, rank: int, num_ranks: int, device: torch.device) -> No
     is_cuda = device.type == "cuda"
     dist.init_process_group(
         backend="nccl" if is_cuda else "gloo",
-        init_method=f"file://{folder.resolve() / 'rendezvous'}",
+        store=dist.FileStore(  # type: ignore[attr-defined]
+            str(folder.resolve() / "rendezvous"), num_ranks
+        ),
         rank=rank,
         world_size=num_ranks,
         timeout=timedelta(seconds=_TIMEOUT_S),

@@ -7,9 +7,18 @@ What is found is written line by line, so that it stands if a later part fails o
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from autotune.lifeline import end_group_with_input
+from autotune.measure.spec import RankSpec, events_file
+
+if __name__ == "__main__":
+    # Imports take longest: whoever ends meanwhile must not leave them running.
+    _folder = RankSpec.from_json(sys.argv[1]).folder
+    end_group_with_input(lambda: shutil.rmtree(_folder, ignore_errors=True))
 
 import torch
 import torch.distributed as dist
@@ -17,7 +26,6 @@ import torch.distributed as dist
 from autotune.measure import device as devices
 from autotune.measure import links
 from autotune.measure.disk import disk_bytes_per_s
-from autotune.measure.spec import RankSpec, events_file
 
 
 class _Log:
@@ -40,7 +48,8 @@ class _Log:
 
 
 def _measure_alone(spec: RankSpec, device: torch.device, log: _Log) -> None:
-    dtype = torch.bfloat16 if spec.supports_bf16 else torch.float16
+    without = torch.float16 if device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if spec.supports_bf16 else without
     log.measure("matmul_flops_per_s", lambda: devices.matmul_flops_per_s(device, dtype))
     log.measure("memory_bytes_per_s", lambda: devices.memory_bytes_per_s(device))
     log.measure("kernel_launch_s", lambda: devices.kernel_launch_s(device))

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any
 
 from autotune.errors import LaunchError
 from autotune.launch.rank_environment import rank_environment
+from autotune.launch.scratch_folder import ScratchFolder
+from autotune.lifeline import open_input
 from autotune.machine.hardware import Hardware
 from autotune.machine.rates import Rates
 from autotune.measure.spec import RankSpec, events_file
@@ -49,9 +50,8 @@ def measure_rates(
     Raises:
         LaunchError: nothing could be measured at all; the message has the reason.
     """
-    with tempfile.TemporaryDirectory(prefix="autotune-measure-") as name:
-        folder = Path(name)
-        ranks = [_start(hardware, folder, rank) for rank in range(hardware.num_devices)]
+    with ScratchFolder("measure") as folder, open_input() as stdin:
+        ranks = [_start(hardware, folder, rank, stdin) for rank in range(hardware.num_devices)]
         try:
             found = _follow(ranks, folder, on_rate, on_failure, deadline_s)
         finally:
@@ -62,7 +62,7 @@ def measure_rates(
         return Rates(**found)
 
 
-def _start(hardware: Hardware, folder: Path, rank: int) -> subprocess.Popen[bytes]:
+def _start(hardware: Hardware, folder: Path, rank: int, stdin: int) -> subprocess.Popen[bytes]:
     spec = RankSpec(
         folder=str(folder),
         rank=rank,
@@ -74,7 +74,7 @@ def _start(hardware: Hardware, folder: Path, rank: int) -> subprocess.Popen[byte
     with (folder / f"rank{rank}.err").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "autotune.measure.rank", spec.to_json()],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=log,
             stderr=log,
             env=rank_environment(hardware),

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from autotune.answer.report import format_gib, format_gib_range, plain_table
 from autotune.plan.plan import Candidate, Plan
-from autotune.study.pareto import Pick
+from autotune.question.goal import Goal
 from autotune.trials.breakdown import allocated_bytes, breakdown_rows
 from autotune.trials.trial import Prediction
 
@@ -27,7 +27,7 @@ _BAR_WIDTH = 30
 """Characters that stand for the whole memory of a device, or for a whole step."""
 
 
-def render_explanation(plan: Plan, which: Pick) -> RenderableType:
+def render_explanation(plan: Plan, which: Goal) -> RenderableType:
     """What memory and time of one pick go to, and why nothing faster fits."""
     candidate = plan.picks[which]
     prediction = candidate.prediction
@@ -57,14 +57,15 @@ def render_explanation(plan: Plan, which: Pick) -> RenderableType:
     return Group(*parts, table)
 
 
-def explanation_json(plan: Plan, which: Pick) -> dict[str, Any]:
+def explanation_json(plan: Plan, which: Goal) -> dict[str, Any]:
     """The same as `render_explanation` says, for `--json`.
 
     Returns:
         `pick`, `moment`, `breakdown_bytes` of the worst device by row (`breakdown.py`), its
         `peak_allocated_bytes`, and of `peak_reserved_bytes` and `peak_device_bytes` the expected
         value with `lower` and `upper`; `step_parts_s`; `host_memory_bytes` and `disk_bytes` of one
-        host; and `faster_but_too_large`: strategies with `reason`.
+        host; of `peak_host_bytes`, which count the `save` of a checkpoint, the same as of the
+        device; and `faster_but_too_large`: strategies with `reason`.
     """
     candidate = plan.picks[which]
     prediction = candidate.prediction
@@ -85,6 +86,12 @@ def explanation_json(plan: Plan, which: Pick) -> dict[str, Any]:
         },
         "step_parts_s": dict(prediction.step_parts_s),
         "host_memory_bytes": prediction.host_memory_bytes,
+        "peak_host_bytes": {
+            "expected": prediction.peak_host_bytes,
+            "lower": prediction.host_memory_lower_bytes,
+            "upper": prediction.peak_host_upper_bytes,
+            "save": prediction.host_save_bytes,
+        },
         "disk_bytes": prediction.disk_bytes,
         "faster_but_too_large": [
             plan.record(other) | {"reason": reason}
@@ -170,13 +177,17 @@ def _bar(share: float, *, is_whole: bool = False) -> Text:
 
 
 def _host_words(plan: Plan, candidate: Candidate) -> str:
-    host, disk = candidate.prediction.host_memory_bytes, candidate.prediction.disk_bytes
+    prediction, disk = candidate.prediction, candidate.prediction.disk_bytes
     words = "It needs no host memory to offload to"
-    if host:
+    if prediction.host_memory_bytes:
+        bounds = (prediction.host_memory_lower_bytes, prediction.peak_host_upper_bytes)
         words = (
-            f"It needs at least {format_gib(host)} GiB of memory on each host, of "
-            f"{format_gib(plan.hardware.host_memory_bytes)} GiB"
+            f"It needs {format_gib(prediction.peak_host_bytes)} GiB of memory on each host, "
+            f"between {format_gib_range(*bounds)}, of which it may use "
+            f"{format_gib(plan.question.host_limit_bytes)} GiB"
         )
+    if prediction.host_save_bytes:
+        words += f"; saving a checkpoint takes {format_gib(prediction.host_save_bytes)} GiB there"
     if not disk:
         return words + ", and no disk."
     free = format_gib(plan.hardware.nvme_free_bytes)

@@ -12,17 +12,18 @@ from typing import Any
 
 from autotune.answer.export import export_files, write_export
 from autotune.answer.export_guide import guide_text, launch_script, loss_words
+from autotune.answer.export_settings import planned_settings
 from autotune.answer.report import format_gib
 from autotune.plan.plan import Candidate, Plan
 from autotune.plan.report import plan_assumptions
-from autotune.study.pareto import Pick
+from autotune.question.goal import Goal
 
 __all__ = ["export_plan"]
 
 _MARK = "NOT MEASURED"
 
 
-def export_plan(plan: Plan, which: Pick, folder: Path) -> Path:
+def export_plan(plan: Plan, which: Goal, folder: Path) -> Path:
     """Write the folder: ds_config.json, strategy.yaml, launch.sh, README.md, provenance.json.
 
     A folder that already holds this very export is left as it is.
@@ -38,18 +39,19 @@ def export_plan(plan: Plan, which: Pick, folder: Path) -> Path:
 
 
 def _files(plan: Plan, candidate: Candidate, date: str) -> Mapping[str, bytes]:
-    spec = plan.spec
+    spec, settings = plan.spec, planned_settings(plan.hardware)
     return export_files(
         plan.workload,
         plan.hardware,
         candidate.strategy,
         note=f"{_MARK}: planned by prediction alone",
-        launch=launch_script(spec.host, spec.num_nodes),
+        launch=launch_script(spec.host, settings, spec.num_nodes),
         readme=guide_text(
             _origin(plan, candidate),
             plan.workload,
             plan.hardware,
             candidate.strategy,
+            settings,
             is_measured=False,
         ),
         provenance=_provenance(plan, candidate, date),
@@ -87,6 +89,7 @@ def _provenance(plan: Plan, candidate: Candidate, date: str) -> dict[str, Any]:
         "prediction": asdict(candidate.prediction),
         "assumptions": list(plan_assumptions(plan)),
         "calibrated_from": plan.lesson.to_dict() if plan.lesson is not None else None,
+        "environment": planned_settings(plan.hardware).to_dict(),
         "reference": plan.reference.to_dict(),
         "workload": plan.workload.to_dict(),
         "hardware": asdict(plan.spec.host),

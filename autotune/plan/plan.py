@@ -21,12 +21,13 @@ from autotune.machine.software import Software
 from autotune.plan.calibration import Lesson
 from autotune.predictor import AnalyticPredictor, ScriptSource
 from autotune.pruners import PredictedMemoryPruner
+from autotune.question.goal import FRONT_PICKS, Goal
 from autotune.question.question import Question
 from autotune.question.workload import Workload
 from autotune.space.search_space import SearchSpace
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_table import StrategyTable
-from autotune.study.pareto import Objectives, Pick, front_of, front_rows, pick_of
+from autotune.study.pareto import Objectives, front_of, front_rows, pick_of
 from autotune.study.summary import model_flops_utilisation
 from autotune.trials.prediction_table import PredictionTable
 from autotune.trials.protocols import Predictor
@@ -98,6 +99,8 @@ class Plan:
     """What predictions were corrected by, if by anything."""
     doubt: str | None = None
     """Why the activations of this model are a guess; None where they are not."""
+    is_quick: bool = False
+    """Whether the reserved memory of every strategy is a formula's."""
 
     @property
     def workload(self) -> Workload:
@@ -110,18 +113,38 @@ class Plan:
         return self.question.hardware
 
     def fits(self, candidate: Candidate) -> bool:
-        """Whether it is expected to fit device and host, by the rule that a search launches by."""
-        return not candidate.prediction.missing_bytes(**self.question.limits)
+        """Whether it is expected to fit device and host, by the rule that a search launches by.
+
+        In a quick plan, in which nothing is simulated, whether its upper bound fits too: unless
+        that is so of no strategy.
+        """
+        prediction, limits = candidate.prediction, self.question.limits
+        is_in_doubt = prediction.peak_device_upper_bytes > limits["device_bytes"]
+        return not prediction.missing_bytes(**limits) and not (self._is_strict and is_in_doubt)
 
     def surely_fits(self, candidate: Candidate) -> bool:
         """Whether it fits even if it needs as much as it may."""
-        prediction, limit = candidate.prediction, self.question.memory_limit_bytes
-        return self.fits(candidate) and prediction.peak_device_upper_bytes <= limit
+        prediction, limits = candidate.prediction, self.question.limits
+        return (
+            self.fits(candidate)
+            and prediction.peak_device_upper_bytes <= limits["device_bytes"]
+            and prediction.peak_host_upper_bytes <= limits["host_bytes"]
+        )
 
     @cached_property
     def num_fitting(self) -> int:
         """Candidates that are expected to fit."""
         return int(np.count_nonzero(self._fits))
+
+    @cached_property
+    def num_surely_fitting(self) -> int:
+        """Candidates whose upper bound fits too."""
+        return int(np.count_nonzero(self._surely_fits))
+
+    @cached_property
+    def num_in_doubt(self) -> int:
+        """Candidates that are expected to fit, and whose upper bound does not."""
+        return int(np.count_nonzero(self._expected_to_fit & ~self._surely_fits))
 
     @cached_property
     def front(self) -> tuple[Candidate, ...]:
@@ -142,9 +165,9 @@ class Plan:
             fits[rows[too_large]] = False
 
     @property
-    def picks(self) -> dict[Pick, Candidate]:
+    def picks(self) -> dict[Goal, Candidate]:
         """The named strategies of the front; empty where nothing is expected to fit."""
-        found = {which: pick_of(self.front, which, _objectives) for which in Pick}
+        found = {which: pick_of(self.front, which, _objectives) for which in FRONT_PICKS}
         return {which: candidate for which, candidate in found.items() if candidate is not None}
 
     def mfu(self, candidate: Candidate) -> float:
@@ -181,7 +204,7 @@ class Plan:
         """
         pruner = PredictedMemoryPruner(
             self.question.memory_limit_bytes,
-            host_memory_bytes=self.hardware.host_memory_bytes,
+            host_memory_bytes=self.question.host_limit_bytes,
             disk_bytes=self.hardware.nvme_free_bytes,
         )
         speeds = self.candidates.predicted.tokens_per_second
@@ -201,10 +224,24 @@ class Plan:
 
     @cached_property
     def _fits(self) -> NDArray[np.bool_]:
+        return self._surely_fits if self._is_strict else self._expected_to_fit
+
+    @cached_property
+    def _expected_to_fit(self) -> NDArray[np.bool_]:
         fits: NDArray[np.bool_] = (
             self.candidates.predicted.missing_bytes(**self.question.limits) == 0
         )
         return fits
+
+    @cached_property
+    def _surely_fits(self) -> NDArray[np.bool_]:
+        most = self.candidates.predicted.peak_device_upper_bytes
+        fits: NDArray[np.bool_] = most <= self.question.limits["device_bytes"]
+        return fits & self._expected_to_fit
+
+    @property
+    def _is_strict(self) -> bool:
+        return self.is_quick and bool(self._surely_fits.any())
 
 
 def make_plan(
@@ -235,6 +272,7 @@ def make_plan(
         ),
         lesson=lesson,
         doubt=predictor.doubt,
+        is_quick=script_of is None,
     )
 
 

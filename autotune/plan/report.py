@@ -22,13 +22,16 @@ from autotune.answer.report import (
 )
 from autotune.machine.hardware import DEVICE_KINDS
 from autotune.plan.plan import Plan
+from autotune.trials.trial import Prediction
 
 __all__ = ["plan_assumptions", "plan_json", "render_plan"]
 
 _LEGEND = (
     "predicted GiB: what the allocator is expected to reserve on the worst rank, and between what "
-    "bounds; with ? the upper one does not fit. free: device memory left at that time. loss: "
-    "neutral trains as the reference does; changing can change what is learned."
+    "bounds; with ? an upper one does not fit, of device or host. ~: by a formula; all else by "
+    "running the allocator over what the code of model and engine allocates. free: device memory "
+    "left at that time. host GiB: of all ranks of a host, with the save of a checkpoint, and at "
+    "most. loss: neutral trains as the reference does; changing can change what is learned."
 )
 
 
@@ -42,17 +45,25 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
     Returns:
         - `measured`: false, always.
-        - `workload`, `hardware` (of one host), `num_nodes`, `space`, `headroom`: what was asked.
+        - `workload`, `hardware` (of one host), `num_nodes`, `space`, `headroom`,
+          `host_headroom`: what was asked.
         - `assumptions`: sentences.
         - `calibrated_from`: null, or the `study`, its `hardware`, `num_trials`, and whether
           `step_time` was learned from it besides memory.
-        - `limit_bytes` of each device, `host_memory_bytes` of each host.
-        - `num_strategies`: how many were predicted.
+        - `num_strategies`: how many were predicted; `num_surely_fitting`: of these, by a formula
+          and its upper bound; `num_in_doubt`: those that are expected to fit and whose upper
+          bound does not.
+        - `quick`: whether nothing was simulated. Then only strategies that surely fit are on the
+          front, unless there are none. `is_simulated` of a `prediction` says which ones were.
+        - `limit_bytes` of each device, `host_memory_bytes` of each host, and of these
+          `host_limit_bytes`, which a strategy may use.
         - `reference`: the strategy that loss classes refer to.
         - `front`: fastest first, each with `strategy`, `strategy_in_words`, `loss_class`,
           `prediction` (its fields are those of `Prediction`), `surely_fits` (whether its upper
           bounds fit too) and the shares `mfu` and `headroom`.
         - `picks`: place in the front, from 0, by `throughput`, `memory` and `balanced`.
+
+        With `--out` the command adds `exported`: the `pick` and its `folder`.
     """
     return {
         "measured": False,
@@ -61,11 +72,16 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "num_nodes": plan.spec.num_nodes,
         "space": plan.question.space_name,
         "headroom": plan.question.headroom,
+        "host_headroom": plan.question.host_headroom,
         "assumptions": list(plan_assumptions(plan)),
         "calibrated_from": plan.lesson.to_dict() if plan.lesson is not None else None,
         "limit_bytes": plan.question.memory_limit_bytes,
         "host_memory_bytes": plan.spec.host.host_memory_bytes,
+        "host_limit_bytes": plan.question.host_limit_bytes,
         "num_strategies": len(plan.candidates),
+        "num_surely_fitting": plan.num_surely_fitting,
+        "num_in_doubt": plan.num_in_doubt,
+        "quick": plan.is_quick,
         "reference": plan.reference.to_dict(),
         "front": [plan.record(candidate) for candidate in plan.front],
         "picks": {str(which): plan.front.index(c) for which, c in plan.picks.items()},
@@ -82,10 +98,23 @@ def _header(plan: Plan) -> Iterator[Text]:
     yield Text.assemble(
         ("Predicted, nothing was measured. ", "bold yellow"),
         f"{len(plan.candidates):,} strategies of the space {plan.question.space_name}, "
-        f"{plan.num_fitting:,} of them are expected to fit.",
+        f"{_fitting_words(plan)}",
     )
     for sentence in plan_assumptions(plan):
         yield Text(f"- {sentence}")
+
+
+def _fitting_words(plan: Plan) -> str:
+    """How many fit: where nothing is simulated, surely, and how many may."""
+    if not plan.is_quick:
+        return f"{plan.num_fitting:,} of them are expected to fit."
+    words = f"{plan.num_surely_fitting:,} of them fit by a formula and its upper bound"
+    if not plan.num_in_doubt:
+        return words + "."
+    return (
+        f"{words}; {plan.num_in_doubt:,} more may, whose upper bound does not: a plan without "
+        "--quick simulates what it shows."
+    )
 
 
 def plan_assumptions(plan: Plan) -> Iterator[str]:
@@ -97,14 +126,15 @@ def plan_assumptions(plan: Plan) -> Iterator[str]:
         f"A strategy may use {format_gib(plan.question.memory_limit_bytes)} GiB of each device "
         f"(--headroom {plan.question.headroom:g})."
     )
-    gib = format_gib(host.host_memory_bytes)
+    gib, usable = format_gib(host.host_memory_bytes), format_gib(plan.question.host_limit_bytes)
+    use = f"a strategy may use {usable} of them (--host-headroom {plan.question.host_headroom:g})"
     if spec.has_assumed_host:
         yield (
             f"Host memory is assumed: {gib} GiB a host, three times that of its GPUs, 256 GiB a "
-            "GPU at most; --host-memory says otherwise."
+            f"GPU at most; --host-memory says otherwise; {use}."
         )
     else:
-        yield f"A host has {gib} GiB of memory."
+        yield f"A host has {gib} GiB of memory; {use}."
     yield "Everything is assumed to be installed there: Liger, FlashAttention 2, a compiler, CUDA."
     source = "data sheet" if host.device_kind in DEVICE_KINDS else "given peak"
     measured = "; those given as measured go before it" if host.rates is not None else ""
@@ -150,15 +180,19 @@ def _front_table(plan: Plan) -> Table:
             strategy,
             format_speed(prediction),
             f"{plan.mfu(candidate):.0%}",
-            format_gib(prediction.peak_memory_bytes),
+            ("" if prediction.is_simulated else "~") + format_gib(prediction.peak_memory_bytes),
             format_gib_range(*bounds) + in_doubt,
             f"{plan.headroom(candidate):.0%}",
-            *([_or_dash(candidate.prediction.host_memory_bytes)] if has_host else []),
+            *([_host_words(candidate.prediction)] if has_host else []),
             str(plan.loss_class(candidate)),
         )
     table.caption = _LEGEND
     return table
 
 
-def _or_dash(num_bytes: int) -> str:
-    return format_gib(num_bytes) if num_bytes else "-"
+def _host_words(prediction: Prediction) -> str:
+    """What is expected of the host, and below it the most; a dash where nothing is offloaded."""
+    if not prediction.host_memory_bytes:
+        return "-"
+    most = format_gib(prediction.peak_host_upper_bytes)
+    return f"{format_gib(prediction.peak_host_bytes)}\nto {most}"

@@ -11,6 +11,8 @@ segment of its own. Of the pool of blocks up to 1 MiB only the bytes are known, 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Mapping
 
 __all__ = ["LARGE_POOL_BYTES", "Allocator"]
 
@@ -30,6 +32,10 @@ class _Device:
         self.segments: list[Allocator] = []
         self.allocated = self.peak_allocated = self.peak_reserved = 0
         self.num_retries = 0
+        self.moment = self.peak_moment = ""
+        self.parts: Counter[str] = Counter()
+        """Live bytes of large blocks, by what they are for."""
+        self.peak_parts: Mapping[str, int] = {}
 
     @property
     def mapped(self) -> int:
@@ -55,6 +61,8 @@ class Allocator:
         self._start_of: dict[int, int] = {}
         """Of free blocks, by where they end."""
         self._live: dict[int, int] = {}
+        self._part_of: dict[int, str] = {}
+        """Of live blocks, what they are for."""
         self._put_aside: set[int] = set()
         self._holes: dict[int, int] = {}
         """Size of what was given back, by where it starts."""
@@ -77,6 +85,25 @@ class Allocator:
         return self._device.peak_reserved + small
 
     @property
+    def moment(self) -> str:
+        """What happens now, in a word."""
+        return self._device.moment
+
+    @moment.setter
+    def moment(self, moment: str) -> None:
+        self._device.moment = moment
+
+    @property
+    def peak_moment(self) -> str:
+        """What happened when the most was mapped for the first time."""
+        return self._device.peak_moment
+
+    @property
+    def peak_parts(self) -> Mapping[str, int]:
+        """Bytes of the large blocks that were live then, by what they were for."""
+        return self._device.peak_parts
+
+    @property
     def num_retries(self) -> int:
         """How often free pages were given back to go on."""
         return self._device.num_retries
@@ -86,8 +113,8 @@ class Allocator:
         """What is mapped of this segment now, in whole pages."""
         return _pages(self._mapped(self._mapped_end))
 
-    def allocate(self, size_bytes: int) -> int:
-        """Place a block; its address, by which it is freed again.
+    def allocate(self, size_bytes: int, part: str = "") -> int:
+        """Place a block for a purpose; its address, by which it is freed again.
 
         That of a small one is below 0, and tells its size.
         """
@@ -100,6 +127,7 @@ class Allocator:
             self._small += size
             self._peak_small = max(self._peak_small, self._small)
             return -1 - size
+        device.parts[part] += size
         place = bisect_left(self._free_blocks, (size, -1))
         if place < len(self._free_blocks):
             free, address = self._free_blocks.pop(place)
@@ -109,7 +137,16 @@ class Allocator:
         else:
             address = self._map(size)
         self._live[address] = size
+        self._part_of[address] = part
         return address
+
+    def becomes(self, address: int, part: str) -> None:
+        """A live block serves another purpose from now on."""
+        if address >= 0:
+            size, parts = self._live[address], self._device.parts
+            parts[self._part_of[address]] -= size
+            parts[part] += size
+            self._part_of[address] = part
 
     def free(self, address: int) -> None:
         """Give a block back."""
@@ -118,6 +155,7 @@ class Allocator:
             self._device.allocated -= -1 - address
             return
         size = self._live.pop(address)
+        self._device.parts[self._part_of.pop(address)] -= size
         if address in self._put_aside:
             self._put_aside.remove(address)
         else:
@@ -151,7 +189,10 @@ class Allocator:
         self._device.allocated -= sum(
             size for address, size in self._live.items() if address not in self._put_aside
         )
+        for address, size in self._live.items():
+            self._device.parts[self._part_of[address]] -= size
         self._free_blocks, self._size_at, self._start_of = [], {}, {}
+        self._part_of = {}
         self._live, self._holes, self._put_aside = {}, {}, set()
         self._end = self._mapped_end = self._small = 0
 
@@ -178,7 +219,10 @@ class Allocator:
             address = self._end
             self._end += size
             self._mapped_end = max(self._mapped_end, self._end)
-        device.peak_reserved = max(device.peak_reserved, device.mapped)
+        mapped = device.mapped
+        if mapped > device.peak_reserved:
+            device.peak_reserved = mapped
+            device.peak_moment, device.peak_parts = device.moment, dict(device.parts)
         return address
 
     def _mapped(self, end: int) -> int:

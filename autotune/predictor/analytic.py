@@ -12,13 +12,15 @@ from typing import Any
 
 from autotune.knobs import Offload
 from autotune.machine.hardware import DeviceType, Hardware
-from autotune.predictor.arithmetic import Ask, ask_about, whole
+from autotune.predictor.arithmetic import Ask, ask_about
 from autotune.predictor.corrections import TIME_COEFFICIENTS, TimeCurve
 from autotune.predictor.doubt import log_bounds, techniques
-from autotune.predictor.host_memory import offloaded_bytes
-from autotune.predictor.memory import MemoryModel, PeakMemory
+from autotune.predictor.host_memory import HostMemory, host_memory
+from autotune.predictor.memory import MemoryModel
+from autotune.predictor.peak_memory import PeakMemory
 from autotune.predictor.precision import FP32_BYTES, element_bytes
 from autotune.predictor.reserved import ReservedPeak, ScriptSource
+from autotune.predictor.shares import RankShare
 from autotune.predictor.shrinkage import untaught
 from autotune.predictor.table import Explanation, explain_table
 from autotune.predictor.time import StepParts, TimeModel
@@ -50,18 +52,28 @@ class AnalyticPredictor:
         hardware: what it runs on.
         script_of: where the order of a model's allocations is known from; `profile.script_of`
             traces it, which takes seconds the first time.
+        traces: whether activations of a model that was not seen before are traced, likewise; they
+            are counted otherwise, with wider bounds, and `doubt` says so.
     """
 
     def __init__(
-        self, workload: Workload, hardware: Hardware, script_of: ScriptSource | None = None
+        self,
+        workload: Workload,
+        hardware: Hardware,
+        script_of: ScriptSource | None = None,
+        *,
+        traces: bool = True,
     ) -> None:
         self._workload = workload
         self._is_cpu = hardware.device_type is DeviceType.CPU
+        # A CPU has no data sheet here.
+        self._knows_rates = not self._is_cpu or hardware.rates is not None
         self._num_ranks = hardware.num_devices
         self._num_nodes = hardware.num_nodes
-        self._memory = MemoryModel(workload, hardware, script_of)
+        self._memory = MemoryModel(workload, hardware, script_of, traces=traces)
         self._time = TimeModel(workload, hardware, self._memory)
         self._explained = lru_cache(_NUM_LATEST)(self._explain)
+        self._latest: tuple[StrategyTable, PredictionTable] | None = None
         self._device_overhead_bytes = DEVICE_OVERHEAD_BYTES[hardware.device_type]
 
     @property
@@ -88,9 +100,11 @@ class AnalyticPredictor:
             **self._figures(ask_about(strategy), shares, peak, parts),
             step_time_lower_s=parts.total_s * math.exp(-below),
             step_time_upper_s=parts.total_s * math.exp(above),
+            is_time_known=self._knows_rates,
             step_parts_s=self._time.activities_s(strategy, parts),
             moment=_moment_in_words(peak.moment, strategy),
             breakdown_bytes=peak.breakdown_bytes,
+            is_simulated=simulated is not None,
         )
         return prediction, parts
 
@@ -99,8 +113,14 @@ class AnalyticPredictor:
         return techniques(strategy, self._num_ranks)
 
     def predict_table(self, table: StrategyTable) -> PredictionTable:
-        """The same of every strategy of a table, in its order."""
-        return PredictionTable.joined([predicted for predicted, _ in self.explain_table(table)])
+        """The same of every strategy of a table, in its order.
+
+        The last table is not worked out twice: a search asks for its own at several places.
+        """
+        if self._latest is None or self._latest[0] is not table:
+            parts = [predicted for predicted, _ in self.explain_table(table)]
+            self._latest = table, PredictionTable.joined(parts)
+        return self._latest[1]
 
     def explain_table(self, table: StrategyTable) -> Iterator[tuple[PredictionTable, Explanation]]:
         """Predictions of a table part by part, and what they are made of."""
@@ -113,29 +133,35 @@ class AnalyticPredictor:
     ) -> dict[str, Any]:
         """What is predicted of one strategy and of a table alike."""
         step_time_s = parts.total_s
-        offloaded = ask(self._offloaded_bytes) + self._memory.host_bytes(ask, shares)
+        host: HostMemory = ask(self._host_memory, shares)
         return {
             "peak_memory_bytes": peak.expected_bytes,
             "peak_allocated_bytes": peak.allocated_bytes,
             "peak_memory_lower_bytes": peak.lower_bytes,
             "peak_memory_upper_bytes": peak.upper_bytes,
             "device_overhead_bytes": self._device_overhead_bytes + peak.managed_bytes,
+            "host_memory_bytes": host.expected,
+            "host_memory_lower_bytes": host.lower,
+            "host_memory_upper_bytes": host.upper,
+            "host_save_bytes": host.save,
             # Ranks, and what they offload, are alike on every host.
-            "host_memory_bytes": -(-whole(offloaded) // self._num_nodes),
             "disk_bytes": -(-ask(self._disk_bytes) // self._num_nodes),
             "step_time_s": step_time_s,
             "tokens_per_second": self._workload.tokens_per_step / step_time_s,
         }
 
-    def _offloaded_bytes(self, strategy: Strategy) -> float:
-        """Host memory that states and weights take, of all ranks together.
-
-        On the CPU it is the device's, and so in the peak already.
-        """
+    def _host_memory(self, strategy: Strategy, shares: tuple[RankShare, ...]) -> HostMemory:
+        """What a strategy takes of each host; on the CPU that is in the peak already."""
         if self._is_cpu:
-            return 0.0
-        accumulation = self._memory.states.accumulation(strategy)
-        return offloaded_bytes(self._workload, strategy, self._num_ranks, accumulation)
+            return HostMemory(expected=0, lower=0, upper=0, save=0)
+        return host_memory(
+            self._workload,
+            strategy,
+            num_ranks=self._num_ranks,
+            num_nodes=self._num_nodes,
+            accumulation=self._memory.states.accumulation(strategy),
+            activations=self._memory.host_bytes(ask_about(strategy), shares),
+        )
 
     def _disk_bytes(self, strategy: Strategy) -> int:
         """Of all ranks together: master weights, moments, gradients; and the weights.

@@ -25,6 +25,34 @@ Measured: Llamas of 1.1 to 13 billion on one H100. Unproven on other devices but
 _STREAM_FRACTION = 0.90
 """Assumed: what plain copies and additions of large tensors attain, of the peak bandwidth."""
 
+_INSTRUCTIONS_PER_S = {
+    "B200": 40e12,
+    "H200": 33.5e12,
+    "H100-80GB": 33.5e12,
+    "A100-80GB": 19.5e12,
+    "A100-80GB-PCIe": 19.5e12,
+    "A100-40GB": 19.5e12,
+    "L40S": 45.8e12,
+    "L4": 15.1e12,
+    "V100-32GB": 15.7e12,
+    "V100-16GB": 15.7e12,
+    "RTX5090": 52.4e12,
+    "RTX4090": 41.3e12,
+    "RTX3090": 17.8e12,
+}
+"""Of threads: each multiprocessor has four schedulers, which issue to 32 threads a cycle. Half of
+the fp32 FLOP/s of the data sheet, where there are as many fp32 lanes; as many as those where there
+are half as many lanes, up to the A100."""
+
+_UNKNOWN_INSTRUCTIONS = 0.04
+"""Of a device that the table does not have, for one FLOP of its matrix products: between the
+A100's 0.06 and the H100's 0.03. Assumed."""
+
+_INSTRUCTION_FRACTION = 0.54
+"""Attained of them by kernels whose blocks wait for each of their loads. Measured on one H200
+(`tests/benchmarks/optimizer_update.py`): 28.0 ps for 510 instructions, 16.3 ps for 300, in fp32
+and in bf16 alike, and so not for want of bandwidth."""
+
 _ATTENTION_FRACTION = 0.60
 _ATTENTION_FRACTION_HOPPER = 0.50
 ATTENTION_HALF_TOKENS = 800
@@ -91,6 +119,8 @@ class Attained:
     """Of kernels that also reduce, convert or gather."""
     stream_bytes_per_s: float
     """Of plain copies and additions of large tensors."""
+    instructions_per_s: float
+    """Of threads, as kernels attain that do more than move."""
     kernel_s: float
     """Of every kernel on the device, beside its work."""
     launch_s: float
@@ -123,6 +153,7 @@ def attained(hardware: Hardware) -> Attained:
         attention_flops_per_s=matmul * flash / _MATMUL_FRACTION,
         traffic_bytes_per_s=stream * _TRAFFIC_FRACTION / _STREAM_FRACTION,
         stream_bytes_per_s=stream,
+        instructions_per_s=_instructions_per_s(hardware),
         kernel_s=0.0 if is_cpu else _KERNEL_S,
         launch_s=0.0 if is_cpu else _launch_s(rates),
         to_device_bytes_per_s=rates.host_to_device_bytes_per_s or pcie,
@@ -135,6 +166,13 @@ def attained(hardware: Hardware) -> Attained:
         ),
         level_s=_level_s(hardware),
     )
+
+
+def _instructions_per_s(hardware: Hardware) -> float:
+    if hardware.device_type is DeviceType.CPU:
+        return math.inf
+    unknown = hardware.flops_per_s * _UNKNOWN_INSTRUCTIONS
+    return _INSTRUCTION_FRACTION * _INSTRUCTIONS_PER_S.get(hardware.device_kind, unknown)
 
 
 def _launch_s(rates: Rates) -> float:

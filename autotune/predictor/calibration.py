@@ -194,6 +194,7 @@ def _with_step_time(
         step_time_s=step_time_s,
         step_time_lower_s=step_time_s * math.exp(-below),
         step_time_upper_s=step_time_s * math.exp(above),
+        is_time_known=True,
         step_parts_s={part: s * factor for part, s in prediction.step_parts_s.items()},
         tokens_per_second=prediction.tokens_per_second / factor,
     )

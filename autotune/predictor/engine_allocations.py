@@ -9,11 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from autotune.predictor.allocator import Allocator
 from autotune.profile.script import Event, MicroStep
 
-__all__ = ["NORM_BYTES", "Engine", "EnginePlan"]
+__all__ = ["NORM_BYTES", "Engine", "EnginePlan", "Part"]
+
+
+class Part(StrEnum):
+    """What a block is for, by the names of `memory.py`."""
+
+    WEIGHTS = "weights"
+    FLATTENED = "flattened weights"
+    MASTERS = "master weights"
+    STATES = "optimizer states"
+    GRADIENTS = "gradients"
+    BUCKETS = "gradient buckets"
+    ACTIVATIONS = "activations"
+    LOGITS = "logits"
+    GATHERED = "gathered weights"
+    OFFLOAD = "offload buffers"
+    WORKSPACE = "workspace"
+
 
 _CUBLAS_BYTES = 32 * 2**20
 """Workspace of one thread's cuBLAS on Hopper; forward and backward are two
@@ -53,6 +71,8 @@ class EnginePlan:
     """Of an output projection that is made before it shares the embedding's weights."""
     flattens_on_device: bool
     """Whether weights and a copy of them fit the device."""
+    logits_bytes: int
+    """Of a micro-batch, whole; 0 where they are made in pieces."""
 
 
 class Engine:
@@ -90,6 +110,7 @@ class Engine:
 
         States come in the first, so that the second is the first of its kind.
         """
+        self._allocator.moment = "initialisation"
         self._initialise()
         num_micro_steps = min(self._plan.accumulation, _MICRO_STEPS)
         for step in range(most_steps):
@@ -97,7 +118,9 @@ class Engine:
             for index in range(num_micro_steps):
                 self._is_first, self._is_last = index == 0, index == num_micro_steps - 1
                 self._micro_step(self._following if step or index else self._first)
+                self._allocator.moment = "end of backward"
                 self._end_backward()
+            self._allocator.moment = "optimizer step"
             self._step()
             if step and self._allocator.peak_reserved_bytes == before:
                 return
@@ -124,26 +147,38 @@ class Engine:
     def _micro_step(self, micro_step: MicroStep) -> None:
         allocate, free = self._allocator.allocate, self._allocator.free
         live: dict[int, int] = {}
+        logits_bytes = self._plan.logits_bytes or float("inf")
+        self._allocator.moment, num_matmuls = "forward and loss", 0
         for kind, which, told in micro_step.events:
             if kind == Event.ALLOCATE:
-                live[which] = allocate(told)
+                part = Part.LOGITS if told >= logits_bytes else Part.ACTIVATIONS
+                live[which] = allocate(told, part)
             elif kind == Event.FREE:
                 free(live.pop(which))
             elif kind == Event.READY:
                 address = live.pop(which, None)
                 if address is None:
                     address = allocate(self._weights[told].size_bytes)
+                self._allocator.becomes(address, Part.GRADIENTS)
                 self._take(told, address)
             elif kind == Event.WORK:
-                free(allocate(told))
+                free(allocate(told, Part.WORKSPACE))
             elif kind == Event.FETCH:
                 self._fetch(micro_step.modules[told])
             elif kind == Event.RELEASE:
                 self._release(micro_step.modules[told])
-            elif self._num_workspaces < 2:
-                allocate(_CUBLAS_BYTES)
-                self._num_workspaces += 1
+            else:
+                self._start_pass(num_matmuls)
+                num_matmuls += 1
         self._free(*live.values())
+
+    def _start_pass(self, number: int) -> None:
+        """The first product of forward, or of backward: each has a thread of its own."""
+        if number:
+            self._allocator.moment = "backward"
+        if self._num_workspaces < 2:
+            self._allocate(_CUBLAS_BYTES, Part.WORKSPACE)
+            self._num_workspaces += 1
 
     def _elements(self, weight: int) -> int:
         return self._weights[weight].size_bytes // self._plan.element_bytes
@@ -152,32 +187,32 @@ class Engine:
         for address in addresses:
             self._allocator.free(address)
 
-    def _pass_by(self, sizes: Sequence[int]) -> None:
+    def _pass_by(self, sizes: Sequence[int], part: Part) -> None:
         """Blocks that live one after the other."""
         for size in sizes:
-            self._free(self._allocate(size))
+            self._free(self._allocate(size, part))
 
     def _make_weights(self) -> list[int]:
-        weights = [self._allocate(weight.size_bytes) for weight in self._weights]
-        self._pass_by([self._plan.tied_bytes])
+        weights = [self._allocate(weight.size_bytes, Part.WEIGHTS) for weight in self._weights]
+        self._pass_by([self._plan.tied_bytes], Part.WEIGHTS)
         return weights
 
-    def _convert(self, address: int, num: int) -> int:
+    def _convert(self, address: int, num: int, part: Part) -> int:
         """A copy in the master's precision takes the place of one in the weights', or is it."""
         if self._plan.master_bytes == self._plan.element_bytes:
             return address
-        converted = self._allocate(self._plan.master_bytes * num)
+        converted = self._allocate(self._plan.master_bytes * num, part)
         self._free(address)
         return converted
 
     def _make_states(self, num: int) -> None:
         """Of the flat parameters of one group, all its tensors in turn."""
         for size in self._plan.state_bytes:
-            self._allocate(int(size * num))
+            self._allocate(int(size * num), Part.STATES)
 
     def _add_up_norm(self) -> None:
         e = self._plan.element_bytes
-        self._pass_by([NORM_BYTES * (size // e) for size in self._trained])
+        self._pass_by([NORM_BYTES * (size // e) for size in self._trained], Part.GRADIENTS)
 
 
 def _divided(trained: Sequence[int], element_bytes: int, plan: EnginePlan) -> list[int]:

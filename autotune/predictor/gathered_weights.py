@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from autotune.predictor.allocator import Allocator
+from autotune.predictor.engine_allocations import Part
 
 __all__ = ["GatheredWeights"]
 
@@ -149,7 +150,7 @@ class GatheredWeights:
             return
         sizes = [self._element_bytes * self._elements[w] for w in weights]
         self._num_gathered += sum(self._elements[w] for w in weights)
-        buffer = self._allocator.allocate(sum(sizes))
+        buffer = self._allocator.allocate(sum(sizes), Part.GATHERED)
         if len(weights) == 1:
             self._buffers[weights[0]] = buffer
             return
@@ -163,7 +164,7 @@ class GatheredWeights:
             gathering.is_complete = True
             for one in gathering.weights:
                 size = self._element_bytes * self._elements[one]
-                self._buffers[one] = self._allocator.allocate(size)
+                self._buffers[one] = self._allocator.allocate(size, Part.GATHERED)
         gathering.num_waiting -= 1
         if not gathering.num_waiting and gathering.buffer is not None:
             self._allocator.free(gathering.buffer)

@@ -16,11 +16,12 @@ from autotune.predictor.arithmetic import (
     Stages,
     StagesOfOne,
     ask_about,
-    chosen,
     greatest,
+    least,
     whole,
 )
 from autotune.predictor.least_shares import DOUBTED_SHARE, LEAST_SHARE_CPU, LEAST_SHARES
+from autotune.predictor.peak_memory import PeakMemory
 from autotune.predictor.precision import element_bytes
 from autotune.predictor.reserved import ReservedModel, ReservedPeak, ScriptSource
 from autotune.predictor.shares import RankShare, tokens_of_rank, zero_size
@@ -29,7 +30,7 @@ from autotune.predictor.token_model import TokenModel
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 
-__all__ = ["HeldBytes", "MemoryModel", "PeakMemory"]
+__all__ = ["HeldBytes", "MemoryModel"]
 
 _MIB = 2**20
 
@@ -50,6 +51,11 @@ older GPUs 8 MiB each.
 
 _ALLOCATOR_BYTES = 192 * _MIB
 """Rounding of blocks, and the pool of small ones."""
+
+_BUCKETS_BEHIND = 2
+_MOST_BUCKETS_BEHIND = 3
+"""Of ZeRO-3's gradients, how many the device is behind the host in backward: as the simulation
+takes it, and at most: the host waits for the third (`stage3.py`, `max_param_reduce_events`)."""
 
 _PROCESS_BYTES = 100 * _MIB
 _PROCESS_UPPER_BYTES = 800 * _MIB
@@ -80,45 +86,6 @@ class HeldBytes:
     """Part by which they may be wrong, beyond what all predictions may."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PeakMemory:
-    """Of the worst rank, as the allocator holds it."""
-
-    expected_bytes: int
-    allocated_bytes: int
-    """Of live tensors: what is expected without the allocator's slack."""
-    lower_bytes: int
-    upper_bytes: int
-    managed_bytes: int
-    """Of managed memory, which the device holds and the allocator does not know of."""
-    moments: dict[str, dict[str, int]]
-    """What each moment of a step holds, by part."""
-    slack: str
-    """What is expected beside live tensors, in a word."""
-
-    @property
-    def moment(self) -> str:
-        """The moment at which the peak is."""
-        totals = {name: sum(parts.values()) for name, parts in self.moments.items()}
-        return max(totals, key=totals.__getitem__)
-
-    def at_peak(self, *parts: str) -> int:
-        """Bytes of some parts at the peak."""
-        found: int = 0
-        most = greatest(*(sum(moment.values()) for moment in self.moments.values()))
-        # Of moments that hold as much the first is the peak.
-        for moment in reversed(self.moments.values()):
-            is_peak = sum(moment.values()) == most
-            found = chosen(is_peak, sum(moment.get(part, 0) for part in parts), found)
-        return found
-
-    @property
-    def breakdown_bytes(self) -> dict[str, int]:
-        """What the peak is made of; sums up to `expected_bytes`."""
-        parts = {part: size for part, size in self.moments[self.moment].items() if size}
-        return parts | {self.slack: self.expected_bytes - sum(parts.values())}
-
-
 class MemoryModel:
     """Peak memory of any strategy, for one workload on one machine.
 
@@ -128,18 +95,26 @@ class MemoryModel:
         script_of: where the order of allocations is known from. With it `peak` runs the allocator
             over them; without it, and where it knows none, a share stands for what the allocator
             cannot use.
+        traces: as for `TokenModel`.
     """
 
     def __init__(
-        self, workload: Workload, hardware: Hardware, script_of: ScriptSource | None = None
+        self,
+        workload: Workload,
+        hardware: Hardware,
+        script_of: ScriptSource | None = None,
+        *,
+        traces: bool = True,
     ) -> None:
         self._workload = workload
         self._num_ranks = hardware.num_devices
         self._is_cpu = hardware.device_type is DeviceType.CPU
         self.states = StatesModel(workload, hardware)
         """Shared with who else asks for them: they keep what they have counted."""
-        self.token_model = TokenModel(workload, is_cpu=self._is_cpu)
-        self._reserved = script_of and ReservedModel(workload, hardware, self.states, script_of)
+        self.token_model = TokenModel(workload, is_cpu=self._is_cpu, traces=traces)
+        self._reserved = script_of and ReservedModel(
+            workload, hardware, self.states, script_of, self.token_model.of
+        )
 
     def simulated(self, strategy: Strategy) -> ReservedPeak | None:
         """What the allocator comes to, where that is known by now."""
@@ -164,7 +139,7 @@ class MemoryModel:
             return counted
         lower, upper = simulated.lower_bytes, simulated.upper_bytes
         # Of several ranks no allocations were recorded.
-        if self._num_ranks > 1:
+        if self._num_ranks > 1 or simulated.is_described:
             lower, upper = min(lower, counted.lower_bytes), max(upper, counted.upper_bytes)
         return replace(
             counted,
@@ -172,6 +147,8 @@ class MemoryModel:
             allocated_bytes=simulated.allocated_bytes,
             lower_bytes=lower,
             upper_bytes=upper,
+            moments={simulated.moment: dict(simulated.parts)},
+            init_beside_bytes=0,
         )
 
     @staticmethod
@@ -222,8 +199,10 @@ class MemoryModel:
         moments = self._moments(states, held, ask(self.tokens))
         totals = {name: sum(parts.values()) for name, parts in moments.items()}
         allocated = greatest(*totals.values())
+        built = totals["initialisation"] + states.init_beside
         # At worst the optimizer step can use nothing again of what backward has freed.
-        apart = states.step_buffers + greatest(totals["loss"], totals["backward"])
+        apart = greatest(totals["loss"], totals["backward"])
+        apart += states.step_buffers + states.offload_copies
         lower = greatest(
             *(
                 sum(LEAST_SHARES[part] * size for part, size in parts.items())
@@ -242,8 +221,12 @@ class MemoryModel:
             beside = greatest(
                 totals["loss"], totals["backward"], totals["optimizer step"] - received
             )
-            expected = greatest(allocated, beside + received) + fragmented + _ALLOCATOR_BYTES
-            upper = 1.05 * greatest(apart, allocated) + 2 * _ALLOCATOR_BYTES
+            late = totals["backward"] + _BUCKETS_BEHIND * states.late_bucket
+            trained = greatest(allocated, beside + received, late) + fragmented
+            expected = greatest(trained, built) + _ALLOCATOR_BYTES
+            late = totals["backward"] + _MOST_BUCKETS_BEHIND * states.late_bucket
+            most = greatest(apart, allocated, late, built) + states.gathered_beside
+            upper = 1.05 * most + 2 * _ALLOCATOR_BYTES
         return PeakMemory(
             expected_bytes=expected,
             allocated_bytes=allocated,
@@ -252,6 +235,7 @@ class MemoryModel:
             managed_bytes=states.paged_states,
             moments=moments,
             slack="process" if self._is_cpu else "allocator",
+            init_beside_bytes=0 if self._is_cpu else states.init_beside,
         )
 
     def _moments(self, states: States, held: HeldBytes, tokens: int) -> dict[str, dict[str, int]]:
@@ -278,10 +262,15 @@ class MemoryModel:
             "logits": tokens * held.logits,
             "gathered weights": states.gathered_weights,
         }
+        # Where a first step is taken there, it is over gradients of zeros.
+        is_early = states.has_early_states
+        masters = is_early * least(states.init_buffers, states.master_weights)
         return {
             "initialisation": {
                 "weights": states.init_weights,
-                "flattened weights": states.init_buffers,
+                "flattened weights": (1 - is_early) * states.init_buffers,
+                "master weights": masters,
+                "gradients": is_early * (states.init_buffers - masters),
             },
             "loss": loss,
             "backward": stays
@@ -290,6 +279,14 @@ class MemoryModel:
                 "gradient buckets": states.buckets,
                 "activations": tokens * held.backward,
                 "gathered weights": states.gathered_weights,
+            },
+            "first gradient": stays
+            | {
+                "gradients": accumulated + states.first_gradient + states.offload_copies,
+                # It is as large as a bucket, and travels by itself.
+                "gradient buckets": states.buckets_in_forward,
+                "activations": tokens * held.loss,
+                "gathered weights": least(states.gathered_weights, states.first_gradient),
             },
             "end of backward": stays
             | {

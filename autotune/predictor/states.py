@@ -12,6 +12,7 @@ from typing import Any
 
 from autotune.knobs import Offload, Optimizer, Precision
 from autotune.machine.hardware import DeviceType, Hardware
+from autotune.predictor.engine_allocations import NORM_BYTES
 from autotune.predictor.gradients import (
     Trained,
     bucket,
@@ -30,6 +31,12 @@ __all__ = ["States", "StatesModel", "has_bf16_optimizer", "overlaps"]
 
 _LIVE_ELEMENTS = 1_000_000_000
 """ZeRO-3 keeps so many gathered parameters at most (`zero/config.py`, `max_live_parameters`)."""
+
+_PREFETCHED_ELEMENTS = 50_000_000
+"""Read ahead at once (`stage3_prefetch_bucket_size`), and at most one weight more."""
+
+_NORM_ELEMENTS = 250_000_000
+"""Whose squares are added up at once (`stage3.py`, `_constant_buffered_norm2`)."""
 
 _NF4_BYTES = 0.516
 """4 bit, with an absmax of 8 bit for 64 weights and one of fp32 for 256 of those.
@@ -78,14 +85,24 @@ class States:
     """Of the output projection: the first and widest of backward."""
     gathered_weights: int
     """ZeRO-3's full weights of the layers at work, at most."""
+    gathered_beside: int
+    """What they may come to beyond that: the limit holds back weights that are read ahead alone,
+    and several on their way lie in one buffer, out of which each is copied."""
+    late_bucket: int
+    """ZeRO-3's gradients of one bucket, and the weights that were gathered for them: given back
+    by the host, and still in the way until streams of their own have done with them."""
     step_buffers: int
     """Copies of gradients made for the optimizer step, the gradients included."""
+    offload_copies: int
+    """Of the largest gradient on its way to the host: its part, and that in another precision."""
     buckets_in_step: int
     """The part of the buckets that is there in the optimizer step."""
     init_weights: int
     """Weights while the engine is built."""
     init_buffers: int
     """Copies made while the engine is built, on top of them."""
+    init_beside: int
+    """One of them more, after weights were given back, in whose place it has no room."""
 
 
 class StatesModel:
@@ -172,6 +189,7 @@ class StatesModel:
         final = final_gradients(
             strategy, trained, held, num_ranks=self._num_ranks, is_accumulating=is_accumulating
         )
+        has_streams = stage == 3 and overlaps(strategy) and ranks > 1
         is_received = has_two and stage in (1, 2) and not trained.is_offloaded
         has_staging = trained.is_offloaded and stage < 3 and not strategy.lora_rank
         return States(
@@ -183,12 +201,14 @@ class StatesModel:
             buckets_in_forward=buckets_in_forward,
             final_gradients=int(final * e),
             gathered_weights=self._gathered(strategy, share, sizes) if stage == 3 else 0,
+            gathered_beside=self._gathered_beside(strategy, share, sizes) if stage == 3 else 0,
+            # All that may be late at once is no more than there is.
+            late_bucket=2 * min(one, int(e * trained.num) // 3) if has_streams else 0,
             step_buffers=int(self._step_buffers(strategy, share, trained) * trained.device_share),
+            offload_copies=self._offload_copies(strategy, share, trained),
             buckets_in_step=buckets_in_forward if stage == 3 else 0,
-            init_buffers=int(
-                self._init_buffers(strategy, trained, weights, states)
-                * (trained.device_share if trained.is_offloaded else 1)
-            ),
+            init_buffers=int(self._init_buffers(strategy, trained, weights, states)),
+            init_beside=int(self._init_beside(strategy, trained, weights)),
         )
 
     def _trained(self, strategy: Strategy, share: RankShare, sizes: GroupBytes) -> Trained:
@@ -253,6 +273,17 @@ class StatesModel:
             return sizes.residual * min(2 * parameters.largest, parameters.total)
         return sizes.residual * min(parameters.total, _LIVE_ELEMENTS)
 
+    def _gathered_beside(self, strategy: Strategy, share: RankShare, sizes: GroupBytes) -> int:
+        parameters, num_ranks = share.parameters, zero_size(strategy, self._num_ranks)
+        if parameters.total <= _LIVE_ELEMENTS or strategy.offload_param is Offload.NVME:
+            return 0
+        if num_ranks == 1:
+            has_any = strategy.offload_param is not Offload.NONE
+            return sizes.residual * parameters.largest if has_any else 0
+        # Of a layer: embeddings are read by themselves.
+        largest = parameters.linears // max(1, share.num_layers)
+        return sizes.residual * (parameters.largest + min(largest, 2 * _PREFETCHED_ELEMENTS))
+
     def _step_buffers(self, strategy: Strategy, share: RankShare, trained: Trained) -> float:
         """Averaged gradients, their flat copy, and that copy in the master's precision.
 
@@ -279,20 +310,52 @@ class StatesModel:
                 needed += min(_MUON_GATHERED_BYTES, 2 * e * trained.num)
         return needed
 
+    def _offload_copies(self, strategy: Strategy, share: RankShare, trained: Trained) -> int:
+        """Each gradient has its norm taken and is converted, one after the other.
+
+        `stage3.py`, `partition_grads`: of this rank's part, beside it, at most a quarter billion
+        elements at a time for the norm; `stage_1_and_2.py`: of all of it.
+        """
+        if not trained.is_offloaded or strategy.lora_rank:
+            return 0
+        largest = share.parameters.largest
+        if strategy.zero_stage < 3:
+            return int(max(NORM_BYTES, trained.master) * largest)
+        part = largest / zero_size(strategy, self._num_ranks)
+        norm = NORM_BYTES * min(part, _NORM_ELEMENTS)
+        return int(trained.gradient * part + max(norm, trained.master * part))
+
     def _init_buffers(
         self, strategy: Strategy, trained: Trained, weights: float, states: float
     ) -> float:
         """What building the engine needs beside the weights.
 
         Stages 1 and 2 flatten all weights into a copy, by way of the host where the device has no
-        room for it, then clone their partition on its way to the master. Stages 0 and 3 take a
-        first optimizer step over gradients of zeros.
+        room for it, then clone their partition on its way to the master; wherever the optimizer
+        is. Stages 0 and 3 take a first optimizer step over gradients of zeros.
         """
-        e, master = trained.gradient, trained.master
+        e, master, here = trained.gradient, trained.master, trained.device_share
         if strategy.zero_stage in (1, 2):
-            has_room = weights + e * trained.num < self._device_bytes
-            return max(e * trained.num if has_room else 0, (e + master) * trained.owned)
-        return (2 * max(master, e) + states) * trained.owned
+            flat = e * trained.num * self._flattens_here(trained, weights)
+            return max(flat, (e + master * here) * trained.owned)
+        if strategy.zero_stage == 3:
+            at_once = min(
+                trained.owned, stepped_elements(self._workload, strategy, self._num_ranks)
+            )
+            return master * (trained.owned + 2 * at_once) * here
+        return (2 * max(master, e) + states) * trained.owned * here
+
+    def _flattens_here(self, trained: Trained, weights: float) -> bool:
+        return weights + trained.gradient * trained.num < self._device_bytes
+
+    def _init_beside(self, strategy: Strategy, trained: Trained, weights: float) -> float:
+        """The clone of a whole partition: weights of up to 1 MiB left no room in their place.
+
+        Of several ranks it is a part only, and lies where weights were.
+        """
+        is_whole = strategy.zero_stage in (1, 2) and trained.owned == trained.num
+        is_made = is_whole and trained.is_offloaded and self._flattens_here(trained, weights)
+        return trained.gradient * trained.owned if is_made else 0
 
 
 def overlaps(strategy: Strategy) -> bool:

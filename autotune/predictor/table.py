@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.predictor.memory import MemoryModel, PeakMemory
+from autotune.predictor.memory import MemoryModel
+from autotune.predictor.peak_memory import PeakMemory
 from autotune.predictor.time import StepParts, TimeModel
 from autotune.space.strategy_table import Column, StrategyTable
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from autotune.predictor.activations import TokenBytes, token_bytes
 from autotune.predictor.precision import group_bytes
 from autotune.predictor.traced_activations import traced_token_bytes
-from autotune.profile import ModelProfile, Variant, profile_of
+from autotune.profile import ModelProfile, Variant, known_profile_of, profile_of
 from autotune.question.presets import PRESETS
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
@@ -26,10 +26,13 @@ class TokenModel:
     Args:
         workload: the model, the length, the adapters.
         is_cpu: whether the device is the host.
+        traces: whether a model that was not seen before is traced, which takes seconds; it is
+            counted otherwise.
     """
 
-    def __init__(self, workload: Workload, *, is_cpu: bool) -> None:
+    def __init__(self, workload: Workload, *, is_cpu: bool, traces: bool = True) -> None:
         self._workload = workload
+        self._profile_of = profile_of if traces else known_profile_of
         self._is_cpu = is_cpu
         shape = workload.model
         # Without a configuration there is nothing to build.
@@ -101,7 +104,7 @@ class TokenModel:
         e, profiles = group_bytes(strategy), {}
         for size in {e.residual, e.attention, e.mlp, e.norm, e.lm_head}:
             sized = replace(variant, element_bytes=size)
-            found = profile_of(self._workload.model, sized, self._workload.seq_len)
+            found = self._profile_of(self._workload.model, sized, self._workload.seq_len)
             if isinstance(found, str):
                 self._reason = found
                 return None

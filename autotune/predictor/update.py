@@ -8,6 +8,7 @@ from __future__ import annotations
 from autotune.knobs import MasterWeights, Offload, Optimizer
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.attained import attained
+from autotune.predictor.optimizer_update import update_work
 from autotune.predictor.precision import element_bytes
 from autotune.predictor.shares import RankShare, zero_size
 from autotune.predictor.states import StatesModel
@@ -25,6 +26,13 @@ for 2.2 GB twice, far from what pinned copies attain; why is not known."""
 
 _NVME_BYTES_PER_PARAMETER = 24
 """Master weight and two moments in fp32, read and written."""
+
+_AROUND_BYTES = {MasterWeights.FP32: 26, MasterWeights.BF16: 14}
+"""A parameter, beside the optimizer's own step."""
+
+_PREFETCH_S_PER_BYTE = 1.6e-12
+"""Of managed memory, to ask for pages that are there already: 3.4 µs for 2 MiB. Measured on one
+H200 (`tests/benchmarks/optimizer_update.py`)."""
 
 _NEWTON_SCHULZ_FLOPS = 30
 """Of Muon, for one parameter and each row of its matrix: five iterations of three products, of
@@ -51,15 +59,26 @@ class UpdateModel:
         """Copies, clipping and the update, of this rank's parameters.
 
         Bytes a parameter as `stage_1_and_2.py`, `step`, moves them: flattening 4, conversion 6,
-        norm 2, clipping 8, AdamW 28, copying back 6, all less with smaller masters and states.
+        norm 2, clipping 8, copying back 6, all less with smaller masters; and the optimizer.
         """
         owned = self._owned(strategy, share)
-        if strategy.offload_optimizer is not Offload.NONE:
-            away = strategy.offload_ratio
-            here = (1 - away) * owned * self._bytes_per_parameter(strategy) / self._bytes_per_s
-            adam_s = _CPU_ADAM_BYTES * self._num_ranks / self._rates.host_bytes_per_s
-            return away * owned * adam_s + self.moved_s(strategy, share) + here
-        seconds = owned * self._bytes_per_parameter(strategy) / self._bytes_per_s
+        around = _AROUND_BYTES[strategy.master_weights] * owned / self._bytes_per_s
+        here = around + self.optimizer_s(strategy, share)
+        if strategy.offload_optimizer is Offload.NONE:
+            return here
+        away = strategy.offload_ratio
+        adam_s = _CPU_ADAM_BYTES * self._num_ranks / self._rates.host_bytes_per_s
+        return away * owned * adam_s + self.moved_s(strategy, share) + (1 - away) * here
+
+    def optimizer_s(self, strategy: Strategy, share: RankShare) -> float:
+        """The optimizer's own step on the device, of all parameters of this rank.
+
+        The device computes while it moves: what takes longer counts.
+        """
+        owned, work, rates = self._owned(strategy, share), update_work(strategy), self._rates
+        computed_s = work.instructions / rates.instructions_per_s
+        seconds = owned * max(work.moved_bytes / self._bytes_per_s, computed_s)
+        seconds += owned * work.paged_bytes * _PREFETCH_S_PER_BYTE
         if strategy.optimizer is Optimizer.MUON:
             part = owned / max(1, self._states.trained_of(strategy, share))
             flops = _NEWTON_SCHULZ_FLOPS * self._hidden_size * share.parameters.linears
@@ -112,7 +131,3 @@ class UpdateModel:
     def _owned(self, strategy: Strategy, share: RankShare) -> float:
         trained = self._states.trained_of(strategy, share)
         return trained / zero_size(strategy, self._num_ranks) if strategy.zero_stage else trained
-
-    def _bytes_per_parameter(self, strategy: Strategy) -> float:
-        moved = 28 if strategy.master_weights is MasterWeights.BF16 else 54
-        return moved if strategy.optimizer is Optimizer.ADAMW else moved - 12

@@ -5,7 +5,7 @@ Read from `runtime/fp16/unfused_optimizer.py` of DeepSpeed 0.19.8. Does not know
 
 from __future__ import annotations
 
-from autotune.predictor.engine_allocations import Engine
+from autotune.predictor.engine_allocations import Engine, Part
 
 __all__ = ["Stage0"]
 
@@ -20,10 +20,11 @@ class Stage0(Engine):
         """A first optimizer step over gradients of zeros makes the states."""
         self._make_weights()
         for size, master in zip(self._trained, self._masters, strict=True):
-            clone = self._allocate(size)
-            self._allocate(master)
+            clone = self._allocate(size, Part.MASTERS)
+            self._allocate(master, Part.MASTERS)
             self._free(clone)
-        gradients = [self._allocate(size) for size in (*self._trained, *self._masters)]
+        sizes = (*self._trained, *self._masters)
+        gradients = [self._allocate(size, Part.GRADIENTS) for size in sizes]
         for size in self._trained:
             self._make_states(size // self._plan.element_bytes)
         self._free(*gradients)
@@ -45,10 +46,11 @@ class Stage0(Engine):
         if self._is_last:
             e, most = self._plan.element_bytes, _ALLREDUCE_ELEMENTS
             pieces = range(0, self._num, most)
-            self._pass_by([e * min(most, self._num - start) for start in pieces])
+            sizes = [e * min(most, self._num - start) for start in pieces]
+            self._pass_by(sizes, Part.BUCKETS)
 
     def _step(self) -> None:
-        self._pass_by(self._masters)
-        self._free(*[self._allocate(size) for size in self._masters])
+        self._pass_by(self._masters, Part.GRADIENTS)
+        self._free(*[self._allocate(size, Part.GRADIENTS) for size in self._masters])
         self._free(*self._gradients.values())
         self._gradients = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from autotune.predictor.allocator import Allocator
-from autotune.predictor.engine_allocations import NORM_BYTES, Engine, EnginePlan
+from autotune.predictor.engine_allocations import NORM_BYTES, Engine, EnginePlan, Part
 from autotune.profile.script import MicroStep
 
 __all__ = ["Stages12"]
@@ -66,19 +66,21 @@ class Stages12(Engine):
             own = self._members(trained, num)
             if not plan.flattens_on_device:
                 self._free(*own)
-            self._allocate(e * num * plan.num_ranks)
+            flat = self._allocate(e * num * plan.num_ranks, Part.FLATTENED)
             if plan.flattens_on_device:
                 self._free(*own)
-            part = self._allocate(e * num)
+            self._allocator.becomes(flat, Part.WEIGHTS)
+            part = self._allocate(e * num, Part.MASTERS)
             if plan.is_offloaded:
                 # On its way to the host it is converted there.
                 self._free(part)
             else:
-                self._convert(part, num)
+                self._convert(part, num, Part.MASTERS)
         if plan.is_offloaded:
-            self._allocate(max(self._trained))
+            self._allocate(max(self._trained), Part.OFFLOAD)
         else:
-            self._free(*[self._allocate(plan.master_bytes * num) for num in self._groups])
+            sizes = [plan.master_bytes * num for num in self._groups]
+            self._free(*[self._allocate(size, Part.GRADIENTS) for size in sizes])
 
     def _members(self, trained: list[int], num: int) -> list[int]:
         """The next weights, which make up a group; they leave the list."""
@@ -94,7 +96,8 @@ class Stages12(Engine):
         plan = self._plan
         if not self._buckets:
             size = plan.element_bytes * plan.bucket_elements
-            self._buckets = tuple(self._allocate(size) for _ in range(1 + plan.overlaps))
+            num = 1 + plan.overlaps
+            self._buckets = tuple(self._allocate(size, Part.BUCKETS) for _ in range(num))
         if plan.zero_stage == 1:
             # Of fused norms a trace may tell one layer's for another's: they are small.
             if weight in self._gradients:
@@ -129,9 +132,10 @@ class Stages12(Engine):
         if plan.is_offloaded:
             for num in map(self._elements, self._pending):
                 for size in (NORM_BYTES * num, plan.master_bytes * num):
-                    reducing.free(reducing.allocate(size))
+                    reducing.free(reducing.allocate(size, Part.OFFLOAD))
         elif self._pending and self._partition is None:
-            self._partition = reducing.allocate(plan.element_bytes * self._received)
+            size = plan.element_bytes * self._received
+            self._partition = reducing.allocate(size, Part.GRADIENTS)
         if self._oversized is not None:
             self._free(self._oversized)
         self._oversized, self._pending = None, ()
@@ -144,7 +148,7 @@ class Stages12(Engine):
             copies.append(plan.element_bytes * num)
         if plan.reduce_bytes != plan.element_bytes:
             copies.append(plan.reduce_bytes * num)
-        for address in [self._reducing.allocate(size) for size in copies]:
+        for address in [self._reducing.allocate(size, Part.BUCKETS) for size in copies]:
             self._reducing.free(address)
 
     def _end_backward(self) -> None:
@@ -172,7 +176,8 @@ class Stages12(Engine):
             return
         self._add_up_norm()
         for index, num in enumerate(self._groups):
-            gradient = self._convert(self._allocate(self._plan.element_bytes * num), num)
+            gradient = self._allocate(self._plan.element_bytes * num, Part.GRADIENTS)
+            gradient = self._convert(gradient, num, Part.GRADIENTS)
             if index == len(self._groups) - 1 and self._averaged is not None:
                 self._reducing.free(self._averaged)
                 self._averaged = None

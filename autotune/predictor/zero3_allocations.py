@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 from autotune.predictor.allocator import Allocator
-from autotune.predictor.engine_allocations import NORM_BYTES, Engine, EnginePlan
+from autotune.predictor.engine_allocations import NORM_BYTES, Engine, EnginePlan, Part
 from autotune.predictor.gathered_weights import GatheredWeights
 from autotune.profile.script import MicroStep
 
@@ -64,34 +64,34 @@ class Stage3(Engine):
         """Parts of weights go to the host and come back as one; what was mapped is given back."""
         plan, e, owned = self._plan, self._plan.element_bytes, sum(self._sub_groups)
         for weight in self._weights:
-            whole = self._allocate(weight.size_bytes)
-            self._allocate(self._own(weight.size_bytes))
+            whole = self._allocate(weight.size_bytes, Part.WEIGHTS)
+            self._allocate(self._own(weight.size_bytes), Part.WEIGHTS)
             self._free(whole)
         self._allocator.reset()
         for weight in self._weights:
             if not weight.is_trained:
-                self._allocate(self._own(weight.size_bytes))
-        self._allocate(e * owned)
+                self._allocate(self._own(weight.size_bytes), Part.WEIGHTS)
+        self._allocate(e * owned, Part.WEIGHTS)
         if not plan.is_offloaded:
             self._make_masters()
-            self._pass_by([plan.master_bytes * max(self._sub_groups)])
-        self._allocate(plan.reduce_bytes * plan.bucket_elements)
+            self._pass_by([plan.master_bytes * max(self._sub_groups)], Part.GRADIENTS)
+        self._allocate(plan.reduce_bytes * plan.bucket_elements, Part.BUCKETS)
         if not plan.is_offloaded:
-            self._allocate(e * owned)
+            self._allocate(e * owned, Part.GRADIENTS)
         if plan.num_ranks > 1:
             # `create_reduce_and_remove_grad_hooks` gathers each.
-            self._pass_by(self._trained)
+            self._pass_by(self._trained, Part.GATHERED)
 
     def _make_masters(self) -> None:
         """`_create_fp32_partitions`: a copy of the converted one, which the next takes over."""
         plan, before = self._plan, None
         for num in self._sub_groups:
             if plan.master_bytes != plan.element_bytes:
-                converted = self._allocate(plan.master_bytes * num)
+                converted = self._allocate(plan.master_bytes * num, Part.MASTERS)
                 if before is not None:
                     self._free(before)
                 before = converted
-            self._allocate(plan.master_bytes * num)
+            self._allocate(plan.master_bytes * num, Part.MASTERS)
         if before is not None:
             self._free(before)
 
@@ -124,7 +124,7 @@ class Stage3(Engine):
             copies.append(plan.reduce_bytes * sum(nums))
         if plan.reduce_bytes != plan.element_bytes:
             copies += [plan.element_bytes * self._own(num) for num in nums]
-        sent = [reducing.allocate(size) for size in copies]
+        sent = [reducing.allocate(size, Part.BUCKETS) for size in copies]
         if plan.is_offloaded:
             self._offload([self._own(num) for num in nums])
         for address in sent:
@@ -137,10 +137,10 @@ class Stage3(Engine):
         """`partition_grads`: each part comes back, and goes to the host in fp32 at last."""
         plan, reducing = self._plan, self._reducing
         for num in parts:
-            part = reducing.allocate(plan.element_bytes * num)
+            part = reducing.allocate(plan.element_bytes * num, Part.OFFLOAD)
             if self._is_last:
                 for size in (NORM_BYTES * num, plan.master_bytes * num):
-                    reducing.free(reducing.allocate(size))
+                    reducing.free(reducing.allocate(size, Part.OFFLOAD))
             reducing.free(part)
 
     def _give_back(self, allocator: Allocator, address: int) -> None:
@@ -174,9 +174,11 @@ class Stage3(Engine):
         if self._plan.is_offloaded:
             return
         e = self._plan.element_bytes
-        self._pass_by([NORM_BYTES * self._own(size // e) for size in self._trained])
+        sizes = [NORM_BYTES * self._own(size // e) for size in self._trained]
+        self._pass_by(sizes, Part.GRADIENTS)
         for num in self._sub_groups:
-            gradient = self._convert(self._allocate(e * num), num)
+            gradient = self._allocate(e * num, Part.GRADIENTS)
+            gradient = self._convert(gradient, num, Part.GRADIENTS)
             if not self._has_states:
                 self._make_states(num)
             self._free(gradient)

@@ -12,7 +12,7 @@ from autotune.profile.model_profile import (
     PartWork,
     Saved,
 )
-from autotune.profile.process import known_script_of, profile_of, script_of
+from autotune.profile.process import known_profile_of, known_script_of, profile_of, script_of
 from autotune.profile.script import AllocationScript
 from autotune.profile.variant import Recipe, Variant
 
@@ -27,6 +27,7 @@ __all__ = [
     "Saved",
     "ScriptsAhead",
     "Variant",
+    "known_profile_of",
     "known_script_of",
     "profile_of",
     "script_of",

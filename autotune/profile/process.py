@@ -8,12 +8,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from autotune.knobs import Attention, CheckpointScope
@@ -23,10 +22,7 @@ from autotune.profile.store import read_profile, read_script, write_record
 from autotune.profile.variant import Recipe, Variant, digest
 from autotune.question.workload import ModelShape
 
-__all__ = ["known_script_of", "profile_of", "script_of"]
-
-_TIMEOUT_S = 180.0
-"""Importing transformers takes some seconds, a trace less than one: an order of margin."""
+__all__ = ["known_profile_of", "known_script_of", "profile_of", "script_of"]
 
 _known: dict[str, ModelProfile | str] = {}
 """What this process has asked for already: the profile, or why there is none."""
@@ -57,6 +53,16 @@ def profile_of(shape: ModelShape, variant: Variant, seq_len: int) -> ModelProfil
         else:
             _trace_with_siblings(shape, variant, seq_len)
     return _known[name]
+
+
+def known_profile_of(shape: ModelShape, variant: Variant, seq_len: int) -> ModelProfile | str:
+    """The same, if it was traced before, here or in an earlier process; nothing is traced."""
+    if shape.source is not None:
+        return "its own code is not run to predict"
+    if variant.fused_kernels and not _has_liger():
+        return "Liger is not installed here"
+    name = digest(shape.config, seq_len, variant)
+    return _known.get(name) or read_profile(name) or "its code was not followed for this"
 
 
 def script_of(shape: ModelShape, recipe: Recipe, seq_len: int) -> AllocationScript | str:
@@ -141,31 +147,30 @@ def _trace(
         "variants": [asdict(variant) for variant in variants],
         "seq_len": seq_len,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            ran = subprocess.run(
-                [sys.executable, "-m", "autotune.profile", folder],
-                input=json.dumps(question),
-                capture_output=True,
-                text=True,
-                timeout=_TIMEOUT_S,
-                env=_environment(os.environ),
-                check=False,
-            )
-            reason = _last_line(ran.stderr.splitlines())
-        except subprocess.TimeoutExpired:
-            reason = f"it took more than {_TIMEOUT_S:.0f} s"
-        except OSError as error:
-            reason = str(error)
-        return [_read(kind, Path(folder) / f"{n}.json", reason) for n in range(len(variants))]
-
-
-def _read(kind: type[_Traced], path: Path, reason: str) -> _Traced | str:
-    """What the process said of one variant; `reason` where it did not come so far."""
+    answers = b""
     try:
-        answer = json.loads(path.read_text(encoding="utf-8"))
+        ran = subprocess.run(
+            [sys.executable, "-m", "autotune.profile", str(os.getpid())],
+            input=json.dumps(question).encode(),
+            capture_output=True,
+            env=_environment(os.environ),
+            check=False,
+        )
+        answers, reason = ran.stdout, _reason(ran)
+    except OSError as error:
+        reason = str(error)
+    # A line that was cut off has no end, and is no answer.
+    lines = answers.split(b"\n")[:-1][: len(variants)]
+    found = [_read(kind, line, reason) for line in lines]
+    return found + [reason] * (len(variants) - len(found))
+
+
+def _read(kind: type[_Traced], line: bytes, reason: str) -> _Traced | str:
+    """What the process said of one variant; `reason` where that makes no sense."""
+    try:
+        answer = json.loads(line)
         return str(answer) if isinstance(answer, str) else kind.from_dict(answer)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return reason
 
 
@@ -178,7 +183,11 @@ def _environment(own: Mapping[str, str]) -> dict[str, Any]:
     return {**own, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
 
 
-def _last_line(lines: Sequence[str]) -> str:
-    """What a traceback ends with."""
+def _reason(ran: subprocess.CompletedProcess[bytes]) -> str:
+    """Why it ended: what a traceback ends with, or the signal. How long it takes is up to it."""
+    if ran.returncode < 0:
+        name = signal.Signals(-ran.returncode).name
+        return f"the process that traces it was ended by {name}"
+    lines = ran.stderr.decode(errors="replace").splitlines()
     written = [line for line in lines if line.strip()]
     return written[-1] if written else "the process that traces it ended without a word"

@@ -36,13 +36,34 @@ def write_record(digest: str, record: ModelProfile | AllocationScript) -> None:
     path = _path(digest)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False
-        ) as file:
-            json.dump(record.to_dict(), file)
-        os.replace(file.name, path)
+        _write_whole(path, json.dumps(record.to_dict()).encode())
     except OSError:
         return
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write a file that has no name until it is whole, so that a kill leaves no draft behind.
+
+    Where the file system knows no such files, it has a draft's name until then.
+    """
+    try:
+        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o600)
+    except OSError:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as draft:
+            draft.write(data)
+        os.replace(draft.name, path)
+        return
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        # What is there could not be read, or is the same.
+        path.unlink(missing_ok=True)
+        # Python follows the link, which stands for the file, only beside an open folder.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.link(f"/proc/self/fd/{descriptor}", path.name, dst_dir_fd=folder)
+        finally:
+            os.close(folder)
 
 
 def _read(digest: str, read: Callable[[Mapping[str, Any]], _Record]) -> _Record | None:

@@ -24,6 +24,10 @@ _PACKAGES = ("torch", "transformers", "peft", "liger-kernel")
 """Whose code is followed."""
 
 
+_NAMES = ("_name_or_path", "name_or_path")
+"""Of a configuration, that of its folder."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
     """One way to train."""
@@ -58,10 +62,10 @@ class Recipe:
 
 
 def digest(config: Mapping[str, Any], seq_len: int, variant: Variant | Recipe) -> str:
-    """Of everything that a profile depends on."""
+    """Of everything that a profile depends on, and so not of where the model lies."""
     told = {
         "format": _FORMAT,
-        "config": config,
+        "config": _without_names(config),
         "seq_len": seq_len,
         "of": type(variant).__name__,
         "variant": asdict(variant),
@@ -69,6 +73,15 @@ def digest(config: Mapping[str, Any], seq_len: int, variant: Variant | Recipe) -
     }
     text = json.dumps(told, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _without_names(value: Any) -> Any:
+    """A configuration as it is under any name: transformers adds what it was read from."""
+    if isinstance(value, Mapping):
+        return {key: _without_names(one) for key, one in value.items() if key not in _NAMES}
+    if isinstance(value, list | tuple):
+        return [_without_names(one) for one in value]
+    return value
 
 
 def _version(name: str) -> str:

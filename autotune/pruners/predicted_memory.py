@@ -28,7 +28,7 @@ class PredictedMemoryPruner:
 
     Args:
         memory_limit_bytes: device memory that one rank may use.
-        host_memory_bytes: memory of the host, for what is offloaded to it.
+        host_memory_bytes: memory of the host that the ranks may use.
         disk_bytes: free disk under --nvme-path, for what is offloaded to files there.
         is_patient: skip only what does not fit even where the predictor is as wrong as it may be,
             for questions where hardly anything is expected to fit.
@@ -51,11 +51,8 @@ class PredictedMemoryPruner:
         self, strategy: Strategy, prediction: Prediction, trials: Sequence[Trial]
     ) -> str | None:
         """Why the strategy cannot fit, in words; None where it might."""
-        if prediction.host_memory_bytes > self._host_memory_bytes:
-            return (
-                f"offloading needs at least {prediction.host_memory_bytes / _GIB:.1f} GiB of host "
-                f"memory, the host has {self._host_memory_bytes / _GIB:.1f} GiB"
-            )
+        if no_room := self._no_room_on_host(prediction):
+            return no_room
         if prediction.disk_bytes > self._disk_bytes:
             return (
                 f"offloading to NVMe needs {prediction.disk_bytes / _GIB:.1f} GiB of disk, "
@@ -67,7 +64,7 @@ class PredictedMemoryPruner:
             need, words = prediction.peak_device_bytes, "predicted to need"
         limit = f"the limit is {self._limit_bytes / _GIB:.1f} GiB"
         if need <= self._limit_bytes:
-            return None if self._is_patient else self._doubt(prediction, trials, limit)
+            return None if self._is_patient else self._doubt(prediction, trials)
         reason = f"{words} {need / _GIB:.1f} GiB, {limit}"
         if not prediction.breakdown_bytes:
             return reason
@@ -75,18 +72,45 @@ class PredictedMemoryPruner:
         largest = max(rows, key=rows.__getitem__)
         return f"{reason}; the largest part is {largest} with {rows[largest] / _GIB:.1f} GiB"
 
-    def _doubt(self, prediction: Prediction, trials: Sequence[Trial], limit: str) -> str | None:
+    def _no_room_on_host(self, prediction: Prediction) -> str | None:
+        """Why the host has too little memory, in words; None where it may have enough."""
+        need, words = prediction.peak_host_bytes, "predicted to need"
+        if self._is_patient:
+            need, words = prediction.host_memory_lower_bytes, "predicted to need at least"
+        if need <= self._host_memory_bytes:
+            return None
+        saving = ""
+        if prediction.host_save_bytes and not self._is_patient:
+            saving = f" ({prediction.host_save_bytes / _GIB:.1f} to save a checkpoint)"
+        limit = f"the limit is {self._host_memory_bytes / _GIB:.1f} GiB"
+        return f"{words} {need / _GIB:.1f} GiB of host memory{saving}, {limit}"
+
+    def _doubt(self, prediction: Prediction, trials: Sequence[Trial]) -> str | None:
         """Why not to launch what is expected to fit, but may not; None where it is worth it."""
-        upper = prediction.peak_device_upper_bytes
-        if upper <= self._limit_bytes:
-            return None
+        sides = (
+            (
+                "",
+                prediction.peak_device_bytes,
+                prediction.peak_device_upper_bytes,
+                self._limit_bytes,
+            ),
+            (
+                " of host memory",
+                prediction.peak_host_bytes,
+                prediction.peak_host_upper_bytes,
+                self._host_memory_bytes,
+            ),
+        )
+        in_doubt = next((side for side in sides if side[2] > side[3]), None)
         better = next((trial for trial in trials if _cannot_be_beaten(trial, prediction)), None)
-        if better is None:
+        if in_doubt is None or better is None:
             return None
+        of_what, expected, upper, limit = in_doubt
         return (
-            f"predicted to need {prediction.peak_device_bytes / _GIB:.1f} GiB, perhaps up to "
-            f"{upper / _GIB:.1f} GiB, {limit}; trial {better.number} is as fast in no more "
-            "memory, so it is not worth the risk (--force-pruned runs it all the same)"
+            f"predicted to need {expected / _GIB:.1f} GiB{of_what}, perhaps up to "
+            f"{upper / _GIB:.1f} GiB, the limit is {limit / _GIB:.1f} GiB; trial {better.number} "
+            "is as fast in no more memory, so it is not worth the risk (--force-pruned runs it "
+            "all the same)"
         )
 
 

@@ -1,18 +1,51 @@
-"""What a search is after."""
+"""What a search is after, and which of its trials is wanted: one word means the same everywhere.
+
+`--objective`, `--pick`, reports and plans all take their words from here.
+"""
+
+from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["Goal"]
+__all__ = ["FRONT_PICKS", "PICKS", "Goal"]
 
 
 class Goal(StrEnum):
-    """What trials are chosen for, by the name that --objective takes."""
+    """What trials are chosen for."""
 
+    FRONT = "front"
+    """The whole front: the hypervolume under it, up to the memory limit. Of its trials the fastest
+    is handed back."""
     BALANCED = "balanced"
-    """The whole front: the hypervolume under it, up to the memory limit."""
+    """The knee of the front: beyond it, more speed costs much memory and less memory much speed.
+    It is known once the front is, so that is sought."""
     THROUGHPUT = "throughput"
-    """The fastest that fits."""
+    """The fastest that fits: the most tokens per second."""
     MEMORY = "memory"
-    """The least memory."""
+    """The leanest: the least memory."""
     ENERGY = "energy"
-    """The least energy a token."""
+    """The least energy a token, where devices count it."""
+
+    @property
+    def pick(self) -> Goal:
+        """The word for the one trial that is handed back."""
+        return Goal.THROUGHPUT if self is Goal.FRONT else self
+
+    @property
+    def words(self) -> str:
+        """Which trial that is, for a sentence."""
+        return _WORDS[self.pick]
+
+
+_WORDS = {
+    Goal.THROUGHPUT: "the fastest",
+    Goal.MEMORY: "the leanest",
+    Goal.BALANCED: "the knee between the fastest and the leanest",
+    Goal.ENERGY: "the one with the least energy a token",
+}
+
+FRONT_PICKS = (Goal.THROUGHPUT, Goal.MEMORY, Goal.BALANCED)
+"""Words for one trial of a front of throughput and memory."""
+
+PICKS = (*FRONT_PICKS, Goal.ENERGY)
+"""Words for one trial."""

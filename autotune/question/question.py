@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from autotune.errors import ConfigError
-from autotune.machine.hardware import DeviceType, Hardware
-from autotune.machine.rates import Rates
+from autotune.machine.hardware import Hardware
+from autotune.names import plain_name, printable
 from autotune.question.workload import Workload
 
 __all__ = ["Question"]
+
+_LONGEST_PATH = 4096
+"""A model's name may be the path of a folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +30,18 @@ class Question:
     """The search space file, whole."""
     headroom: float = 0.05
     """Share of device memory that a strategy must leave free."""
+    host_headroom: float = 0.05
+    """Share of the host's memory that it must leave free."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse names that must not be written where they go: reports, scripts, Markdown.
+
+        Raises:
+            ConfigError: such a name; the message has its flag.
+        """
+        plain_name(self.workload.model.name, "--model", longest=_LONGEST_PATH)
+        printable(self.space_name, "--space")
 
     @property
     def memory_limit_bytes(self) -> int:
@@ -36,11 +49,16 @@ class Question:
         return int(self.hardware.device_memory_bytes * (1 - self.headroom))
 
     @property
+    def host_limit_bytes(self) -> int:
+        """What the ranks of one host may use of its memory together."""
+        return int(self.hardware.host_memory_bytes * (1 - self.host_headroom))
+
+    @property
     def limits(self) -> dict[str, int]:
         """Room on each device, on the host and on disk, as `Prediction` takes them."""
         return {
             "device_bytes": self.memory_limit_bytes,
-            "host_bytes": self.hardware.host_memory_bytes,
+            "host_bytes": self.host_limit_bytes,
             "disk_bytes": self.hardware.nvme_free_bytes,
         }
 
@@ -58,18 +76,9 @@ class Question:
         Raises:
             ConfigError: it is no question of autotune.
         """
-        try:
-            hardware = dict(record["hardware"])
-            hardware["device_type"] = DeviceType(hardware["device_type"])
-            hardware["rates"] = Rates(**hardware["rates"]) if hardware.get("rates") else None
-            rest = {k: v for k, v in record.items() if k not in ("workload", "hardware")}
-            return cls(
-                workload=Workload.from_dict(record["workload"]),
-                hardware=Hardware(**hardware),
-                **rest,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"this is no question of autotune: {error}") from error
+        from autotune.question.question_record import read_record
+
+        return cls(**read_record(record))
 
     def differences(self, other: Question) -> list[str]:
         """What another question asks differently, in words; empty where both are the same.
@@ -84,11 +93,16 @@ class Question:
             "--lora-rank": (self.workload.lora_rank, other.workload.lora_rank),
             "--lora-targets": (self.workload.lora_targets, other.workload.lora_targets),
             "hardware": (str(self.hardware), str(other.hardware)),
+            "bf16 on the device": (
+                "computed" if self.hardware.supports_bf16 else "not computed",
+                "computed" if other.hardware.supports_bf16 else "not computed",
+            ),
             "--nvme-path": (
                 self.hardware.nvme_path or "not given",
                 other.hardware.nvme_path or "not given",
             ),
             "--headroom": (self.headroom, other.headroom),
+            "--host-headroom": (self.host_headroom, other.host_headroom),
             "--seed": (self.seed, other.seed),
         }
         words = [

@@ -66,9 +66,9 @@ class Measured:
         )
 
     def log_value(self, goal: Goal, limit: float) -> float:
-        """The logarithm of what is sought; more is better. Balanced is of two things alike."""
+        """The logarithm of what is sought; more is better. The front is of two things alike."""
         match goal:
-            case Goal.BALANCED:
+            case Goal.FRONT | Goal.BALANCED:
                 fastest = self.log_value(Goal.THROUGHPUT, limit)
                 # There is none where all that fits needs nearly the limit.
                 return math.log(max(1.0, hypervolume(self.front, limit))) + fastest
@@ -100,7 +100,7 @@ class Outlook:
 
     def gains(self, goal: Goal) -> _Array:
         """By what share each row alone is expected to improve what is sought."""
-        if goal is Goal.BALANCED:
+        if goal in (Goal.FRONT, Goal.BALANCED):
             front = self.measured.front
             gain = hypervolume_gain(front, self.limit_bytes, self._speed, self._memory)
             share = gain / (hypervolume(front, self.limit_bytes) or 1.0)

@@ -70,7 +70,7 @@ class PredictedSampler:
         prior: AnalyticPredictor,
         *,
         limits: Mapping[str, int],
-        goal: Goal = Goal.BALANCED,
+        goal: Goal = Goal.FRONT,
         min_gain: float = 0.01,
         durations: TrialDurations | None = None,
     ) -> None:
@@ -87,7 +87,7 @@ class PredictedSampler:
         self._history = History(self._surrogate.place_of)
         predicted = self._surrogate.predicted
         self._tokens = float(predicted.tokens_per_second[0] * predicted.step_time_s[0])
-        self._has_room = (predicted.host_memory_bytes <= self._limits["host_bytes"]) & (
+        self._has_room = (predicted.peak_host_bytes <= self._limits["host_bytes"]) & (
             predicted.disk_bytes <= self._limits.get("disk_bytes", 0)
         )
         self._durations = durations or TrialDurations()
@@ -199,6 +199,7 @@ class PredictedSampler:
 
 
 _WORDS = {
+    Goal.FRONT: "the front",
     Goal.BALANCED: "the front",
     Goal.THROUGHPUT: "the highest throughput",
     Goal.MEMORY: "the least memory",

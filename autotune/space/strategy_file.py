@@ -6,6 +6,7 @@ Knows the file's form. Does not know torch, nor DeepSpeed's keys.
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, PlainValidator, create_model
 
 from autotune.errors import ConfigError
+from autotune.names import PlainName, plain_name
 from autotune.question.adapter_targets import ALL_LINEAR
 from autotune.question.workload import Method
+from autotune.space.deepspeed_config import is_client_optimizer
 from autotune.space.strategy import Strategy, read_knob
 from autotune.yaml_file import Section, parse_yaml, read_text
 
@@ -29,6 +32,12 @@ rest is put on a model by
 Edit both files or neither."""
 
 _IN_JSON = "in ds_config.json"
+
+_MOST = 2**40
+"""Of a knob; products of several are computed in 64 bit."""
+
+_MOST_OF_KNOBS = {"lora_rank": 2**16}
+"""Of knobs that nothing else limits: a larger rank than any matrix has."""
 
 _COMMENTS = {
     "method": "full, lora or qlora",
@@ -81,8 +90,9 @@ class StrategyFile:
     """Samples of one optimizer step over all ranks."""
     method: Method
     lora_targets: tuple[str, ...]
-    learning_rate: float
-    """Of an optimizer that is not built from DeepSpeed's JSON."""
+    learning_rate: float | None
+    """Of an optimizer that is not built from DeepSpeed's JSON; None where that builds it, and has
+    the only one."""
     strategy: Strategy
 
     def to_yaml(self) -> str:
@@ -102,16 +112,18 @@ class StrategyFile:
             for key in section:
                 if key in _COMMENTS:
                     section.yaml_add_eol_comment(_COMMENTS[key], key, column=38)
-        document = CommentedMap(
-            workload=workload, learning_rate=self.learning_rate, strategy=strategy
-        )
+        document = CommentedMap(workload=workload)
+        if self.learning_rate is not None:
+            document["learning_rate"] = self.learning_rate
+        document["strategy"] = strategy
         document.yaml_set_start_comment(_HEADER)
         for key, comment in (
             ("workload", "\nWhat it was found for."),
-            ("learning_rate", "\nOf autotune.create_optimizer; ds_config.json has its own."),
+            ("learning_rate", "\nOf autotune.create_optimizer; ds_config.json has none."),
             ("strategy", "\nHow it was trained, and which of the two files puts it to work."),
         ):
-            document.yaml_set_comment_before_after_key(key, before=comment)
+            if key in document:
+                document.yaml_set_comment_before_after_key(key, before=comment)
         yaml = YAML()
         # Flow style would put a comment inside a list; a line is never folded.
         yaml.default_flow_style, yaml.width = False, 4096
@@ -126,6 +138,9 @@ def knob_type(name: str) -> Any:
 
 
 def _read_value(name: str, value: object) -> Any:
+    most = _MOST_OF_KNOBS.get(name, _MOST)
+    if isinstance(value, int | float) and most < value < math.inf:
+        raise ConfigError(f"{name} must be at most {most:,}")
     try:
         read = read_knob(name, value)
     except ConfigError as error:
@@ -133,8 +148,8 @@ def _read_value(name: str, value: object) -> Any:
             raise ConfigError(f"{error}, which is text: write it without quotes") from None
         raise
     except (OverflowError, ValueError):
-        raise ConfigError(f"{name} takes whole numbers, got {value!r}") from None
-    return read
+        raise ConfigError(f"{name} takes whole numbers, got another") from None
+    return plain_name(read, name) if type(read) is str and read else read
 
 
 def _is_number(text: str) -> bool:
@@ -146,11 +161,11 @@ def _is_number(text: str) -> bool:
 
 
 class _Workload(Section):
-    model: str
-    seq_len: int = Field(ge=1)
-    global_batch_size: int = Field(ge=1)
+    model: PlainName
+    seq_len: int = Field(ge=1, le=_MOST)
+    global_batch_size: int = Field(ge=1, le=_MOST)
     method: Method
-    lora_targets: tuple[str, ...] = (ALL_LINEAR,)
+    lora_targets: tuple[PlainName, ...] = (ALL_LINEAR,)
 
 
 class _Knobs(Section):
@@ -171,7 +186,7 @@ _StrategyKnobs = create_model(
 
 class _Document(Section):
     workload: _Workload
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
     strategy: Annotated[Any, AfterValidator(_to_strategy)]
 
 
@@ -194,6 +209,11 @@ def read_strategy_file(path: Path) -> StrategyFile:
     if (strategy.lora_rank > 0) != (workload.method is not Method.FULL):
         raise ConfigError(
             f"{path}: lora_rank {strategy.lora_rank} does not go with method {workload.method}"
+        )
+    if document.learning_rate is None and is_client_optimizer(strategy):
+        raise ConfigError(
+            f"{path}: learning_rate is missing, and {strategy.optimizer} takes it from here: "
+            "add a line such as learning_rate: 1.0e-5"
         )
     return StrategyFile(
         model=workload.model,

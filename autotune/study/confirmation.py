@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
-from autotune.study.pareto import Pick, pareto_front, pick
+from autotune.question.goal import Goal
+from autotune.study.pareto import pareto_front, pick
 from autotune.trials.interval import Interval, mean_interval
 from autotune.trials.trial import CONFIRMING_S, Measurement, Trial
 
@@ -78,7 +79,7 @@ def candidates(trials: Sequence[Trial], num: int) -> list[Trial]:
     close = [
         t for t in fitting if t.tokens_per_second >= (1 - _CLOSE) * front[0].tokens_per_second
     ]
-    picks = [pick(front, which) for which in (Pick.BALANCED, Pick.MEMORY)]
+    picks = [pick(front, which) for which in (Goal.BALANCED, Goal.MEMORY)]
     chosen = {t.number: t for t in (front[0], *close, *picks) if t is not None}
     return list(chosen.values())[:num]
 

@@ -6,17 +6,17 @@ Of a study only what was measured, and fits, counts. Does not know how anything 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.question.goal import Goal
 from autotune.trials.trial import Rival, Trial
 
 __all__ = [
     "Objectives",
-    "Pick",
+    "confirmed_rival",
     "front_of",
     "front_rows",
     "pareto_front",
@@ -29,17 +29,6 @@ Candidate = TypeVar("Candidate")
 
 Objectives = tuple[float, int]
 """Tokens per second, and bytes of peak memory."""
-
-
-class Pick(StrEnum):
-    """Which trial of a front is wanted."""
-
-    THROUGHPUT = "throughput"
-    """The fastest."""
-    MEMORY = "memory"
-    """The one that needs the least memory."""
-    BALANCED = "balanced"
-    """The knee: beyond it, more speed costs much memory and less memory much speed."""
 
 
 def front_of(
@@ -78,7 +67,7 @@ def front_rows(
 
 
 def pick_of(
-    front: Sequence[Candidate], which: Pick, objectives: Callable[[Candidate], Objectives]
+    front: Sequence[Candidate], which: Goal, objectives: Callable[[Candidate], Objectives]
 ) -> Candidate | None:
     """One candidate of what `front_of` gave; None where that is empty.
 
@@ -89,9 +78,9 @@ def pick_of(
     """
     if not front:
         return None
-    if which is Pick.THROUGHPUT:
+    if which.pick is Goal.THROUGHPUT:
         return front[0]
-    if which is Pick.MEMORY:
+    if which is Goal.MEMORY:
         return front[-1]
     fastest, leanest = objectives(front[0]), objectives(front[-1])
     speed_range, memory_range = fastest[0] - leanest[0], fastest[1] - leanest[1]
@@ -114,29 +103,39 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     return front_of(fitting, _measured)
 
 
-def pick(front: Sequence[Trial], which: Pick) -> Trial | None:
-    """One trial of what `pareto_front` gave; None where that is empty.
+def pick(front: Sequence[Trial], which: Goal) -> Trial | None:
+    """One trial of what `pareto_front` gave, by one of `FRONT_PICKS`; None where it is empty."""
+    return pick_of(front, which, _measured)
 
-    The fastest is one that was confirmed, where its interval reaches the fastest that was not.
+
+def confirmed_rival(trials: Sequence[Trial], fastest: Trial) -> Trial | None:
+    """The confirmed trial that may be as fast as the fastest, where that one ran only once.
+
+    The fastest of many short runs is fast by luck too.
     """
-    found = pick_of(front, which, _measured)
-    if which is not Pick.THROUGHPUT or found is None or found.is_confirmed:
-        return found
-    return next((trial for trial in front if _may_be_faster(trial, found)), found)
-
-
-def _may_be_faster(trial: Trial, fastest: Trial) -> bool:
-    interval = trial.throughput
-    is_close = interval is not None and interval.upper >= fastest.tokens_per_second
-    return trial.is_confirmed and is_close
+    if fastest.is_confirmed:
+        return None
+    close = [
+        trial
+        for trial in trials
+        if trial.fits
+        and trial.is_confirmed
+        and trial.throughput is not None
+        and trial.throughput.upper >= fastest.tokens_per_second
+    ]
+    return max(close, key=lambda trial: trial.tokens_per_second, default=None)
 
 
 def rivals(trials: Sequence[Trial]) -> tuple[Rival, ...]:
     """The front so far, as what a running trial is held against."""
     return tuple(
-        Rival(number=trial.number, tokens_per_second=speed, peak_memory_bytes=memory_bytes)
+        Rival(
+            number=trial.number,
+            # A lucky run must not end others that are as fast: later runs may be slower.
+            tokens_per_second=trial.least_tokens_per_second,
+            peak_memory_bytes=trial.peak_memory_bytes,
+        )
         for trial in pareto_front(trials)
-        for speed, memory_bytes in (_measured(trial),)
     )
 
 

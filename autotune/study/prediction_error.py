@@ -26,12 +26,16 @@ class PredictionError:
 
 
 def errors_of(prediction: Prediction, measured: Measurement) -> dict[str, float]:
-    """Predicted over measured, less 1: of `allocated` and `reserved` memory, and `step time`."""
-    pairs = {
+    """Predicted over measured, less 1: of `allocated` and `reserved` memory, and `step time`.
+
+    A step time that rests on a guess of the rates was not shown, and has no error.
+    """
+    pairs: dict[str, tuple[float, float]] = {
         "allocated": (allocated_bytes(prediction), measured.peak_allocated_bytes),
         "reserved": (prediction.peak_memory_bytes, measured.peak_reserved_bytes),
-        "step time": (prediction.step_time_s, measured.step_time_s),
     }
+    if prediction.is_time_known:
+        pairs["step time"] = prediction.step_time_s, measured.step_time_s
     return {name: said / seen - 1 for name, (said, seen) in pairs.items() if seen > 0}
 
 

@@ -8,16 +8,17 @@ functions read a study without autotune.
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from autotune.errors import ConfigError, StorageError
+from autotune.errors import StorageError
+from autotune.names import printable
 from autotune.space.strategy import Strategy
 from autotune.study.confirmed import with_confirmations
-from autotune.study.trial_rows import TrialRows
+from autotune.study.storage_address import check_is_kept, shown, storage_errors
+from autotune.study.trial_rows import StoredTrial, TrialRows
 from autotune.trials.trial import (
     OBJECTIVES,
     Failure,
@@ -32,7 +33,7 @@ from autotune.trials.trial import (
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["TrialRecord", "without_password"]
+__all__ = ["TrialRecord"]
 
 _MEMORY_CONSTRAINT = "device_memory"
 _TABLES_S = 2.0
@@ -71,7 +72,8 @@ class TrialRecord:
         import optuna
 
         self.is_shared = is_shared
-        self._ended: dict[int, Trial] = {}
+        self._known: dict[int, Trial] = {}
+        self._owners: dict[int, str | None] = {}
 
         self._url = url
         self._owner = owner
@@ -82,14 +84,14 @@ class TrialRecord:
             for knob, values in choices.items()
         }
         with self._as_storage_error():
-            self._storage = self._opened(url)
             # Its proposals are not asked for; Optuna's default would compute them at every trial.
             unused = optuna.samplers.RandomSampler()
             if must_exist:
-                self._study = optuna.load_study(
-                    study_name=name, storage=self._storage, sampler=unused
-                )
+                check_is_kept(url)
+                self._storage = _storage_at(url, has_tables=True)
+                self._study = self._loaded(name, unused)
             else:
+                self._storage = self._opened(url)
                 self._study = optuna.create_study(
                     storage=self._storage,
                     study_name=name,
@@ -102,35 +104,30 @@ class TrialRecord:
 
     def _opened(self, url: str) -> optuna.storages.RDBStorage:
         """The storage; searches that start at once may both want to make its tables."""
+        with suppress(Exception) if self.is_shared else nullcontext():
+            return _storage_at(url)
+        time.sleep(_TABLES_S)
+        return _storage_at(url)
+
+    def _loaded(self, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
         import optuna
 
-        with suppress(Exception) if self.is_shared else nullcontext():
-            return optuna.storages.RDBStorage(url)
-        time.sleep(_TABLES_S)
-        return optuna.storages.RDBStorage(url)
+        try:
+            return optuna.load_study(study_name=name, storage=self._storage, sampler=sampler)
+        except KeyError:
+            raise StorageError(
+                f"the study storage {shown(self._url)} cannot be used: it holds no study {name}; "
+                "give the --storage that the search was given"
+            ) from None
 
     def close(self) -> None:
         """Let the connections to a database server go."""
         self._storage.remove_session()
         self._storage.engine.dispose()
 
-    @contextmanager
-    def _as_storage_error(self) -> Iterator[None]:
+    def _as_storage_error(self) -> AbstractContextManager[None]:
         """One clear line for whatever the storage's libraries raise."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
-        except (StorageError, ConfigError):
-            raise
-        except Exception as error:  # each database driver has exceptions of its own
-            lines = str(getattr(error, "orig", None) or error).strip().splitlines()
-            reason = lines[0] if lines else type(error).__name__
-            shown = without_password(self._url)
-            raise StorageError(
-                f"the study storage {shown} cannot be used: {reason}; "
-                "name another with --storage, or another folder with --out"
-            ) from error
+        return storage_errors(self._url)
 
     def keep_question(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the stored study was asked; `question` from now on where it does not say.
@@ -155,25 +152,21 @@ class TrialRecord:
 
     def _runs(self) -> list[Trial]:
         """Trials, and runs that confirm them."""
+        self._hear()
+        return [self._known[number] for number in sorted(self._known)]
+
+    def _hear(self) -> None:
+        """Take in what was written since it was asked for last."""
         import optuna
 
+        waiting = optuna.trial.TrialState.WAITING
         with self._as_storage_error():
-            waiting = optuna.trial.TrialState.WAITING
-            return [
-                self._ended.get(trial.number) or self._read(trial)
-                for trial in self._stored()
-                if trial.state is not waiting and _YIELDED_TO not in trial.user_attrs
-            ]
-
-    def _stored(self) -> list[optuna.trial.FrozenTrial]:
-        """All that is in the storage.
-
-        A shared study is read before each trial, so Optuna keeps what has ended; another is read
-        when it is opened and when it is summed up, and nothing of it is kept.
-        """
-        if self.is_shared:
-            return self._study.get_trials(deepcopy=False)
-        return self._storage.get_all_trials(self._study._study_id, deepcopy=False)
+            for stored in self._rows.read_new():
+                if stored.state is waiting or _YIELDED_TO in stored.attributes:
+                    self._known.pop(stored.number, None)
+                else:
+                    self._known[stored.number] = self._read(stored)
+                    self._owners[stored.number] = stored.attributes.get("owner")
 
     def claim(
         self, strategy: Strategy, prediction: Prediction, *, is_forced: bool = False
@@ -300,10 +293,8 @@ class TrialRecord:
         """End the trials that this owner left running when it was killed; how many there were."""
         left = [trial for trial in self._runs() if trial.state is TrialState.RUNNING]
         recovered = 0
-        with self._as_storage_error():
-            owners = {t.number: t.user_attrs.get("owner") for t in self._stored()}
         for trial in left:
-            if owners[trial.number] not in (self._owner, None):
+            if self._owners[trial.number] not in (self._owner, None):
                 continue
             # One that has an end was told, and the search killed while it wrote that down.
             has_ended = trial.measurement is not None or trial.failure is not None
@@ -320,36 +311,47 @@ class TrialRecord:
             recovered += not has_ended
         return recovered
 
-    def _read(self, frozen: Any) -> Trial:
-        attributes = frozen.user_attrs
+    def _read(self, stored: StoredTrial) -> Trial:
+        attributes = stored.attributes
         try:
             measurement = attributes.get("measurement")
-            failure = attributes.get("failure")
+            told = attributes.get("failure")
+            failure = Failure.from_dict(told) if told else None
             prediction = attributes.get("prediction")
             strategy = Strategy.from_dict(attributes["strategy"])
-            trial = Trial(
-                number=frozen.number,
+            state = _states()[stored.state]
+            return Trial(
+                number=stored.number,
                 strategy=strategy,
-                state=_states()[frozen.state],
+                state=failure.state if failure and state is TrialState.FAILED else state,
                 prediction=Prediction.from_dict(prediction) if prediction else None,
                 measurement=Measurement.from_dict(measurement) if measurement else None,
-                failure=Failure.from_dict(failure) if failure else None,
+                failure=failure,
                 reason=attributes.get("reason"),
                 duration_s=attributes.get("duration_s", 0.0),
                 memory_limit_bytes=self._memory_limit_bytes,
                 is_forced=attributes.get("is_forced", False),
-                reused_from=attributes.get("reused_from"),
+                reused_from=_printable_source(attributes.get("reused_from")),
                 confirms=attributes.get("confirms"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(
-                f"trial {frozen.number} in {without_password(self._url)} was not written by "
+                f"trial {stored.number} in {shown(self._url)} was not written by "
                 f"this version of autotune: {error}"
             ) from error
-        if self.is_shared and trial.state is not TrialState.RUNNING:
-            # It changes no more, and is asked for again after every other trial.
-            self._ended[trial.number] = trial
-        return trial
+
+
+def _printable_source(name: str | None) -> str | None:
+    """Where a trial was taken over from, which reports and exports name."""
+    return None if name is None else printable(name, "reused_from")
+
+
+def _storage_at(url: str, *, has_tables: bool = False) -> optuna.storages.RDBStorage:
+    """Optuna's storage. It takes braces in a URL for places of a template, which none are."""
+    import optuna
+
+    template = url.replace("{", "{{").replace("}", "}}")
+    return optuna.storages.RDBStorage(template, skip_table_creation=has_tables)
 
 
 def _outcome_attributes(outcome: Outcome) -> dict[str, Any]:
@@ -371,17 +373,12 @@ def _optuna_states() -> dict[TrialState, Any]:
         TrialState.COMPLETE: OptunaState.COMPLETE,
         TrialState.PRUNED: OptunaState.PRUNED,
         TrialState.FAILED: OptunaState.FAIL,
+        # Optuna has no other word for it.
+        TrialState.INTERRUPTED: OptunaState.FAIL,
     }
 
 
 def _states() -> dict[Any, TrialState]:
-    return {theirs: ours for ours, theirs in _optuna_states().items()}
-
-
-def without_password(url: str) -> str:
-    """A storage URL as it may be shown."""
-    scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    if not at:
-        return url
-    return f"{scheme}{separator}{credentials.partition(':')[0]}:***@{host}"
+    """The one that is read of each of Optuna's; a failure says which it was."""
+    states = _optuna_states().items()
+    return {theirs: ours for ours, theirs in states if ours is not TrialState.INTERRUPTED}

@@ -39,6 +39,9 @@ def difference(study: StudySummary, question: Question, versions: Mapping[str, s
         )
     if str(study.hardware) != str(question.hardware):
         return f"it ran on {study.hardware}, this is {question.hardware}"
+    if study.hardware.supports_bf16 != question.hardware.supports_bf16:
+        ran = "computes" if study.hardware.supports_bf16 else "does not compute"
+        return f"it ran on a device that {ran} bf16, unlike this one"
     for package in sorted({*versions, *study.versions} - _IDLE):
         then, now = study.versions.get(package), versions.get(package)
         if then != now:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from autotune.errors import ConfigError, StorageError
 from autotune.machine.software import Software
+from autotune.question.goal import Goal
 from autotune.question.question import Question
 from autotune.space.compatibility import reference_strategy
 from autotune.space.search_space import SearchSpace
 from autotune.space.space_file import parse_search_space
 from autotune.study.folder import StudyFolder
-from autotune.study.record import TrialRecord, without_password
+from autotune.study.record import TrialRecord
+from autotune.study.storage_address import shown
 from autotune.study.summary import StudySummary
 
 __all__ = ["open_record", "space_of", "summarize"]
@@ -80,6 +82,7 @@ def summarize(
         "method": str(workload.method),
         "space": question.space_name,
         "headroom": question.headroom,
+        "host-headroom": question.host_headroom,
         "seed": question.seed,
     }
     for flag in ("sampler", "objective"):
@@ -94,7 +97,13 @@ def summarize(
         trials=tuple(record.trials()),
         elapsed_s=float(environment.get("elapsed_s", 0.0)),
         versions=environment.get("versions", {}),
+        objective=_objective(environment.get("objective")),
         end_reason=environment.get("end_reason"),
         folder=folder.path,
-        storage_url=without_password(storage_url) if storage_url else None,
+        storage_url=shown(storage_url) if storage_url else None,
     )
+
+
+def _objective(name: str | None) -> Goal:
+    """What the last search was after, as it wrote that down; the front where it did not."""
+    return Goal(name) if name is not None and name in list(Goal) else Goal.FRONT

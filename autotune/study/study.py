@@ -15,6 +15,7 @@ from autotune.space.strategy import Strategy
 from autotune.study.confirmation import Confirmer
 from autotune.study.confirmed import confirmed
 from autotune.study.record import TrialRecord
+from autotune.study.reopened import reopened
 from autotune.trials.durations import TrialDurations
 from autotune.trials.news import has_news
 from autotune.trials.protocols import Predictor, Pruner, Sampler
@@ -103,7 +104,8 @@ class Study:
         """The next trial to launch, written down as running; None when the search is over.
 
         Strategies that are not worth launching are written down as pruned on the way. When no new
-        strategy is left to launch, the best are run again.
+        strategy is left to launch, the best are run again; then what ended early against figures
+        that these runs have lowered.
 
         Args:
             remaining_s: what is left of the budget; nothing is started that needs more.
@@ -113,7 +115,7 @@ class Study:
         """
         kept_s = self._confirmer.kept_s(self._trials, remaining_s)
         trial = None if self._confirmer.has_begun else self._ask_new(remaining_s - kept_s)
-        return trial or self._ask_confirming(remaining_s)
+        return trial or self._ask_confirming(remaining_s) or self._ask_reopened(remaining_s)
 
     def _ask_confirming(self, remaining_s: float) -> Trial | None:
         """A run of one of the best trials once more, while nothing else runs."""
@@ -126,6 +128,20 @@ class Study:
         run = self._record.start(best.strategy, prediction, confirms=best.number)
         self._running.add(run.number)
         return run
+
+    def _ask_reopened(self, remaining_s: float) -> Trial | None:
+        """A run of what ended early against a figure that the confirming runs have lowered."""
+        has_room = self._max_trials is None or self._num_launched() < self._max_trials
+        if self._running or not self._confirmer.has_begun or not has_room:
+            return None
+        for trial in reopened(self._trials):
+            proposal = self._proposal(trial.strategy, self._predictor.predict(trial.strategy))
+            if proposal.duration_s <= remaining_s:
+                again = self._record.start(proposal.strategy, proposal.prediction)
+                self._trials.append(again)
+                self._running.add(again.number)
+                return again
+        return None
 
     def _ask_new(self, remaining_s: float) -> Trial | None:
         """A strategy that was not launched yet."""

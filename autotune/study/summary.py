@@ -15,13 +15,14 @@ from typing import Any
 
 from autotune.knobs import LossClass
 from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
-from autotune.question.goal import Goal
+from autotune.question.goal import FRONT_PICKS, Goal
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 from autotune.study.confirmation import Comparison, comparisons
-from autotune.study.pareto import Pick, pareto_front, pick
+from autotune.study.pareto import confirmed_rival, pareto_front, pick
 from autotune.study.prediction_error import PredictionError, errors_of, prediction_errors
-from autotune.trials.trial import FailureKind, Trial, TrialState
+from autotune.study.ties import Tie, ties
+from autotune.trials.trial import Trial, TrialState
 
 __all__ = ["StudySummary", "model_flops_utilisation"]
 
@@ -41,6 +42,8 @@ class StudySummary:
     elapsed_s: float
     """Wall time of all searches of this study together."""
     versions: Mapping[str, str]
+    objective: Goal = Goal.FRONT
+    """What the last search was after."""
     end_reason: str | None = None
     """Why the last search ended, in words."""
     folder: Path | None = None
@@ -58,8 +61,7 @@ class StudySummary:
     def num_launched(self) -> int:
         """Trials that ran to an end of their own; those stopped from outside do not count."""
         return sum(
-            trial.was_launched
-            and not (trial.failure and trial.failure.kind is FailureKind.INTERRUPTED)
+            trial.was_launched and trial.state is not TrialState.INTERRUPTED
             for trial in self.trials
         )
 
@@ -115,26 +117,54 @@ class StudySummary:
         return comparisons([trial for trial in self.trials if trial.fits])
 
     @property
-    def picks(self) -> dict[Pick, Trial]:
-        """The named trials of the front; empty where nothing fits."""
+    def ties(self) -> list[Tie]:
+        """Trials of the front that may be as fast as others."""
+        return ties(self.front, self.comparisons)
+
+    @property
+    def disturbed(self) -> list[Trial]:
+        """Measured trials beside which the machine had other work."""
+        return [t for t in self.trials if t.measurement is not None and t.measurement.disturbance]
+
+    @property
+    def interrupted(self) -> list[Trial]:
+        """Trials that were stopped from outside."""
+        return [trial for trial in self.trials if trial.state is TrialState.INTERRUPTED]
+
+    @property
+    def picks(self) -> dict[Goal, Trial]:
+        """The named trials: of the front, and the one with the least energy where it is counted.
+
+        Empty where nothing fits.
+        """
         front = self.front
-        found = {which: pick(front, which) for which in Pick}
+        found = {which: pick(front, which) for which in FRONT_PICKS}
+        found[Goal.ENERGY] = self._least_energy
         return {which: trial for which, trial in found.items() if trial is not None}
 
+    @property
+    def _least_energy(self) -> Trial | None:
+        counted = [(t.energy_j_per_token, t) for t in self.trials if t.fits]
+        known = [(energy, trial) for energy, trial in counted if energy is not None]
+        return min(known, key=itemgetter(0))[1] if known else None
+
     def best_for(self, goal: Goal) -> Trial | None:
-        """The trial that a search was after; where it was after the front, its fast end.
+        """The trial that a search was after: the pick of that name, of the front its fast end.
 
         None where nothing fits; for the least energy also where no device counted any.
         """
-        match goal:
-            case Goal.BALANCED | Goal.THROUGHPUT:
-                return self.picks.get(Pick.THROUGHPUT)
-            case Goal.MEMORY:
-                return self.picks.get(Pick.MEMORY)
-            case Goal.ENERGY:
-                counted = [(t.energy_j_per_token, t) for t in self.trials if t.fits]
-                known = [(energy, trial) for energy, trial in counted if energy is not None]
-                return min(known, key=itemgetter(0))[1] if known else None
+        return self.picks.get(goal.pick)
+
+    @property
+    def best(self) -> Trial | None:
+        """What the last search was after, or else the fastest; None where nothing fits."""
+        return self.best_for(self.objective) or self.best_for(Goal.THROUGHPUT)
+
+    @property
+    def rival_of_the_fastest(self) -> Trial | None:
+        """The confirmed trial that may be as fast as the fastest, where that one ran only once."""
+        fastest = self.best_for(Goal.THROUGHPUT)
+        return confirmed_rival(self.trials, fastest) if fastest is not None else None
 
     def mfu(self, trial: Trial) -> float | None:
         """Model FLOPs utilisation; None where the peak rate of the device is not on record."""

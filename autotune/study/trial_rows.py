@@ -1,8 +1,10 @@
-"""A trial's rows in Optuna's tables: written when it begins, and once more when it ends.
+"""A trial's rows in Optuna's tables: written when it begins, once more when it ends, and read.
 
 Optuna's own functions write the same rows one at a time, and look into the database before each:
 some hundred statements a trial, and most of what a search cost. Here each half is one transaction
-of six, so that no killed search leaves a part of it. Does not know what the rows mean.
+of six, so that no killed search leaves a part of it. Read are states and attributes alone: Optuna
+builds parameters, distributions and values of each trial too, which takes 2,000 trials 4 s and
+0.25 GiB. Does not know what the rows mean.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from optuna.trial import TrialState
     from sqlalchemy import Connection
 
-__all__ = ["TrialRows"]
+__all__ = ["StoredTrial", "TrialRows"]
 
 _NUM_TRIES = 5
 _LONGEST_PAUSE_S = 2.0
@@ -30,6 +33,16 @@ _LONGEST_PAUSE_S = 2.0
 transaction, which is begun again a little later."""
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredTrial:
+    """A trial as its rows have it."""
+
+    number: int
+    state: TrialState
+    attributes: dict[str, Any] = field(default_factory=dict)
+    """Its user attributes, read from JSON."""
 
 
 class TrialRows:
@@ -48,6 +61,8 @@ class TrialRows:
 
         self._engine = storage.engine
         self._study_id = study_id
+        self._open_ids: set[int] = set()
+        self._last_id = -1
         self._distributions = distributions
         self._distributions_json = {
             name: distribution_to_json(distribution)
@@ -169,6 +184,35 @@ class TrialRows:
         ]
         if rows:
             connection.execute(_table(models.TrialValueModel).insert(), rows)
+
+    def read_new(self) -> list[StoredTrial]:
+        """The trials that were not read yet, or had no end when they were; by number.
+
+        What has ended changes no more, so each end is read once, whoever wrote it.
+        """
+        import sqlalchemy as sql
+        from optuna.storages._rdb import models
+
+        trials, values = _table(models.TrialModel), _table(models.TrialUserAttributeModel)
+        is_new = (trials.c.trial_id > self._last_id) | trials.c.trial_id.in_(self._open_ids)
+        # One statement, so that state and attributes of a trial are of one moment.
+        query = (
+            sql.select(
+                *(trials.c.trial_id, trials.c.number, trials.c.state),
+                *(values.c.key, values.c.value_json),
+            )
+            .outerjoin_from(trials, values, trials.c.trial_id == values.c.trial_id)
+            .where((trials.c.study_id == self._study_id) & is_new)
+        )
+        found: dict[int, StoredTrial] = {}
+        with self._engine.connect() as connection:
+            for trial_id, number, state, key, text in connection.execute(query):
+                trial = found.setdefault(trial_id, StoredTrial(number=number, state=state))
+                if key is not None:
+                    trial.attributes[key] = json.loads(text)
+        self._last_id = max(self._last_id, *found) if found else self._last_id
+        self._open_ids = {key for key, trial in found.items() if not trial.state.is_finished()}
+        return sorted(found.values(), key=lambda trial: trial.number)
 
     def _in_transaction(self, write: Callable[[Connection], _T]) -> _T:
         from sqlalchemy.exc import OperationalError

@@ -68,6 +68,8 @@ def create_optimizer(model: nn.Module, strategy_file: str | Path) -> torch.optim
         ConfigError: the file is wrong.
     """
     exported = read_strategy_file(Path(strategy_file))
+    if exported.learning_rate is None:
+        return None
     return build_optimizer(model, exported.strategy, exported.learning_rate)
 
 

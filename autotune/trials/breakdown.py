@@ -31,7 +31,7 @@ _ROW_OF_PART = {
     "gradient buckets": _ENGINE,
     "offload buffers": _ENGINE,
     "gathered weights": _ENGINE,
-    "flattened weights": _ENGINE,
+    "flattened weights": "flattened parameters",
     "workspace": _WORKSPACE,
     "allocator": _WORKSPACE,
     "process": _WORKSPACE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import mean, stdev
 
@@ -30,6 +30,10 @@ class Interval:
     def upper(self) -> float:
         """The most that it may be."""
         return self.mean + self.half_width
+
+    def widened(self, share: float) -> Interval:
+        """With so much more doubt, as a share of the mean, that does not hang on its own."""
+        return replace(self, half_width=math.hypot(self.half_width, share * abs(self.mean)))
 
     @property
     def relative_half_width(self) -> float:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean, median
 from typing import Any
 
 from autotune.trials.interval import Interval, mean_interval
 
-__all__ = ["Measurement"]
+__all__ = ["SLOWEST_FIRST_STEP", "Measurement", "least_step_time_s"]
+
+SLOWEST_FIRST_STEP = 1.5
+"""A first timed step takes at most so many times the mean. Of the 186 trials recorded on one H100
+in `results/` the largest ratio is 1.12; cores that others use too scatter more."""
+
+
+def least_step_time_s(step_times_s: Sequence[float]) -> float:
+    """The lower bound of the mean step: one step gives one too, two that differ a lot do not."""
+    return max(step_times_s[0] / SLOWEST_FIRST_STEP, mean_interval(step_times_s).lower)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +53,14 @@ class Measurement:
     """Share of each optimizer step's micro-batches that was run; `losses` are of these."""
     skipped_steps: int = 0
     """Optimizer steps skipped on fp16 overflow; never timed."""
+    disturbance: float = 0.0
+    """What other work on the machine took meanwhile, as a share of what the ranks need of its
+    cores, or kept a GPU busy: up to so much faster it may be alone."""
     energy_j_per_token: float | None = None
     """What all devices used in the timed steps; None where a device counts no energy."""
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What rank 0 had in its environment that changes speed or memory (`machine/settings.py`);
+    empty where an earlier version measured."""
 
     @property
     def step_time_s(self) -> float:
@@ -54,9 +69,17 @@ class Measurement:
 
     @property
     def throughput(self) -> Interval:
-        """Tokens per second; the interval is that of the mean step time."""
+        """Tokens per second; the interval is that of the mean step time, and of disturbance."""
         scatter = mean_interval(self.step_times_s).relative_half_width
-        return Interval(mean=self.tokens_per_second, half_width=scatter * self.tokens_per_second)
+        speed = self.tokens_per_second
+        return Interval(mean=speed, half_width=scatter * speed).widened(self.disturbance)
+
+    @property
+    def most_tokens_per_second(self) -> float:
+        """What it may come to at best, alone on the machine."""
+        least_s = least_step_time_s(self.step_times_s)
+        fastest = self.tokens_per_second * mean(self.step_times_s) / least_s
+        return fastest * (1 + self.disturbance)
 
     @property
     def peak_memory_bytes(self) -> int:

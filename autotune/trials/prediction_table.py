@@ -27,6 +27,9 @@ class PredictionTable:
     peak_memory_upper_bytes: _Bytes
     peak_allocated_bytes: _Bytes
     host_memory_bytes: _Bytes
+    host_memory_lower_bytes: _Bytes
+    host_memory_upper_bytes: _Bytes
+    host_save_bytes: _Bytes
     disk_bytes: _Bytes
     step_time_s: _Numbers
     tokens_per_second: _Numbers
@@ -46,11 +49,16 @@ class PredictionTable:
         """The whole device is not expected to need more than this."""
         return self.peak_memory_upper_bytes + self.device_overhead_bytes
 
+    @property
+    def peak_host_bytes(self) -> _Bytes:
+        """Expected peak of one host, while a checkpoint is saved."""
+        return self.host_memory_bytes + self.host_save_bytes
+
     def missing_bytes(self, *, device_bytes: int, host_bytes: int, disk_bytes: int = 0) -> _Bytes:
         """As `Prediction.missing_bytes`."""
         device = np.maximum(0, self.peak_device_bytes - device_bytes)
         disk = np.maximum(0, self.disk_bytes - disk_bytes)
-        missing: _Bytes = device + np.maximum(0, self.host_memory_bytes - host_bytes) + disk
+        missing: _Bytes = device + np.maximum(0, self.peak_host_bytes - host_bytes) + disk
         return missing
 
     def might_fit(
@@ -60,7 +68,7 @@ class PredictionTable:
         lower = self.peak_memory_lower_bytes + self.device_overhead_bytes
         fits: NDArray[np.bool_] = (
             (lower <= device_bytes)
-            & (self.host_memory_bytes <= host_bytes)
+            & (self.host_memory_lower_bytes <= host_bytes)
             & (self.disk_bytes <= disk_bytes)
         )
         return fits

@@ -5,6 +5,7 @@ Does not know who proposes, runs or stores trials.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -13,7 +14,7 @@ from typing import Any
 
 from autotune.space.strategy import Strategy
 from autotune.trials.interval import Interval, mean_interval
-from autotune.trials.measurement import Measurement
+from autotune.trials.measurement import SLOWEST_FIRST_STEP, Measurement
 from autotune.trials.trial_spec import CONFIRMING_S, Rival, TrialSpec
 
 __all__ = [
@@ -36,6 +37,10 @@ __all__ = [
 ]
 
 
+_BETWEEN_RUNS = 0.03
+"""Two runs of the same work on one H100 were seen so far apart, as a share."""
+
+
 class TrialState(StrEnum):
     """How far a trial is; all but RUNNING are final."""
 
@@ -43,6 +48,8 @@ class TrialState(StrEnum):
     COMPLETE = "complete"
     PRUNED = "pruned"
     FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    """Stopped from outside, which says nothing of its strategy: it is run again."""
 
 
 class Phase(StrEnum):
@@ -127,12 +134,21 @@ class Prediction:
     """A step is not expected to take less than this; None where no bound is known."""
     step_time_upper_s: float | None = None
     """A step is not expected to take more than this; None where no bound is known."""
+    is_time_known: bool = True
+    """Whether the step time rests on rates of a data sheet, or measured ones, or on trials; what
+    rests on a guess of the rates is not shown."""
     step_parts_s: Mapping[str, float] = field(default_factory=dict)
     """What the step time is made of, in seconds; sums up to `step_time_s`."""
     device_overhead_bytes: int = 0
     """What the device holds beside the allocator's pool: the GPU context and its libraries."""
     host_memory_bytes: int = 0
-    """Least host memory that offloaded states need, of all ranks of one host together."""
+    """Expected in training, of all ranks of one host together; 0 where nothing is offloaded."""
+    host_memory_lower_bytes: int = 0
+    """Training is not expected to need less of the host than this."""
+    host_memory_upper_bytes: int = 0
+    """Training and saving are not expected to need more of the host than this."""
+    host_save_bytes: int = 0
+    """What saving a checkpoint adds to it for a moment."""
     disk_bytes: int = 0
     """Files of what is offloaded to NVMe, of all ranks of one host together."""
     moment: str = ""
@@ -140,6 +156,8 @@ class Prediction:
     backward, optimizer step, checkpoint save."""
     breakdown_bytes: Mapping[str, int] = field(default_factory=dict)
     """What the peak is made of."""
+    is_simulated: bool = False
+    """Whether the allocator was run for the peak; a formula stands for it otherwise."""
 
     @property
     def tokens_per_second_bounds(self) -> tuple[float, float] | None:
@@ -164,24 +182,35 @@ class Prediction:
         """The whole device is not expected to need more than this."""
         return self.peak_memory_upper_bytes + self.device_overhead_bytes
 
+    @property
+    def peak_host_bytes(self) -> int:
+        """Expected peak of one host, while a checkpoint is saved."""
+        return self.host_memory_bytes + self.host_save_bytes
+
+    @property
+    def peak_host_upper_bytes(self) -> int:
+        """One host is not expected to need more than this."""
+        return max(self.host_memory_upper_bytes, self.peak_host_bytes)
+
     def missing_bytes(self, *, device_bytes: int, host_bytes: int, disk_bytes: int = 0) -> int:
         """What it is expected to need beyond these limits, of device, host and disk together."""
         device = max(0, self.peak_device_bytes - device_bytes)
         disk = max(0, self.disk_bytes - disk_bytes)
-        return device + max(0, self.host_memory_bytes - host_bytes) + disk
+        return device + max(0, self.peak_host_bytes - host_bytes) + disk
 
     def might_fit(self, *, device_bytes: int, host_bytes: int, disk_bytes: int = 0) -> bool:
         """Whether it fits into these limits if the predictor is as wrong as it may be."""
         return (
             self.peak_device_lower_bytes <= device_bytes
-            and self.host_memory_bytes <= host_bytes
+            and self.host_memory_lower_bytes <= host_bytes
             and self.disk_bytes <= disk_bytes
         )
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Prediction:
-        """Read back what `dataclasses.asdict` gave."""
-        return cls(**record)
+        """Read back what `dataclasses.asdict` gave; an earlier one has no bounds of the host."""
+        known = {"host_memory_lower_bytes": record.get("host_memory_bytes", 0)}
+        return cls(**(known | dict(record)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,6 +223,12 @@ class Failure:
     phase: Phase | None = None
     rank: int | None = None
     """The rank that failed first."""
+
+    @property
+    def state(self) -> TrialState:
+        """The final state of a trial that ended so."""
+        is_interrupted = self.kind is FailureKind.INTERRUPTED
+        return TrialState.INTERRUPTED if is_interrupted else TrialState.FAILED
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Failure:
@@ -222,7 +257,7 @@ class Outcome:
     def state(self) -> TrialState:
         """The final state that this outcome gives a trial."""
         if self.failure is not None:
-            return TrialState.FAILED
+            return self.failure.state
         return TrialState.PRUNED if self.reason is not None else TrialState.COMPLETE
 
 
@@ -259,10 +294,12 @@ class Trial:
         """Tokens per second with their 95 % interval; None where nothing was measured.
 
         Over the confirming runs where there are any, for a trial is chosen to be confirmed because
-        its own run was fast. Over the steps of a run where there is but one.
+        its own run was fast. Over the steps of a run where there is but one. Wider by what other
+        work on the machine may have cost.
         """
         if len(self.confirmations) > 1:
-            return mean_interval([run.tokens_per_second for run in self.confirmations])
+            found = mean_interval([run.tokens_per_second for run in self.confirmations])
+            return found.widened(fmean(run.disturbance for run in self.confirmations))
         run = self.confirmations[0] if self.confirmations else self.measurement
         return None if run is None else run.throughput
 
@@ -272,6 +309,22 @@ class Trial:
         if self.confirmations:
             return fmean(run.tokens_per_second for run in self.confirmations)
         return self.measurement.tokens_per_second if self.measurement else 0.0
+
+    @property
+    def least_tokens_per_second(self) -> float:
+        """What more runs of it are not expected to fall below: others are given up against this.
+
+        Steps of one run scatter less than runs do, so of one run the scatter between runs counts
+        too. Few steps that differ leave a wide interval: two thirds of the mean are taken to be
+        sure, as of a mean step by its first.
+        """
+        throughput = self.throughput
+        if throughput is None:
+            return 0.0
+        relative = throughput.relative_half_width
+        if len(self.confirmations) < 2:
+            relative = math.hypot(relative, _BETWEEN_RUNS)
+        return throughput.mean * max(1 / SLOWEST_FIRST_STEP, 1 - relative)
 
     @property
     def peak_memory_bytes(self) -> int:

@@ -22,6 +22,7 @@ class Rival:
 
     number: int
     tokens_per_second: float
+    """At least."""
     peak_memory_bytes: int
 
 

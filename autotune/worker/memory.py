@@ -11,7 +11,7 @@ import torch
 
 from autotune.machine.hardware import DeviceType
 
-__all__ = ["MemoryMeter", "MemoryPeaks", "memory_meter"]
+__all__ = ["MemoryMeter", "MemoryPeaks", "held_bytes", "memory_meter"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class CudaMemoryMeter:
 
     def __init__(self) -> None:
         self._device_peak = 0
-        self._host_start = _held_bytes()
+        self._host_start = held_bytes()
 
     def sample(self) -> None:
         """Read what is in use on the whole device."""
@@ -72,7 +72,7 @@ class CudaMemoryMeter:
 
     def held_on_host(self) -> int:
         """Growth of what no file stands behind."""
-        return max(0, _held_bytes() - self._host_start)
+        return max(0, held_bytes() - self._host_start)
 
 
 class ResidentMemoryMeter:
@@ -105,7 +105,7 @@ def _resident_bytes() -> int:
     return int(psutil.Process(os.getpid()).memory_info().rss)
 
 
-def _held_bytes() -> int:
+def held_bytes() -> int:
     """Resident memory of this process that no file stands behind."""
     held = [_of_status(name) for name in ("RssAnon", "RssShmem")]
     return sum(filter(None, held)) if any(held) else _resident_bytes()

@@ -1,18 +1,20 @@
 """The warm server: imports the heavy libraries once, then forks the ranks of every trial.
 
-Started by the launcher as `python -m autotune.worker.server MODEL_TYPE`. It speaks JSON lines: one
-request a line on standard input, one report a line on standard output. It never computes and never
-touches a GPU, so a forked rank starts clean. When its input closes, because the launcher ended or
-died, it kills every process below it, removes their swap folder and exits.
+Started by the launcher as `python -m autotune.worker.server MODEL_TYPE PID`, with its own process
+id. It speaks JSON lines: one request a line on standard input, one report a line on standard
+output. It never computes and never touches a GPU, so a forked rank starts clean. When its input
+closes, because the launcher ended or died, it kills every process below it, removes their
+temporary folders and exits; if it was stopped, the kernel continues it for that.
 
-Requests: {"fork": {"rank", "spec", "folder", "env", "swap_folder"?}} and {"sweep": true}.
-Reports: {"ready": s}, {"forked": pid, "rank"}, {"exited": pid, "status"}, {"swept": n}.
+Requests: {"fork": {"rank", "spec", "folder", "env", "swap_folder"?}}, {"sweep": true},
+{"ping": true} and {"scratch": [folder]}, the launcher's temporary folders.
+Reports: {"ready": s}, {"forked": pid, "rank"}, {"exited": pid, "status"}, {"swept": n},
+{"pong": true}.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import gc
 import importlib
@@ -28,13 +30,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
-from autotune.machine.extensions import remove_abandoned_locks
+from autotune.lifeline import adopt_orphans, end_with_parent, wake_with_parent
+from autotune.machine.extensions import UNUSED_EXTENSIONS, remove_abandoned_locks
 
 __all__ = ["main"]
-
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
-
 
 _IMPORTED_LATE = (
     # By `deepspeed.initialize`.
@@ -55,10 +54,8 @@ _IMPORTED_LATE = (
 `tests/benchmarks/trial_start.py`."""
 
 
-def _prctl(option: int, value: int) -> None:
-    """Ask the Linux kernel for a property of this process; elsewhere nothing happens."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+_GENTLE_S = 0.3
+"""What a process below a rank has to end by itself, before it is killed."""
 
 
 def preload(model_type: str, *, with_optional: bool = True) -> None:
@@ -97,10 +94,8 @@ def preload(model_type: str, *, with_optional: bool = True) -> None:
                 importlib.import_module(module)
     if with_optional:
         _identify_triton()
-    # DeepSpeed would compile a shared-memory all-reduce for CPU inference at every first use,
-    # 40 seconds of g++ for an operation that training does not call.
     deepspeed_ops = importlib.import_module("deepspeed.ops")
-    deepspeed_ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed_ops.__compatible_ops__.update(dict.fromkeys(UNUSED_EXTENSIONS, False))
     # A fork beside another thread may keep its locks for ever.
     processor.join()
 
@@ -154,7 +149,9 @@ class _Server:
         self._requests = requests
         self._reports = reports
         self._pids: set[int] = set()
+        self._scratch_folders: list[str] = []
         self._swap_folder: str | None = None
+        self._rendezvous: Path | None = None
 
     def report(self, **fields: Any) -> None:
         """One line to the launcher; a launcher that is gone ends the server."""
@@ -190,13 +187,19 @@ class _Server:
             self._fork(request["fork"])
         elif "sweep" in request:
             self.report(swept=self._sweep())
+        elif "ping" in request:
+            self.report(pong=True)
+        elif "scratch" in request:
+            self._scratch_folders = request["scratch"]
 
     def _fork(self, request: dict[str, Any]) -> None:
         self._swap_folder = request.get("swap_folder")
+        self._rendezvous = Path(request["folder"]) / "rendezvous"
+        own = os.getpid()
         pid = os.fork()
         if pid == 0:
             os.close(self._reports)
-            _become_rank(request)
+            _become_rank(request, own)
         self._pids.add(pid)
         self.report(forked=pid, rank=request["rank"])
 
@@ -217,6 +220,7 @@ class _Server:
         """Kill every process below this one, whatever session it fled into."""
         import psutil
 
+        self._end_gently()
         killed = 0
         # Orphans are handed to this process as they appear, so look until there are none.
         for _ in range(20):
@@ -232,21 +236,35 @@ class _Server:
         remove_abandoned_locks()
         return killed
 
+    def _end_gently(self) -> None:
+        """Ask what ranks started to end: a compiler removes its temporary files then."""
+        import psutil
+
+        below = psutil.Process().children(recursive=True)
+        others = [process for process in below if process.pid not in self._pids]
+        for process in others:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        psutil.wait_procs(others, timeout=_GENTLE_S)
+
     def end(self) -> NoReturn:
         """Leave nothing behind."""
         self._sweep()
-        if self._swap_folder is not None:
-            # Gone already, unless the launcher was killed in the middle of a trial.
-            shutil.rmtree(self._swap_folder, ignore_errors=True)
+        # Gone already, unless the launcher was killed.
+        for folder in filter(None, (*self._scratch_folders, self._swap_folder)):
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if self._rendezvous is not None:
+                self._rendezvous.unlink(missing_ok=True)
         os._exit(0)
 
 
-def _become_rank(request: dict[str, Any]) -> NoReturn:
+def _become_rank(request: dict[str, Any], server: int) -> NoReturn:
     """In the forked child: detach from the server, open the logs, train, and exit."""
     status = 1
     try:
         os.setsid()
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent(server)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         folder, rank = Path(request["folder"]), int(request["rank"])
@@ -273,23 +291,24 @@ def main() -> NoReturn:
     started = time.perf_counter()
     # A terminal's Ctrl-C is the launcher's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
+    model_type, launcher, *rest = sys.argv[1:]
     # While it imports it cannot see its input close, so it dies with the launcher.
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(int(launcher))
     # Whatever the libraries print goes to the error log, not between the reports.
     reports = os.dup(1)
     os.dup2(2, 1)
-    model_type, *rest = sys.argv[1:]
     preload(model_type, with_optional=not rest)
     if not rest and not _can_fork_for_gpu():
         # An optional import touched the GPU: start over without them.
         os.dup2(reports, 1)
-        os.execv(sys.executable, [sys.executable, "-m", __spec__.name, model_type, "bare"])
+        command = [sys.executable, "-m", __spec__.name, model_type, launcher, "bare"]
+        os.execv(sys.executable, command)
     # Of a search that was killed while a rank compiled.
     remove_abandoned_locks()
     gc.collect()
     gc.freeze()
-    _prctl(_PR_SET_PDEATHSIG, 0)
+    wake_with_parent()
     server = _Server(requests=0, reports=reports)
     server.report(ready=time.perf_counter() - started)
     server.serve()

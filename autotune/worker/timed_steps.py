@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autotune.trials.interval import Interval, mean_interval
+from autotune.trials.measurement import least_step_time_s
 from autotune.trials.trial import TrialSpec
 
 __all__ = ["TimedSteps"]
 
 _LEAST_STEPS = 2
 """Of fewer nothing is known about their scatter."""
-
-_SLOWEST_FIRST_STEP = 1.5
-"""A first timed step takes at most so many times the mean. Of the 186 trials recorded on one H100
-in `results/` the largest ratio is 1.12; cores that others use too scatter more."""
 
 
 class TimedSteps:
@@ -73,16 +70,12 @@ class TimedSteps:
         """
         if not self._times_s:
             return None
-        fastest = self._spec.workload.tokens_per_step / self._least_step_time_s()
+        fastest = self._spec.workload.tokens_per_step / least_step_time_s(self._times_s)
         for rival in self._spec.rivals:
             is_leaner = rival.peak_memory_bytes <= peak_memory_bytes
             if is_leaner and rival.tokens_per_second > fastest:
                 return (
-                    f"it reaches at most {fastest:,.0f} tokens/s, and trial {rival.number} has "
-                    f"{rival.tokens_per_second:,.0f} in no more memory"
+                    f"it reaches at most {fastest:,.0f} tokens/s, and trial {rival.number} has at "
+                    f"least {rival.tokens_per_second:,.0f} in no more memory"
                 )
         return None
-
-    def _least_step_time_s(self) -> float:
-        """The lower bound of the mean; one step gives one too, two that differ a lot do not."""
-        return max(self._times_s[0] / _SLOWEST_FIRST_STEP, self.step_time_s.lower)

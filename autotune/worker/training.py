@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from autotune.machine.hardware import DeviceType
+from autotune.machine.settings import settings_in
 from autotune.techniques.compilation import CompilationCounter, compile_in_this_process
 from autotune.techniques.parallel_layout import parallel_coordinates
 from autotune.techniques.sequence_parallel import group_loss, shard_tokens
@@ -131,6 +132,7 @@ class Training:
             "share_run": self._composition.share_run,
             "setup_time_s": setup_time_s,
             "skipped_steps": skipped,
+            "environment": settings_in(os.environ),
         }
 
     def _optimizer_step(self, index: int) -> _Step:

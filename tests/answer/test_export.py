@@ -2,16 +2,22 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 from sample_study import HARDWARE, LAPTOP, LORA_WORKLOAD, complete, failed, summary
 
-from autotune.answer.export import export_trial
+from autotune.answer.export import export_into, export_trial, exported_to
 from autotune.errors import ConfigError, StorageError
 from autotune.knobs import GroupPrecision, Optimizer
+from autotune.machine.settings import SETTINGS
 from autotune.question.workload import Method
 from autotune.space.deepspeed_config import deepspeed_config
 from autotune.space.strategy import Strategy
@@ -21,6 +27,26 @@ from autotune.trials.trial import FailureKind
 STRATEGY = Strategy(zero_stage=2, micro_batch_size=8, checkpoint_interval=2)
 TRIAL = complete(7, 45_000, 60, strategy=STRATEGY)
 STUDY = summary(TRIAL)
+
+
+def examples_of(folder: Path) -> list[str]:
+    """The Python code of an export's guide: plain DeepSpeed, HF Trainer, Accelerate."""
+    text = (folder / "README.md").read_text()
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def trainer_arguments(folder: Path) -> dict[str, Any]:
+    """What the example gives `TrainingArguments`, with what it reads from the JSON."""
+    config = json.loads((folder / "ds_config.json").read_text())
+    (call,) = (
+        node
+        for node in ast.walk(ast.parse(examples_of(folder)[1]))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "TrainingArguments"
+    )
+    return {
+        str(keyword.arg): eval(ast.unparse(keyword.value), {"config": config})
+        for keyword in call.keywords
+    }
 
 
 def test_ds_config_is_what_the_trial_ran_with(tmp_path: Path) -> None:
@@ -61,7 +87,18 @@ def test_launch_script_starts_one_rank_for_each_gpu(tmp_path: Path) -> None:
 def test_launch_script_on_the_cpu_chooses_the_accelerator(tmp_path: Path) -> None:
     folder = export_trial(summary(TRIAL, hardware=LAPTOP), TRIAL, tmp_path / "best")
     script = (folder / "launch.sh").read_text()
-    assert "DS_ACCELERATOR=cpu deepspeed --num_accelerators 2 train.py" in script
+    assert "export DS_ACCELERATOR=cpu\n" in script
+    assert "\ndeepspeed --num_accelerators 2 train.py" in script
+
+
+def test_names_of_folders_steer_neither_a_script_nor_html(tmp_path: Path) -> None:
+    trial = replace(TRIAL, reused_from="trial 1 of <script>\x1b[31m")
+    study = replace(summary(trial), name="<b>\ncommand")
+    readme = (export_trial(study, trial, tmp_path / "best") / "README.md").read_text()
+    assert "study &lt;b&gt;\\u000acommand:" in readme
+    assert "by trial 1 of &lt;script&gt;\\u001b[31m." in readme
+    with pytest.raises(ConfigError, match="the device kind "):
+        replace(LAPTOP, device_kind="X\ncommand\n#")
 
 
 @pytest.mark.parametrize("method", Method)
@@ -75,14 +112,16 @@ def test_python_in_the_guide_is_valid(tmp_path: Path, method: Method, zero_stage
     trial = complete(0, 1, 1, strategy=strategy)
     study = replace(summary(trial), workload=replace(LORA_WORKLOAD, method=method))
     folder = export_trial(study, trial, tmp_path / "best")
-    text = (folder / "README.md").read_text()
-    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(examples) == 2
+    examples = examples_of(folder)
+    assert len(examples) == 3
     for example in examples:
         ast.parse(example)
-    assert 'autotune.apply(model, "strategy.yaml")' in examples[0]
+        assert 'autotune.apply(model, "strategy.yaml")' in example
+        assert ("BitsAndBytesConfig" in example) == (method is Method.QLORA)
+        assert "1e-05" not in example
+        # Whatever sets the environment does so before torch reads it.
+        assert example.index("PYTORCH_CUDA_ALLOC_CONF") < example.index("import autotune")
     assert ("HfDeepSpeedConfig" in examples[0]) == (zero_stage == 3)
-    assert ("BitsAndBytesConfig" in examples[0]) == (method is Method.QLORA)
 
 
 def test_guide_of_a_pipeline_trains_by_whole_batches(tmp_path: Path) -> None:
@@ -90,7 +129,7 @@ def test_guide_of_a_pipeline_trains_by_whole_batches(tmp_path: Path) -> None:
     trial = complete(0, 1, 1, strategy=strategy)
     folder = export_trial(summary(trial), trial, tmp_path / "best")
     text = (folder / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (example,) = examples_of(folder)
     ast.parse(example)
     assert 'autotune.pipeline(model, "strategy.yaml")' in example
     assert "engine.train_batch(" in example
@@ -99,10 +138,12 @@ def test_guide_of_a_pipeline_trains_by_whole_batches(tmp_path: Path) -> None:
 
 def test_guide_gives_the_hf_trainer_the_values_of_the_json(tmp_path: Path) -> None:
     folder = export_trial(STUDY, TRIAL, tmp_path / "best")
-    guide = (folder / "README.md").read_text()
-    assert "per_device_train_batch_size=8" in guide
-    assert "gradient_accumulation_steps=4" in guide
-    assert "bf16=True" in guide
+    arguments = trainer_arguments(folder)
+    assert arguments["per_device_train_batch_size"] == 8
+    assert arguments["gradient_accumulation_steps"] == 4
+    assert arguments["learning_rate"] == 1e-5
+    assert arguments["bf16"] is True
+    assert arguments["fp16"] is False
 
 
 @pytest.mark.parametrize(("zero_stage", "words"), [(0, "in 32 bit."), (1, "flat\npartitions")])
@@ -124,7 +165,7 @@ def test_an_export_of_muon_clips_no_gradients(tmp_path: Path) -> None:
     assert "optimizer" not in config
     assert config["zero_optimization"]["reduce_scatter"] is False
     # HF Trainer refuses a JSON that says otherwise than its arguments.
-    assert "max_grad_norm=0.0" in (folder / "README.md").read_text()
+    assert trainer_arguments(folder)["max_grad_norm"] == 0.0
 
 
 @pytest.mark.parametrize("knobs", [{"precision": "fp16"}, {"mlp_precision": "fp16"}], ids=str)
@@ -139,9 +180,21 @@ def test_an_export_of_fp16_without_zero_scales_its_gradients_itself(
     guide = (folder / "README.md").read_text()
     assert "`optimizer.loss_scale.max_norm`" in guide
     # Trainer and Accelerate would turn DeepSpeed's fp16 on.
-    assert "fp16=True" not in guide
-    assert "max_grad_norm=0.0" in guide
+    arguments = trainer_arguments(folder)
+    assert arguments["fp16"] is False
+    assert arguments["max_grad_norm"] == 0.0
     assert "StrategyTrainer(model=model" in guide
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_export_is_its_owners_alone(tmp_path: Path, is_there: bool) -> None:
+    if is_there:
+        (tmp_path / "best").mkdir(mode=0o755)
+    folder = export_trial(STUDY, TRIAL, tmp_path / "best")
+    others = 0o077
+    assert is_there or not folder.stat().st_mode & others
+    assert [path.name for path in folder.iterdir() if path.stat().st_mode & others] == []
+    assert (folder / "launch.sh").stat().st_mode & 0o100
 
 
 def test_the_same_export_again_changes_nothing(tmp_path: Path) -> None:
@@ -196,11 +249,137 @@ def test_the_trainer_is_told_no_dtype_where_groups_of_modules_have_their_own(
     tmp_path: Path,
 ) -> None:
     strategy = replace(STRATEGY, norm_precision=GroupPrecision.FP32)
-    guides = [
-        (export_trial(STUDY, complete(7, 1, 1, strategy=s), tmp_path / name) / "README.md")
+    one, several = (
+        export_trial(STUDY, complete(7, 1, 1, strategy=s), tmp_path / name)
         for name, s in (("one", STRATEGY), ("several", strategy))
-    ]
-    one, several = (guide.read_text() for guide in guides)
-    assert "bf16=True" in one
-    assert "bf16=True" not in several
-    assert "StrategyTrainer(model=model" in several
+    )
+    assert trainer_arguments(one)["bf16"] is True
+    assert trainer_arguments(several)["bf16"] is False
+    # Its learning rate is the optimizer's own.
+    assert "learning_rate" not in trainer_arguments(several)
+    assert read_strategy_file(several / "strategy.yaml").learning_rate == 1e-5
+    assert read_strategy_file(one / "strategy.yaml").learning_rate is None
+    assert "StrategyTrainer(model=model" in (several / "README.md").read_text()
+
+
+def environment_in(folder: Path, own: dict[str, str]) -> dict[str, str]:
+    """What `launch.sh` gives its launcher, where the environment has `own` already."""
+    script = (folder / "launch.sh").read_text().replace("\ndeepspeed ", "\nenv #")
+    ran = subprocess.run(
+        ["sh", "-eu", "-c", script],
+        env={"PATH": os.environ["PATH"]} | own,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    pairs = (line.partition("=") for line in ran.stdout.splitlines())
+    return {name: value for name, _, value in pairs if name in SETTINGS}
+
+
+def environment_of_script(folder: Path, own: dict[str, str]) -> dict[str, str]:
+    """The same of the beginning of the guide's examples."""
+    beginnings = {example.partition("\nimport autotune")[0] for example in examples_of(folder)}
+    # That of the others imports json besides.
+    assert len({beginning.replace("import json\n", "").strip() for beginning in beginnings}) == 1
+    with patch.dict(os.environ, own, clear=True):
+        exec(min(beginnings), {})
+        return {name: value for name, value in os.environ.items() if name in SETTINGS}
+
+
+MEASURED_WITH = {
+    "OMP_NUM_THREADS": "13",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True,pinned_num_register_threads:4",
+    "TOKENIZERS_PARALLELISM": "false",
+    "NCCL_P2P_DISABLE": "1",
+    "OMP_PLACES": "{0:4},{4:4}",
+}
+
+
+@pytest.mark.parametrize("environment", [environment_in, environment_of_script])
+def test_an_export_sets_what_the_ranks_of_its_trial_had(
+    tmp_path: Path, environment: Callable[[Path, dict[str, str]], dict[str, str]]
+) -> None:
+    assert TRIAL.measurement is not None
+    # The record is a file: what is no setting, or no value of one, goes into no script.
+    recorded = MEASURED_WITH | {"LD_PRELOAD": "evil.so", "NCCL_ALGO": "Ring'; touch evil; '"}
+    measurement = replace(TRIAL.measurement, environment=recorded)
+    trial = replace(TRIAL, measurement=measurement)
+    folder = export_trial(summary(trial), trial, tmp_path / "best")
+    assert environment(folder, {}) == MEASURED_WITH
+    told = json.loads((folder / "provenance.json").read_text())["environment"]
+    assert told["variables"] == MEASURED_WITH
+    assert told["source"] == "the ranks of the trial, where it ran"
+    assert "evil" not in (folder / "launch.sh").read_text()
+
+    own = {"OMP_NUM_THREADS": "2", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}
+    assert environment(folder, own) == MEASURED_WITH | own
+    # torch reads PYTORCH_CUDA_ALLOC_CONF alone where both are set.
+    newer = {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}
+    found = environment(folder, newer)
+    assert found["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:64"
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in found
+
+
+@pytest.mark.parametrize("environment", [environment_in, environment_of_script])
+def test_an_export_of_an_older_record_sets_what_a_trial_would_have_here(
+    tmp_path: Path, environment: Callable[[Path, dict[str, str]], dict[str, str]]
+) -> None:
+    folder = export_trial(STUDY, TRIAL, tmp_path / "best")
+    found = environment(folder, {})
+    assert found["PYTORCH_CUDA_ALLOC_CONF"].startswith("expandable_segments:True,pinned_")
+    assert found["OMP_NUM_THREADS"] == str(max(1, (os.cpu_count() or 1) // 2))
+    told = json.loads((folder / "provenance.json").read_text())["environment"]
+    assert "did not write down" in told["source"]
+
+
+def test_an_architecture_that_no_extension_is_built_for_is_made_readable(tmp_path: Path) -> None:
+    folder = export_trial(STUDY, TRIAL, tmp_path / "best")
+    own = {"TORCH_CUDA_ARCH_LIST": "8.0;9.0a 10.0f+PTX"}
+    assert environment_in(folder, own)["TORCH_CUDA_ARCH_LIST"] == "8.0;9.0 10.0+PTX"
+
+
+def test_an_export_that_was_killed_in_the_current_folder_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = export_trial(STUDY, TRIAL, tmp_path / "whole")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    monkeypatch.chdir(begun)
+    (begun / "ds_config.json").write_bytes((whole / "ds_config.json").read_bytes())
+    export_trial(STUDY, TRIAL, begun)
+    assert {path.name for path in begun.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+@pytest.mark.parametrize("change", ["removed", "cut", "edited"])
+def test_the_best_is_exported_whole_where_something_else_is_in_its_place(
+    tmp_path: Path, change: str
+) -> None:
+    exports = tmp_path / "exports"
+    first = export_into(STUDY, TRIAL, exports)
+    assert first == exports / "trial-7"
+    if change == "removed":  # of an earlier version that was killed between files
+        (first / "provenance.json").unlink()
+        (first / "README.md").unlink()
+        (first / "launch.sh").write_text("of an earlier version")
+    elif change == "cut":
+        (first / "strategy.yaml").write_bytes((first / "strategy.yaml").read_bytes()[:100])
+    else:
+        (first / "ds_config.json").write_text('{"mine": true}')
+    before = {path: path.read_bytes() for path in first.iterdir()}
+    second = export_into(STUDY, TRIAL, exports)
+    assert second == exports / "trial-7-2"
+    assert len(list(second.iterdir())) == 5
+    assert exported_to(TRIAL, exports) in (first, second)
+    assert export_into(STUDY, TRIAL, exports) == second
+    assert before == {path: path.read_bytes() for path in first.iterdir()}
+    assert {path.name for path in exports.iterdir()} == {"trial-7", "trial-7-2"}
+
+
+def test_an_earlier_export_of_the_same_strategy_stays_with_its_figures(tmp_path: Path) -> None:
+    folder = export_into(STUDY, TRIAL, tmp_path)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    slower = complete(7, 44_000, 60, strategy=STRATEGY)
+    assert export_into(summary(slower), slower, tmp_path) == folder
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+    assert exported_to(slower, tmp_path) == folder
+    assert exported_to(complete(8, 1, 1), tmp_path) is None

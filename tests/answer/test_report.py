@@ -4,13 +4,13 @@ import io
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console, RenderableType
 from sample_study import (
     HARDWARE,
     LAPTOP,
-    LORA_WORKLOAD,
     WORKLOAD,
     complete,
     failed,
@@ -19,12 +19,12 @@ from sample_study import (
     summary,
 )
 
-from autotune.answer.report import format_interval, pareto_table, render_report, report_json
-from autotune.answer.shortfall import nothing_fits, related_questions
-from autotune.knobs import Optimizer
+from autotune.answer.report import format_interval, pareto_table, render_report
+from autotune.answer.report_document import report_json
+from autotune.answer.shortfall import Alternative, nothing_fits, shortfall_json
+from autotune.knobs import LossClass, Optimizer
 from autotune.machine.hardware import GIB
-from autotune.question.goal import Goal
-from autotune.question.workload import Method
+from autotune.question.goal import PICKS, Goal
 from autotune.space.strategy import Strategy
 from autotune.study.summary import StudySummary
 from autotune.trials.interval import Interval
@@ -59,7 +59,32 @@ def test_counts_name_every_state(study: StudySummary) -> None:
         TrialState.COMPLETE: 3,
         TrialState.PRUNED: 2,
         TrialState.FAILED: 2,
+        TrialState.INTERRUPTED: 0,
     }
+
+
+def test_interrupted_trials_are_said_and_are_no_failed_ones() -> None:
+    stopped = replace(failed(1, FailureKind.INTERRUPTED, "Ctrl-C"), state=TrialState.INTERRUPTED)
+    study = summary(complete(0, 45_000, 60), stopped)
+    assert (study.num_launched, study.counts[TrialState.FAILED]) == (1, 0)
+    text = printed(render_report(study), width=200)
+    assert "1 complete, 1 interrupted" in text
+    assert "trials 1; the same command runs them again" in text
+    assert "Failed trials" not in text
+
+
+def test_a_busy_machine_and_a_tie_are_said_once_each() -> None:
+    trials = [complete(0, 45_000, 60), complete(1, 44_000, 20)]
+    busy = [
+        replace(t, measurement=replace(t.measurement, disturbance=0.4))
+        for t in trials
+        if t.measurement is not None
+    ]
+    text = printed(render_report(summary(*busy)), width=200)
+    assert (
+        text.count("The machine was busy: beside 2 measured trials other processes took 40%") == 1
+    )
+    assert text.count("Tie: trial 1 may be as fast as trial 0") == 1
 
 
 def test_out_of_memory_share_is_of_launched_trials(study: StudySummary) -> None:
@@ -95,22 +120,52 @@ def test_live_tensors_on_the_cpu_are_not_compared() -> None:
     assert "allocated" not in summary(complete(0, 100, 10), hardware=LAPTOP).prediction_errors
 
 
-def test_what_is_best_depends_on_the_objective() -> None:
-    fast, lean, thrifty = complete(0, 300, 30), complete(1, 100, 10), complete(2, 200, 20)
+def test_what_is_best_depends_on_the_objective_and_is_the_pick_of_that_name() -> None:
+    fast, lean, thrifty = complete(0, 300, 60), complete(1, 100, 10), complete(2, 250, 65)
+    knee = complete(3, 280, 20)
     assert fast.measurement is not None
     assert thrifty.measurement is not None
     study = summary(
         replace(fast, measurement=replace(fast.measurement, energy_j_per_token=0.03)),
         lean,
         replace(thrifty, measurement=replace(thrifty.measurement, energy_j_per_token=0.02)),
+        knee,
     )
     numbers = {goal: trial.number for goal in Goal if (trial := study.best_for(goal))}
     assert numbers == {
-        Goal.BALANCED: 0,
+        Goal.FRONT: 0,
         Goal.THROUGHPUT: 0,
         Goal.MEMORY: 1,
         Goal.ENERGY: 2,
+        Goal.BALANCED: 3,
     }
+    assert {which: trial.number for which, trial in study.picks.items()} == {
+        which: numbers[which] for which in PICKS
+    }
+    for goal, number in numbers.items():
+        asked = replace(study, objective=goal)
+        assert asked.best is not None
+        assert asked.best.number == number
+        words = f"Trial {number}, {goal.words}, is best for --objective {goal}"
+        assert f"{words}; it is exported to there." in " ".join(
+            printed(render_report(asked, Path("there"))).split()
+        )
+        best = report_json(asked, Path("there"))["best"]
+        assert best == {"trial": number, "pick": goal.pick, "folder": "there"}
+    # What is best may lie behind the front.
+    assert "--pick energy  # trial 2" in printed(render_report(study))
+
+
+def test_where_no_device_counts_energy_the_fastest_is_best_and_that_is_said() -> None:
+    study = replace(summary(complete(0, 300, 60), complete(1, 100, 10)), objective=Goal.ENERGY)
+    assert study.best is study.front[0]
+    words = "Trial 0, the fastest, is best for --objective energy, which nothing was measured of."
+    assert words in " ".join(printed(render_report(study)).split())
+    assert report_json(study)["best"] == {"trial": 0, "pick": "throughput", "folder": None}
+
+
+def test_least_energy_is_unknown_where_none_is_counted() -> None:
+    lean = complete(1, 100, 10)
     assert summary(lean).best_for(Goal.ENERGY) is None
 
 
@@ -238,47 +293,36 @@ def test_report_json_documents_each_of_its_keys(study: StudySummary) -> None:
         assert f"`{key}`" in report_json.__doc__
 
 
+LIMITS = {"device_bytes": 76 * GIB, "host_bytes": 512 * GIB, "disk_bytes": 0}
+LORA = Alternative(
+    words="LoRA: adapters alone are trained",
+    command="autotune plan --model 7B --method lora --hardware 2xH100-80GB",
+    strategy=STRATEGY,
+    prediction=prediction(30),
+    loss_class=LossClass.CHANGING,
+)
+
+
 def test_nothing_fits_says_how_much_is_missing_and_of_what() -> None:
     text = printed(
         nothing_fits(
-            [(STRATEGY, prediction(100))],
-            limit_bytes=76 * GIB,
-            hardware=HARDWARE,
-            alternatives={"--method lora": prediction(30)},
+            [(STRATEGY, prediction(100))], limits=LIMITS, hardware=HARDWARE, alternatives=[LORA]
         ),
         width=200,
     )
-    assert "24.0 GiB are missing" in text
+    assert "24.0 GiB of each device's memory are missing" in text
     assert "optimizer states 50.0 GiB, activations 25.0 GiB" in text
-    assert "--method lora: predicted 30.0 GiB" in text
+    assert "LoRA: adapters alone are trained: 30.0 GiB on a device" in text
 
 
-def test_nothing_fits_names_the_smallest_device_that_would_do() -> None:
+def test_a_shortage_of_the_host_is_told_from_one_of_the_devices() -> None:
+    offloaded = [(STRATEGY, replace(prediction(40), host_memory_bytes=600 * GIB))]
     text = printed(
-        nothing_fits(
-            [(STRATEGY, prediction(100))], limit_bytes=76 * GIB, hardware=HARDWARE, alternatives={}
-        )
+        nothing_fits(offloaded, limits=LIMITS, hardware=HARDWARE, alternatives=[]), width=200
     )
-    assert "2 x H200: 140.0 GiB each" in text
-
-
-def test_related_questions_each_change_one_thing() -> None:
-    words = [words for words, _, _ in related_questions(WORKLOAD, HARDWARE)]
-    assert words[:2] == ["--method lora", "--method qlora"]
-    assert "--seq-len 128" in words
-    assert "8 x H100-80GB instead of 2" in words
-    assert words[-1] == "--model tiny"
-
-
-def test_related_questions_of_lora_do_not_lead_back_to_full_fine_tuning() -> None:
-    methods = {workload.method for _, workload, _ in related_questions(LORA_WORKLOAD, HARDWARE)}
-    assert methods == {Method.LORA, Method.QLORA}
-
-
-def test_related_questions_on_the_cpu_ask_for_no_gpu() -> None:
-    for _, workload, hardware in related_questions(WORKLOAD, LAPTOP):
-        assert workload.method is not Method.QLORA
-        assert hardware.num_devices == LAPTOP.num_devices
+    assert "Nothing fits: 88.0 GiB of host memory are missing." in text
+    document = shortfall_json(offloaded, limits=LIMITS, alternatives=[])
+    assert document["missing_by_place"] == {"device": 0, "host": 88 * GIB, "disk": 0}
 
 
 def test_a_front_with_every_column_fits_a_terminal_of_80() -> None:
@@ -321,6 +365,21 @@ def test_the_report_says_what_running_the_best_again_has_shown() -> None:
     document = report_json(study)
     assert [c["verdict"] for c in document["comparisons"]] == ["tie", "faster"]
     assert document["picks"]["throughput"] == 1
+
+
+def test_the_fastest_is_the_fastest_and_a_confirmed_trial_that_may_be_as_fast_is_named() -> None:
+    confirmed = complete(0, 990, 40)
+    assert confirmed.measurement is not None
+    speeds = (980.0, 990.0, 1000.0)
+    runs = tuple(replace(confirmed.measurement, tokens_per_second=speed) for speed in speeds)
+    study = summary(replace(confirmed, confirmations=runs), complete(1, 1000, 41))
+    text = printed(render_report(study), width=200)
+    assert "Trial 1, the fastest, is best for --objective front" in text
+    assert "Trial 1, the fastest, ran once. Trial 0 may be as fast, by its 3 runs." in text
+    assert report_json(study)["picks"]["throughput"] == 1
+
+    far = summary(replace(confirmed, confirmations=runs), complete(1, 1100, 41))
+    assert "may be as fast" not in printed(render_report(far), width=200)
 
 
 def test_an_interval_as_wide_as_its_mean_says_nothing() -> None:

@@ -28,7 +28,7 @@ from autotune.question.presets import PRESETS
         (["--model", "tiny", "--nvme-path", "text.yaml"], "--nvme-path text.yaml: this is a file"),
         (["--model", "tiny", "--nvme-path", "/proc"], "--nvme-path /proc: cannot be written"),
         (["--model", "tiny", "--sampler", "best"], "--sampler 'best': choose from"),
-        (["--model", "tiny", "--objective", "best"], "--objective 'best': choose from balanced"),
+        (["--model", "tiny", "--objective", "best"], "--objective 'best': choose from front"),
         (["--model", "tiny", "--min-gain", "1"], "--min-gain must be at least 0 and less than 1"),
         (["--model", "tiny", "--space", "defualt"], "--space defualt: no such file"),
         (["--model", "tiny", "--space", "typo.yaml"], "typo.yaml:3: knobs: there is no knob"),
@@ -46,6 +46,7 @@ from autotune.question.presets import PRESETS
         (["--model", "tiny", "--method", "lora", "--lora-targets", ","], "names no layer"),
         (["--model", "tiny", "--space", "huge.yaml"], "micro_batch_size 500000000 x 2 ranks"),
         (["--model", "tiny", "--devices", "0"], "--devices must be"),
+        (["--model", "tiny", "--devices", "9999"], "--devices 9999: this machine has no GPU"),
         (["--model", "tiny", "--resume"], "--resume:"),
         (["--model", "tiny", "--out", "occupied"], "--out occupied: the folder is not empty"),
         (["--model", "tiny", "--out", "typo.yaml"], "this is a file"),
@@ -148,7 +149,7 @@ def test_nothing_fits_says_what_is_missing_and_what_would_fit(tmp_path: Path) ->
     ran = autotune_here("search", "--model", "350M", "--headroom", "0.92", folder=tmp_path)
     assert ran.returncode == 1
     assert "Nothing fits" in ran.stderr
-    assert "would fit" in ran.stderr
+    assert "predicted to fit" in ran.stderr
 
 
 def test_nothing_fits_is_one_json_document_on_request(tmp_path: Path) -> None:

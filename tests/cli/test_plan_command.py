@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 from command_line import autotune, autotune_here
+
+from autotune.question.presets import PRESETS
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -105,14 +108,78 @@ def test_a_full_fine_tune_that_neither_card_nor_host_holds_is_told_what_would_fi
     tmp_path: Path,
 ) -> None:
     host = ("--hardware", "1xH100-80GB", "--host-memory", "128")
-    ran = autotune("plan", "--quick", "--model", "13B", *host, "--json", folder=tmp_path)
+    ran = autotune_here("plan", "--quick", "--model", "13B", *host, "--json", folder=tmp_path)
     assert ran.returncode == 1
     document = json.loads(ran.stdout)
-    needed = document["closest"][0]["prediction"]["host_memory_bytes"]
-    assert needed > document["host_memory_bytes"]
-    for change in ("--space memory", "--method lora", "--model 7B"):
-        assert any(words.startswith(change) for words in document["alternatives"])
-    assert "GiB of host memory" in ran.stderr
+    assert document["missing_by_place"]["host"] > 0
+    assert document["missing_by_place"]["device"] == 0
+    assert "GiB of host memory are missing" in ran.stderr
+    commands = [other["command"] for other in document["alternatives"]]
+    for change in ("--method lora", "--hardware 4xH100-80GB", "--host-memory 2"):
+        assert any(change in command for command in commands)
+
+
+QUESTIONS = (
+    ("--model", "70B", "--hardware", "1xRTX4090"),
+    ("--model", "7B", "--hardware", "1xRTX4090", "--host-memory", "64", "--seq-len", "4096"),
+    ("--model", "34B", "--hardware", "2xV100-16GB", "--method", "lora", "--host-memory", "8"),
+    ("--model", "175B", "--hardware", "8xA100-80GB", "--global-batch", "24"),
+    ("--model", "7B", "--hardware", "host.yaml"),
+    ("--model", "13B", "--hardware=4xA100-40GB", "--space", "own.yaml", "--headroom", "0.1"),
+)
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=" ".join)
+def test_every_alternative_is_a_command_that_finds_what_fits(
+    tmp_path: Path, question: tuple[str, ...]
+) -> None:
+    (tmp_path / "host.yaml").write_text(
+        "{device: Mine, count: 2, memory_gib: 10, tflops: 90, bandwidth_gb_per_s: 800, "
+        "bf16: true, host_memory_gib: 32}"
+    )
+    (tmp_path / "own.yaml").write_text("knobs: {zero_stage: [0], micro_batch_size: [4]}")
+    ran = autotune_here("plan", "--quick", *question, "--json", folder=tmp_path)
+    assert ran.returncode == 1, ran.stderr
+    alternatives = json.loads(ran.stdout)["alternatives"]
+    assert alternatives
+    for other in alternatives:
+        name, *again = shlex.split(other["command"])
+        assert name == "autotune"
+        assert autotune_here(*again, folder=tmp_path).returncode == 0, other["command"]
+        # Never wrapped, so that it can be pasted.
+        assert f"    {other['command']}" in ran.stderr.splitlines()
+
+
+def test_a_neutral_strategy_is_offered_before_one_that_changes_the_loss(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("knobs: {zero_stage: [0], micro_batch_size: [4]}")
+    question = ("plan", "--quick", "--model", "13B", "--hardware", "4xA100-40GB")
+    ran = autotune_here(*question, "--space", "own.yaml", "--json", folder=tmp_path)
+    first = json.loads(ran.stdout)["alternatives"][0]
+    assert first["command"].endswith("--space default --json")
+    assert first["loss_class"] == "neutral"
+
+
+def test_a_model_that_no_change_of_one_card_holds_is_offered_more_cards_and_no_other_model(
+    tmp_path: Path,
+) -> None:
+    question = ("plan", "--quick", "--model", "70B", "--hardware", "1xRTX4090", "--json")
+    ran = autotune_here(*question, folder=tmp_path)
+    commands = [other["command"] for other in json.loads(ran.stdout)["alternatives"]]
+    assert "--hardware 2xRTX4090 --json --method lora" in commands[0]
+    assert all("--model 70B" in command for command in commands)
+
+
+def test_where_nothing_fits_by_far_no_model_is_followed_to_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "mine").mkdir()
+    config = dict(PRESETS["70B"].config) | {"vocab_size": 33_333}
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(config))
+    ran = autotune_here("plan", "--model", "./mine", "--hardware", "1xRTX4090", folder=tmp_path)
+    assert ran.returncode == 1
+    assert "Activations are counted as those of the preset most like it" in ran.stderr
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_export_goes_where_it_is_asked_to_and_over_nothing(tmp_path: Path) -> None:
@@ -128,7 +195,11 @@ def test_the_export_goes_where_it_is_asked_to_and_over_nothing(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--hardware", "8xA1000"), "--hardware 8xA1000: there is no device kind"),
+        (("--hardware", "8xH1000"), "--hardware 8xH1000: there is no device kind"),
+        (("--hardware", "8xA1000"), "--hardware 8xA1000: A1000 is known and not supported"),
+        (("--hardware", "8xH20"), "--hardware 8xH20: H20 is known and not supported"),
+        (("--hardware", "8xL4", "--nvme", "1e300"), "--nvme must be at most 1,000,000 GiB"),
+        (("--hardware", f"{'9' * 20}xH100"), "a host has at most 1,024 devices"),
         (("--hardware", "L4", "--nodes", "0"), "--nodes must be at least 1"),
         (("--hardware", "L4", "--host-memory", "0"), "--host-memory must be"),
         (("--hardware", "L4", "--nvme", "-1"), "--nvme must be more than 0 GiB, got -1"),
@@ -137,7 +208,7 @@ def test_the_export_goes_where_it_is_asked_to_and_over_nothing(tmp_path: Path) -
         (("--hardware", "L4", "--pick", "best"), "--pick 'best': choose from throughput"),
         (("--hardware", "L4", "--method", "qat"), "--method 'qat': choose from full"),
         (("--hardware", "L4", "--global-batch", "0"), "--global-batch must be at least 1"),
-        (("--hardware", "3xL4", "--global-batch", "4"), "no combination of its values"),
+        (("--hardware", "3xL4", "--global-batch", "4"), "the nearest that work are 3 and 6"),
         (("--hardware", "L4", "--space", "defualt"), "--space defualt: no such file"),
     ],
 )

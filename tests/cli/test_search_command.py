@@ -12,10 +12,13 @@ from typing import Any
 
 import psutil
 import pytest
-from command_line import autotune, autotune_process
+from command_line import autotune, autotune_here, autotune_process
 from plain_training import printed_losses
 from planted_model import planted_workload
 
+from autotune.errors import LaunchError
+from autotune.launch.launcher import Launcher
+from autotune.machine.cpu_precisions import cpu_precisions
 from autotune.question.workload import Workload
 
 pytestmark = pytest.mark.slow
@@ -51,6 +54,36 @@ def test_search_hands_back_a_front_and_an_export(finished: tuple[Path, dict[str,
     exports = list((folder / "study" / "exports").iterdir())
     assert len(exports) == 1
     assert (exports[0] / "ds_config.json").exists()
+
+
+def test_a_cpu_without_bf16_trains_in_fp32_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # oneDNN is kept to AVX2, and what ATen compiles itself too.
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    ran = autotune(*_TINY, "--budget", "2m", "--trials", "1", "--json", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count("no instructions for bf16") == 1
+    # Two measured trials tell how fast the CPU is: until then no speed is predicted.
+    assert "(predicted 0." in ran.stderr
+    answer = json.loads(ran.stdout)
+    assert not answer["hardware"]["supports_bf16"]
+    assert answer["reference"]["precision"] == "fp32"
+    [trial] = [trial for trial in answer["trials"] if trial["measurement"]]
+    assert (trial["strategy"]["precision"], trial["loss_class"]) == ("fp32", "neutral")
+    assert "step time" not in answer["prediction_errors"]
+    [export] = (tmp_path / "study" / "exports").iterdir()
+    config = json.loads((export / "ds_config.json").read_text())
+    assert "bf16" not in config
+    assert "fp16" not in config
+    assert "bf16" not in (export / "README.md").read_text(encoding="utf-8")
+    # A CPU that has it asks another question.
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    if cpu_precisions().bf16:
+        again = autotune(*_TINY, "--budget", "2m", folder=tmp_path)
+        assert again.returncode == 2
+        assert "bf16 on the device not computed there, computed here" in again.stderr
 
 
 def test_a_later_study_reuses_what_an_earlier_one_measured_and_says_so(
@@ -290,7 +323,7 @@ def test_a_trial_that_outlives_the_budget_is_stopped_and_run_again_on_resume(
         if trials := json.loads(ran.stdout)["trials"]:
             break
     [stopped] = trials
-    assert stopped["state"] == "failed"
+    assert stopped["state"] == "interrupted"
     assert stopped["failure"]["kind"] == "interrupted"
     assert "budget ended" in stopped["failure"]["message"]
 
@@ -358,3 +391,18 @@ def test_a_second_search_in_the_folder_is_refused_with_the_pid_of_the_first(
         running.communicate(timeout=30)
     assert second.returncode == 2
     assert f"pid {running.pid}" in second.stderr
+
+
+def test_a_search_whose_server_cannot_start_prints_its_report_and_exits_with_1(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished[0] / "study", tmp_path / "study")
+
+    def start(launcher: Launcher, should_stop: object) -> float:
+        raise LaunchError("the trial server was killed (SIGKILL); see server.log")
+
+    monkeypatch.setattr(Launcher, "start", start)
+    ran = autotune_here(*_TINY, "--budget", "2m", "--trials", "6", folder=tmp_path)
+    assert ran.returncode == 1
+    assert "tokens/s" in ran.stdout
+    assert "autotune: the trial server was killed (SIGKILL)" in ran.stderr.splitlines()[-1]

@@ -25,7 +25,7 @@ _CTRL_C = b"\x03"
 class TerminalSearch:
     """`autotune search` with a pseudo-terminal for all its streams."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, term: str = "xterm") -> None:
         self.output = b""
         self._pid, self._terminal = pty.fork()
         if self._pid == 0:
@@ -33,7 +33,7 @@ class TerminalSearch:
             tiny = ("search", "--model", "tiny", "--seq-len", "32", "--global-batch", "8")
             command = [sys.executable, "-m", "autotune", *tiny, *arguments]
             # Not the C library's environment: readline has put a COLUMNS into it.
-            environment = dict(os.environ) | {"DS_ACCELERATOR": "cpu", "TERM": "xterm"}
+            environment = dict(os.environ) | {"DS_ACCELERATOR": "cpu", "TERM": term}
             os.execve(sys.executable, command, environment)
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, _WIDTH, 0, 0))
         self.process = psutil.Process(self._pid)
@@ -100,6 +100,15 @@ def test_the_view_follows_the_search_and_leaves_the_answer_alone_behind(tmp_path
     # A line wider than the terminal would wrap, and the wipe would miss it.
     view = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert [line for line in re.split(r"[\r\n]+", view) if len(line) > _WIDTH] == []
+
+
+def test_a_terminal_that_moves_no_cursor_gets_a_line_for_each_event(tmp_path: Path) -> None:
+    search = TerminalSearch(tmp_path, "--budget", "60s", "--out", "study", term="dumb")
+    search.read_until(r"loading the libraries")
+    search.press_ctrl_c()
+    search.exit_status()
+    assert "ending: the running trial is stopped" in search.text
+    assert b"\x1b" not in search.output
 
 
 def _assert_all_end(processes: list[psutil.Process]) -> None:

@@ -11,6 +11,7 @@ from fake_runner import FakeRunner
 from autotune.drivers.budget import Budget
 from autotune.drivers.local import LocalDriver
 from autotune.drivers.terms import Terms
+from autotune.errors import LaunchError
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 from autotune.trials.trial import Failure, FailureKind, Outcome, Trial, TrialSpec, TrialState
@@ -151,7 +152,8 @@ def test_a_failed_trial_is_told_and_the_next_one_runs(drive: Drive) -> None:
 def test_a_trial_still_running_at_the_end_of_the_budget_is_stopped(drive: Drive) -> None:
     study = ScriptedStudy(3)
     drive.run(study, budget_s=9.0)
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.FAILED]
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.INTERRUPTED]
     failure = study.trials[1].failure
     assert failure is not None
     assert failure.kind is FailureKind.INTERRUPTED
@@ -181,6 +183,20 @@ def test_a_hung_trial_ends_at_its_timeout_and_the_next_one_runs(drive: Drive) ->
     drive.run(study, timeout_s=3.0)
     kinds = [trial.failure.kind for trial in study.trials if trial.failure is not None]
     assert kinds == [FailureKind.TIMEOUT, FailureKind.TIMEOUT]
+
+
+def test_a_runner_that_cannot_start_ends_the_search_and_the_trial_is_told(
+    drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(runner: FakeRunner, spec: TrialSpec, **arguments: Any) -> Outcome:
+        raise LaunchError("planted")
+
+    monkeypatch.setattr(FakeRunner, "run", run)
+    study = ScriptedStudy(2)
+    with pytest.raises(LaunchError, match="planted"):
+        drive.run(study)
+    [failure] = [trial.failure for trial in study.trials]
+    assert failure == Failure(kind=FailureKind.LOST_NODE, message="planted")
 
 
 def test_progress_hears_of_everything_in_its_order(drive: Drive) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from command_line import autotune_process
-from ray_nodes import RayNodes, our_processes, ray_nodes, wait_until
+from ray_nodes import RayNodes, our_processes, wait_until
 
 from autotune.drivers.ray_tune import RayCluster
 
@@ -25,12 +25,12 @@ _SEARCH = (
 )
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RayNodes]:
+@pytest.fixture(scope="module", name="cluster")
+def mixed_cluster(cluster: RayNodes) -> Iterator[RayNodes]:
     """Two nodes of this machine's CPU, and one that says it is of another kind."""
-    with ray_nodes(num_nodes=2) as nodes:
-        nodes.add(labels={"device-kind": "old-cpu"})
-        yield nodes
+    odd = cluster.add(labels={"device-kind": "old-cpu"})
+    yield cluster
+    cluster.kill(odd)
 
 
 def _raylet(node: Any) -> int:
@@ -62,19 +62,48 @@ def _has_run_all(stdout: str) -> bool:
     return len(ends) >= 2 and set(ends) <= {"complete", "pruned"} and "complete" in ends
 
 
-def test_a_search_runs_on_the_most_numerous_kind_alone(cluster: RayNodes, tmp_path: Path) -> None:
-    (tmp_path / "space.yaml").write_text(_SPACE)
-    status, stdout, stderr, used = _searched(cluster, tmp_path, "--out", "study")
+def test_a_search_runs_on_the_most_numerous_kind_alone_and_with_its_own_software(
+    cluster: RayNodes, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    record = other / "deepspeed-0.0.1.dist-info" / "METADATA"
+    record.parent.mkdir(parents=True)
+    record.write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.0.1\n")
+    path = os.pathsep.join([str(other), os.environ.get("PYTHONPATH", "")])
+    refused = cluster.add(env_vars={"PYTHONPATH": path})
+    try:
+        _is_refused(cluster)
+        _runs_on_the_first_two(cluster, tmp_path)
+    finally:
+        cluster.kill(refused)
+
+
+def _is_refused(cluster: RayNodes) -> None:
+    """The node with another version is, and the message says why."""
+    with RayCluster(cluster.address) as reached:
+        assert reached.capacity == 2
+        [(node_id, why)] = reached.refused.items()
+        assert "deepspeed 0.0.1 (where the search runs: " in why
+        assert "install the same on all nodes" in why
+        [selector] = reached.placement["bundle_label_selector"]
+        assert node_id in selector["ray.io/node-id"]
+
+
+def _runs_on_the_first_two(cluster: RayNodes, folder: Path) -> None:
+    """A search does, and says which nodes it does not use."""
+    (folder / "space.yaml").write_text(_SPACE)
+    status, stdout, stderr, used = _searched(cluster, folder, "--out", "study")
     assert status == 0, stderr
     assert "2 nodes, 4 x cpu" in stderr
     assert "Not used: nodes with old-cpu; --device-kind old-cpu would use them" in stderr
+    assert "deepspeed 0.0.1" in stderr
     assert _has_run_all(stdout)
     assert used
     assert used <= {_raylet(node) for node in cluster.nodes[:2]}
 
     # A study goes on with the kind that it began with, or not at all.
     mixed = ("--device-kind", "old-cpu", "--out", "study", "--resume")
-    status, _, stderr, used = _searched(cluster, tmp_path, *mixed)
+    status, _, stderr, used = _searched(cluster, folder, *mixed)
     assert status == 2
     assert "old-cpu" in stderr
     assert not used
@@ -87,27 +116,3 @@ def test_a_search_runs_on_the_kind_that_is_asked_for(cluster: RayNodes, tmp_path
     assert "1 node, 2 x old-cpu" in stderr
     assert _has_run_all(stdout)
     assert used == {_raylet(cluster.nodes[2])}
-
-
-def test_a_node_with_other_software_is_not_used(cluster: RayNodes, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    record = other / "deepspeed-0.0.1.dist-info" / "METADATA"
-    record.parent.mkdir(parents=True)
-    record.write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.0.1\n")
-    path = os.pathsep.join([str(other), os.environ.get("PYTHONPATH", "")])
-    refused = cluster.add(env_vars={"PYTHONPATH": path})
-    with RayCluster(cluster.address) as reached:
-        assert reached.capacity == 2
-        [(node_id, why)] = reached.refused.items()
-        assert "deepspeed 0.0.1 (where the search runs: " in why
-        assert "install the same on all nodes" in why
-        [selector] = reached.placement["bundle_label_selector"]
-        assert node_id in selector["ray.io/node-id"]
-
-    (tmp_path / "space.yaml").write_text(_SPACE)
-    status, stdout, stderr, used = _searched(cluster, tmp_path, "--out", "study")
-    assert status == 0, stderr
-    assert "Not used: " in stderr
-    assert "deepspeed 0.0.1" in stderr
-    assert _has_run_all(stdout)
-    assert _raylet(refused) not in used

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from command_line import autotune, autotune_process
 from conftest import RunTrial
-from ray_nodes import RayNodes, is_rank, our_processes, ray_nodes, wait_until
+from ray_nodes import RayNodes, is_rank, our_processes, wait_until
 
 from autotune.drivers.ray_tune import RayCluster
 from autotune.errors import ConfigError
@@ -34,13 +34,6 @@ _SEARCH = (
     *("search", "--model", "tiny", "--seq-len", "32", "--space", "space.yaml", "--json"),
     *("--sampler", "grid", "--confirm", "0"),
 )
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RayNodes]:
-    """Two nodes of two CPUs."""
-    with ray_nodes(num_nodes=2) as nodes:
-        yield nodes
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from autotune.drivers.terms import Terms
 from autotune.errors import LaunchError
 from autotune.knobs import Offload
 from autotune.question.workload import Workload
-from autotune.trials.trial import Outcome, Trial, TrialSpec, TrialState
+from autotune.trials.trial import FailureKind, Outcome, Trial, TrialSpec, TrialState
 
 
 class Floor:
@@ -167,9 +167,15 @@ def test_an_interrupt_stops_all_that_run_and_what_waits_for_them(drive: Drive) -
         assert failure.message == "the user interrupted the search"
 
 
-def test_a_runner_that_cannot_start_ends_the_search(drive: Drive) -> None:
+def test_a_runner_that_cannot_start_ends_the_search_and_every_trial_is_told(
+    drive: Drive,
+) -> None:
+    study = ManyStudy(3)
     with pytest.raises(LaunchError, match="planted"):
-        drive(ManyStudy(3), runners=[Breaking(), FakeRunner(step_time_s=0.01)])
+        drive(study, runners=[Breaking(), FakeRunner(step_time_s=0.01)])
+    assert [trial.state for trial in study.trials] == [TrialState.FAILED] * 2
+    kinds = [trial.failure.kind for trial in study.trials if trial.failure is not None]
+    assert kinds == [FailureKind.LOST_NODE, FailureKind.INTERRUPTED]
 
 
 def test_progress_hears_of_every_start_and_end(drive: Drive) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from sample_study import HARDWARE, LAPTOP
 
+from autotune.drivers.ray_tune.cluster import node_hardware
 from autotune.drivers.ray_tune.messages import TrialOrder, TrialReport
 from autotune.drivers.ray_tune.trial_shape import ClusterNode, chosen_kind, trial_shape
 from autotune.errors import ConfigError
@@ -112,11 +113,25 @@ def test_gpus_go_before_cpus_and_the_most_numerous_kind_before_others() -> None:
     assert chosen_kind([*nodes(2), *nodes(4, 4, like=other)], "H100-80GB") == "H100-80GB"
 
 
+def test_a_trial_computes_what_the_least_of_its_gpus_does() -> None:
+    old, new = (replace(HARDWARE, compute_capability=(major, 0)) for major in (7, 9))
+    shape = trial_shape(nodes(2, 2), num_devices=4, num_nodes=2)
+    assert shape.hardware([*nodes(2, like=new), *nodes(2, like=old)]).compute_capability == (7, 0)
+    assert shape.hardware(nodes(2, 2)).compute_capability is None
+
+
+@pytest.mark.parametrize("label", ["old\ncpu", "\x1b[31mcpu", "$(id)", "[red]"])
+def test_a_label_that_steers_a_script_or_terminal_is_no_kind(label: str) -> None:
+    with pytest.raises(ConfigError, match="the device kind ") as caught:
+        node_hardware(num_gpus=0, num_cpus=2, kind=label)
+    assert str(caught.value).isprintable()
+
+
 def test_an_order_reads_back_as_it_was_given(tiny: Workload) -> None:
     order = TrialOrder(
         number=7,
         spec=TrialSpec(workload=tiny, strategy=Strategy(zero_stage=2), num_ranks=4),
-        hardware=HARDWARE,
+        hardware=replace(HARDWARE, compute_capability=(9, 0)),
         timeout_s=60.0,
         placement={"bundles": [{"GPU": 2.0}], "strategy": "STRICT_PACK"},
         study="study",

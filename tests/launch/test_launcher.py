@@ -15,6 +15,7 @@ import pytest
 from conftest import RunTrial
 from planted_model import planted_workload
 
+from autotune.errors import StorageError
 from autotune.launch.launcher import Launcher
 from autotune.machine.hardware import Hardware
 from autotune.question.workload import Workload
@@ -197,3 +198,28 @@ def test_a_lock_left_by_a_killed_build_is_gone_when_trials_start(
     with Launcher(cpu_hardware, model_type="llama", folder=tmp_path) as launcher:
         launcher.start()
         assert not lock.exists()
+
+
+def test_a_trial_knows_nothing_of_an_earlier_one_of_its_folder(
+    run_trial: RunTrial, tmp_path: Path
+) -> None:
+    """As where a study's database was lost, and its trials are numbered anew."""
+    stale = '{"event": "result", "at": 0, "step_times_s": [1e-9], "losses": [0.0]}\n'
+    for rank in range(2):
+        (tmp_path / f"rank{rank}.jsonl").write_text(stale + '{"event": "step", "loss"' * 4000)
+        (tmp_path / f"rank{rank}.err").write_text("of another life\n")
+    (tmp_path / "trial.json").write_text("{")
+    (tmp_path / "notes.txt").write_text("mine")
+    outcome = run_trial(folder=tmp_path)
+    assert outcome.measurement is not None, outcome.failure
+    assert min(outcome.measurement.step_times_s) > 1e-4
+    assert "of another life" not in (tmp_path / "rank0.err").read_text()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_in_the_place_of_a_trials_file_is_named(
+    run_trial: RunTrial, tmp_path: Path
+) -> None:
+    (tmp_path / "rank1.jsonl").mkdir()
+    with pytest.raises(StorageError, match=r"rank1\.jsonl cannot be written"):
+        run_trial(folder=tmp_path)

@@ -58,3 +58,14 @@ def test_launchers_side_by_side_have_devices_of_their_own_and_share_the_cores(
     assert [e["CUDA_VISIBLE_DEVICES"] for e in places] == ["4,5", "6,7"]
     assert {e["OMP_NUM_THREADS"] for e in places} == {"4"}
     assert rank_environment(pair)["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+
+
+def test_the_allocators_settings_are_the_users_by_either_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:512")
+    environment = rank_environment(GPU)
+    # torch would read it alone, and not the user's.
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in environment
+    assert environment["PYTORCH_ALLOC_CONF"].startswith("max_split_size_mb:512,pinned_")

@@ -117,7 +117,7 @@ def test_a_sentence_stops_the_trial_as_interrupted(
         on_event=seen.append,
         should_stop=lambda: "enough" if seen else None,
     )
-    assert outcome.state is TrialState.FAILED
+    assert outcome.state is TrialState.INTERRUPTED
     assert outcome.failure is not None
     assert (outcome.failure.kind, outcome.failure.message) == (FailureKind.INTERRUPTED, "enough")
     assert outcome.duration_s > 0

@@ -42,6 +42,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         nvmlDeviceGetName=lambda gpu: gpu[0],
         nvmlDeviceGetUUID=lambda gpu: gpu[1],
         nvmlDeviceGetCudaComputeCapability=lambda gpu: gpu[3],
+        nvmlDeviceGetUtilizationRates=lambda gpu: SimpleNamespace(gpu=gpu[2] // 2, memory=0),
         nvmlDeviceGetMemoryInfo=lambda gpu: SimpleNamespace(total=gpu[2] * GIB, used=GIB),
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
@@ -119,6 +120,14 @@ def test_a_machine_without_a_visible_gpu_gets_two_cpu_ranks(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     hardware = detect_hardware()
     assert (hardware.device_type, hardware.num_devices) == (DeviceType.CPU, 2)
+
+
+def test_more_cpu_ranks_than_the_cores_carry_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert detect_hardware(8).num_devices == 8
+    with pytest.raises(ConfigError, match=r"--devices 1024.*8 at most"):
+        detect_hardware(1024)
 
 
 def test_an_nvme_path_is_probed_and_left_empty(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from mutations import many, mutations, refusal
 from sample_study import HARDWARE, LAPTOP
 
 from autotune.errors import ConfigError, StorageError
@@ -87,3 +89,21 @@ def test_a_folder_that_cannot_be_written_is_named(configuration: Path) -> None:
     (configuration / "autotune").write_text("")
     with pytest.raises(StorageError, match="the rates cannot be written"):
         write_rates(HARDWARE, RATES, NOON)
+
+
+STORED = {
+    "device_kind": "cpu",
+    "num_devices": 2,
+    "measured_at": "2026-11-30T12:00:00+00:00",
+    "rates": {"matmul_flops_per_s": 5e10, "kernel_launch_s": 8e-06, "link_bytes_per_s": None},
+}
+
+
+@many()
+@given(mutations(STORED))
+def test_any_file_of_rates_is_read_or_refused_in_one_line(record: object) -> None:
+    path = rates_path(LAPTOP)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record))
+    words = refusal(with_measured_rates, LAPTOP)
+    assert words is None or words.startswith(f"{path} cannot be read: ")

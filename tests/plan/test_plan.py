@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ from autotune.plan.explanation import explanation_json, render_explanation
 from autotune.plan.export import export_plan
 from autotune.plan.plan import Plan
 from autotune.plan.report import plan_json, render_plan
+from autotune.question.goal import FRONT_PICKS, Goal
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_file import read_strategy_file
-from autotune.study.pareto import Pick
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +50,41 @@ def test_nothing_that_fits_beats_a_strategy_of_the_front(plan: Plan) -> None:
         )
 
 
+def test_a_quick_plan_shows_what_fits_by_its_upper_bound_and_counts_the_rest(plan: Plan) -> None:
+    assert plan.is_quick
+    assert plan.num_in_doubt > 0
+    assert plan.num_fitting == plan.num_surely_fitting
+    assert all(map(plan.surely_fits, plan.front))
+    words = text_of(render_plan(plan))
+    assert f"{plan.num_surely_fitting:,} of them fit by a formula and its upper bound" in words
+    assert f"{plan.num_in_doubt:,} more may" in words
+
+
+def test_a_quick_plan_in_which_nothing_surely_fits_shows_what_may(plan: Plan) -> None:
+    predicted = plan.candidates.predicted
+    expected = predicted.peak_device_bytes.min()
+    limit = (expected + predicted.peak_device_upper_bytes.min()) / 2
+    headroom = 1 - limit / plan.hardware.device_memory_bytes
+    tight = replace(plan, question=replace(plan.question, headroom=float(headroom)))
+    assert tight.num_surely_fitting == 0
+    assert tight.num_fitting == tight.num_in_doubt > 0
+    assert tight.front
+    assert not any(map(tight.surely_fits, tight.front))
+
+
+def test_rows_by_formula_are_told_from_simulated_ones(plan: Plan) -> None:
+    predicted = plan.front[0].prediction
+    gib = f"{predicted.peak_memory_bytes / GIB:.1f}"
+    assert f"~{gib}" in text_of(render_plan(plan))
+    document = plan_json(plan)
+    assert document["quick"]
+    assert not document["front"][0]["prediction"]["is_simulated"]
+
+
 def test_picks_are_the_ends_of_the_front_and_one_of_it(plan: Plan) -> None:
-    assert plan.picks[Pick.THROUGHPUT] is plan.front[0]
-    assert plan.picks[Pick.MEMORY] is plan.front[-1]
-    assert plan.picks[Pick.BALANCED] in plan.front
+    assert plan.picks[Goal.THROUGHPUT] is plan.front[0]
+    assert plan.picks[Goal.MEMORY] is plan.front[-1]
+    assert plan.picks[Goal.BALANCED] in plan.front
 
 
 def test_headroom_decides_what_fits(plan: Plan) -> None:
@@ -82,7 +114,7 @@ def test_each_host_holds_its_part_of_what_is_offloaded() -> None:
     offloaded = Strategy(zero_stage=1, offload_optimizer=Offload.CPU)
     two, one = planned("13B", "4xA100-80GB", num_nodes=2), planned("13B", "8xA100-80GB")
     whole = candidate(one, offloaded).prediction.host_memory_bytes
-    assert candidate(two, offloaded).prediction.host_memory_bytes == whole // 2
+    assert abs(candidate(two, offloaded).prediction.host_memory_bytes - whole // 2) <= 1
     assert two.hardware.host_memory_bytes == one.hardware.host_memory_bytes // 2
 
 
@@ -125,8 +157,8 @@ def test_links_between_hosts_are_called_assumed() -> None:
     assert "Links between hosts are assumed" in text
 
 
-@pytest.mark.parametrize("which", Pick)
-def test_the_parts_of_an_explanation_sum_up_to_the_device(plan: Plan, which: Pick) -> None:
+@pytest.mark.parametrize("which", FRONT_PICKS)
+def test_the_parts_of_an_explanation_sum_up_to_the_device(plan: Plan, which: Goal) -> None:
     told = explanation_json(plan, which)
     prediction = plan.picks[which].prediction
     assert sum(told["breakdown_bytes"].values()) == prediction.peak_device_bytes
@@ -148,7 +180,7 @@ def test_json_holds_the_front_with_predictions_and_picks(plan: Plan) -> None:
 
 
 def test_an_export_is_marked_as_not_measured(plan: Plan, tmp_path: Path) -> None:
-    folder = export_plan(plan, Pick.BALANCED, tmp_path / "out")
+    folder = export_plan(plan, Goal.BALANCED, tmp_path / "out")
     assert {path.name for path in folder.iterdir()} == {
         "ds_config.json",
         "strategy.yaml",
@@ -156,7 +188,7 @@ def test_an_export_is_marked_as_not_measured(plan: Plan, tmp_path: Path) -> None
         "README.md",
         "provenance.json",
     }
-    chosen = plan.picks[Pick.BALANCED]
+    chosen = plan.picks[Goal.BALANCED]
     assert read_strategy_file(folder / "strategy.yaml").strategy == chosen.strategy
     readme = (folder / "README.md").read_text()
     assert "NOT MEASURED" in readme
@@ -167,12 +199,17 @@ def test_an_export_is_marked_as_not_measured(plan: Plan, tmp_path: Path) -> None
     config = json.loads((folder / "ds_config.json").read_text())
     assert config["train_micro_batch_size_per_gpu"] == chosen.strategy.micro_batch_size
     assert config["_note"].startswith("NOT MEASURED")
+    # What a trial there would have.
+    script = (folder / "launch.sh").read_text()
+    assert "export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True,pinned_" in script
+    variables = provenance["environment"]["variables"]
+    assert all(f"export {name}={value}" in script for name, value in variables.items())
 
 
 def test_deepspeed_takes_an_export_with_its_note(plan: Plan, tmp_path: Path) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    folder = export_plan(plan, Pick.THROUGHPUT, tmp_path / "out")
+    folder = export_plan(plan, Goal.THROUGHPUT, tmp_path / "out")
     config = json.loads((folder / "ds_config.json").read_text())
     # Over a single rank, since there is no group of four here.
     alone = config | {"train_batch_size": config["train_batch_size"] // 4}
@@ -181,16 +218,16 @@ def test_deepspeed_takes_an_export_with_its_note(plan: Plan, tmp_path: Path) -> 
 
 
 def test_an_export_writes_over_nothing_else(plan: Plan, tmp_path: Path) -> None:
-    folder = export_plan(plan, Pick.THROUGHPUT, tmp_path / "out")
+    folder = export_plan(plan, Goal.THROUGHPUT, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    export_plan(plan, Pick.THROUGHPUT, folder)
+    export_plan(plan, Goal.THROUGHPUT, folder)
     with pytest.raises(ConfigError, match="is not empty"):
-        export_plan(plan, Pick.MEMORY, folder)
+        export_plan(plan, Goal.MEMORY, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_an_export_for_several_hosts_is_launched_on_all_of_them(tmp_path: Path) -> None:
     plan = planned("13B", "4xA100-80GB", num_nodes=2)
-    folder = export_plan(plan, Pick.THROUGHPUT, tmp_path / "out")
+    folder = export_plan(plan, Goal.THROUGHPUT, tmp_path / "out")
     script = (folder / "launch.sh").read_text()
     assert "--num_gpus 4 --num_nodes 2 --hostfile hostfile" in script

@@ -101,3 +101,20 @@ def test_streams_share_what_a_device_has() -> None:
     beside.allocate(60 * MIB)
     assert allocator.num_retries == 1
     assert allocator.peak_reserved_bytes == 80 * MIB
+
+
+def test_the_peak_says_when_it_was_and_what_was_live() -> None:
+    allocator = Allocator()
+    allocator.moment = "before"
+    first = allocator.allocate(100 * MIB, "weights")
+    allocator.moment = "then"
+    second = allocator.allocate(60 * MIB, "activations")
+    allocator.becomes(second, "gradients")
+    allocator.allocate(60 * MIB, "states")
+    allocator.free(first)
+    allocator.moment = "later"
+    allocator.allocate(80 * MIB, "activations")
+
+    assert allocator.peak_moment == "then"
+    live = {part: size for part, size in allocator.peak_parts.items() if size}
+    assert live == {"weights": 100 * MIB, "gradients": 60 * MIB, "states": 60 * MIB}

@@ -37,7 +37,7 @@ def predicted_states(workload: Workload, hardware: Hardware, knobs: dict[str, An
 def test_predicted_states_are_those_of_the_engine(
     run_trial: RunTrial, tiny: Workload, cpu_hardware: Hardware, knobs: dict[str, Any]
 ) -> None:
-    outcome = run_trial(**knobs)
+    outcome = run_trial(**{"precision": "bf16"} | knobs)
     assert outcome.measurement is not None, outcome.failure
 
     # Counters of steps, padding of partitions, and what 8-bit optimizers keep in 32 bit.
@@ -49,7 +49,7 @@ def test_predicted_states_are_those_of_the_engine(
 def test_muon_keeps_the_momentum_of_a_matrix_whole_where_two_ranks_divide_it(
     run_trial: RunTrial, tiny: Workload, cpu_hardware: Hardware
 ) -> None:
-    knobs = {"zero_stage": 1, "optimizer": "muon"}
+    knobs = {"zero_stage": 1, "optimizer": "muon", "precision": "bf16"}
     outcome = run_trial(**knobs)
     assert outcome.measurement is not None, outcome.failure
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from autotune.knobs import Offload
 from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.predictor import reserved
 from autotune.predictor.memory import MemoryModel
 from autotune.profile import AllocationScript, Recipe
-from autotune.profile.script import Event, MicroStep
+from autotune.profile.script import Event, MicroStep, Weight
 from autotune.profile.script_trace import trace_script
 from autotune.question.workload import Method, ModelShape, Workload, load_model_shape
 from autotune.space.strategy import Strategy
@@ -158,6 +159,70 @@ def test_where_gradients_overlap_zero1_takes_what_zero2_does() -> None:
     model = MemoryModel(one_step, replace(HARDWARE, num_devices=ranks), trace_script)
     peaks = [model.peak(replace(strategy, zero_stage=stage)) for stage in (1, 2)]
     assert peaks[0].expected_bytes == peaks[1].expected_bytes
+
+
+def without_liger(shape: ModelShape, recipe: Recipe, seq_len: int) -> AllocationScript | str:
+    if recipe.variant.fused_kernels:
+        return "Liger is not installed here"
+    return trace_script(shape, recipe, seq_len)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_fused_kernels_that_are_not_installed_stand_beside_others_on_one_basis(
+    zero_stage: int,
+) -> None:
+    """Of few tokens the engine's peak is all: kernels cannot make much of a difference."""
+    workload, _, _ = recorded("z1g2ck")
+    short = replace(workload, seq_len=128)
+    model = MemoryModel(short, HARDWARE, without_liger)
+    plain = Strategy(zero_stage=zero_stage, micro_batch_size=1)
+    fused = model.peak(replace(plain, fused_kernels=True))
+    assert fused.expected_bytes == pytest.approx(model.peak(plain).expected_bytes, rel=0.05)
+    simulated = model.simulated(replace(plain, fused_kernels=True))
+    assert simulated is not None
+    assert simulated.is_described
+
+
+def all_weights(*_: Any) -> AllocationScript:
+    """A model that holds nothing but 1 GiB of weights, and their gradients one by one."""
+    numbers = range(16)
+    product = (int(Event.MATMUL), 0)
+    gradients = [
+        (int(kind), number) for number in numbers for kind in (Event.ALLOCATE, Event.READY)
+    ]
+    return AllocationScript(
+        events=(product, product, *gradients),
+        sizes=tuple((2**26, 0) for _ in numbers),
+        workspaces=(),
+        weights=tuple(Weight(size_bytes=2**26, is_trained=True) for _ in numbers),
+        ready={number: number for number in numbers},
+        repeat=None,
+    )
+
+
+def test_a_peak_names_what_it_is_made_of_when_the_engine_is_built() -> None:
+    """Weights are flattened into a copy on the device, wherever the optimizer is."""
+    workload = Workload(model=load_model_shape("tiny"), seq_len=8, global_batch_size=2)
+    strategy = Strategy(
+        zero_stage=2,
+        micro_batch_size=1,
+        offload_optimizer=Offload.CPU,
+        reduce_bucket_size=2**25,
+        overlap_comm=False,
+    )
+    model = MemoryModel(workload, replace(HARDWARE, num_devices=2), all_weights)
+    peak = model.peak(strategy)
+    assert peak.moment == "initialisation"
+    assert peak.breakdown_bytes["weights"] == peak.breakdown_bytes["flattened weights"] == 2**30
+
+
+def test_a_peak_at_the_optimizer_step_is_not_taken_for_activations() -> None:
+    workload = Workload(model=load_model_shape("tiny"), seq_len=8, global_batch_size=2)
+    peak = MemoryModel(workload, HARDWARE, all_weights).peak(Strategy(zero_stage=1))
+    assert peak.moment == "optimizer step"
+    assert peak.breakdown_bytes["master weights"] == 2 * 2**30
+    assert peak.breakdown_bytes["optimizer states"] == 4 * 2**30
+    assert "activations" not in peak.breakdown_bytes
 
 
 def test_without_a_script_the_counted_peak_stays() -> None:

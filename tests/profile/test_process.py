@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -38,6 +39,18 @@ def test_a_profile_is_traced_once_and_then_read(
 
 
 @pytest.mark.slow
+def test_a_model_that_was_moved_is_not_traced_again(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    not_followed = mock.Mock(side_effect=lambda _, __, variants, ___: ["?"] * len(variants))
+    with mock.patch.object(process, "_trace", not_followed) as trace:
+        profile_of(small_shape(first, "qwen2"), SDPA, 64)
+        profile_of(load_model_shape(str(first.rename(second))), SDPA, 64)
+
+    assert trace.call_count == 1
+
+
+@pytest.mark.slow
 def test_why_a_model_cannot_be_traced_is_told_in_words(tmp_path: Path) -> None:
     shape = small_shape(tmp_path, "qwen2")
     config = {**shape.config, "model_type": "nothing-of-the-kind"}
@@ -45,6 +58,12 @@ def test_why_a_model_cannot_be_traced_is_told_in_words(tmp_path: Path) -> None:
 
     assert isinstance(found, str)
     assert "nothing-of-the-kind" in found
+
+
+def test_a_process_that_was_killed_names_the_signal() -> None:
+    ran = subprocess.CompletedProcess((), returncode=-9, stdout="", stderr="half a line")
+
+    assert process._reason(ran) == "the process that traces it was ended by SIGKILL"
 
 
 def test_code_of_a_model_itself_is_not_run_for_a_profile() -> None:

@@ -63,3 +63,13 @@ def test_another_length_model_or_kernel_is_another_profile() -> None:
 
     assert len(names) == 4
     assert digest({"a": 1}, 8, plain) in names
+
+
+def test_a_model_under_another_name_is_the_same_profile() -> None:
+    plain = Variant(attention=Attention.SDPA, element_bytes=2)
+    here = {"a": 1, "_name_or_path": "here", "text_config": {"b": 2, "_name_or_path": "here"}}
+    there = {"a": 1, "_name_or_path": "there", "text_config": {"b": 2, "_name_or_path": ""}}
+    other = {"a": 1, "_name_or_path": "here", "text_config": {"b": 3, "_name_or_path": "here"}}
+
+    assert digest(here, 8, plain) == digest(there, 8, plain)
+    assert digest(here, 8, plain) != digest(other, 8, plain)

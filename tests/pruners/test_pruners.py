@@ -110,9 +110,33 @@ class TestPredictedMemoryPruner:
     def test_skips_what_the_host_cannot_hold(self) -> None:
         offloaded = replace(prediction(30.0), host_memory_bytes=146 * GIB)
 
-        assert PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST).reason_to_skip(
-            strategy(), offloaded, []
-        ) == ("offloading needs at least 146.0 GiB of host memory, the host has 128.0 GiB")
+        assert (
+            PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST).reason_to_skip(
+                strategy(), offloaded, []
+            )
+            == "predicted to need 146.0 GiB of host memory, the limit is 128.0 GiB"
+        )
+
+    def test_saving_a_checkpoint_counts_for_the_host(self) -> None:
+        saved = replace(prediction(30.0), host_memory_bytes=120 * GIB, host_save_bytes=10 * GIB)
+        pruner = PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST)
+
+        assert pruner.reason_to_skip(strategy(), saved, []) == (
+            "predicted to need 130.0 GiB of host memory (10.0 to save a checkpoint), "
+            "the limit is 128.0 GiB"
+        )
+
+    def test_the_patient_skip_what_the_host_cannot_hold_at_best(self) -> None:
+        patient = PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST, is_patient=True)
+        offloaded = replace(prediction(30.0), host_memory_bytes=146 * GIB)
+
+        assert patient.reason_to_skip(strategy(), offloaded, []) is None
+        reason = patient.reason_to_skip(
+            strategy(), replace(offloaded, host_memory_lower_bytes=140 * GIB), []
+        )
+        assert reason == (
+            "predicted to need at least 140.0 GiB of host memory, the limit is 128.0 GiB"
+        )
 
     def test_skips_what_the_disk_cannot_hold(self) -> None:
         on_disk = replace(prediction(30.0), disk_bytes=104 * GIB)

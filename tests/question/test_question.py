@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from mutations import many, mutations, refusal
 from sample_study import HARDWARE, LAPTOP, LORA_WORKLOAD, QUESTION, WORKLOAD
 
 from autotune.errors import ConfigError
@@ -51,3 +53,66 @@ def test_host_memory_that_moves_from_boot_to_boot_is_no_difference() -> None:
 def test_what_is_no_question_is_refused(record: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="no question of autotune"):
         Question.from_dict(record)
+
+
+RECORD: dict[str, Any] = json.loads(json.dumps(QUESTION.to_dict()))
+
+
+def _with(place: str, value: object) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(json.dumps(RECORD))
+    *outer, key = place.split(".")
+    inner = record
+    for part in outer:
+        inner = inner[part]
+    inner[key] = value
+    return record
+
+
+@many()
+@given(mutations(RECORD))
+def test_any_record_is_a_question_or_refused_in_one_line(record: Any) -> None:
+    words = refusal(Question.from_dict, record)
+    assert words is None or "no question of autotune" in words or "--" in words
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("hardware.num_devices", "2", "hardware.num_devices: input should be a valid integer"),
+        ("hardware.num_devices", 0, "hardware.num_devices must be more than 0"),
+        ("hardware.num_nodes", 3, "2 devices are not spread evenly over 3 nodes"),
+        ("hardware.flops_per_s", float("nan"), "hardware.flops_per_s"),
+        ("hardware.device_memory_bytes", 10**30, "hardware.device_memory_bytes"),
+        ("hardware.device_type", "tpu", "hardware.device_type: input should be 'cpu' or 'cuda'"),
+        ("hardware.device_kind", "X\ncommand\n#", "the device kind 'X"),
+        ("hardware.nvme_path", "/a\x1b[31m", "the NVMe path '/a"),
+        ("hardware.rates", {"memory_bytes_per_s": -1.0}, "memory_bytes_per_s must be more than 0"),
+        ("workload.model.num_hidden_layers", 10**9, "num_hidden_layers must be .* at most 16,384"),
+        ("workload.model.hidden_size", None, "workload.model.hidden_size"),
+        ("workload.method", 1, "workload.method"),
+        ("workload.lora_targets", "q_proj", "workload.lora_targets"),
+        ("headroom", 1, "headroom: input should be less than 1"),
+        ("seed", -1, "seed: input should be greater than or equal to 0"),
+        ("space_name", "a\nb", "space_name 'a.*' has the character U\\+000A"),
+        ("answer", 42, "answer: extra inputs are not permitted"),
+    ],
+)
+def test_a_part_that_is_wrong_is_named(place: str, value: object, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        Question.from_dict(_with(place, value))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "name", ["a`id`", "<img src=x>", "$(id)", "a;b", "[red]", "a\nb", "\u202e"]
+)
+def test_a_model_whose_name_steers_a_script_or_terminal_is_refused(name: str) -> None:
+    model = replace(WORKLOAD.model, name=name)
+    with pytest.raises(ConfigError, match=r"^--model '"):
+        replace(QUESTION, workload=replace(WORKLOAD, model=model))
+
+
+def test_a_question_of_an_earlier_version_is_read() -> None:
+    record = _with("seed", 0)
+    del record["hardware"]["compute_capability"], record["hardware"]["rates"], record["headroom"]
+    assert Question.from_dict(record) == QUESTION

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from command_line import autotune_here
+from hypothesis import given
+from mutations import many, mutations, refusal
 from ruamel.yaml import YAML
 from sample_study import HARDWARE, LAPTOP, LORA_WORKLOAD, SOFTWARE, WORKLOAD
 
@@ -12,7 +17,7 @@ from autotune.knobs import LossClass
 from autotune.machine.hardware import Hardware
 from autotune.question.workload import Workload
 from autotune.space.search_space import SearchSpace
-from autotune.space.space_file import bundled_spaces, load_search_space
+from autotune.space.space_file import bundled_spaces, load_search_space, parse_search_space
 from autotune.space.strategy import KNOBS, LOSS_CLASSES
 
 BUNDLED = sorted(bundled_spaces())
@@ -163,3 +168,38 @@ def test_an_unknown_space_suggests_the_nearest_bundled_one() -> None:
 def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--space .*: cannot be read"):
         load_search_space(str(tmp_path), WORKLOAD, HARDWARE, SOFTWARE)
+
+
+SPACE: dict[str, Any] = {
+    "question": "what is fast?",
+    "knobs": {
+        "zero_stage": [1, 2, 3],
+        "micro_batch_size": {"values": [1, 2, 4], "when": {"zero_stage": [1, 2]}},
+        "checkpoint_scope": {"values": ["layer", "mlp"], "when": {"device": "cuda"}},
+        "offload_ratio": [0.5, 1],
+        "fused_kernels": [True, False],
+        "lora_targets": ["", "attention"],
+    },
+}
+
+
+@many()
+@given(mutations(SPACE))
+def test_any_space_is_read_or_refused_in_one_line(record: object) -> None:
+    words = refusal(parse_search_space, json.dumps(record), "x.yaml", WORKLOAD, HARDWARE, SOFTWARE)
+    assert words is None or words.startswith("x.yaml:")
+
+
+@many(8)
+@given(mutations(SPACE, most=1))
+def test_any_space_ends_a_plan_by_the_rule(
+    tmp_path_factory: pytest.TempPathFactory, record: object
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "x.yaml").write_text(json.dumps(record))
+    plan = ("plan", "--model", "tiny", "--hardware", "2xH100", "--quick", "--json")
+    ran = autotune_here(*plan, "--space", "x.yaml", folder=folder)
+    assert ran.returncode in (0, 1, 2)
+    if ran.returncode == 2:
+        assert len(ran.stderr.splitlines()) == 1
+        assert ran.stdout == ""

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from mutations import many, mutations, refusal
 
 from autotune.errors import ConfigError
 from autotune.knobs import Optimizer
@@ -90,3 +94,44 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere.yaml: no such file"):
         read_strategy_file(tmp_path / "nowhere.yaml")
+
+
+RECORD: dict[str, Any] = {
+    "workload": {
+        "model": "1.1B",
+        "seq_len": 1024,
+        "global_batch_size": 64,
+        "method": "lora",
+        "lora_targets": ["q_proj", "v_proj"],
+    },
+    "learning_rate": 1e-5,
+    "strategy": EXPORTED.strategy.to_dict(),
+}
+
+
+@many()
+@given(mutations(RECORD))
+def test_any_strategy_file_is_read_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, record: object
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "strategy.yaml"
+    path.write_text(json.dumps(record))
+    words = refusal(read_strategy_file, path)
+    assert words is None or words.startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("lora_rank", 10**30, "lora_rank must be at most 65,536"),
+        ("micro_batch_size", 1e300, "micro_batch_size must be at most"),
+        ("lora_targets", "q_proj$(id)", r"lora_targets 'q_proj\$\(id\)' has the character \$"),
+    ],
+)
+def test_a_knob_beyond_all_models_is_refused(
+    tmp_path: Path, key: str, value: object, words: str
+) -> None:
+    path = tmp_path / "strategy.yaml"
+    path.write_text(json.dumps(RECORD | {"strategy": {"lora_rank": 8} | {key: value}}))
+    with pytest.raises(ConfigError, match=words):
+        read_strategy_file(path)

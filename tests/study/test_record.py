@@ -72,6 +72,17 @@ def test_every_ending_reads_back_as_it_was_told(url: str) -> None:
     assert list(map(str, open_record(url).trials())) == list(map(str, told))
 
 
+def test_an_interrupted_trial_has_a_state_of_its_own_and_is_no_failed_one(url: str) -> None:
+    record = open_record(url)
+    interrupted = Failure(kind=FailureKind.INTERRUPTED, message="the user interrupted the search")
+    started = record.start(Strategy(micro_batch_size=2), prediction(20.0))
+    told = record.finish(started, Outcome(failure=interrupted, duration_s=2.0))
+    assert told.state is TrialState.INTERRUPTED
+    [read] = open_record(url).trials()
+    assert read == told
+    assert as_optuna_sees_it(url).trials[0].state is optuna.trial.TrialState.FAIL
+
+
 def test_optuna_reads_pruned_trials_with_their_reason(url: str) -> None:
     open_record(url).add_pruned(Strategy(micro_batch_size=4), prediction(90.0), "too large")
     [trial] = as_optuna_sees_it(url).trials

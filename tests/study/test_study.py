@@ -234,6 +234,31 @@ def test_runs_that_confirm_wait_for_whatever_still_runs(record: TrialRecord) -> 
     assert study.ask(1000.0) is None
 
 
+def _steady(tokens_per_second: float, gib: float, reason: str | None = None) -> Outcome:
+    measured = complete(0, tokens_per_second, gib).measurement
+    assert measured is not None
+    steady = replace(measured, step_times_s=(1.0, 1.001, 0.999, 1.0))
+    return Outcome(measurement=steady, reason=reason, duration_s=6.0)
+
+
+def test_what_ended_early_against_a_lucky_run_is_run_again_once_that_is_confirmed_slower(
+    record: TrialRecord,
+) -> None:
+    study = make_study(record, num=2, num_confirmed=1)
+    lucky, beaten = study.ask(1000.0), study.ask(1000.0)
+    assert lucky is not None
+    assert beaten is not None
+    study.tell(lucky, _steady(2000, 10))
+    study.tell(beaten, _steady(1900, 20, reason="it reaches at most 1,902 tokens/s"))
+    asked = []
+    while (trial := study.ask(1000.0)) is not None and len(asked) < 20:
+        asked.append((trial.confirms, trial.strategy.micro_batch_size))
+        study.tell(trial, _steady(1700, 10) if trial.confirms == 0 else _steady(1900, 20))
+    # Three runs lower the first; the other runs anew, to its end, and is confirmed in its turn.
+    assert asked == [(0, 1)] * 3 + [(None, 2)] + [(5, 2)] * 3
+    assert [t.state for t in study.trials] == ["complete", "pruned", "complete"]
+
+
 def test_time_is_kept_for_running_the_best_again(record: TrialRecord) -> None:
     study = make_study(record, num_confirmed=1)
     first = study.ask(200.0)

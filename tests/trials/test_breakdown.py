@@ -21,6 +21,7 @@ ROWS = [
     "activations",
     "logits and loss",
     "buckets and engine buffers",
+    "flattened parameters",
     "workspace and allocator",
     "context",
 ]

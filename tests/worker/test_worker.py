@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,14 @@ def test_optimizer_offload_trains(
         offload_optimizer="cpu",
         master_weights=master_weights,
     )
+
+
+def test_ranks_meet_in_a_folder_of_any_name(run_trial: RunTrial, tmp_path: Path) -> None:
+    folder = tmp_path / "a?b#c%20d{e}\tf\ng"
+    folder.mkdir()
+    outcome = run_trial(folder=folder, micro_batch_size=1)
+    assert outcome.measurement is not None, outcome.failure
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name}
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])

@@ -23,7 +23,7 @@ from autotune.drivers.ray_tune.trial_shape import (
     chosen_kind,
     trial_shape,
 )
-from autotune.errors import ConfigError, LaunchError
+from autotune.errors import AutotuneError, ConfigError, LaunchError
 from autotune.machine.hardware import DeviceType, Hardware, detect_hardware, with_nvme
 
 __all__ = ["RayCluster", "kind_of_this_node", "node_hardware"]
@@ -50,7 +50,7 @@ class RayCluster:
 
     Raises:
         ConfigError: there is no such cluster, kind or shape.
-        LaunchError: no node answers.
+        LaunchError: Ray cannot be started, or no node answers.
     """
 
     def __init__(
@@ -77,9 +77,15 @@ class RayCluster:
                 self.nodes, num_devices=devices_per_trial, num_nodes=nodes_per_trial
             )
             self.hardware: Hardware = self.shape.hardware(self.nodes)
-        except BaseException:
+        except BaseException as error:
             self.close()
-            raise
+            if isinstance(error, AutotuneError) or not isinstance(error, Exception):
+                raise
+            # What keeps Ray from starting is raised in whatever form it had below.
+            raise LaunchError(
+                f"--ray {address}: Ray cannot be used here: {_reason(error)}; set RAY_TMPDIR to a "
+                "short path on a disk with room, or leave --ray out to run without it"
+            ) from error
 
     def __enter__(self) -> RayCluster:
         return self
@@ -233,11 +239,16 @@ def _connect(address: str) -> bool:
     try:
         ray.init(address=there, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"--ray {address}: {reason}; if the cluster asks for a token, set RAY_AUTH_MODE=token"
+            f"--ray {address}: {_reason(error)}; "
+            "if the cluster asks for a token, set RAY_AUTH_MODE=token"
         ) from error
     return False
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _answering(address: str) -> str | None:
@@ -249,7 +260,7 @@ def _answering(address: str) -> str | None:
         host, _, port = str(there).rpartition(":")
         with socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S):
             return str(there)
-    except (OSError, ValueError):
+    except (OSError, OverflowError, ValueError):
         return None
 
 

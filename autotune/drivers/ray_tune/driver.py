@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from autotune.drivers.ray_tune.chatter import chatter_into
@@ -15,6 +13,7 @@ from autotune.drivers.ray_tune.node_software import own_versions
 from autotune.drivers.ray_tune.searcher import StudySearcher
 from autotune.drivers.terms import BUDGET_ENDED, Terms
 from autotune.errors import AutotuneError, LaunchError
+from autotune.launch.scratch_folder import ScratchFolder
 from autotune.trials.protocols import TrialSource
 from autotune.trials.trial import FailureKind, Trial
 
@@ -133,8 +132,7 @@ class RayTuneDriver:
             return self._is_over() or searcher.num_lost_in_a_row >= _MAX_LOST_IN_A_ROW
 
         # Tune keeps a folder of its own; the study's is not its business.
-        folder = tempfile.mkdtemp(prefix="autotune-tune-")
-        try:
+        with ScratchFolder("tune") as folder:
             tune.Tuner(
                 self._trainable or RayTrial,
                 tune_config=tune.TuneConfig(
@@ -146,7 +144,7 @@ class RayTuneDriver:
                 ),
                 run_config=tune.RunConfig(
                     name=self._study_name,
-                    storage_path=folder,
+                    storage_path=str(folder),
                     verbose=0,
                     # There is nothing in a trial to go on with.
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -155,8 +153,6 @@ class RayTuneDriver:
                     log_to_file=False,
                 ),
             ).fit()
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _is_over(self) -> bool:
         return self._terms.reason_to_stop() is not None

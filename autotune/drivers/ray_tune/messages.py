@@ -52,6 +52,8 @@ class TrialOrder:
         hardware = record["hardware"]
         hardware["device_type"] = DeviceType(hardware["device_type"])
         hardware["rates"] = Rates(**hardware["rates"]) if hardware["rates"] else None
+        if hardware["compute_capability"] is not None:
+            hardware["compute_capability"] = tuple(hardware["compute_capability"])
         record["hardware"] = Hardware(**hardware)
         return cls(**record)
 

@@ -19,6 +19,7 @@ from typing import Any
 from autotune.errors import LaunchError
 from autotune.launch.launcher import Launcher
 from autotune.launch.rank_process import NodeShare, RanksEnd
+from autotune.launch.scratch_folder import ScratchFolder
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.trials.trial import Failure, FailureKind, TrialSpec
 
@@ -50,9 +51,17 @@ class RankHost:
     """
 
     def __init__(self, hardware: Hardware, *, model_type: str, study: str) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix=f"autotune-{study}-"))
+        self._scratch = ScratchFolder("ranks")
+        # The study's name in its path tells whose it is.
+        self._folder = self._scratch.path / study
+        self._folder.mkdir()
         _share_cores(hardware)
-        self._launcher = Launcher(hardware, model_type=model_type, folder=self._folder)
+        self._launcher = Launcher(
+            hardware,
+            model_type=model_type,
+            folder=self._folder,
+            scratch_folders=(self._scratch.path,),
+        )
         self._news: queue.Queue[Mapping[str, Any] | ShareEnd | Exception] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._stop_reason: str | None = None
@@ -139,7 +148,7 @@ class RankHost:
         """Leave no process and no file behind."""
         self.stop("the search has ended")
         self._launcher.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._scratch.close()
 
 
 def _share_cores(hardware: Hardware) -> None:

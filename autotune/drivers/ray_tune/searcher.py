@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
+from autotune.drafts import write_file
 from autotune.drivers.budget import Budget
 from autotune.drivers.ray_tune.messages import TrialOrder, TrialReport
 from autotune.trials.protocols import Progress, TrialSource
@@ -150,7 +151,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         outcome = report.outcome or Outcome(failure=lost, duration_s=held.duration_s)
         folder = self._folder_of(held.trial.number)
         for name, text in report.files.items():
-            (folder / Path(name).name).write_text(text, encoding="utf-8")
+            write_file(folder / Path(name).name, text)
         self._tell(trial_id, outcome)
 
     def _tell(self, trial_id: str, outcome: Outcome) -> None:

@@ -96,6 +96,9 @@ class TrialShape:
             supports_fp16=all(each.supports_fp16 for each in shares),
             supports_tf32=all(each.supports_tf32 for each in shares),
             supports_fp8=all(each.supports_fp8 for each in shares),
+            compute_capability=min(
+                filter(None, (s.compute_capability for s in shares)), default=None
+            ),
         )
 
 

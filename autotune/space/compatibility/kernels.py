@@ -38,6 +38,8 @@ def _fused_kernels(
         return None
     if hardware.device_type is not DeviceType.CUDA:
         return "fused_kernels needs a GPU"
+    if not hardware.runs_triton:
+        return f"fused_kernels: Liger's kernels are Triton's, made {_too_old(hardware)}"
     if not software.has_liger:
         return "fused_kernels needs Liger: pip install 'autotune[liger]'"
     if workload.model.model_type not in LIGER_MODEL_TYPES:
@@ -55,6 +57,8 @@ def _attention(
         return None
     if hardware.device_type is not DeviceType.CUDA:
         return f"attention {attention} needs a GPU"
+    if not hardware.runs_triton:
+        return f"attention {attention}: FlashAttention 2 has kernels {_too_old(hardware)}"
     if not software.has_flash_attention:
         return f"attention {attention} needs FlashAttention: pip install flash-attn"
     if model.head_dim > _MAX_FLASH_HEAD_DIM:
@@ -69,8 +73,20 @@ def _torch_compile(strategy: Strategy, hardware: Hardware, software: Software) -
     if not strategy.torch_compile:
         return None
     if hardware.device_type is DeviceType.CUDA:
+        if not hardware.runs_triton:
+            return f"torch_compile makes Triton's kernels, which are {_too_old(hardware)}"
         if not software.has_gpu_inductor:
             return "torch_compile needs Triton and a C compiler, to make code for a GPU"
     elif not software.has_cpu_inductor:
         return "torch_compile needs a C++ compiler, to make code for a CPU"
     return None
+
+
+def _too_old(hardware: Hardware) -> str:
+    """Why a GPU cannot have kernels, after what they are.
+
+    Triton's documentation, "Compatibility", and that of FlashAttention 2: Ampere or later.
+    """
+    capability = hardware.compute_capability
+    has = "less" if capability is None else f"{capability[0]}.{capability[1]}"
+    return f"for GPUs of compute capability 8.0 or above: {hardware.device_kind} has {has}"

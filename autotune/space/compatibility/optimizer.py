@@ -21,6 +21,11 @@ def conflict(
             "optimizer paged_adamw_8bit needs a GPU, whose driver moves the pages; elsewhere "
             "bitsandbytes pages nothing: take adamw_8bit"
         )
+    if strategy.optimizer is Optimizer.MUON and is_cuda and not hardware.runs_triton:
+        return (
+            "optimizer muon needs a GPU of compute capability 8.0 or above, for Triton's kernels: "
+            f"{hardware.device_kind} is none"
+        )
     if strategy.optimizer is Optimizer.MUON and not software.has_compiler:
         return "optimizer muon needs a C++ compiler: DeepSpeed has its kernels compiled by torch"
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autotune.knobs import FP8_MULTIPLE, GroupPrecision, ModuleGroup, Precision
-from autotune.machine.hardware import Hardware
+from autotune.machine.hardware import DeviceType, Hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Method, ModelShape, Workload
 from autotune.space.strategy import Strategy
@@ -24,7 +24,7 @@ def conflict(
 
 def _device(strategy: Strategy, hardware: Hardware) -> str | None:
     if Precision.BF16 in strategy.parameter_precisions and not hardware.supports_bf16:
-        return f"{hardware.device_kind} has no bf16"
+        return _without_bf16(hardware)
     # Without ZeRO, or beside other precisions, fp16 does without DeepSpeed's, which asks for it.
     needs_fp16 = strategy.parameter_precisions == {Precision.FP16} and not strategy.scales_own_loss
     if needs_fp16 and not hardware.supports_fp16:
@@ -34,6 +34,12 @@ def _device(strategy: Strategy, hardware: Hardware) -> str | None:
             f"tf32 needs a GPU of compute capability 8.0 or above: {hardware.device_kind} is none"
         )
     return None
+
+
+def _without_bf16(hardware: Hardware) -> str:
+    if hardware.device_type is DeviceType.CPU:
+        return "this CPU has no instructions for bf16, which it computes far slower than fp32"
+    return f"{hardware.device_kind} has no bf16"
 
 
 def _fp8(strategy: Strategy, workload: Workload, hardware: Hardware) -> str | None:

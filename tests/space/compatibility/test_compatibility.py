@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import pytest
 
 from autotune.errors import ConfigError
-from autotune.knobs import ModuleGroup, Precision
+from autotune.knobs import LossClass, ModuleGroup, Precision
 from autotune.machine.hardware import DeviceType, Hardware, detect_hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Method, Workload
@@ -125,10 +126,44 @@ def test_a_group_in_fp16_asks_nothing_of_the_cpu(tiny: Workload, cpu_hardware: H
 def test_the_reference_of_a_gpu_without_bf16_is_fp16(
     tiny: Workload, cpu_hardware: Hardware
 ) -> None:
-    old = replace(cpu_hardware, supports_bf16=False)
+    old = replace(cpu_hardware, device_type=DeviceType.CUDA, supports_bf16=False)
     reference = reference_strategy(tiny, old)
     assert reference.precision is Precision.FP16
     assert conflict(reference, tiny, old, SOFTWARE) is None
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_the_reference_of_a_cpu_is_in_what_it_has_instructions_for(
+    tiny: Workload, cpu_hardware: Hardware, has_bf16: bool
+) -> None:
+    cpu = replace(cpu_hardware, supports_bf16=has_bf16, supports_fp16=False)
+    reference = reference_strategy(tiny, cpu)
+    assert reference.precision is (Precision.BF16 if has_bf16 else Precision.FP32)
+    assert conflict(reference, tiny, cpu, SOFTWARE) is None
+
+
+@pytest.mark.parametrize("method", [Method.FULL, Method.LORA])
+@pytest.mark.parametrize("space", ["default", "memory", "full"])
+def test_nothing_in_bf16_is_proposed_to_a_cpu_without_it(
+    tiny: Workload, cpu_hardware: Hardware, space: str, method: Method
+) -> None:
+    cpu = replace(cpu_hardware, supports_bf16=False)
+    workload = replace(tiny, method=method)
+    found = load_search_space(space, workload, cpu, SOFTWARE)
+    proposed = list(islice(found.strategies(), 400))
+    assert proposed
+    assert not any(Precision.BF16 in strategy.parameter_precisions for strategy in proposed)
+    neutral = [s for s in proposed if s.loss_class(found.reference) is LossClass.NEUTRAL]
+    assert neutral or space != "default"
+    assert {strategy.precision for strategy in neutral} <= {Precision.FP32}
+
+
+def test_qlora_is_refused_on_a_cpu_without_16_bit(tiny: Workload, cpu_hardware: Hardware) -> None:
+    cpu = replace(cpu_hardware, supports_bf16=False, supports_fp16=False)
+    workload = replace(tiny, method=Method.QLORA)
+    words = conflict(reference_strategy(workload, cpu), workload, cpu, SOFTWARE)
+    assert words is not None
+    assert "QLoRA computes in 16 bit" in words
 
 
 FP8 = {"attention_precision": "fp8", "mlp_precision": "fp8"}

@@ -1,0 +1,43 @@
+"""The command line that a user typed, as one that can be pasted with other options."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["CommandLine"]
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """What stands behind `autotune`: the command's name first."""
+
+    tokens: Sequence[str]
+
+    @classmethod
+    def typed(cls) -> CommandLine:
+        """The one of this process."""
+        return cls(tuple(sys.argv[1:]))
+
+    def has(self, flag: str) -> bool:
+        """Whether an option is given."""
+        return any(token.partition("=")[0] == flag for token in self.tokens)
+
+    def having(self, options: Mapping[str, str]) -> str:
+        """The whole line with these options in the place of what it says of them, for a shell."""
+        tokens: list[str] = []
+        left = dict(options)
+        skips = False
+        for token in self.tokens:
+            flag, _, _ = token.partition("=")
+            if skips:
+                skips = False
+            elif flag in options:
+                skips = "=" not in token
+                if flag in left:
+                    tokens += [flag, left.pop(flag)]
+            else:
+                tokens.append(token)
+        return shlex.join(["autotune", *tokens, *(part for pair in left.items() for part in pair)])

@@ -1,0 +1,83 @@
+"""What other work on the machine takes while ours is measured: its cores, and its GPUs.
+
+Does not know what runs here, nor how long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+
+from autotune.machine.hardware import DeviceType, Hardware, visible_gpus
+
+__all__ = ["LoadMeter", "busy_gpu_share", "disturbance"]
+
+_IGNORED = 0.05
+"""Less than this of what is needed is what every machine does beside."""
+
+_CORES_OF_A_GPU_RANK = 1.0
+"""A rank on a GPU keeps one core at work, with launches."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Seconds of processors at one moment."""
+
+    clock_s: float
+    busy_s: float
+    """Of all processors, at anybody's work; what a hypervisor takes counts too."""
+    own_s: float
+    """Of this process and all below it, those that ended included."""
+
+
+class LoadMeter:
+    """Watches the machine's processors from when it is made."""
+
+    def __init__(self) -> None:
+        self._before = _times()
+
+    def cores_of_others(self) -> float:
+        """How many cores other processes kept busy since then, on average."""
+        now = _times()
+        seconds = now.clock_s - self._before.clock_s
+        if seconds <= 0:
+            return 0.0
+        busy_s, own_s = now.busy_s - self._before.busy_s, now.own_s - self._before.own_s
+        return max(0.0, (busy_s - own_s) / seconds)
+
+
+def _times() -> _Times:
+    import psutil
+
+    total = psutil.cpu_times()
+    names = ("user", "nice", "system", "irq", "softirq", "steal")
+    busy_s = sum(getattr(total, name, 0.0) for name in names)
+    own_s = 0.0
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            own_s += sum(process.cpu_times()[:4])
+    return _Times(clock_s=time.monotonic(), busy_s=busy_s, own_s=own_s)
+
+
+def disturbance(hardware: Hardware, cores_of_others: float) -> float:
+    """The share of the cores that the ranks need which others used; 0 to 1, little is none.
+
+    CPU ranks need all cores, ranks on GPUs one each.
+    """
+    import psutil
+
+    cores = float(psutil.cpu_count() or 1)
+    is_cpu = hardware.device_type is DeviceType.CPU
+    needed = cores if is_cpu else min(cores, _CORES_OF_A_GPU_RANK * hardware.devices_per_node)
+    share = (cores_of_others - (cores - needed)) / needed
+    return min(1.0, share) if share > _IGNORED else 0.0
+
+
+def busy_gpu_share(hardware: Hardware) -> float:
+    """How busy other processes keep the busiest visible GPU, while ours have none at work."""
+    if hardware.device_type is DeviceType.CPU:
+        return 0.0
+    share = max((gpu.utilisation for gpu in visible_gpus()), default=0.0)
+    return share if share > _IGNORED else 0.0
