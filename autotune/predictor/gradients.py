@@ -109,6 +109,7 @@ def of_bf16_pipeline(trained: Trained) -> dict[str, Any]:
         "gathered_beside": 0,
         "late_bucket": 0,
         "offload_copies": 0,
+        "first_copies": 0,
         "step_buffers": accumulated + int(trained.master * trained.owned),
         "init_buffers": int(trained.gradient * trained.num + trained.master * trained.owned),
         "init_beside": 0,

@@ -282,7 +282,7 @@ class MemoryModel:
             },
             "first gradient": stays
             | {
-                "gradients": accumulated + states.first_gradient + states.offload_copies,
+                "gradients": accumulated + states.first_gradient + states.first_copies,
                 # It is as large as a bucket, and travels by itself.
                 "gradient buckets": states.buckets_in_forward,
                 "activations": tokens * held.loss,

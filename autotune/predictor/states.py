@@ -95,6 +95,8 @@ class States:
     """Copies of gradients made for the optimizer step, the gradients included."""
     offload_copies: int
     """Of the largest gradient on its way to the host: its part, and that in another precision."""
+    first_copies: int
+    """The same where they are there beside the gradient itself."""
     buckets_in_step: int
     """The part of the buckets that is there in the optimizer step."""
     init_weights: int
@@ -206,6 +208,7 @@ class StatesModel:
             late_bucket=2 * min(one, int(e * trained.num) // 3) if has_streams else 0,
             step_buffers=int(self._step_buffers(strategy, share, trained) * trained.device_share),
             offload_copies=self._offload_copies(strategy, share, trained),
+            first_copies=self._offload_copies(strategy, share, trained) if stage == 3 else 0,
             buckets_in_step=buckets_in_forward if stage == 3 else 0,
             init_buffers=int(self._init_buffers(strategy, trained, weights, states)),
             init_beside=int(self._init_beside(strategy, trained, weights)),

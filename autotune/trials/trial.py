@@ -153,7 +153,7 @@ class Prediction:
     """Files of what is offloaded to NVMe, of all ranks of one host together."""
     moment: str = ""
     """What is going on when memory peaks: initialisation, loss, recomputation of a layer,
-    backward, optimizer step, checkpoint save."""
+    backward, first gradient (on its way to the host), optimizer step, checkpoint save."""
     breakdown_bytes: Mapping[str, int] = field(default_factory=dict)
     """What the peak is made of."""
     is_simulated: bool = False
