@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from autotune.machine.hardware_spec import read_hardware
 from autotune.plan.plan import ASSUMED_SOFTWARE, Candidate, Plan, make_plan
 from autotune.predictor import AnalyticPredictor
@@ -19,7 +21,9 @@ def planned(
     space: str = "default",
     method: Method = Method.FULL,
     num_nodes: int = 1,
+    is_quick: bool = False,
 ) -> Plan:
+    """By formula alone; unless it is quick, what is expected to fit counts as fitting."""
     spec = read_hardware(hardware, num_nodes=num_nodes)
     workload = Workload(
         model=load_model_shape(model),
@@ -34,7 +38,7 @@ def planned(
         space_name=search_space.name,
         space_text=search_space.text,
     )
-    return make_plan(question, spec, search_space)
+    return replace(make_plan(question, spec, search_space), is_quick=is_quick)
 
 
 def candidate(plan: Plan, strategy: Strategy) -> Candidate:

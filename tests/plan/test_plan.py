@@ -28,6 +28,11 @@ def plan() -> Plan:
     return planned("13B", "4xA100-80GB")
 
 
+@pytest.fixture(scope="module")
+def quick() -> Plan:
+    return planned("13B", "4xA100-80GB", is_quick=True)
+
+
 def text_of(answer: RenderableType) -> str:
     console = Console(file=io.StringIO(), width=200)
     console.print(answer)
@@ -50,33 +55,33 @@ def test_nothing_that_fits_beats_a_strategy_of_the_front(plan: Plan) -> None:
         )
 
 
-def test_a_quick_plan_shows_what_fits_by_its_upper_bound_and_counts_the_rest(plan: Plan) -> None:
-    assert plan.is_quick
-    assert plan.num_in_doubt > 0
-    assert plan.num_fitting == plan.num_surely_fitting
-    assert all(map(plan.surely_fits, plan.front))
-    words = text_of(render_plan(plan))
-    assert f"{plan.num_surely_fitting:,} of them fit by a formula and its upper bound" in words
-    assert f"{plan.num_in_doubt:,} more may" in words
+def test_a_quick_plan_shows_what_fits_by_its_upper_bound_and_counts_the_rest(quick: Plan) -> None:
+    assert quick.is_quick
+    assert quick.num_in_doubt > 0
+    assert quick.num_fitting == quick.num_surely_fitting
+    assert all(map(quick.surely_fits, quick.front))
+    words = text_of(render_plan(quick))
+    assert f"{quick.num_surely_fitting:,} of them fit by a formula and its upper bound" in words
+    assert f"{quick.num_in_doubt:,} more may" in words
 
 
-def test_a_quick_plan_in_which_nothing_surely_fits_shows_what_may(plan: Plan) -> None:
-    predicted = plan.candidates.predicted
+def test_a_quick_plan_in_which_nothing_surely_fits_shows_what_may(quick: Plan) -> None:
+    predicted = quick.candidates.predicted
     expected = predicted.peak_device_bytes.min()
     limit = (expected + predicted.peak_device_upper_bytes.min()) / 2
-    headroom = 1 - limit / plan.hardware.device_memory_bytes
-    tight = replace(plan, question=replace(plan.question, headroom=float(headroom)))
+    headroom = 1 - limit / quick.hardware.device_memory_bytes
+    tight = replace(quick, question=replace(quick.question, headroom=float(headroom)))
     assert tight.num_surely_fitting == 0
     assert tight.num_fitting == tight.num_in_doubt > 0
     assert tight.front
     assert not any(map(tight.surely_fits, tight.front))
 
 
-def test_rows_by_formula_are_told_from_simulated_ones(plan: Plan) -> None:
-    predicted = plan.front[0].prediction
+def test_rows_by_formula_are_told_from_simulated_ones(quick: Plan) -> None:
+    predicted = quick.front[0].prediction
     gib = f"{predicted.peak_memory_bytes / GIB:.1f}"
-    assert f"~{gib}" in text_of(render_plan(plan))
-    document = plan_json(plan)
+    assert f"~{gib}" in text_of(render_plan(quick))
+    document = plan_json(quick)
     assert document["quick"]
     assert not document["front"][0]["prediction"]["is_simulated"]
 

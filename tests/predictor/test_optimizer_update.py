@@ -76,7 +76,7 @@ def test_8_bit_adam_takes_longer_than_adamw_where_memory_is_fast(
     kind: str, optimizer: Optimizer
 ) -> None:
     plain = optimizer_s(kind, Strategy(zero_stage=1))
-    assert optimizer_s(kind, Strategy(zero_stage=1, optimizer=optimizer)) > 1.5 * plain
+    assert optimizer_s(kind, Strategy(zero_stage=1, optimizer=optimizer)) > plain
 
 
 def test_8_bit_takes_as_long_whatever_the_precision_of_the_master() -> None:
