@@ -94,7 +94,7 @@ _TURNS = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI
 def _check_name(path: Path, flag: str) -> None:
     """Refuse what the file system takes for no name at all."""
     try:
-        path.lstat()
+        path.stat()
     except OSError as error:
         if error.errno in _NO_SUCH_NAME:
             raise ConfigError(f"{flag} {_short(str(path))}: {os.strerror(error.errno)}") from None

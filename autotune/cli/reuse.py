@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autotune.cli.stored import read_study
-from autotune.errors import AutotuneError, ConfigError
+from autotune.errors import AutotuneError, ConfigError, StorageError
 from autotune.machine.software import Software
 from autotune.question.question import Question
 from autotune.space.search_space import SearchSpace
@@ -41,7 +41,10 @@ def earlier_studies(
     path = Path(reuse)
     if path.resolve() == beside.resolve():
         raise ConfigError(f"--reuse {reuse} is this study's own folder; leave it out to resume it")
-    study = read_study(path, None)
+    try:
+        study = read_study(path, None)
+    except StorageError as error:
+        raise StorageError(f"--reuse {reuse}: {error}") from error
     if reason := difference(study, question, software.versions):
         raise ConfigError(f"--reuse {reuse} cannot be reused: {reason}")
     return [(path, study)]

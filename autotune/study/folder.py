@@ -165,8 +165,9 @@ class StudyFolder:
             raise ConfigError(
                 f"--out {self.path}: the folder is not empty and holds no study; name another"
             )
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"--out {self.path}: this is a file; name a folder")
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            what = "a file" if self.path.exists() else "a link to nowhere"
+            raise ConfigError(f"--out {self.path}: this is {what}; name a folder")
         return is_there
 
     def _refuse_misplaced(self) -> None:
@@ -192,7 +193,7 @@ class StudyFolder:
 
     def _make(self) -> None:
         """A folder of the owner's alone, and a note of what there was not before."""
-        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        missing = [path for path in (self.path, *self.path.parents) if not os.path.lexists(path)]
         self._made = [self.path / name for name in _MADE_WITHIN] + missing
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path not in missing:

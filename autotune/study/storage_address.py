@@ -69,6 +69,8 @@ def shown(url: str) -> str:
     password lies.
     """
     scheme, separator, _ = url.partition("://")
+    if not separator and "@" in url:
+        return _HIDDEN
     if not separator:
         return _NAMED_SECRET.sub(rf"\1{_HIDDEN}", url)
     parsed = _parsed(url)
@@ -85,7 +87,7 @@ def shown(url: str) -> str:
 def _without_secrets(words: str, url: str) -> str:
     """What a library said about a URL, as it may be printed."""
     parsed = _parsed(url)
-    if parsed is None and "://" in url:
+    if parsed is None and ("://" in url or "@" in url):
         return (
             "it is no URL such as postgresql://USER:PASSWORD@HOST/DATABASE; "
             "write @ : / ? # % in a password as %40 %3A %2F %3F %23 %25"

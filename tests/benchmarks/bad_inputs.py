@@ -4,7 +4,7 @@ The rule: one line on stderr that names the flag or the file, nothing on stdout,
 traceback, nothing written or left behind. What a mutation has left valid may pass, and where
 nothing fits the exit status is 1. Where output goes decides nothing but what arrives.
 
-    PYTHONPATH=. python tests/benchmarks/bad_inputs.py [--seed 0] [--only KIND] [--jobs 2]
+    PYTHONPATH=. python tests/benchmarks/bad_inputs.py [--seed 0] [--only KIND ...] [--jobs 2]
 
 autotune is taken from PYTHONPATH, so that another commit can be asked the same. Each case runs in
 a process forked from one that has the imports behind it, with descriptors, a folder, a TMPDIR and
@@ -919,7 +919,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", help="a kind")
+    parser.add_argument("--only", nargs="+", help="kinds", choices=NUM_CASES)
     asked = parser.parse_args()
     started = time.monotonic()
     # Read when its library is imported: what is no folder would be asked for over the network.
@@ -933,7 +933,7 @@ def main() -> None:
         template = store_study(rooms / "template" / _STUDY)
         cases = all_cases(asked.seed, template, _strategy_of(template, rooms))
         if asked.only:
-            cases = [case for case in cases if case.kind == asked.only]
+            cases = [case for case in cases if case.kind in asked.only]
         print(
             f"{len(cases)} cases, seed {asked.seed}, {Path(autotune.__file__).parent}", flush=True
         )

@@ -50,6 +50,7 @@ from autotune.question.presets import PRESETS
         (["--model", "tiny", "--resume"], "--resume:"),
         (["--model", "tiny", "--out", "occupied"], "--out occupied: the folder is not empty"),
         (["--model", "tiny", "--out", "typo.yaml"], "this is a file"),
+        (["--model", "tiny", "--out", "loop"], "--out loop: Too many levels of symbolic links"),
         (["--model", "tiny", "--out", "damaged"], "damaged/question.json cannot be read"),
         (["--model", "tiny", "--storage", "sqlite:///noise.db"], "noise.db cannot be used"),
         (["--model", "tiny", "--storage", "nonsense"], "nonsense cannot be used"),
@@ -71,6 +72,7 @@ def test_bad_input_is_one_line_and_exit_status_2(
     (tmp_path / "noise.db").write_bytes(os.urandom(4096))
     (tmp_path / "occupied").mkdir()
     (tmp_path / "occupied" / "thesis.tex").write_text("years of work")
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "question.json").write_text("{")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -77,6 +77,7 @@ def test_a_secret_that_is_not_encoded_is_not_shown_either(secret: str) -> None:
         ("postgresql://h/s?options=x", "postgresql://h/s?options=***"),
         ("mysql://h/s;password=x", "mysql://h/s;password=***"),
         ("host=h password=x dbname=s", "host=h password=*** dbname=s"),
+        ("user:x@host", "***"),
         ("nonsense", "nonsense"),
     ],
 )

@@ -144,6 +144,13 @@ def test_a_study_that_was_there_is_not_taken_back(tmp_path: Path) -> None:
     assert folder.read_question() == QUESTION
 
 
+def test_a_link_to_nowhere_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "study").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="this is a link to nowhere"):
+        StudyFolder(tmp_path / "study").open(QUESTION)
+    assert (tmp_path / "study").is_symlink()
+
+
 def test_a_path_without_room_for_what_is_in_the_folder_is_refused(tmp_path: Path) -> None:
     path = tmp_path.joinpath(*["x" * 200] * 19)
     path = path / ("y" * (4050 - len(str(path))))
