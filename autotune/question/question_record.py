@@ -43,7 +43,17 @@ _MOST_COUNTS = {
 """Of what is counted: far above what there is, and low enough for products of 64 bit."""
 
 _MAY_BE_ZERO = frozenset(
-    ("nvme_free_bytes", "seed", "lm_head", "norm", "headroom", "embedding", "attention", "mlp")
+    (
+        "nvme_free_bytes",
+        "seed",
+        "lm_head",
+        "norm",
+        "headroom",
+        "host_headroom",
+        "embedding",
+        "attention",
+        "mlp",
+    )
 )
 
 
@@ -59,6 +69,7 @@ def _record_model() -> type[BaseModel]:
         space_name: PrintableText
         space_text: str
         headroom: float = Field(default=0.05, ge=0, lt=1)
+        host_headroom: float = Field(default=0.05, ge=0, lt=1)
         seed: int = Field(default=0, ge=0, lt=2**32)
 
     return Record

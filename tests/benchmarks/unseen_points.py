@@ -1,9 +1,10 @@
 """Plans trials of models that nobody looked at while the predictor was made, drawn at random.
 
     python tests/benchmarks/unseen_points.py PLANNED.jsonl [--questions 0-5]
+        [--hardware 1xH200 --seed 100 --num 3]
 
-No GPU is needed: what is drawn from `unseen_points.yaml` and expected to fit one H100 80GB is
-written down with its prediction. `planned_trials.py` runs it.
+No GPU is needed: what is drawn from `unseen_points.yaml` and expected to fit one device is written
+down with its prediction. `planned_trials.py` runs it. Another seed draws other strategies.
 """
 
 from __future__ import annotations
@@ -45,9 +46,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--questions", default=f"0-{len(QUESTIONS) - 1}")
+    parser.add_argument("--hardware", default=HARDWARE)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num", type=int, default=NUM_OF_QUESTION, help="trials of a question")
     arguments = parser.parse_args()
     first, last = map(int, arguments.questions.split("-"))
-    hardware = read_hardware(HARDWARE, host_memory_gib=128).host
+    hardware = read_hardware(arguments.hardware, host_memory_gib=128).host
     with arguments.out.open("a", encoding="utf-8") as file:
         for number in range(first, last + 1):
             model, method, seq_len, batch = QUESTIONS[number]
@@ -59,9 +63,9 @@ def main() -> None:
                 str(Path(__file__).with_suffix(".yaml")), workload, hardware, ASSUMED_SOFTWARE
             )
             strategies = list(space.strategies())
-            random.Random(number).shuffle(strategies)
+            random.Random(arguments.seed + number).shuffle(strategies)
             predictor = AnalyticPredictor(workload, hardware, script_of)
-            num_left = NUM_OF_QUESTION
+            num_left = arguments.num
             for strategy in strategies:
                 prediction = predictor.predict(strategy)
                 if (
@@ -69,16 +73,14 @@ def main() -> None:
                     or prediction.peak_device_bytes > 0.97 * hardware.device_memory_bytes
                 ):
                     continue
-                line = planned_line(workload, HARDWARE, 1, strategy, prediction)
+                line = planned_line(workload, arguments.hardware, 1, strategy, prediction)
                 line["model"] = model
                 file.write(json.dumps(line) + "\n")
                 file.flush()
                 num_left -= 1
                 if not num_left:
                     break
-            print(
-                f"{model} {method}: {NUM_OF_QUESTION - num_left} of {len(strategies)}", flush=True
-            )
+            print(f"{model} {method}: {arguments.num - num_left} of {len(strategies)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,12 @@ def test_a_question_reads_back_through_json() -> None:
     assert Question.from_dict(json.loads(json.dumps(QUESTION.to_dict()))) == QUESTION
 
 
+def test_every_field_of_a_question_is_read_back() -> None:
+    odd = replace(QUESTION, headroom=0.11, host_headroom=0.12, seed=7)
+    assert Question.from_dict(json.loads(json.dumps(odd.to_dict()))) == odd
+    assert odd.to_dict().keys() == {field.name for field in fields(Question)}
+
+
 def test_the_memory_limit_is_the_device_less_the_headroom() -> None:
     assert replace(QUESTION, headroom=0.25).memory_limit_bytes == 60 * 2**30
 
