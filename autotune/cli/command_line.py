@@ -18,8 +18,8 @@ class CommandLine:
 
     @classmethod
     def typed(cls) -> CommandLine:
-        """The one of this process."""
-        return cls(tuple(sys.argv[1:]))
+        """The one of this process; what it shows of a storage has no secret."""
+        return cls(tuple(map(_without_secret, sys.argv[1:])))
 
     def has(self, flag: str) -> bool:
         """Whether an option is given."""
@@ -41,3 +41,15 @@ class CommandLine:
             else:
                 tokens.append(token)
         return shlex.join(["autotune", *tokens, *(part for pair in left.items() for part in pair)])
+
+
+def _without_secret(token: str) -> str:
+    """A token as it may be shown: only a storage's URL can hold a password."""
+    flag, separator, value = token.partition("=")
+    if separator and flag.startswith("--"):
+        return f"{flag}={_without_secret(value)}"
+    if "://" not in token:
+        return token
+    from autotune.study.storage_address import shown
+
+    return shown(token)

@@ -1,0 +1,26 @@
+"""The command line that is offered to be pasted."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from autotune.cli.command_line import CommandLine
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        ("--storage", "postgresql://me:hidden@host/studies"),
+        ("--storage=postgresql://me@host/studies?password=hidden",),
+    ],
+)
+def test_a_command_to_paste_shows_no_password(
+    monkeypatch: pytest.MonkeyPatch, storage: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["autotune", "search", "--model", "70B", *storage])
+    line = CommandLine.typed().having({"--model": "7B"})
+    assert line.startswith("autotune search --model 7B --storage")
+    assert "host/studies" in line
+    assert "hidden" not in line
