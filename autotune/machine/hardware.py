@@ -233,8 +233,8 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
         most = max(2, _MOST_RANKS_PER_CORE * (os.cpu_count() or 1))
         if num_devices is not None and num_devices > most:
             raise ConfigError(
-                f"--devices {num_devices}: without a GPU each is a process, and the cores of this "
-                f"machine carry {most} at most"
+                f"--devices {num_devices}: this machine has no GPU, and {most} CPU ranks are the "
+                "most that its cores can run"
             )
         ranks, precisions = num_devices or 2, cpu_precisions()
         return Hardware(
