@@ -110,8 +110,13 @@ def usage_line(error: typer.TyperException) -> str:
     found: list[Any] = getattr(error.__cause__, "errors", list)()
     if parameter is not None and found and found[0]["type"] in _RULES:
         rule = _RULES[found[0]["type"]]
-        values = found[0].get("ctx", {}) | {"input": _short(str(found[0]["input"]))}
-        return f"{parameter.opts[0]} {rule.format_map(values)}"
+        # A bound of whole numbers is written as one, whatever the option takes.
+        bounds = {
+            key: int(bound) if isinstance(bound, float) and bound.is_integer() else bound
+            for key, bound in found[0].get("ctx", {}).items()
+        }
+        shown = {"input": _short(str(found[0]["input"]))}
+        return f"{parameter.opts[0]} {rule.format_map(bounds | shown)}"
     words = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
     if context is None:

@@ -165,7 +165,7 @@ def test_a_model_that_no_change_of_one_card_holds_is_offered_more_cards_and_no_o
     question = ("plan", "--quick", "--model", "70B", "--hardware", "1xRTX4090", "--json")
     ran = autotune_here(*question, folder=tmp_path)
     commands = [other["command"] for other in json.loads(ran.stdout)["alternatives"]]
-    assert "--hardware 2xRTX4090 --json --method lora" in commands[0]
+    assert "--hardware 2xRTX4090 --json --method qlora" in commands[0]
     assert all("--model 70B" in command for command in commands)
 
 
@@ -198,7 +198,7 @@ def test_the_export_goes_where_it_is_asked_to_and_over_nothing(tmp_path: Path) -
         (("--hardware", "8xH1000"), "--hardware 8xH1000: there is no device kind"),
         (("--hardware", "8xA1000"), "--hardware 8xA1000: A1000 is known and not supported"),
         (("--hardware", "8xH20"), "--hardware 8xH20: H20 is known and not supported"),
-        (("--hardware", "8xL4", "--nvme", "1e300"), "--nvme must be at most 1,000,000 GiB"),
+        (("--hardware", "8xL4", "--nvme", "1e300"), "--nvme must be at most 1,000,000, got 1e300"),
         (("--hardware", f"{'9' * 20}xH100"), "a host has at most 1,024 devices"),
         (("--hardware", "L4", "--nodes", "0"), "--nodes must be at least 1"),
         (("--hardware", "L4", "--host-memory", "0"), "--host-memory must be"),
