@@ -317,11 +317,10 @@ def test_json_carries_every_check_and_the_exit_status() -> None:
 
 
 @pytest.mark.slow
-def test_torch_is_imported_only_when_asked() -> None:
+def test_an_examination_imports_no_torch() -> None:
     program = (
-        "import sys; from autotune.doctor import examine; examine(); "
-        "assert 'torch' not in sys.modules; "
-        "assert examine()[-1].name == 'CPU precisions'; "
-        "assert 'torch' in sys.modules"
+        "import sys; from autotune.doctor import examine; names = [c.name for c in examine()]; "
+        "assert 'CPU precisions' in names, names; "
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=120)
