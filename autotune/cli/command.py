@@ -52,6 +52,7 @@ class Command(TyperCommand):
             ConfigError: a value that is empty, too long or holds what cannot be shown; the message
                 names the option and repeats nothing that may be secret.
         """
+        typed = tuple(args)
         rest = super().parse_args(ctx, args)
         if ctx.resilient_parsing:
             return rest
@@ -59,7 +60,8 @@ class Command(TyperCommand):
             value = ctx.params.get(parameter.name)
             flag = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.name
             if isinstance(value, Path):
-                is_empty = value == Path() and "." not in args
+                # Python takes no text for the current folder.
+                is_empty = value == Path() and ("" in typed or f"{flag}=" in typed)
                 _check_text("" if is_empty else str(value), flag)
                 _check_name(value, flag)
             elif isinstance(value, str):

@@ -13,6 +13,7 @@ COMMON: dict[str, Any] = {
     "intermediate_size": 128,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
+    "num_key_value_heads": 4,
     "vocab_size": 512,
     "max_position_embeddings": 512,
 }
