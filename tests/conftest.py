@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_nodes import RayNodes, ray_nodes
 
 from autotune.launch.launcher import Launcher
 from autotune.machine.cpu_precisions import cpu_precisions
@@ -98,10 +97,3 @@ def run_trial(
         return launcher.run(spec, folder=where, timeout_s=timeout_s)
 
     return run
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[RayNodes]:
-    """A Ray cluster of two nodes of two CPUs; whoever kills a node adds another."""
-    with ray_nodes(num_nodes=2) as nodes:
-        yield nodes
