@@ -39,6 +39,9 @@ def test_tensors_of_engines_are_counted(
 ) -> None:
     # On the CPU nothing is pinned.
     monkeypatch.setattr(host_memory, "_pinned", float)
+    # Without what other tests have had it remember of pinned sizes.
+    one_by_one = host_memory._pinned_one_by_one.__wrapped__
+    monkeypatch.setattr(host_memory, "_pinned_one_by_one", one_by_one)
     knobs = {"micro_batch_size": 2, "offload_optimizer": "cpu"} | CASES[name]
     strategy = Strategy.from_dict(knobs)
     accumulation = tiny.global_batch_size // (2 * strategy.micro_batch_size)
