@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import signal
@@ -171,9 +172,11 @@ def test_ranks_listen_on_the_loopback_interface_alone(
 
     def look(event: object) -> None:
         for child in psutil.Process().children(recursive=True):
-            for connection in child.net_connections(kind="inet"):
-                if connection.status == psutil.CONN_LISTEN:
-                    addresses.add(connection.laddr.ip)
+            # A process that ends meanwhile listens no more.
+            with contextlib.suppress(psutil.Error, FileNotFoundError):
+                for connection in child.net_connections(kind="inet"):
+                    if connection.status == psutil.CONN_LISTEN:
+                        addresses.add(connection.laddr.ip)
 
     spec = TrialSpec(workload=tiny, strategy=Strategy(micro_batch_size=1), num_ranks=2)
     outcome = launcher.run(spec, folder=tmp_path, timeout_s=60, on_event=look)
