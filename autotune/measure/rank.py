@@ -7,18 +7,17 @@ What is found is written line by line, so that it stands if a later part fails o
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from autotune.lifeline import end_group_with_input
-from autotune.measure.spec import RankSpec, events_file
+from autotune.measure.spec import RankSpec, events_file, remove_shared
 
 if __name__ == "__main__":
     # Imports take longest: whoever ends meanwhile must not leave them running.
     _folder = RankSpec.from_json(sys.argv[1]).folder
-    end_group_with_input(lambda: shutil.rmtree(_folder, ignore_errors=True))
+    end_group_with_input(lambda: remove_shared(_folder))
 
 import torch
 import torch.distributed as dist

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["RankSpec", "events_file"]
+__all__ = ["RankSpec", "events_file", "remove_shared"]
+
+_NUM_TRIES, _PAUSE_S = 20, 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,3 +38,16 @@ class RankSpec:
 def events_file(folder: Path) -> Path:
     """Lines of JSON by the first rank: `rate` with `value`, or with `failure` in words."""
     return folder / "events.jsonl"
+
+
+def remove_shared(folder: str) -> None:
+    """Remove the folder of a measurement, in which ranks that end at the same moment still write.
+
+    Args:
+        folder: where it is; it need not be there.
+    """
+    for _ in range(_NUM_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not Path(folder).exists():
+            return
+        time.sleep(_PAUSE_S)
