@@ -251,7 +251,7 @@ def plan(
     if calibrate_from is not None:
         lesson = learn_from(_measured_study(calibrate_from), question, script_of)
     made = make_plan(question, spec, search_space, lesson, script_of)
-    refuse_empty_space(search_space, made.candidates)
+    refuse_empty_space(search_space, made.candidates, space)
     if not made.front:
         of_known = lesson or AnalyticPredictor(workload, ranks, known_script_of)
         predicted = made.candidates.predicted

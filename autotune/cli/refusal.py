@@ -81,7 +81,7 @@ def refuse_if_nothing_fits(
         traces: whether a model may be traced where what is counted leaves it open.
     """
     question, table = asked.question, asked.space.table
-    refuse_empty_space(asked.space, table)
+    refuse_empty_space(asked.space, table, asked.space_name)
     # What is counted has the wider bounds, and costs no trace where these say enough.
     for may_trace in (False, True)[: 1 + traces]:
         predictor = AnalyticPredictor(question.workload, question.hardware, traces=may_trace)
@@ -92,15 +92,20 @@ def refuse_if_nothing_fits(
             return
 
 
-def refuse_empty_space(space: SearchSpace, found: Sized) -> None:
+def refuse_empty_space(space: SearchSpace, found: Sized, name: str) -> None:
     """Say why a space has no strategy at all for its question.
 
+    Args:
+        space: the space.
+        found: what it gave.
+        name: --space, as the user typed it.
+
     Raises:
-        ConfigError: `found`, what the space gave, is empty.
+        ConfigError: it gave nothing.
     """
     if not found:
         raise ConfigError(
-            f"--space {space.name}: no combination of its values is possible for this question; "
+            f"--space {name}: no combination of its values is possible for this question; "
             f"for one, {space.first_conflict()}"
         )
 
