@@ -68,6 +68,8 @@ def preload(model_type: str, *, with_optional: bool = True) -> None:
     """
     processor = threading.Thread(target=_look_at_processor)
     processor.start()
+    if os.environ.get("AUTOTUNE_DEVICE_TYPE") == "cpu":
+        _keep_compiled_code_per_processor()
     modules = (
         "torch",
         # Without it deepspeed.zero.Init fails with torch 2.13: "Signature mismatch".
@@ -110,6 +112,21 @@ def _look_at_processor() -> None:
     # Where it fails, it does so in the rank, whose failure says of what.
     with contextlib.suppress(Exception):
         cpuinfo.get_cpu_info()
+
+
+def _keep_compiled_code_per_processor() -> None:
+    """Give each instruction set a cache of compiled code of its own, unless the user names one.
+
+    The key of torch's cached graphs lacks it: torch 2.13 compiles a graph that was cut for AVX2
+    into AVX-512 code, which writes past the end of its tensors.
+    """
+    import torch
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    name, shared = "TORCHINDUCTOR_CACHE_DIR", default_cache_dir()
+    # Importing inductor writes the default into the environment, which a parent may hand down.
+    if os.environ.get(name, shared) == shared:
+        os.environ[name] = f"{shared}_{torch.backends.cpu.get_cpu_capability().lower()}"
 
 
 def _identify_triton() -> None:
