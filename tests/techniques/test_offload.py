@@ -117,10 +117,10 @@ def plain_losses(run_swapping: RunSwapping) -> tuple[float, ...]:
 @pytest.mark.parametrize(
     ("knobs", "kinds"),
     [
-        ({"offload_optimizer": "nvme"}, {"optimizer"}),
-        ({"offload_param": "nvme"}, {"float32params"}),
-        ({"offload_optimizer": "cpu", "offload_param": "nvme"}, {"float32params"}),
-        ({"offload_optimizer": "nvme", "offload_param": "nvme"}, {"optimizer", "float32params"}),
+        ({"offload_optimizer": "nvme"}, ["optimizer"]),
+        ({"offload_param": "nvme"}, ["float32params"]),
+        ({"offload_optimizer": "cpu", "offload_param": "nvme"}, ["float32params"]),
+        ({"offload_optimizer": "nvme", "offload_param": "nvme"}, ["optimizer", "float32params"]),
     ],
     ids=str,
 )
@@ -129,11 +129,11 @@ def test_swap_files_appear_are_used_and_are_removed_and_the_loss_stays(
     plain_losses: tuple[float, ...],
     tmp_path: Path,
     knobs: dict[str, str],
-    kinds: set[str],
+    kinds: list[str],
 ) -> None:
     swapped = run_swapping(tmp_path, **knobs)
     assert _losses(swapped.outcome) == pytest.approx(plain_losses, rel=1e-5)
-    assert {name.split("/")[1] for name in swapped.files} == kinds
+    assert {name.split("/")[1] for name in swapped.files} == set(kinds)
     assert swapped.num_folders == 1
     assert list(tmp_path.iterdir()) == []
     if knobs.get("offload_optimizer") == "nvme":
