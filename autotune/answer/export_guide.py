@@ -13,7 +13,7 @@ from autotune.answer.export_examples import (
     trainer_example,
 )
 from autotune.answer.export_settings import ExportSettings, settings_of
-from autotune.knobs import LossClass, Optimizer
+from autotune.knob_values import LossClass, Optimizer
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.names import visible
 from autotune.question.workload import Workload

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from autotune.knobs import Attention, MasterWeights, Offload, Optimizer
+from autotune.knob_values import Attention, MasterWeights, Offload, Optimizer
 from autotune.space.strategy import KNOBS, Strategy
 
 __all__ = ["holds_as_much", "needs_as_much"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from autotune.knobs import (
+from autotune.knob_values import (
     DEFAULT_BUCKET_SIZE,
     PARALLEL_DEGREES,
     Attention,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from autotune.errors import ConfigError
-from autotune.knobs import MasterWeights, Offload, Optimizer, Precision
+from autotune.knob_values import MasterWeights, Offload, Optimizer, Precision
 from autotune.machine.hardware import DeviceType
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any, get_type_hints
 
 from autotune.errors import ConfigError
-from autotune.knobs import (
+from autotune.knob_values import (
     DEFAULT_BUCKET_SIZE,
     PARALLEL_DEGREES,
     Attention,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autotune.knobs import Optimizer
+from autotune.knob_values import Optimizer
 from autotune.space.deepspeed_config import flattens_parameters, is_client_optimizer
 from autotune.space.strategy import Strategy
 from autotune.techniques.loss_scale import LossScale

@@ -1,0 +1,13 @@
+"""When what was found from trials is to be found again: once enough of them are new."""
+
+from __future__ import annotations
+
+__all__ = ["needs_refit"]
+
+_REFIT_FRACTION = 0.04
+"""Of what was observed: late in a long study each trial is a small part."""
+
+
+def needs_refit(num_observed: int, num_known: int) -> bool:
+    """Whether enough has been observed since so many were known."""
+    return abs(num_observed - num_known) > _REFIT_FRACTION * num_observed
