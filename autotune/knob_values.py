@@ -63,7 +63,10 @@ class CheckpointScope(StrEnum):
 
 
 class Optimizer(StrEnum):
-    """The optimizer's algorithm and the form of its states."""
+    """The optimizer's algorithm and the form of its states; `space/optimizers.py` has the facts.
+
+    1-bit Adam is none of them: DeepSpeed 0.19.8 does not have it any more.
+    """
 
     ADAMW = "adamw"
     ADAMW_8BIT = "adamw_8bit"
@@ -78,13 +81,6 @@ class Optimizer(StrEnum):
     ADAFACTOR = "adafactor"
     MUON = "muon"
     """For matrices of the layers; AdamW for all else."""
-
-    @property
-    def is_of_torch(self) -> bool:
-        """Whether torch has it, so that DeepSpeed can build it from a JSON."""
-        return self in (Optimizer.ADAMW, Optimizer.SGD, Optimizer.ADAFACTOR)
-
-    """Refused: DeepSpeed 0.19.8 has it no more."""
 
 
 class MasterWeights(StrEnum):

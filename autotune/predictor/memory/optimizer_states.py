@@ -5,44 +5,51 @@ Does not know where it is kept, nor over how many ranks ZeRO divides it.
 
 from __future__ import annotations
 
-from autotune.knob_values import Optimizer
 from autotune.predictor.memory.precision import FP32_BYTES, element_bytes, master_bytes
 from autotune.predictor.memory.sharding import RankShard
 from autotune.question.workload import ModelShape
 from autotune.space.deepspeed_config import flattens_parameters
+from autotune.space.optimizers import OPTIMIZERS, StateForm
 from autotune.space.strategy import Strategy
 
-__all__ = ["optimizer_state_bytes"]
+__all__ = ["ABSMAX_BYTES", "optimizer_state_bytes", "state_bytes"]
 
-_MOMENT_8BIT_BYTES = 1 + FP32_BYTES / 256
-"""A byte, with an fp32 absmax for each block of 256 (bitsandbytes)."""
+ABSMAX_BYTES = FP32_BYTES / 256
+"""An fp32 absmax for each block of 256 numbers in 8 bit (bitsandbytes)."""
+
+
+def state_bytes(form: StateForm, master: int) -> float:
+    """Bytes of one parameter in a state tensor of this form.
+
+    Args:
+        form: of the numbers.
+        master: bytes of one master weight.
+    """
+    match form:
+        case StateForm.MASTER:
+            return master
+        case StateForm.FP32:
+            return FP32_BYTES
+        case StateForm.BLOCKWISE_8BIT:
+            return 1 + ABSMAX_BYTES
 
 
 def optimizer_state_bytes(
     strategy: Strategy, shape: ModelShape, share: RankShard, num_trained: int
 ) -> float:
-    """Bytes of states for one parameter that is trained, as a mean over the share.
+    """Bytes of states for one parameter that is trained, as a mean over the shard.
 
-    Adafactor keeps a row and a column for each matrix: Shazeer and Stern (arXiv 1804.04235),
-    section 3. Muon keeps one momentum for the matrices of the layers and is AdamW for all else.
+    Muon keeps one momentum for the matrices of the layers and is AdamW for all else.
     """
-    moment = master_bytes(strategy)
-    match strategy.optimizer:
-        case Optimizer.ADAMW:
-            return 2 * moment
-        case Optimizer.ADAMW_8BIT | Optimizer.PAGED_ADAMW_8BIT:
-            return 2 * _8bit_moment(strategy, share, num_trained)
-        case Optimizer.LION:
-            return FP32_BYTES  # bitsandbytes keeps it so whatever the master's precision
-        case Optimizer.LION_8BIT:
-            return _8bit_moment(strategy, share, num_trained)
-        case Optimizer.SGD:
-            return moment
-        case Optimizer.ADAFACTOR:
-            part = share.num_layers / shape.num_hidden_layers
-            return FP32_BYTES * 2 * shape.linear_sides * part / max(num_trained, 1)
-        case Optimizer.MUON:
-            return _muon(strategy, share, num_trained, moment)
+    facts, moment = OPTIMIZERS[strategy.optimizer], master_bytes(strategy)
+    if facts.is_factored:
+        part = share.num_layers / shape.num_hidden_layers
+        return FP32_BYTES * 2 * shape.linear_sides * part / max(num_trained, 1)
+    if facts.needs_whole_matrices:
+        return _muon(strategy, share, num_trained, moment)
+    if facts.is_8bit:
+        return len(facts.states) * _8bit_moment(strategy, share, num_trained)
+    return sum(state_bytes(form, moment) for form in facts.states)
 
 
 def _muon(strategy: Strategy, share: RankShard, num_trained: int, moment: int) -> float:
@@ -63,7 +70,8 @@ def _8bit_moment(strategy: Strategy, share: RankShard, num_trained: int) -> floa
 
     Dettmers et al., 8-bit Optimizers (arXiv 2110.02861), section 2.3; `techniques/optimizers.py`.
     """
+    moment = state_bytes(StateForm.BLOCKWISE_8BIT, FP32_BYTES)
     if flattens_parameters(strategy) or strategy.lora_rank:
-        return _MOMENT_8BIT_BYTES
+        return moment
     in_fp32 = share.parameters.embedding / max(num_trained, 1)
-    return _MOMENT_8BIT_BYTES + (FP32_BYTES - _MOMENT_8BIT_BYTES) * in_fp32
+    return moment + (FP32_BYTES - moment) * in_fp32

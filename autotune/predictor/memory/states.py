@@ -31,6 +31,7 @@ from autotune.predictor.memory.precision import (
 from autotune.predictor.memory.sharding import RankShard, ShardModel, zero_size
 from autotune.question.workload import Method, Workload
 from autotune.space.deepspeed_config import stepped_elements
+from autotune.space.optimizers import OPTIMIZERS
 from autotune.space.strategy import Strategy
 
 __all__ = ["States", "StatesModel", "has_bf16_optimizer"]
@@ -179,7 +180,7 @@ class StatesModel:
             "master_weights": int(trained.master * trained.owned * trained.device_share),
             "optimizer_states": held_states,
             "staged_states": self._staged_states(strategy, share, trained),
-            "paged_states": held_states if strategy.optimizer is Optimizer.PAGED_ADAMW_8BIT else 0,
+            "paged_states": held_states if OPTIMIZERS[strategy.optimizer].is_paged else 0,
             "has_early_states": stage not in (1, 2),
             "first_gradient": self._first_gradient(strategy, share, sizes),
             "init_weights": int(init_weights),

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from autotune.knob_values import CheckpointScope, MasterWeights, Offload, Optimizer, Precision
+from autotune.knob_values import CheckpointScope, MasterWeights, Offload, Precision
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.memory.activations import TokenBytes
 from autotune.predictor.memory.gradients import overlaps
+from autotune.predictor.memory.optimizer_states import ABSMAX_BYTES, state_bytes
 from autotune.predictor.memory.peak_memory import PeakMemory
 from autotune.predictor.memory.precision import FP32_BYTES, element_bytes, master_bytes
 from autotune.predictor.memory.sharding import tokens_of_rank, zero_size
@@ -27,6 +28,7 @@ from autotune.profile.script import AllocationScript, MicroStep
 from autotune.profile.variant import Recipe, Variant
 from autotune.question.workload import Method, ModelShape, Workload
 from autotune.space.deepspeed_config import stepped_elements
+from autotune.space.optimizers import OPTIMIZERS, StateForm
 from autotune.space.strategy import Strategy
 
 __all__ = ["ReservedModel", "ReservedPeak", "ScriptSource"]
@@ -51,19 +53,7 @@ _NO_BLOCK_BYTES = 2**62
 _NUM_STEPS = 3
 """States come in the first, and what they leave open shows in the next two."""
 
-_OF_BITSANDBYTES = (
-    Optimizer.ADAMW_8BIT,
-    Optimizer.PAGED_ADAMW_8BIT,
-    Optimizer.LION,
-    Optimizer.LION_8BIT,
-)
-_MOST_ELEMENTS = 2**31 - 1
-"""Of a tensor that bitsandbytes' kernels take."""
-
-_ABSMAX_BYTES = FP32_BYTES / 256
-
-_UNKNOWN_OPTIMIZERS = (Optimizer.MUON, Optimizer.ADAFACTOR)
-"""Whose step allocates more than states."""
+_ANY_ELEMENTS = 2**62
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,7 +208,7 @@ class ReservedModel:
             and self._workload.method is not Method.QLORA
             and not strategy.torch_compile
             and not strategy.has_group_precisions
-            and strategy.optimizer not in _UNKNOWN_OPTIMIZERS
+            and OPTIMIZERS[strategy.optimizer].is_step_simulated
             and is_whole
             and is_plain
             and has_engine
@@ -276,7 +266,7 @@ class ReservedModel:
             accumulation=min(2, self._states.accumulation(strategy)),
             element_bytes=e,
             master_bytes=master_bytes(strategy),
-            group_elements=_MOST_ELEMENTS if strategy.optimizer in _OF_BITSANDBYTES else 2**62,
+            group_elements=OPTIMIZERS[strategy.optimizer].most_elements or _ANY_ELEMENTS,
             state_bytes=_state_bytes(strategy),
             bucket_elements=min(strategy.reduce_bucket_size, trained // e),
             reduce_bytes=e if strategy.sequence_parallel_size == 1 else FP32_BYTES,
@@ -296,21 +286,12 @@ class ReservedModel:
 
 
 def _state_bytes(strategy: Strategy) -> tuple[float, ...]:
-    """Of a parameter, in the order in which the optimizer makes them."""
-    moment = master_bytes(strategy)
-    match strategy.optimizer:
-        case Optimizer.ADAMW:
-            return (moment, moment)
-        case Optimizer.ADAMW_8BIT:
-            return (1, 1, _ABSMAX_BYTES, _ABSMAX_BYTES)
-        case Optimizer.PAGED_ADAMW_8BIT:
-            return (_ABSMAX_BYTES, _ABSMAX_BYTES)
-        case Optimizer.LION:
-            return (FP32_BYTES,)
-        case Optimizer.LION_8BIT:
-            return (1, _ABSMAX_BYTES)
-        case _:
-            return (moment,)
+    """Bytes of a parameter on the device, one for each tensor of states, in their order."""
+    facts = OPTIMIZERS[strategy.optimizer]
+    in_8bit = facts.states.count(StateForm.BLOCKWISE_8BIT)
+    if in_8bit:
+        return (() if facts.is_paged else (1,) * in_8bit) + (ABSMAX_BYTES,) * in_8bit
+    return tuple(state_bytes(form, master_bytes(strategy)) for form in facts.states)
 
 
 def _simulate(

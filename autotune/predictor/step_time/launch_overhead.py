@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autotune.knob_values import Offload, Optimizer
+from autotune.knob_values import Offload
 from autotune.machine.hardware import Hardware
 from autotune.predictor.memory.sharding import zero_size
 from autotune.predictor.step_time.communication import tensor_sums
@@ -21,6 +21,7 @@ from autotune.predictor.step_time.operation_counts import Repeats, repeats
 from autotune.question.adapter_targets import ADAPTER_GROUPS, has_adapter
 from autotune.question.workload import Method, Workload
 from autotune.space.deepspeed_config import flattens_parameters
+from autotune.space.optimizers import OPTIMIZERS
 from autotune.space.strategy import Strategy
 
 __all__ = ["LaunchOverheadModel"]
@@ -78,27 +79,9 @@ _TENSOR_LAUNCHES = 20
 """Of a ZeRO step for each weight tensor: copied, its norm taken, clipped, copied back. A layer of
 nine took 0.46 ms of the reference core."""
 
-_ADAFACTOR_LAUNCHES = 36
-"""More for each tensor: torch's Adafactor launches 20 kernels and waits for the device three
-times. Measured on one H200 beside what its kernels take: 135 ms of 455 tensors."""
-
-_BITSANDBYTES_LAUNCHES = 8
-"""More for each tensor that is stepped over by itself: bitsandbytes waits for the device behind
-each (`optim/optimizer.py`, `sync_gpu`). Measured on one H200: 59 to 70 µs in five of six."""
-
-_MUON_LAUNCHES = 60
-"""More for each matrix: five iterations of three products. Assumed, from its source."""
-
 _OFFLOAD_LAUNCHES = 25
 """More for each tensor whose gradient goes to the host by itself. Measured on one H100: 0.12 s of
 560 adapters' tensors."""
-
-_OF_BITSANDBYTES = (
-    Optimizer.ADAMW_8BIT,
-    Optimizer.PAGED_ADAMW_8BIT,
-    Optimizer.LION,
-    Optimizer.LION_8BIT,
-)
 
 
 class LaunchOverheadModel:
@@ -136,12 +119,9 @@ class LaunchOverheadModel:
         adapted = self._num_adapted(strategy) if strategy.lora_rank else 0
         num_tensors = 2 * adapted if strategy.lora_rank else self._num_linears + 2
         launches = _TENSOR_LAUNCHES
-        if strategy.optimizer is Optimizer.ADAFACTOR:
-            launches += _ADAFACTOR_LAUNCHES
-        if strategy.optimizer is Optimizer.MUON:
-            launches += _MUON_LAUNCHES
-        if strategy.optimizer in _OF_BITSANDBYTES and not flattens_parameters(strategy):
-            launches += _BITSANDBYTES_LAUNCHES
+        facts = OPTIMIZERS[strategy.optimizer]
+        if facts.steps_by_tensor_under_zero or not flattens_parameters(strategy):
+            launches += facts.launches
         if strategy.offload_optimizer is not Offload.NONE:
             launches += _OFFLOAD_LAUNCHES
         return num_layers * num_tensors * launches * self._launch_s

@@ -14,11 +14,11 @@ from autotune.knob_values import (
     GroupPrecision,
     ModuleGroup,
     Offload,
-    Optimizer,
     Precision,
 )
 from autotune.predictor.uncertainty.coefficients import TimeCurve
 from autotune.predictor.uncertainty.map_fit import Fit
+from autotune.space.optimizers import OPTIMIZERS
 from autotune.space.strategy import Strategy
 
 __all__ = ["MODEL_DEVIATION", "log_bounds", "techniques"]
@@ -31,7 +31,6 @@ _QUANTILE = 2.1
 """Deviations to each side that hold 95 %: a little more than a normal distribution's 1.96."""
 
 _OFFLOADS = {"offload_optimizer": 0.15, "offload_param": 0.8, "offload_checkpoints": 0.15}
-_OPTIMIZERS = {Optimizer.MUON: 0.25, Optimizer.ADAFACTOR: 0.2}
 _TILES, _COMPILED, _FP8, _FP32, _EAGER = 0.2, 0.15, 0.15, 0.12, 0.1
 _ADAPTERS, _ZERO3, _FUSED, _RANKS = 0.08, 0.25, 0.07, 0.2
 """More, for techniques of which few trials were ever seen: about as far off as those were."""
@@ -44,8 +43,9 @@ def techniques(strategy: Strategy, num_ranks: int) -> Mapping[str, float]:
         for knob, deviation in _OFFLOADS.items()
         if getattr(strategy, knob) is not Offload.NONE
     }
-    if strategy.optimizer in _OPTIMIZERS:
-        found[strategy.optimizer] = _OPTIMIZERS[strategy.optimizer]
+    deviation = OPTIMIZERS[strategy.optimizer].deviation
+    if deviation:
+        found[strategy.optimizer] = deviation
     groups = {strategy.precision_of(group) for group in ModuleGroup}
     flags = (
         ("tiles", strategy.mlp_tiles > 1 or strategy.loss_tiles > 1, _TILES),
