@@ -261,6 +261,17 @@ class Outcome:
             return self.failure.state
         return TrialState.PRUNED if self.reason is not None else TrialState.COMPLETE
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Outcome:
+        """Read back what `dataclasses.asdict` gave, through JSON or not; what lacks is None."""
+        measurement, failure = record.get("measurement"), record.get("failure")
+        return cls(
+            measurement=Measurement.from_dict(measurement) if measurement else None,
+            failure=Failure.from_dict(failure) if failure else None,
+            reason=record.get("reason"),
+            duration_s=record.get("duration_s", 0.0),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
