@@ -88,6 +88,27 @@ def test_a_busy_machine_and_a_tie_are_said_once_each() -> None:
     assert text.count("Tie: trial 1 may be as fast as trial 0") == 1
 
 
+def test_a_tie_stands_beside_the_pick_in_the_table() -> None:
+    # A busy machine widens intervals: 0 and 1 overlap, 2 is far from both.
+    busy = [
+        replace(
+            t,
+            measurement=replace(
+                t.measurement, step_times_s=(1.0, 1.001, 0.999, 1.0), disturbance=0.05
+            ),
+        )
+        for t in (complete(0, 45_000, 60), complete(1, 44_000, 20), complete(2, 100, 10))
+        if t.measurement is not None
+    ]
+    study = summary(*busy)
+    table = pareto_table(study)
+    cells = [str(cell) for cell in table.columns[1].cells]
+    for cell, trial in zip(cells, study.front, strict=True):
+        is_pick = trial in study.picks.values()
+        assert ("tie: trial " in cell) == (is_pick and trial.number < 2), cell
+    assert any("tie: trial 1" in cell for cell in cells)
+
+
 def test_out_of_memory_share_is_of_launched_trials(study: StudySummary) -> None:
     assert study.num_launched == 5
     assert study.out_of_memory_share == pytest.approx(1 / 5)
