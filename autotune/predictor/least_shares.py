@@ -1,4 +1,4 @@
-"""What part of counted memory is sure to be there: the lower bound of a peak.
+"""The part of counted memory that is certain: the lower bound of a peak.
 
 Does not know what is counted.
 """

@@ -1,4 +1,4 @@
-"""What Tune keeps of trials that have ended: nothing of what they said, for the study has it."""
+"""Makes Tune drop the results of trials that have ended, since the study keeps them."""
 
 from __future__ import annotations
 
