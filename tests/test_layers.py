@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ LAYERS: tuple[str, ...] = (
     "errors",
     "names",
     "text_file",
-    "knobs",
+    "knob_values",
     "yaml_file",
     "lifeline",
     "drafts",
@@ -30,12 +31,13 @@ LAYERS: tuple[str, ...] = (
     "launch",
     "profile",
     "predictor",
-    "measure",
+    "learner",
     "samplers",
     "pruners",
     "drivers",
     "study",
     "answer",
+    "nothing_fits",
     "plan",
     "doctor",
     "cli",
@@ -76,6 +78,20 @@ def test_module_imports_only_from_below(path: Path) -> None:
     room = _room(path)
     above = {other for other in _imports(path) - {room} if ORDER[other] > ORDER[room]}
     assert above == set()
+
+
+WINGS = ("arithmetic", "memory", "reserved", "step_time", "uncertainty", "table", "analytic")
+"""The predictor's rooms, from below."""
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "predictor").rglob("*.py")), ids=str)
+def test_wing_of_the_predictor_imports_only_from_below(path: Path) -> None:
+    wing = path.relative_to(PACKAGE / "predictor").with_suffix("").parts[0]
+    if wing not in WINGS:
+        return
+    text = path.read_text(encoding="utf-8")
+    others = set(re.findall(r"from autotune\.predictor\.(\w+)", text)) - {wing}
+    assert {other for other in others if WINGS.index(other) > WINGS.index(wing)} == set()
 
 
 def test_the_table_names_every_room_once() -> None:

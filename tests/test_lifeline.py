@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 _TRACES = """
-from autotune.knobs import Attention
+from autotune.knob_values import Attention
 from autotune.profile import Variant, profile_of
 from autotune.question.workload import load_model_shape
 profile_of(load_model_shape("7B"), Variant(attention=Attention.SDPA, element_bytes=2), 64)
@@ -23,7 +23,7 @@ profile_of(load_model_shape("7B"), Variant(attention=Attention.SDPA, element_byt
 
 _MEASURES = """
 from autotune.machine.hardware import detect_hardware
-from autotune.measure import measure_rates
+from autotune.doctor.measure import measure_rates
 measure_rates(detect_hardware(2))
 """
 

@@ -9,10 +9,10 @@ import optuna
 import pytest
 from planted_model import planted_workload
 
-from autotune.answer.progress import PlainProgress
+from autotune.cli.progress import PlainProgress
 from autotune.drivers.budget import Budget
+from autotune.drivers.context import DriverContext
 from autotune.drivers.local import LocalDriver
-from autotune.drivers.terms import Terms
 from autotune.launch.launcher import Launcher
 from autotune.machine.hardware import Hardware
 from autotune.machine.software import Software
@@ -66,7 +66,7 @@ def test_what_needs_more_than_a_strategy_that_ran_out_is_pruned_with_its_reason(
     with Launcher(small, model_type="llama", folder=folder.path) as launcher:
         LocalDriver(
             launcher,
-            Terms(
+            DriverContext(
                 budget=budget,
                 spec_of=lambda trial: TrialSpec(
                     workload=workload, strategy=trial.strategy, num_ranks=2

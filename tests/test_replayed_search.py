@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from planted_truth import LIMIT_BYTES, PLAN, outcome
+from replay import Recorded, ReplayClock, ReplayRunner
 
 from autotune.drivers.budget import Budget
+from autotune.drivers.context import DriverContext
 from autotune.drivers.local import LocalDriver
-from autotune.drivers.terms import Terms
-from autotune.launch.replay import Recorded, ReplayClock, ReplayRunner
-from autotune.predictor import AnalyticPredictor, CalibratedPredictor
+from autotune.learner import CalibratedPredictor
+from autotune.predictor import AnalyticPredictor
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
 from autotune.samplers import PredictedSampler
 from autotune.study.pareto import pareto_front
@@ -58,7 +59,7 @@ def search(record: TrialRecord, clock: ReplayClock, budget_s: float, min_gain: f
     )
     driver = LocalDriver(
         ReplayRunner(RECORDED, clock=clock, sleep=clock.sleep),
-        Terms(
+        DriverContext(
             budget=Budget(budget_s, started=clock(), clock=clock),
             spec_of=spec_of,
             folder_of=lambda number: Path(),

@@ -29,11 +29,11 @@ def best_words(summary: StudySummary, exported: Path | None = None) -> str:
 
 def tie_words(summary: StudySummary) -> Iterator[str]:
     """A sentence where the fastest ran once, and one that ran again may be as fast."""
-    fastest, rival = summary.best_for(Goal.THROUGHPUT), summary.rival_of_the_fastest
-    if fastest is not None and rival is not None:
+    fastest, incumbent = summary.best_for(Goal.THROUGHPUT), summary.incumbent_of_the_fastest
+    if fastest is not None and incumbent is not None:
         yield (
-            f"Trial {fastest.number}, the fastest, ran once. Trial {rival.number} may be as fast, "
-            f"by its {len(rival.confirmations)} runs."
+            f"Trial {fastest.number}, the fastest, ran once. Trial {incumbent.number} may be as "
+            f"fast, by its {len(incumbent.confirmations)} runs."
         )
 
 

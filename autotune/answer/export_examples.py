@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from autotune.answer.export_settings import ExportSettings
-from autotune.knobs import Precision
+from autotune.knob_values import Precision
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.question.presets import PRESETS
 from autotune.question.workload import Method, Workload

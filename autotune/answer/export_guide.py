@@ -13,7 +13,7 @@ from autotune.answer.export_examples import (
     trainer_example,
 )
 from autotune.answer.export_settings import ExportSettings, settings_of
-from autotune.knobs import LossClass, Optimizer
+from autotune.knob_values import LossClass, Optimizer
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.names import visible
 from autotune.question.workload import Workload
@@ -23,6 +23,7 @@ from autotune.space.deepspeed_config import (
     flattens_parameters,
     is_client_optimizer,
 )
+from autotune.space.optimizers import OPTIMIZERS
 from autotune.space.strategy import Strategy
 from autotune.study.summary import StudySummary
 from autotune.trials.trial import Prediction, Trial
@@ -209,26 +210,29 @@ Save as `train.py`, then `sh launch.sh`:
 """
 
 
+_FLAT_8BIT_NOTE = """
+
+The optimizer's states are in 8 bit, those of the embedding too: DeepSpeed hands the optimizer flat
+partitions, in which bitsandbytes cannot tell one parameter from another. With ZeRO-0 they would be
+in 32 bit."""
+
+_8BIT_NOTE = """
+
+The optimizer's states are in 8 bit, those of the embedding in 32 bit."""
+
+_MUON_NOTE = """
+
+Muon trains the matrices between embedding and head, AdamW all else, both at the same learning
+rate. `gradient_clipping` is 0: under ZeRO, DeepSpeed would clip Muon's update."""
+
+
 def _optimizer_note(strategy: Strategy) -> str:
     """What a user of this optimizer should know, as paragraphs of their own."""
     return _algorithm_note(strategy) + (_SCALE_NOTE if strategy.scales_own_loss else "")
 
 
 def _algorithm_note(strategy: Strategy) -> str:
-    match strategy.optimizer:
-        case Optimizer.ADAMW_8BIT | Optimizer.PAGED_ADAMW_8BIT | Optimizer.LION_8BIT:
-            if flattens_parameters(strategy):
-                return """
-
-The optimizer's states are in 8 bit, those of the embedding too: DeepSpeed hands the optimizer flat
-partitions, in which bitsandbytes cannot tell one parameter from another. With ZeRO-0 they would be
-in 32 bit."""
-            return """
-
-The optimizer's states are in 8 bit, those of the embedding in 32 bit."""
-        case Optimizer.MUON:
-            return """
-
-Muon trains the matrices between embedding and head, AdamW all else, both at the same learning
-rate. `gradient_clipping` is 0: under ZeRO, DeepSpeed would clip Muon's update."""
-    return ""
+    facts = OPTIMIZERS[strategy.optimizer]
+    if facts.is_8bit:
+        return _FLAT_8BIT_NOTE if flattens_parameters(strategy) else _8BIT_NOTE
+    return _MUON_NOTE if strategy.optimizer is Optimizer.MUON else ""

@@ -124,9 +124,9 @@ def _measure(hardware: Hardware, nvme_path: Path | None) -> None:
 
     from autotune.cli.console import error_console
     from autotune.doctor import RATE_LINES
+    from autotune.doctor.measure import measure_rates
     from autotune.machine.hardware import with_nvme
     from autotune.machine.rates_file import write_rates
-    from autotune.measure import measure_rates
 
     measured = with_nvme(hardware, nvme_path) if nvme_path is not None else hardware
     console, started = error_console(), time.monotonic()

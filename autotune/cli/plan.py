@@ -175,9 +175,7 @@ def plan(
     """
     from functools import partial
 
-    from autotune.cli.command_line import CommandLine
     from autotune.cli.console import answer_console, error_console, print_document
-    from autotune.cli.larger_hardware import larger_than_planned
     from autotune.cli.refusal import (
         Asked,
         refuse_as_nothing_fits,
@@ -186,6 +184,8 @@ def plan(
     )
     from autotune.errors import ConfigError
     from autotune.machine.hardware_spec import read_hardware
+    from autotune.nothing_fits.command_line import CommandLine
+    from autotune.nothing_fits.larger_hardware import larger_than_planned
     from autotune.plan.calibration import learn_from
     from autotune.plan.explanation import explanation_json, render_explanation
     from autotune.plan.export import export_plan
@@ -247,13 +247,13 @@ def plan(
     if calibrate_from is None:
         refuse_if_nothing_fits(asked, error_console(), as_json=as_json, traces=False)
     script_of = None if quick else _announced()
-    lesson = None
+    calibration = None
     if calibrate_from is not None:
-        lesson = learn_from(_measured_study(calibrate_from), question, script_of)
-    made = make_plan(question, spec, search_space, lesson, script_of)
+        calibration = learn_from(_measured_study(calibrate_from), question, script_of)
+    made = make_plan(question, spec, search_space, calibration, script_of)
     refuse_empty_space(search_space, made.candidates, space)
     if not made.front:
-        of_known = lesson or AnalyticPredictor(workload, ranks, known_script_of)
+        of_known = calibration or AnalyticPredictor(workload, ranks, known_script_of)
         predicted = made.candidates.predicted
         refuse_as_nothing_fits(asked, of_known, predicted, error_console(), as_json=as_json)
     if out is not None:

@@ -9,12 +9,12 @@ from typing import Any, NoReturn
 import typer
 from rich.console import Console
 
-from autotune.answer.shortfall import nothing_fits, shortfall_json
-from autotune.cli.alternatives import Larger, alternatives_to
-from autotune.cli.command_line import CommandLine
 from autotune.cli.console import print_document
 from autotune.errors import ConfigError
 from autotune.machine.hardware import DeviceType, Hardware
+from autotune.nothing_fits.alternatives import Larger, alternatives_to
+from autotune.nothing_fits.command_line import CommandLine
+from autotune.nothing_fits.shortfall import nothing_fits, shortfall_json
 from autotune.predictor import AnalyticPredictor
 from autotune.question.question import Question
 from autotune.question.workload import Workload

@@ -256,15 +256,15 @@ def search(
     """
     started = time.monotonic()
     from autotune.cli.cluster import ClusterOptions
-    from autotune.cli.command_line import CommandLine
     from autotune.cli.console import error_console
-    from autotune.cli.larger_hardware import larger_than_searched
     from autotune.cli.members import member
     from autotune.cli.refusal import Asked, refuse_if_nothing_fits, refuse_large_model_on_cpu
     from autotune.cli.session import Session
     from autotune.drivers.budget import Budget, parse_duration
     from autotune.errors import ConfigError, LaunchError
     from autotune.machine.software import detect_software
+    from autotune.nothing_fits.command_line import CommandLine
+    from autotune.nothing_fits.larger_hardware import larger_than_searched
     from autotune.question.goal import Goal
     from autotune.question.question import Question
     from autotune.question.workload import load_model_shape

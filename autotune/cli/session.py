@@ -14,7 +14,6 @@ from rich.console import Console
 
 from autotune.answer.best import best_words
 from autotune.answer.export import export_into
-from autotune.answer.progress import LiveProgress, PlainProgress
 from autotune.answer.report import format_duration, render_report
 from autotune.answer.report_document import report_json
 from autotune.cli.cluster import Cluster
@@ -25,27 +24,29 @@ from autotune.cli.console import (
     print_document,
 )
 from autotune.cli.interrupt import Interrupt
+from autotune.cli.progress import LiveProgress, PlainProgress
 from autotune.cli.reuse import earlier_studies, take_over
 from autotune.drivers.budget import Budget
+from autotune.drivers.context import DriverContext
 from autotune.drivers.local import LocalDriver
 from autotune.drivers.side_by_side import SideBySideDriver
-from autotune.drivers.terms import Terms
 from autotune.errors import AutotuneError, LaunchError
 from autotune.launch.launcher import Launcher
 from autotune.launch.watched_runner import WatchedRunner
+from autotune.learner import CalibratedPredictor
 from autotune.machine.extensions import compiled_extension
 from autotune.machine.hardware import DeviceType
 from autotune.machine.software import Software
-from autotune.predictor import AnalyticPredictor, CalibratedPredictor
+from autotune.predictor import AnalyticPredictor
 from autotune.profile import ScriptsAhead
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
 from autotune.question.goal import Goal
 from autotune.question.question import Question
 from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind
-from autotune.samplers.given_first import GivenFirstSampler
+from autotune.samplers.enqueued import EnqueuedSampler
 from autotune.space.search_space import SearchSpace
 from autotune.study.folder import StudyFolder
-from autotune.study.pareto import rivals
+from autotune.study.pareto import incumbents
 from autotune.study.storage_address import check_works
 from autotune.study.stored import open_record, summarize
 from autotune.study.study import Study
@@ -174,7 +175,7 @@ class Session:
         if num_forced:
             too_large = np.flatnonzero(missing_bytes > 0)
             nearest = too_large[np.argsort(missing_bytes[too_large], kind="stable")][:num_forced]
-            proposals = GivenFirstSampler(map(table.strategy, nearest.tolist()), proposals)
+            proposals = EnqueuedSampler(map(table.strategy, nearest.tolist()), proposals)
         study = Study(
             self._record,
             sampler=proposals,
@@ -238,7 +239,7 @@ class Session:
                 # The slower in no less memory may still use the least energy.
                 return self._spec_of(trial, () if goal is Goal.ENERGY else study.trials)
 
-            terms = Terms(
+            context = DriverContext(
                 budget=budget,
                 spec_of=spec_of,
                 folder_of=self._folder.trial_folder,
@@ -246,7 +247,7 @@ class Session:
                 is_interrupted=interrupt.check,
                 trial_timeout_s=trial_timeout_s,
             )
-            driver = self._driver(terms, launchers, cluster)
+            driver = self._driver(context, launchers, cluster)
             try:
                 driver.run(study)
                 if interrupt.check():
@@ -282,7 +283,7 @@ class Session:
                 )
 
     def _driver(
-        self, terms: Terms, launchers: Sequence[Launcher], cluster: Cluster | None
+        self, context: DriverContext, launchers: Sequence[Launcher], cluster: Cluster | None
     ) -> Driver:
         """Who owns the loop."""
         if cluster is not None:
@@ -290,15 +291,15 @@ class Session:
 
             return RayTuneDriver(
                 cluster.ray,
-                terms,
+                context,
                 max_concurrent=cluster.max_concurrent,
                 study_name=self._folder.name,
                 log=self._folder.path / "ray.log",
             )
         runners = [WatchedRunner(each, self._question.hardware) for each in launchers]
         if len(runners) == 1:
-            return LocalDriver(runners[0], terms)
-        return SideBySideDriver(runners, terms)
+            return LocalDriver(runners[0], context)
+        return SideBySideDriver(runners, context)
 
     def _greet(
         self, progress: LiveProgress | PlainProgress, study: Study, *, is_here: bool
@@ -327,7 +328,7 @@ class Session:
             num_ranks=self._question.hardware.num_devices,
             seed=self._question.seed,
             nvme_path=self._question.hardware.nvme_path,
-            rivals=rivals(others),
+            incumbents=incumbents(others),
         )
         return spec if trial.confirms is None else spec.to_confirm()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.drivers.terms import Terms, never_launched
+from autotune.drivers.context import DriverContext, never_launched
 from autotune.errors import LaunchError
 from autotune.trials.protocols import Runner, TrialSource
 from autotune.trials.trial import Outcome, Trial
@@ -15,12 +15,12 @@ class LocalDriver:
 
     Args:
         runner: runs one trial.
-        terms: what every driver is told.
+        context: what every driver is told.
     """
 
-    def __init__(self, runner: Runner, terms: Terms) -> None:
+    def __init__(self, runner: Runner, context: DriverContext) -> None:
         self._runner = runner
-        self._terms = terms
+        self._context = context
 
     def run(self, study: TrialSource) -> None:
         """Until the study has nothing left, the budget is spent or the user interrupts.
@@ -28,18 +28,18 @@ class LocalDriver:
         Raises:
             LaunchError: the runner could not start any process; the trial is told as lost.
         """
-        terms, progress = self._terms, self._terms.progress
-        while not terms.is_interrupted():
-            trial = study.ask(terms.budget.remaining_s)
+        context, progress = self._context, self._context.progress
+        while not context.is_interrupted():
+            trial = study.ask(context.budget.remaining_s)
             progress.trials_changed(study.trials)
             if trial is None:
                 return
             progress.trial_started(trial)
             try:
                 outcome = self._runner.run(
-                    terms.spec_of(trial),
-                    folder=terms.folder_of(trial.number),
-                    timeout_s=terms.trial_timeout_s,
+                    context.spec_of(trial),
+                    folder=context.folder_of(trial.number),
+                    timeout_s=context.trial_timeout_s,
                     on_event=progress.trial_event,
                     should_stop=self._reason_to_stop,
                 )
@@ -50,9 +50,9 @@ class LocalDriver:
 
     def _end(self, study: TrialSource, trial: Trial, outcome: Outcome) -> None:
         ended = study.tell(trial, outcome)
-        self._terms.progress.trials_changed(study.trials)
-        self._terms.progress.trial_ended(ended)
+        self._context.progress.trials_changed(study.trials)
+        self._context.progress.trial_ended(ended)
 
     def _reason_to_stop(self) -> str | None:
-        self._terms.progress.refresh()
-        return self._terms.reason_to_stop()
+        self._context.progress.refresh()
+        return self._context.reason_to_stop()

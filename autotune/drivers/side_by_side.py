@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from autotune.drivers.terms import Terms, never_launched
+from autotune.drivers.context import DriverContext, never_launched
 from autotune.errors import LaunchError
 from autotune.trials.protocols import Runner, TrialSource
 from autotune.trials.trial import Failure, FailureKind, Outcome, Trial
@@ -31,13 +31,13 @@ class SideBySideDriver:
 
     Args:
         runners: each runs one trial at a time, on devices of its own.
-        terms: what every driver is told; of events the progress gets those of one trial at a time.
+        context: what every driver is told; the progress gets events of one trial at a time.
     """
 
-    def __init__(self, runners: Sequence[Runner], terms: Terms) -> None:
+    def __init__(self, runners: Sequence[Runner], context: DriverContext) -> None:
         self._runners = tuple(runners)
-        self._terms = terms
-        self._progress = terms.progress
+        self._context = context
+        self._progress = context.progress
         self._stop_reason: str | None = None
         self._events: SimpleQueue[tuple[int, Mapping[str, Any]]] = SimpleQueue()
         self._running: dict[Future[Outcome], tuple[Trial, int]] = {}
@@ -83,7 +83,7 @@ class SideBySideDriver:
         """The next trial, unless one runs alone."""
         if any(trial.strategy.uses_host for trial, _ in self._running.values()):
             return None
-        trial = study.ask(self._terms.budget.remaining_s)
+        trial = study.ask(self._context.budget.remaining_s)
         self._progress.trials_changed(study.trials)
         if trial is not None and trial.strategy.uses_host:
             self._progress.note(
@@ -101,9 +101,9 @@ class SideBySideDriver:
         self._progress.trial_started(trial)
         future = pool.submit(
             self._runners[place].run,
-            self._terms.spec_of(trial),
-            folder=self._terms.folder_of(trial.number),
-            timeout_s=self._terms.trial_timeout_s,
+            self._context.spec_of(trial),
+            folder=self._context.folder_of(trial.number),
+            timeout_s=self._context.trial_timeout_s,
             on_event=lambda event: self._events.put((trial.number, event)),
             should_stop=lambda: self._stop_reason,
         )
@@ -138,7 +138,7 @@ class SideBySideDriver:
     def _look_around(self) -> None:
         """Note whether it is time to stop; runners read it from their threads."""
         self._progress.refresh()
-        if reason := self._terms.reason_to_stop():
+        if reason := self._context.reason_to_stop():
             self._stop_reason = reason
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.errors import ConfigError
+from autotune.learner import CalibratedPredictor
 from autotune.machine.hardware import DeviceType
-from autotune.predictor import AnalyticPredictor, CalibratedPredictor, ScriptSource
+from autotune.predictor import AnalyticPredictor, ScriptSource
 from autotune.question.question import Question
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_table import StrategyTable
@@ -24,7 +25,7 @@ from autotune.trials.prediction_table import PredictionTable
 from autotune.trials.protocols import Predictor
 from autotune.trials.trial import Prediction, Trial
 
-__all__ = ["Lesson", "learn_from"]
+__all__ = ["Calibration", "learn_from"]
 
 _LEAST_TRIALS = 2
 """Of fewer the calibration learns nothing."""
@@ -34,7 +35,7 @@ _UNMOVED = 0.0005
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lesson:
+class Calibration:
     """Predictions of one question, corrected by the trials of a study."""
 
     study: str
@@ -110,7 +111,7 @@ class Lesson:
 
 def learn_from(
     study: StudySummary, question: Question, script_of: ScriptSource | None = None
-) -> Lesson:
+) -> Calibration:
     """What a study teaches about another question.
 
     Args:
@@ -135,7 +136,7 @@ def learn_from(
             "that anything is learned from; name another, or let its search go on"
         )
     prior = AnalyticPredictor(question.workload, ours, script_of)
-    return Lesson(
+    return Calibration(
         study=str(study.folder or study.name),
         measured_on=f"{study.workload.model.name}, {study.workload.method}, {theirs}",
         num_trials=len(trials),

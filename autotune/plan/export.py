@@ -88,7 +88,7 @@ def _provenance(plan: Plan, candidate: Candidate, date: str) -> dict[str, Any]:
         "loss_class": str(plan.loss_class(candidate)),
         "prediction": asdict(candidate.prediction),
         "assumptions": list(plan_assumptions(plan)),
-        "calibrated_from": plan.lesson.to_dict() if plan.lesson is not None else None,
+        "calibrated_from": plan.calibration.to_dict() if plan.calibration is not None else None,
         "environment": planned_settings(plan.hardware).to_dict(),
         "reference": plan.reference.to_dict(),
         "workload": plan.workload.to_dict(),

@@ -14,11 +14,11 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.knobs import LossClass
+from autotune.knob_values import LossClass
 from autotune.machine.hardware import Hardware
 from autotune.machine.hardware_spec import HardwareSpec
 from autotune.machine.software import Software
-from autotune.plan.calibration import Lesson
+from autotune.plan.calibration import Calibration
 from autotune.predictor import AnalyticPredictor, ScriptSource
 from autotune.pruners import PredictedMemoryPruner
 from autotune.question.goal import FRONT_PICKS, Goal
@@ -95,7 +95,7 @@ class Plan:
     reference: Strategy
     """The strategy whose loss-changing knobs all others are compared with."""
     candidates: Candidates
-    lesson: Lesson | None = None
+    calibration: Calibration | None = None
     """What predictions were corrected by, if by anything."""
     doubt: str | None = None
     """Why the activations of this model are a guess; None where they are not."""
@@ -248,7 +248,7 @@ def make_plan(
     question: Question,
     spec: HardwareSpec,
     space: SearchSpace,
-    lesson: Lesson | None = None,
+    calibration: Calibration | None = None,
     script_of: ScriptSource | None = None,
 ) -> Plan:
     """Predict every strategy of the space.
@@ -257,10 +257,10 @@ def make_plan(
         question: on `spec.all_ranks`.
         spec: the hosts.
         space: of the same question; a space too large to list is drawn from.
-        lesson: of the same question; predictions are the uncorrected ones if left out.
-        script_of: as for `AnalyticPredictor`; a lesson has its own.
+        calibration: of the same question; predictions are the uncorrected ones if left out.
+        script_of: as for `AnalyticPredictor`; a calibration has its own.
     """
-    predictor = lesson or AnalyticPredictor(question.workload, question.hardware, script_of)
+    predictor = calibration or AnalyticPredictor(question.workload, question.hardware, script_of)
     return Plan(
         question=question,
         spec=spec,
@@ -270,7 +270,7 @@ def make_plan(
             predicted=predictor.predict_table(space.table),
             predictor=predictor,
         ),
-        lesson=lesson,
+        calibration=calibration,
         doubt=predictor.doubt,
         is_quick=script_of is None,
     )

@@ -74,7 +74,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "headroom": plan.question.headroom,
         "host_headroom": plan.question.host_headroom,
         "assumptions": list(plan_assumptions(plan)),
-        "calibrated_from": plan.lesson.to_dict() if plan.lesson is not None else None,
+        "calibrated_from": plan.calibration.to_dict() if plan.calibration is not None else None,
         "limit_bytes": plan.question.memory_limit_bytes,
         "host_memory_bytes": plan.spec.host.host_memory_bytes,
         "host_limit_bytes": plan.question.host_limit_bytes,
@@ -143,8 +143,8 @@ def plan_assumptions(plan: Plan) -> Iterator[str]:
         yield (
             f"A host has {format_gib(host.nvme_free_bytes)} GiB of NVMe disk, at {host.nvme_path}."
         )
-    if plan.lesson is not None:
-        yield from plan.lesson.sentences(plan.candidates.table)
+    if plan.calibration is not None:
+        yield from plan.calibration.sentences(plan.candidates.table)
     if plan.doubt is not None:
         yield (
             f"Activations of {plan.workload.model.name} are a guess, with wider bounds: its code "

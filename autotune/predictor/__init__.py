@@ -1,7 +1,6 @@
 """The predictor: the memory and the step time of a strategy before it runs."""
 
 from autotune.predictor.analytic import AnalyticPredictor
-from autotune.predictor.calibration import CalibratedPredictor
-from autotune.predictor.reserved import ScriptSource
+from autotune.predictor.reserved.simulation import ScriptSource
 
-__all__ = ["AnalyticPredictor", "CalibratedPredictor", "ScriptSource"]
+__all__ = ["AnalyticPredictor", "ScriptSource"]

@@ -10,20 +10,20 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from autotune.knobs import Offload
+from autotune.knob_values import Offload
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.arithmetic import Ask, ask_about
-from autotune.predictor.corrections import TIME_COEFFICIENTS, TimeCurve
-from autotune.predictor.doubt import log_bounds, techniques
-from autotune.predictor.host_memory import HostMemory, host_memory
-from autotune.predictor.memory import MemoryModel
-from autotune.predictor.peak_memory import PeakMemory
-from autotune.predictor.precision import FP32_BYTES, element_bytes
-from autotune.predictor.reserved import ReservedPeak, ScriptSource
-from autotune.predictor.shares import RankShare
-from autotune.predictor.shrinkage import untaught
+from autotune.predictor.memory.host_memory import HostMemory, host_memory
+from autotune.predictor.memory.peak import MemoryModel
+from autotune.predictor.memory.peak_memory import PeakMemory
+from autotune.predictor.memory.precision import FP32_BYTES, element_bytes
+from autotune.predictor.memory.sharding import RankShard
+from autotune.predictor.reserved.simulation import ReservedModel, ReservedPeak, ScriptSource
+from autotune.predictor.step_time.model import StepParts, TimeModel
 from autotune.predictor.table import Explanation, explain_table
-from autotune.predictor.time import StepParts, TimeModel
+from autotune.predictor.uncertainty.bounds import log_bounds, techniques
+from autotune.predictor.uncertainty.coefficients import TIME_COEFFICIENTS, TimeCurve
+from autotune.predictor.uncertainty.map_fit import prior_fit
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_table import StrategyTable
@@ -40,7 +40,7 @@ rank just forked."""
 _NUM_LATEST = 1024
 """Explanations that are kept: a study learns from the same trials again and again."""
 
-_UNTAUGHT = untaught(TIME_COEFFICIENTS)
+_PRIOR_FIT = prior_fit(TIME_COEFFICIENTS)
 """What is known of the time's coefficients before any trial."""
 
 
@@ -70,7 +70,10 @@ class AnalyticPredictor:
         self._knows_rates = not self._is_cpu or hardware.rates is not None
         self._num_ranks = hardware.num_devices
         self._num_nodes = hardware.num_nodes
-        self._memory = MemoryModel(workload, hardware, script_of, traces=traces)
+        self._memory = MemoryModel(workload, hardware, traces=traces)
+        self._reserved = script_of and ReservedModel(
+            workload, hardware, self._memory.states, script_of, self._memory.token_model.of
+        )
         self._time = TimeModel(workload, hardware, self._memory)
         self._explained = lru_cache(_NUM_LATEST)(self._explain)
         self._latest: tuple[StrategyTable, PredictionTable] | None = None
@@ -87,15 +90,29 @@ class AnalyticPredictor:
 
     def explain(self, strategy: Strategy) -> tuple[Prediction, StepParts]:
         """The prediction of one strategy, and what its step time is made of."""
-        return self._explained(strategy, self._memory.simulated(strategy))
+        return self._explained(strategy, self.simulated(strategy))
+
+    def simulated(self, strategy: Strategy) -> ReservedPeak | None:
+        """What the allocator comes to, where that is known by now."""
+        return self._reserved.peak(strategy) if self._reserved else None
+
+    def peak_memory(self, strategy: Strategy) -> PeakMemory:
+        """The peak of the worst rank: simulated where its allocations are known, else counted."""
+        return self._peak(strategy, self.simulated(strategy))
+
+    def _peak(self, strategy: Strategy, simulated: ReservedPeak | None) -> PeakMemory:
+        counted = self._memory.peak(strategy)
+        if simulated is None:
+            return counted
+        return simulated.instead_of(counted, num_ranks=self._num_ranks)
 
     def _explain(
         self, strategy: Strategy, simulated: ReservedPeak | None
     ) -> tuple[Prediction, StepParts]:
-        peak, parts = self._memory.peak_with(strategy, simulated), self._time.parts(strategy)
+        peak, parts = self._peak(strategy, simulated), self._time.parts(strategy)
         shares = self._memory.states.shares(strategy)
         unproven = tuple(self.techniques(strategy).values())
-        below, above = log_bounds(TimeCurve(parts), _UNTAUGHT, unproven)
+        below, above = log_bounds(TimeCurve(parts), _PRIOR_FIT, unproven)
         prediction = Prediction(
             **self._figures(ask_about(strategy), shares, peak, parts),
             step_time_lower_s=parts.total_s * math.exp(-below),
@@ -150,7 +167,7 @@ class AnalyticPredictor:
             "tokens_per_second": self._workload.tokens_per_step / step_time_s,
         }
 
-    def _host_memory(self, strategy: Strategy, shares: tuple[RankShare, ...]) -> HostMemory:
+    def _host_memory(self, strategy: Strategy, shares: tuple[RankShard, ...]) -> HostMemory:
         """What a strategy takes of each host; on the CPU that is in the peak already."""
         if self._is_cpu:
             return HostMemory(expected=0, lower=0, upper=0, save=0)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.predictor.memory import MemoryModel
-from autotune.predictor.peak_memory import PeakMemory
-from autotune.predictor.time import StepParts, TimeModel
+from autotune.predictor.memory.peak import MemoryModel
+from autotune.predictor.memory.peak_memory import PeakMemory
+from autotune.predictor.step_time.model import StepParts, TimeModel
 from autotune.space.strategy_table import Column, StrategyTable
 
 __all__ = ["Explanation", "explain_table"]

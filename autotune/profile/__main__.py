@@ -31,7 +31,7 @@ if __name__ == "__main__":
 
 import torch  # noqa: F401  (before Triton's stand-in, which torch would take for the real one)
 
-from autotune.knobs import Attention, CheckpointScope
+from autotune.knob_values import Attention, CheckpointScope
 from autotune.profile.liger import stand_in_for_triton
 from autotune.profile.script_trace import trace_script
 from autotune.profile.trace import trace

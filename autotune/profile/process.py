@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
-from autotune.knobs import Attention, CheckpointScope
+from autotune.knob_values import Attention, CheckpointScope
 from autotune.profile.model_profile import ModelProfile
 from autotune.profile.script import AllocationScript
 from autotune.profile.store import read_profile, read_script, write_record

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autotune.knobs import CheckpointScope
+from autotune.knob_values import CheckpointScope
 from autotune.profile.gpu_kernels import attention_workspace_bytes, gpu_kernels
 from autotune.profile.liger import as_on_a_gpu, launches_told_to
 from autotune.profile.script import AllocationScript, Repeat

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from autotune.knobs import Attention
+from autotune.knob_values import Attention
 from autotune.profile.gpu_kernels import FLASH_ATTENTION
 from autotune.profile.variant import Variant
 from autotune.question.workload import ModelShape

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from autotune.knobs import Attention, CheckpointScope
+from autotune.knob_values import Attention, CheckpointScope
 
 __all__ = ["Recipe", "Variant", "digest"]
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from autotune.knobs import Attention, MasterWeights, Offload, Optimizer
+from autotune.knob_values import Attention, MasterWeights, Offload
+from autotune.space.optimizers import OPTIMIZERS
 from autotune.space.strategy import KNOBS, Strategy
 
 __all__ = ["holds_as_much", "needs_as_much"]
@@ -115,22 +116,9 @@ def _by_optimizer(strategy: Strategy, other: Strategy, of_host: bool) -> bool:
 
     Paged states may be on the host, which others never use.
     """
-    if of_host and other.optimizer is Optimizer.PAGED_ADAMW_8BIT:
+    if of_host and OPTIMIZERS[other.optimizer].is_paged:
         return False
-    return other.optimizer in _SMALLER_STATES.get(strategy.optimizer, ())
-
-
-_SMALLER_STATES: Mapping[Optimizer, tuple[Optimizer, ...]] = {
-    Optimizer.ADAMW: (
-        Optimizer.ADAMW_8BIT,
-        Optimizer.PAGED_ADAMW_8BIT,
-        Optimizer.LION,
-        Optimizer.LION_8BIT,
-        Optimizer.SGD,
-    ),
-    Optimizer.ADAMW_8BIT: (Optimizer.PAGED_ADAMW_8BIT, Optimizer.LION_8BIT),
-    Optimizer.LION: (Optimizer.LION_8BIT,),
-}
+    return other.optimizer in OPTIMIZERS[strategy.optimizer].smaller
 
 
 def _by_optimizer_place(strategy: Strategy, other: Strategy, of_host: bool) -> bool:

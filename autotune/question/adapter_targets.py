@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autotune.knobs import ModuleGroup
+from autotune.knob_values import ModuleGroup
 
 __all__ = ["ADAPTER_GROUPS", "ALL_LINEAR", "can_have_adapter", "has_adapter", "read_targets"]
 

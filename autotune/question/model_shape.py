@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from autotune.knobs import ModuleGroup
+from autotune.knob_values import ModuleGroup
 from autotune.question.adapter_targets import (
     ADAPTER_GROUPS,
     ALL_LINEAR,

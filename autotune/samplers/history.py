@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.samplers.outlook import Measured
+from autotune.samplers.acquisition import Measured
 from autotune.space.strategy import Strategy
 from autotune.trials.figures import TrialFigures
 from autotune.trials.trial import Trial, TrialState

@@ -3,7 +3,7 @@
 Expected improvement: Jones, Schonlau and Welch, Efficient Global Optimization (Journal of Global
 Optimization 13, 1998), equation 15. Of the front: the closed form for two objectives of Emmerich,
 Deutz and Klinkenberg, Hypervolume-based Expected Improvement (IEEE CEC 2011). Does not know where
-beliefs come from.
+posteriors come from.
 """
 
 from __future__ import annotations

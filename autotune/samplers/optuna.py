@@ -25,7 +25,7 @@ from optuna.trial import TrialState as OptunaState
 
 from autotune.errors import ConfigError
 from autotune.samplers.kind import SamplerKind
-from autotune.samplers.lesson import Lesson, impossible, lesson_of
+from autotune.samplers.observation import Observation, impossible, observation_of
 from autotune.samplers.parameters import Parameters
 from autotune.space.search_space import SearchSpace
 from autotune.space.strategy import Strategy
@@ -113,7 +113,7 @@ class OptunaSampler:
     def _forget_what_was_not_taken(self, tried: set[Strategy]) -> None:
         """A proposal that was put off may be drawn again."""
         for strategy in [strategy for strategy in self._asked if strategy not in tried]:
-            self._tell(self._asked.pop(strategy), Lesson(state=OptunaState.FAIL))
+            self._tell(self._asked.pop(strategy), Observation(state=OptunaState.FAIL))
 
     def _draw(self, tried: set[Strategy]) -> Strategy | None:
         """Ask until something new comes; None when it takes too long."""
@@ -133,7 +133,7 @@ class OptunaSampler:
                 proposal = strategy
                 break
         for inner in repeats:
-            self._tell(inner, Lesson(state=OptunaState.FAIL))
+            self._tell(inner, Observation(state=OptunaState.FAIL))
         return proposal
 
     def _learn(self, trials: Sequence[Trial]) -> None:
@@ -141,42 +141,42 @@ class OptunaSampler:
         for trial in trials:
             if trial.strategy in self._learned:
                 continue
-            lesson = lesson_of(trial, self._capacity_bytes)
-            if lesson is None:
+            observation = observation_of(trial, self._capacity_bytes)
+            if observation is None:
                 continue
             self._learned.add(trial.strategy)
             inner = self._asked.pop(trial.strategy, None)
             if inner is not None:
-                self._tell(inner, lesson)
+                self._tell(inner, observation)
             else:
-                self._add(trial.strategy, lesson)
+                self._add(trial.strategy, observation)
 
-    def _add(self, strategy: Strategy, lesson: Lesson) -> None:
-        """Take in a lesson about a strategy that the Optuna study was not asked for."""
+    def _add(self, strategy: Strategy, observation: Observation) -> None:
+        """Take in an observation about a strategy that the Optuna study was not asked for."""
         params = self._parameters.params(strategy)
         if params is None:
             return
         if self._kind is SamplerKind.NSGA2:
             # Only a trial that was asked for gets a generation, without which it has no children.
             self._study.enqueue_trial(params)
-            self._tell(self._study.ask(self._distributions), lesson)
+            self._tell(self._study.ask(self._distributions), observation)
             return
         added = optuna.trial.create_trial(
-            state=lesson.state,
-            values=lesson.values,
+            state=observation.state,
+            values=observation.values,
             params=params,
             distributions=self._distributions,
         )
-        if lesson.violation is not None:
-            added.set_constraint(_CONSTRAINT, lesson.violation)
+        if observation.violation is not None:
+            added.set_constraint(_CONSTRAINT, observation.violation)
         self._study.add_trial(added)
 
-    def _tell(self, inner: optuna.Trial, lesson: Lesson) -> None:
+    def _tell(self, inner: optuna.Trial, observation: Observation) -> None:
         if not self._kind.learns:
             return
-        if lesson.violation is not None:
-            inner.set_constraint(_CONSTRAINT, lesson.violation)
-        self._study.tell(inner, lesson.values, state=lesson.state)
+        if observation.violation is not None:
+            inner.set_constraint(_CONSTRAINT, observation.violation)
+        self._study.tell(inner, observation.values, state=observation.state)
 
 
 def _sampler(kind: SamplerKind, seed: int) -> BaseSampler:

@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.learner.gaussian_process import Posterior
+from autotune.learner.neighbours import Neighbours
+from autotune.learner.surrogate import Surrogate
 from autotune.predictor.analytic import AnalyticPredictor
-from autotune.predictor.neighbours import Neighbours
 from autotune.question.goal import Goal
-from autotune.samplers.belief import Belief
-from autotune.samplers.blame import chance_to_run
+from autotune.samplers.acquisition import Acquisition, Measured
+from autotune.samplers.crash_probability import run_probability
 from autotune.samplers.history import History, Past
 from autotune.samplers.improvement import Front, Normal, probability
-from autotune.samplers.outlook import Measured, Outlook
 from autotune.samplers.shortlist import Shortlist
-from autotune.samplers.surrogate import Surrogate
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_table import StrategyTable
 from autotune.trials.durations import TrialDurations, start_kind
@@ -36,7 +36,7 @@ _NUM_TEACHING = 2
 """So many trials are chosen for what they teach, after the one that is predicted best."""
 
 _NUM_PROMISING = 64
-"""Rows whose beliefs are looked at together; of more, linear algebra would start threads."""
+"""Rows whose posteriors are looked at together; of more, linear algebra would start threads."""
 
 _LEAST_TRIALS = 8
 """Nothing is called unlikely before so many trials were measured."""
@@ -108,10 +108,10 @@ class PredictedSampler:
         left, are_all = self._shortlist.rows(is_left, len(trials) - past.num_running)
         running = past.running
         rows = np.append(left, running)
-        outlook = self._outlook(past, rows, num_running=len(running))
-        gains = outlook.gains(self._goal)[: len(left)]
+        acquisition = self._outlook(past, rows, num_running=len(running))
+        gains = acquisition.gains(self._goal)[: len(left)]
         cost_s = self._durations.shown_by(trials).expected_s(
-            np.exp(outlook.step_time.mean[: len(left)]),
+            np.exp(acquisition.step_time.mean[: len(left)]),
             starts=self._starts[left],
             share_run=self._share_run[left],
             num_warm_up=self._num_warm_up[left],
@@ -119,7 +119,7 @@ class PredictedSampler:
         best_first = np.argsort(-gains / cost_s, kind="stable")
         promising = best_first[:_NUM_PROMISING]
         # What runs may still show that more is to be had.
-        reason = None if past.num_running else self._reason_to_end(outlook, promising)
+        reason = None if past.num_running else self._reason_to_end(acquisition, promising)
         if not are_all and (reason or gains[promising[0]] <= 0):
             self._shortlist.forget()
             return self.propose(trials)
@@ -128,16 +128,16 @@ class PredictedSampler:
         if reason:
             self.end_reason = reason
             return None
-        if 0 < len(outlook.measured) <= _NUM_TEACHING:
-            telling = _telling(outlook.step_time, promising, gains[promising])
-            worth = telling * outlook.chance[promising] / cost_s[promising]
+        if 0 < len(acquisition.measured) <= _NUM_TEACHING:
+            telling = _telling(acquisition.step_time, promising, gains[promising])
+            worth = telling * acquisition.chance[promising] / cost_s[promising]
             return self._table.strategy(int(left[promising[np.argmax(worth)]]))
         if gains[promising[0]] > 0:
             return self._table.strategy(int(left[promising[0]]))
         missing = self._surrogate.predicted.missing_bytes(**self._limits)
         return self._table.strategy(int(left[np.argmin(missing[left])]))
 
-    def _outlook(self, past: Past, rows: NDArray[np.intp], *, num_running: int) -> Outlook:
+    def _outlook(self, past: Past, rows: NDArray[np.intp], *, num_running: int) -> Acquisition:
         """Of some rows; the last of them run now, and are taken to come out as expected."""
         overhead = self._surrogate.predicted.device_overhead_bytes
         limit = self._limits["device_bytes"] - float(np.median(overhead))
@@ -156,8 +156,8 @@ class PredictedSampler:
             memory=np.exp(memory.mean[running]),
             energy=(np.exp(log_power) / speed)[running],
         )
-        runs = chance_to_run(self._table.take(rows), past.trials)
-        return Outlook(
+        runs = run_probability(self._table.take(rows), past.trials)
+        return Acquisition(
             measured=past.measured(float(np.exp(log_power.mean()))).joined(expected),
             step_time=step_time,
             peak_memory=memory,
@@ -167,15 +167,15 @@ class PredictedSampler:
             tokens=self._tokens,
         )
 
-    def _reason_to_end(self, outlook: Outlook, rows: NDArray[np.intp]) -> str | None:
+    def _reason_to_end(self, acquisition: Acquisition, rows: NDArray[np.intp]) -> str | None:
         if not self._min_gain:
             return None
-        if not len(outlook.measured):
-            chance = 1 - np.prod(1 - outlook.chance[rows])
+        if not len(acquisition.measured):
+            chance = 1 - np.prod(1 - acquisition.chance[rows])
             return "nothing that is left is likely to fit" if chance < _UNLIKELY else None
-        if len(outlook.measured) < _LEAST_TRIALS:
+        if len(acquisition.measured) < _LEAST_TRIALS:
             return None
-        if outlook.potential(self._goal, rows) >= self._min_gain:
+        if acquisition.potential(self._goal, rows) >= self._min_gain:
             return None
         return (
             f"nothing that is left is likely to improve {_WORDS[self._goal]} by more than "
@@ -207,10 +207,10 @@ _WORDS = {
 }
 
 
-def _telling(belief: Belief, rows: NDArray[np.intp], weights: _Array) -> _Array:
+def _telling(posterior: Posterior, rows: NDArray[np.intp], weights: _Array) -> _Array:
     """By how much measuring each row would lower the variance of all, by their weights."""
-    covariance = belief.covariance(rows)
-    variance = np.diag(covariance) + belief.noise**2
+    covariance = posterior.covariance(rows)
+    variance = np.diag(covariance) + posterior.noise**2
     told: _Array = (weights @ covariance**2) / variance
     return told
 

@@ -1,6 +1,6 @@
 """The rows of a large space that are worth another look.
 
-Late in a study one trial moves few beliefs, and looking at every row of a large space for each
+Late in a study one trial moves few posteriors, and looking at every row of a large space for each
 would cost more than the trials' record does. Does not know what makes a row good.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.trials.news import has_news
+from autotune.trials.refit import needs_refit
 
 __all__ = ["Shortlist"]
 
@@ -27,7 +27,7 @@ class Shortlist:
 
     def rows(self, is_left: NDArray[np.bool_], num_observed: int) -> tuple[_Places, bool]:
         """Those to look at among what is left, and whether these are all."""
-        if self._best is not None and not has_news(num_observed, self._num_observed):
+        if self._best is not None and not needs_refit(num_observed, self._num_observed):
             best = self._best[is_left[self._best]]
             if 2 * len(best) >= _NUM_ROWS:
                 return best, False

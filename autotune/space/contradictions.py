@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from autotune.knobs import (
+from autotune.knob_values import (
     DEFAULT_BUCKET_SIZE,
     PARALLEL_DEGREES,
     Attention,
@@ -20,6 +20,7 @@ from autotune.knobs import (
     Optimizer,
     Precision,
 )
+from autotune.space.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
     from autotune.space.strategy import Strategy
@@ -141,19 +142,19 @@ def _tiles(s: Strategy) -> str | None:
 
 
 def _optimizer(s: Strategy) -> str | None:
-    if s.optimizer is Optimizer.ADAFACTOR and s.zero_stage > 0:
+    if OPTIMIZERS[s.optimizer].is_factored and s.zero_stage > 0:
         return (
-            f"optimizer adafactor needs zero_stage 0, got {s.zero_stage}: ZeRO hands the "
+            f"optimizer {s.optimizer} needs zero_stage 0, got {s.zero_stage}: ZeRO hands the "
             "optimizer flat partitions, whose second moment cannot be factored"
         )
-    if s.optimizer in (Optimizer.ADAFACTOR, Optimizer.MUON) and s.tensor_parallel_size > 1:
+    if OPTIMIZERS[s.optimizer].needs_whole_matrices and s.tensor_parallel_size > 1:
         return (
             f"optimizer {s.optimizer} needs tensor_parallel_size 1, got {s.tensor_parallel_size}: "
             "it works on whole matrices"
         )
-    if s.optimizer is Optimizer.ADAFACTOR and s.is_bf16_pipeline:
+    if OPTIMIZERS[s.optimizer].is_factored and s.is_bf16_pipeline:
         return (
-            "optimizer adafactor needs pipeline_parallel_size 1 with precision bf16, got "
+            f"optimizer {s.optimizer} needs pipeline_parallel_size 1 with precision bf16, got "
             f"{s.pipeline_parallel_size}: DeepSpeed makes flat partitions there"
         )
     if s.optimizer is Optimizer.MUON:

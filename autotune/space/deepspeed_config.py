@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from autotune.errors import ConfigError
-from autotune.knobs import MasterWeights, Offload, Optimizer, Precision
+from autotune.knob_values import MasterWeights, Offload, Optimizer, Precision
 from autotune.machine.hardware import DeviceType
 from autotune.question.workload import Workload
+from autotune.space.optimizers import OPTIMIZERS, Library
 from autotune.space.strategy import Strategy
 
 __all__ = [
@@ -53,7 +54,7 @@ _NVME_SUB_GROUP_ELEMENTS = 100_000_000
 def is_client_optimizer(strategy: Strategy) -> bool:
     """Whether the optimizer is built outside DeepSpeed and passed to `deepspeed.initialize`."""
     return (
-        not strategy.optimizer.is_of_torch
+        OPTIMIZERS[strategy.optimizer].library is not Library.TORCH
         or strategy.has_several_dtypes
         or strategy.scales_own_loss
     )
@@ -250,17 +251,9 @@ def _optimizer(
     if is_client_optimizer(strategy):
         return None
     # No types of DeepSpeed's: looked up in torch.optim by these very names.
-    if strategy.optimizer is Optimizer.ADAFACTOR:
-        return {"type": "Adafactor", "params": {"lr": learning_rate, "weight_decay": 0.0}}
-    if strategy.optimizer is Optimizer.SGD:
-        return {"type": "SGD", "params": {"lr": learning_rate, "momentum": 0.9}}
-    params: dict[str, Any] = {
-        "lr": learning_rate,
-        "betas": [0.9, 0.999],
-        "eps": 1e-8,
-        "weight_decay": 0.0,
-    }
-    if strategy.offload_optimizer is Offload.NONE:
+    facts = OPTIMIZERS[strategy.optimizer]
+    params = {"lr": learning_rate, **facts.settings}
+    if strategy.optimizer is Optimizer.ADAMW and strategy.offload_optimizer is Offload.NONE:
         # torch's own AdamW needs no extension to be compiled; fused is its single-kernel form.
         params |= {"torch_adam": True, "fused": device_type is DeviceType.CUDA}
-    return {"type": "AdamW", "params": params}
+    return {"type": facts.class_name, "params": params}

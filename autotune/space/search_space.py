@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from autotune.errors import ConfigError
-from autotune.knobs import PARALLEL_DEGREES
+from autotune.knob_values import PARALLEL_DEGREES
 from autotune.machine.hardware import Hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Workload

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any, get_type_hints
 
 from autotune.errors import ConfigError
-from autotune.knobs import (
+from autotune.knob_values import (
     DEFAULT_BUCKET_SIZE,
     PARALLEL_DEGREES,
     Attention,
@@ -27,6 +27,7 @@ from autotune.knobs import (
     Precision,
 )
 from autotune.space.contradictions import contradiction
+from autotune.space.optimizers import OPTIMIZERS
 
 __all__ = ["KNOBS", "LOSS_CLASSES", "Strategy", "read_knob"]
 
@@ -151,7 +152,7 @@ class Strategy(_HashedOnce):
     def uses_host(self) -> bool:
         """Whether it works in memory of the host, or through it, in every step."""
         places = (self.offload_optimizer, self.offload_param, self.offload_checkpoints)
-        is_paged = self.optimizer is Optimizer.PAGED_ADAMW_8BIT
+        is_paged = OPTIMIZERS[self.optimizer].is_paged
         return is_paged or any(place is not Offload.NONE for place in places)
 
     def data_parallel_size(self, num_ranks: int) -> int:

@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.question.goal import Goal
-from autotune.trials.trial import Rival, Trial
+from autotune.trials.trial import Incumbent, Trial
 
 __all__ = [
     "Objectives",
     "confirmed_rival",
     "front_of",
     "front_rows",
+    "incumbents",
     "pareto_front",
     "pick",
     "pick_of",
-    "rivals",
 ]
 
 Candidate = TypeVar("Candidate")
@@ -126,10 +126,10 @@ def confirmed_rival(trials: Sequence[Trial], fastest: Trial) -> Trial | None:
     return max(close, key=lambda trial: trial.tokens_per_second, default=None)
 
 
-def rivals(trials: Sequence[Trial]) -> tuple[Rival, ...]:
+def incumbents(trials: Sequence[Trial]) -> tuple[Incumbent, ...]:
     """The front so far, as what a running trial is held against."""
     return tuple(
-        Rival(
+        Incumbent(
             number=trial.number,
             # A lucky run must not end others that are as fast: later runs may be slower.
             tokens_per_second=trial.least_tokens_per_second,

@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 
-from autotune.predictor.remembered import RememberedPredictor
+from autotune.predictor.cached import CachedPredictor
 from autotune.space.strategy import Strategy
 from autotune.study.confirmation import Confirmer
 from autotune.study.confirmed import confirmed
 from autotune.study.record import TrialRecord
 from autotune.study.reopened import reopened
 from autotune.trials.durations import TrialDurations
-from autotune.trials.news import has_news
 from autotune.trials.protocols import Predictor, Pruner, Sampler
+from autotune.trials.refit import needs_refit
 from autotune.trials.trial import Outcome, Prediction, Trial, TrialState
 
 __all__ = ["Study"]
@@ -222,10 +222,10 @@ class Study:
     def _learn_again(self) -> None:
         """Have the predictor learn, once there is enough that is new to it."""
         num_measured = sum(trial.measurement is not None for trial in self._trials)
-        if self._learn is not None and has_news(num_measured, self._num_learned):
+        if self._learn is not None and needs_refit(num_measured, self._num_learned):
             measured = [trial for trial in self._trials if trial.measurement is not None]
             told = measured[:: -(-num_measured // _MOST_LEARNED) or 1]
-            self._predictor = RememberedPredictor(self._learn(told))
+            self._predictor = CachedPredictor(self._learn(told))
             self._num_learned = num_measured
 
     def _num_launched(self) -> int:

@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from autotune.knobs import LossClass
+from autotune.knob_values import LossClass
 from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.question.goal import FRONT_PICKS, Goal
 from autotune.question.workload import Workload
@@ -161,7 +161,7 @@ class StudySummary:
         return self.best_for(self.objective) or self.best_for(Goal.THROUGHPUT)
 
     @property
-    def rival_of_the_fastest(self) -> Trial | None:
+    def incumbent_of_the_fastest(self) -> Trial | None:
         """The confirmed trial that may be as fast as the fastest, where that one ran only once."""
         fastest = self.best_for(Goal.THROUGHPUT)
         return confirmed_rival(self.trials, fastest) if fastest is not None else None

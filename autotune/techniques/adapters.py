@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from autotune.errors import ConfigError
-from autotune.knobs import ModuleGroup
+from autotune.knob_values import ModuleGroup
 from autotune.question.adapter_targets import ALL_LINEAR, can_have_adapter, has_adapter
 from autotune.techniques.blocks import is_attention
 

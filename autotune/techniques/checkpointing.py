@@ -17,7 +17,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from autotune.errors import ConfigError
-from autotune.knobs import CheckpointScope, Offload
+from autotune.knob_values import CheckpointScope, Offload
 from autotune.space.strategy import Strategy
 from autotune.techniques.blocks import attention_blocks, mlp_blocks
 from autotune.techniques.subclass import subclass

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from autotune.errors import ConfigError
-from autotune.knobs import FP8_MULTIPLE
+from autotune.knob_values import FP8_MULTIPLE
 
 __all__ = ["Fp8Linear", "use_fp8"]
 

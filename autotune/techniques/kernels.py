@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from autotune.errors import ConfigError
-from autotune.knobs import Attention
+from autotune.knob_values import Attention
 
 __all__ = ["choose_attention", "patch_kernels"]
 

@@ -10,17 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from autotune.knobs import Optimizer
+from autotune.knob_values import Optimizer
 from autotune.space.deepspeed_config import flattens_parameters, is_client_optimizer
+from autotune.space.optimizers import BITSANDBYTES_MOST_ELEMENTS, OPTIMIZERS, Library
 from autotune.space.strategy import Strategy
 from autotune.techniques.loss_scale import LossScale
 from autotune.techniques.master_weights import MasterWeights, ScaledMasterWeights
 from autotune.techniques.precision import parameter_groups
 
 __all__ = ["build_optimizer"]
-
-_MOST_ELEMENTS = 2**31 - 1
-"""Of a tensor that bitsandbytes' kernels take; beyond it CUDA ends the process."""
 
 
 def build_optimizer(
@@ -37,9 +35,12 @@ def build_optimizer(
     """
     if not is_client_optimizer(strategy):
         return None
-    if strategy.optimizer is Optimizer.MUON:
-        return _muon(model, learning_rate)
-    build = _of_torch if strategy.optimizer.is_of_torch else _of_bitsandbytes
+    builders = {
+        Library.TORCH: _of_torch,
+        Library.BITSANDBYTES: _of_bitsandbytes,
+        Library.DEEPSPEED: _muon,
+    }
+    build = builders[OPTIMIZERS[strategy.optimizer].library]
     optimizer = build(model, strategy, learning_rate)
     if strategy.scales_own_loss:
         return ScaledMasterWeights(optimizer, LossScale(model))
@@ -57,12 +58,13 @@ def _of_torch(model: nn.Module, strategy: Strategy, learning_rate: float) -> tor
     from deepspeed.accelerator import get_accelerator
 
     groups = parameter_groups(_trainable(model))
-    if strategy.optimizer is Optimizer.SGD:
-        return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
-    if strategy.optimizer is Optimizer.ADAFACTOR:
-        return torch.optim.Adafactor(groups, lr=learning_rate, weight_decay=0.0)
-    is_fused = get_accelerator().device_name() == "cuda"
-    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0, fused=is_fused)
+    facts = OPTIMIZERS[strategy.optimizer]
+    settings = dict(facts.settings)
+    if strategy.optimizer is Optimizer.ADAMW:
+        settings["fused"] = get_accelerator().device_name() == "cuda"
+    kind: Any = getattr(torch.optim, facts.class_name)
+    optimizer: torch.optim.Optimizer = kind(groups, lr=learning_rate, **settings)
+    return optimizer
 
 
 def _of_bitsandbytes(
@@ -74,18 +76,12 @@ def _of_bitsandbytes(
     """
     from bitsandbytes import optim
 
-    kinds: dict[Optimizer, Any] = {
-        Optimizer.ADAMW_8BIT: optim.AdamW8bit,
-        Optimizer.PAGED_ADAMW_8BIT: optim.PagedAdamW8bit,
-        Optimizer.LION: optim.Lion,
-        Optimizer.LION_8BIT: optim.Lion8bit,
-    }
+    facts = OPTIMIZERS[strategy.optimizer]
+    kind: Any = getattr(optim, facts.class_name)
     parameters = parameter_groups(_trainable(model))
     if flattens_parameters(strategy):
         parameters = _divided(parameters)
-    optimizer: torch.optim.Optimizer = kinds[strategy.optimizer](
-        parameters, lr=learning_rate, weight_decay=0.0
-    )
+    optimizer: torch.optim.Optimizer = kind(parameters, lr=learning_rate, **facts.settings)
     if not flattens_parameters(strategy):
         _keep_embeddings_in_32_bit(optimizer, model, parameters)
     return optimizer
@@ -103,7 +99,7 @@ def _divided(groups: list[Any]) -> list[Any]:
         for parameter in members:
             if parameter.numel() > room:
                 pieces.append([])
-                room = _MOST_ELEMENTS
+                room = BITSANDBYTES_MOST_ELEMENTS
             pieces[-1].append(parameter)
             room -= parameter.numel()
     return groups if len(pieces) == len(all_members) else [{"params": piece} for piece in pieces]
@@ -129,7 +125,7 @@ def _keep_embeddings_in_32_bit(
     optimizer.mng = manager
 
 
-def _muon(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+def _muon(model: nn.Module, strategy: Strategy, learning_rate: float) -> torch.optim.Optimizer:
     """DeepSpeed's Muon for the matrices between embedding and head; AdamW for all else.
 
     From its JSON DeepSpeed would tell embeddings by their names, which not all models keep to

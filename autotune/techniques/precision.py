@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from autotune.errors import ConfigError
-from autotune.knobs import GroupPrecision, ModuleGroup, Precision
+from autotune.knob_values import GroupPrecision, ModuleGroup, Precision
 from autotune.space.strategy import Strategy
 from autotune.techniques.blocks import attention_blocks, decoder_layers
 from autotune.techniques.fp8 import use_fp8

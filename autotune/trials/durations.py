@@ -14,7 +14,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.knobs import Offload
+from autotune.knob_values import Offload
 from autotune.space.strategy import Strategy
 from autotune.trials.composition import Composition
 from autotune.trials.figures import TrialFigures

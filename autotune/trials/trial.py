@@ -15,7 +15,7 @@ from typing import Any
 from autotune.space.strategy import Strategy
 from autotune.trials.interval import Interval, mean_interval
 from autotune.trials.measurement import SLOWEST_FIRST_STEP, Measurement
-from autotune.trials.trial_spec import CONFIRMING_S, Rival, TrialSpec
+from autotune.trials.trial_spec import CONFIRMING_S, Incumbent, TrialSpec
 
 __all__ = [
     "CONFIRMING_S",
@@ -25,12 +25,12 @@ __all__ = [
     "Direction",
     "Failure",
     "FailureKind",
+    "Incumbent",
     "Measurement",
     "Objective",
     "Outcome",
     "Phase",
     "Prediction",
-    "Rival",
     "Trial",
     "TrialSpec",
     "TrialState",

@@ -10,14 +10,14 @@ from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 from autotune.trials.composition import Composition, composition_of
 
-__all__ = ["CONFIRMING_S", "Rival", "TrialSpec"]
+__all__ = ["CONFIRMING_S", "Incumbent", "TrialSpec"]
 
 CONFIRMING_S = 6.0
 """Timed steps of a run that confirms a trial end after so many seconds together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rival:
+class Incumbent:
     """A trial on the front so far: what another one has to beat in speed or in memory."""
 
     number: int
@@ -47,7 +47,7 @@ class TrialSpec:
     composes: bool = True
     """Of long optimizer steps run a part only, and compose their time; their losses are those of
     smaller batches."""
-    rivals: tuple[Rival, ...] = ()
+    incumbents: tuple[Incumbent, ...] = ()
     """The trial ends early, as pruned, once it cannot beat one of these any more."""
     nvme_path: str | None = None
     """Folder for what is offloaded to NVMe; the runner gives each trial a fresh one below it."""
@@ -70,7 +70,7 @@ class TrialSpec:
             timed_steps=2 * self.timed_steps,
             timed_s=CONFIRMING_S,
             relative_half_width=self.relative_half_width / 2,
-            rivals=(),
+            incumbents=(),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,5 +86,7 @@ class TrialSpec:
         values = dict(record)
         values["workload"] = Workload.from_dict(values["workload"])
         values["strategy"] = Strategy.from_dict(values["strategy"])
-        values["rivals"] = tuple(Rival(**rival) for rival in values.get("rivals", ()))
+        # Earlier versions wrote `rivals`.
+        incumbents = values.pop("rivals", ()) or values.get("incumbents", ())
+        values["incumbents"] = tuple(Incumbent(**each) for each in incumbents)
         return cls(**values)

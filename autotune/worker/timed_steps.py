@@ -60,7 +60,7 @@ class TimedSteps:
         return is_precise or self._spent_s >= self._spec.timed_s
 
     def defeat(self, peak_memory_bytes: int) -> str | None:
-        """Which rival the trial cannot beat any more, in words; None where it still may.
+        """Which incumbent the trial cannot beat any more, in words; None where it still may.
 
         Memory only grows, and the throughput is taken at its upper bound: so what is beaten now
         would be beaten in the end too.
@@ -71,11 +71,11 @@ class TimedSteps:
         if not self._times_s:
             return None
         fastest = self._spec.workload.tokens_per_step / least_step_time_s(self._times_s)
-        for rival in self._spec.rivals:
-            is_leaner = rival.peak_memory_bytes <= peak_memory_bytes
-            if is_leaner and rival.tokens_per_second > fastest:
+        for incumbent in self._spec.incumbents:
+            is_leaner = incumbent.peak_memory_bytes <= peak_memory_bytes
+            if is_leaner and incumbent.tokens_per_second > fastest:
                 return (
-                    f"it reaches at most {fastest:,.0f} tokens/s, and trial {rival.number} has at "
-                    f"least {rival.tokens_per_second:,.0f} in no more memory"
+                    f"it reaches at most {fastest:,.0f} tokens/s, and trial {incumbent.number} "
+                    f"has at least {incumbent.tokens_per_second:,.0f} in no more memory"
                 )
         return None

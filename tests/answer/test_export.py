@@ -16,7 +16,7 @@ from sample_study import HARDWARE, LAPTOP, LORA_WORKLOAD, complete, failed, summ
 
 from autotune.answer.export import export_into, export_trial, exported_to
 from autotune.errors import ConfigError, StorageError
-from autotune.knobs import GroupPrecision, Optimizer
+from autotune.knob_values import GroupPrecision, Optimizer
 from autotune.machine.settings import SETTINGS
 from autotune.question.workload import Method
 from autotune.space.deepspeed_config import deepspeed_config

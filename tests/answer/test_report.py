@@ -21,9 +21,9 @@ from sample_study import (
 
 from autotune.answer.report import format_interval, pareto_table, render_report
 from autotune.answer.report_document import report_json
-from autotune.answer.shortfall import Alternative, nothing_fits, shortfall_json
-from autotune.knobs import LossClass, Optimizer
+from autotune.knob_values import LossClass, Optimizer
 from autotune.machine.hardware import GIB
+from autotune.nothing_fits.shortfall import Alternative, nothing_fits, shortfall_json
 from autotune.question.goal import PICKS, Goal
 from autotune.space.strategy import Strategy
 from autotune.study.summary import StudySummary

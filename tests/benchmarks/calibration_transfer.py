@@ -16,7 +16,7 @@ from statistics import median, quantiles
 
 from calibration_accuracy import read_records
 
-from autotune.predictor import CalibratedPredictor
+from autotune.learner import CalibratedPredictor
 from autotune.trials.protocols import Predictor
 from autotune.trials.trial import Trial
 

@@ -5,7 +5,7 @@ Does not know which engine trains them.
 
 from __future__ import annotations
 
-from autotune.knobs import ModuleGroup
+from autotune.knob_values import ModuleGroup
 from autotune.question.adapter_targets import has_adapter
 from autotune.question.workload import ModelShape
 

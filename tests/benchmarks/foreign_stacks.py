@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from foreign_layers import dropout_bytes
 
-from autotune.knobs import GroupPrecision, Precision
-from autotune.predictor.activations import token_bytes
+from autotune.knob_values import GroupPrecision, Precision
+from autotune.predictor.memory.activations import token_bytes
 from autotune.question.workload import Method, Workload
 from autotune.space.strategy import Strategy
 
@@ -21,7 +21,7 @@ __all__ = ["FOREIGN_STACKS", "ForeignPeak", "Stack", "foreign_peak", "stack_of"]
 FOREIGN_STACKS = ("none", "fsdp1", "fsdp1 NO_SHARD/ddp", "fsdp2")
 
 _NF4_BYTES = 0.516
-"""With double quantization (`predictor/states.py`)."""
+"""With double quantization (`predictor/memory/states.py`)."""
 
 _LOSS_CHUNKS = 8
 """torchtune, `modules/loss/ce_chunked_output_loss.py`."""

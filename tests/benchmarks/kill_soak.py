@@ -696,7 +696,9 @@ class CommandLane(Lane):
         disk = self._room / "disk"
         disk.mkdir(exist_ok=True)
         command = Command(self._room, "doctor", "--measure", "--nvme-path", "disk")
-        _wait_for(lambda: command.children("autotune.measure.rank") or not command.is_running, 60)
+        _wait_for(
+            lambda: command.children("autotune.doctor.measure.rank") or not command.is_running, 60
+        )
         time.sleep(self._random.uniform(0.0, 12.0))
         was_running = command.is_running
         command.kill()

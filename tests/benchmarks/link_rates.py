@@ -23,10 +23,10 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
+from autotune.doctor.measure.links import meet
+from autotune.doctor.measure.timing import synchronize
 from autotune.launch.rank_environment import rank_environment
 from autotune.machine.hardware import DeviceType, Hardware, detect_hardware
-from autotune.measure.links import meet
-from autotune.measure.timing import synchronize
 
 SIZES = tuple(4**power for power in range(5, 16))
 """Bytes: 1 KiB to 1 GiB."""

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from autotune.knobs import MasterWeights, Optimizer
+from autotune.doctor.measure.timing import synchronize
+from autotune.knob_values import MasterWeights, Optimizer
 from autotune.machine.hardware import Hardware, detect_hardware
-from autotune.measure.timing import synchronize
-from autotune.predictor.states import StatesModel
-from autotune.predictor.update import UpdateModel
+from autotune.predictor.memory.states import StatesModel
+from autotune.predictor.step_time.optimizer_step import OptimizerStepModel
 from autotune.question.workload import Workload, load_model_shape
 from autotune.space.strategy import Strategy
 
@@ -197,7 +197,7 @@ def predicted_s(case: Case, workload: Workload, hardware: Hardware) -> float:
     machine = replace(hardware, num_devices=1)
     states = StatesModel(workload, machine)
     share = states.shares(case.strategy)[0]
-    return UpdateModel(workload, machine, states).optimizer_s(case.strategy, share)
+    return OptimizerStepModel(workload, machine, states).optimizer_s(case.strategy, share)
 
 
 def machine_of(hardware: Hardware, device: torch.device) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from typing import Any
 from calibration_accuracy import LEAST_LATER, NUM_DRAWS, NUM_LEARNED, Errors
 from trial_recorder import GIB, Case, read_records, record
 
+from autotune.learner import CalibratedPredictor
 from autotune.machine.hardware_spec import read_hardware
 from autotune.machine.rates import Rates
-from autotune.predictor import AnalyticPredictor, CalibratedPredictor
+from autotune.predictor import AnalyticPredictor
 from autotune.profile import script_of
 from autotune.question.workload import Method, Workload, load_model_shape
 from autotune.space.strategy import Strategy

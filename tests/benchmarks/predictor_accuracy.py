@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from autotune.knobs import MasterWeights, Optimizer
+from autotune.knob_values import MasterWeights, Optimizer
 from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.predictor import AnalyticPredictor
 from autotune.question.workload import Method, ModelShape, Workload

@@ -22,12 +22,12 @@ from foreign_stacks import FOREIGN_STACKS, foreign_peak, stack_of
 from published_rows import GIB, NotUsableError, hardware_of, read_rows, shape_of, strategy_ranks
 
 from autotune.errors import ConfigError
-from autotune.knobs import Attention, MasterWeights, Optimizer, Precision
+from autotune.knob_values import Attention, MasterWeights, Optimizer, Precision
 from autotune.machine.hardware import DeviceType, Hardware
-from autotune.predictor.activations import token_bytes
 from autotune.predictor.analytic import DEVICE_OVERHEAD_BYTES
-from autotune.predictor.memory import HeldBytes, MemoryModel
-from autotune.predictor.shares import RankShare
+from autotune.predictor.memory.activations import token_bytes
+from autotune.predictor.memory.peak import HeldBytes, MemoryModel
+from autotune.predictor.memory.sharding import RankShard
 from autotune.question.workload import Method, Workload
 from autotune.space.strategy import Strategy
 
@@ -169,7 +169,7 @@ class HeavierLayers(MemoryModel):
     extra = 0.0
     """Bytes of a token and layer."""
 
-    def _held(self, strategy: Strategy, share: RankShare) -> HeldBytes:
+    def _held(self, strategy: Strategy, share: RankShard) -> HeldBytes:
         held = super()._held(strategy, share)
         num_kept = 0 if strategy.checkpoint_interval else share.num_layers * share.num_in_flight
         return replace(

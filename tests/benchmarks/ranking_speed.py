@@ -20,9 +20,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from autotune.learner import CalibratedPredictor
 from autotune.machine.hardware_spec import read_hardware
 from autotune.plan.plan import ASSUMED_SOFTWARE
-from autotune.predictor import AnalyticPredictor, CalibratedPredictor
+from autotune.predictor import AnalyticPredictor
 from autotune.question.question import Question
 from autotune.question.workload import Workload, load_model_shape
 from autotune.samplers import PredictedSampler

@@ -30,10 +30,11 @@ from typing import Any
 import psutil
 
 from autotune.drivers.budget import Budget
-from autotune.drivers.terms import Terms
+from autotune.drivers.context import DriverContext
+from autotune.learner import CalibratedPredictor
 from autotune.machine.hardware_spec import read_hardware
 from autotune.machine.software import Software
-from autotune.predictor import AnalyticPredictor, CalibratedPredictor
+from autotune.predictor import AnalyticPredictor
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
 from autotune.question.goal import Goal
 from autotune.question.question import Question
@@ -276,7 +277,7 @@ def tune(
 
         driver = RayTuneDriver(
             Slots(question, num_slots),  # type: ignore[arg-type]
-            Terms(
+            DriverContext(
                 budget=Budget(10 * 3600.0),
                 spec_of=lambda trial: TrialSpec(
                     workload=question.workload, strategy=trial.strategy, num_ranks=8

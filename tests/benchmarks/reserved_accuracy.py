@@ -18,7 +18,8 @@ from typing import Any
 
 from predictor_accuracy import HARDWARE, error_line
 
-from autotune.predictor.memory import MemoryModel
+from autotune.predictor import AnalyticPredictor
+from autotune.predictor.memory.peak import MemoryModel
 from autotune.profile import script_of
 from autotune.question.workload import Method, Workload, load_model_shape
 from autotune.space.strategy import Strategy
@@ -50,10 +51,10 @@ def main(paths: Sequence[Path]) -> None:
     for path in paths:
         for workload, records in read_rows(path):
             counting = MemoryModel(workload, HARDWARE)
-            simulating = MemoryModel(workload, HARDWARE, script_of)
+            simulating = AnalyticPredictor(workload, HARDWARE, script_of)
             for record in records:
                 strategy = Strategy.from_dict(record["strategy"])
-                counted, simulated = counting.peak(strategy), simulating.peak(strategy)
+                counted, simulated = counting.peak(strategy), simulating.peak_memory(strategy)
                 if simulated == counted:
                     num_counted += 1
                     continue

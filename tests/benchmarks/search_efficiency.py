@@ -5,7 +5,7 @@
     python tests/benchmarks/search_efficiency.py report RUNS.jsonl... [--png CURVES.png]
 
 QUESTION is one of `oracle_grid.py`, MEASURED.jsonl what `planned_trials.py` measured of it. The
-measured strategies are the space; trials are played back with noise (`autotune/launch/replay.py`).
+measured strategies are the space; trials are played back with noise (`tests/replay.py`).
 Every sampler gets the same trials for the same strategies, and is spared what is predicted not to
 fit, as in `autotune search`; DeepSpeed Autotuning's order is not.
 
@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 from deepspeed_order import DeepSpeedOrder
 from oracle_grid import GRIDS, read_grid
+from replay import Recorded, ReplayClock, ReplayRunner, read_recorded
 
-from autotune.launch.replay import Recorded, ReplayClock, ReplayRunner, read_recorded
 from autotune.predictor import AnalyticPredictor
 from autotune.question.goal import Goal
 from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind

@@ -20,14 +20,14 @@ from typing import Any
 
 from published_rows import NotUsableError, hardware_of, read_rows, shape_of, strategy_ranks
 
-import autotune.predictor.work
-from autotune.knobs import Attention
+import autotune.predictor.step_time.operation_counts
+from autotune.knob_values import Attention
 from autotune.machine.hardware import Hardware
 from autotune.machine.rates import Rates
 from autotune.predictor.arithmetic import Ask
-from autotune.predictor.memory import MemoryModel
-from autotune.predictor.shares import ShareModel
-from autotune.predictor.time import StepParts, TimeModel
+from autotune.predictor.memory.peak import MemoryModel
+from autotune.predictor.memory.sharding import ShardModel
+from autotune.predictor.step_time.model import StepParts, TimeModel
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 
@@ -81,7 +81,7 @@ class Row:
     step_time_s: float
 
 
-class UniformShares(ShareModel):
+class UniformShares(ShardModel):
     """As many layers in each stage, whatever the first and the last hold besides."""
 
     def _stage_sizes(self, num_stages: int) -> list[int]:
@@ -234,7 +234,7 @@ def predict_each_from_others(rows: Sequence[Row]) -> dict[Group, list[tuple[floa
 
 def main(path: Path) -> None:
     """Print the folds, the groups, and the means."""
-    autotune.predictor.work._EAGER_BYTES = MEGATRON_SCORE_BYTES
+    autotune.predictor.step_time.operation_counts._EAGER_BYTES = MEGATRON_SCORE_BYTES
     groups = predict_each_from_others(usable(path))
     regrets, correlations = [], []
     print("\nmodel, GPUs, global batch: strategies, regret, Spearman's rho")

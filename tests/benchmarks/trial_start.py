@@ -35,13 +35,14 @@ from typing import Any
 from unittest import mock
 
 from autotune.drivers.budget import Budget
+from autotune.drivers.context import DriverContext
 from autotune.drivers.local import LocalDriver
-from autotune.drivers.terms import Terms
 from autotune.launch import launcher as launcher_module
 from autotune.launch.launcher import Launcher
+from autotune.learner import CalibratedPredictor
 from autotune.machine.hardware import DeviceType, Hardware, detect_hardware
 from autotune.machine.software import detect_software
-from autotune.predictor import AnalyticPredictor, CalibratedPredictor
+from autotune.predictor import AnalyticPredictor
 from autotune.question.workload import Workload, load_model_shape
 from autotune.samplers.predicted import PredictedSampler
 from autotune.space.space_file import load_search_space
@@ -231,7 +232,7 @@ def _overhead(launcher: Launcher, workload: Workload, hardware: Hardware, second
     watch, began = _Stopwatch(launcher), time.monotonic()
     LocalDriver(
         watch,
-        Terms(
+        DriverContext(
             budget=Budget(seconds),
             spec_of=lambda trial: TrialSpec(
                 workload=workload, strategy=trial.strategy, num_ranks=hardware.num_devices

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from autotune.cli.command_line import CommandLine
+from autotune.nothing_fits.command_line import CommandLine
 
 
 @pytest.mark.parametrize(

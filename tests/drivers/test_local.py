@@ -9,8 +9,8 @@ import pytest
 from fake_runner import FakeRunner
 
 from autotune.drivers.budget import Budget
+from autotune.drivers.context import DriverContext
 from autotune.drivers.local import LocalDriver
-from autotune.drivers.terms import Terms
 from autotune.errors import LaunchError
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
@@ -112,7 +112,7 @@ class Drive:
         )
         LocalDriver(
             runner,
-            Terms(
+            DriverContext(
                 budget=Budget(budget_s, clock=self.clock),
                 spec_of=lambda trial: TrialSpec(
                     workload=self._tiny,

@@ -12,10 +12,10 @@ from fake_runner import FakeRunner
 from test_local import Diary, ScriptedStudy
 
 from autotune.drivers.budget import Budget
+from autotune.drivers.context import DriverContext
 from autotune.drivers.side_by_side import SideBySideDriver
-from autotune.drivers.terms import Terms
 from autotune.errors import LaunchError
-from autotune.knobs import Offload
+from autotune.knob_values import Offload
 from autotune.question.workload import Workload
 from autotune.trials.trial import FailureKind, Outcome, Trial, TrialSpec, TrialState
 
@@ -108,7 +108,7 @@ def drive(tiny: Workload, tmp_path: Path) -> Drive:
         diary = Diary()
         SideBySideDriver(
             runners or [Counted(floor, step_time_s) for _ in range(2)],
-            Terms(
+            DriverContext(
                 budget=Budget(budget_s),
                 spec_of=lambda trial: TrialSpec(
                     workload=tiny,

@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import mean, pstdev, stdev
 
 import pytest
+from replay import Recorded, ReplayClock, ReplayRunner, read_recorded
 from sample_study import WORKLOAD, complete, failed
 
 from autotune.errors import StorageError
-from autotune.launch.replay import Recorded, ReplayClock, ReplayRunner, read_recorded
 from autotune.space.strategy import Strategy
 from autotune.trials.trial import FailureKind, Outcome, TrialSpec
 

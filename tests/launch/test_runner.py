@@ -7,12 +7,19 @@ from pathlib import Path
 
 import pytest
 from fake_runner import FakeRunner
+from replay import Recorded, ReplayClock, ReplayRunner
 
-from autotune.launch.replay import Recorded, ReplayClock, ReplayRunner
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 from autotune.trials.protocols import Runner
-from autotune.trials.trial import FailureKind, Measurement, Outcome, Rival, TrialSpec, TrialState
+from autotune.trials.trial import (
+    FailureKind,
+    Incumbent,
+    Measurement,
+    Outcome,
+    TrialSpec,
+    TrialState,
+)
 
 STRATEGY = Strategy(micro_batch_size=2, zero_stage=1)
 
@@ -94,8 +101,8 @@ def test_steps_end_once_their_mean_is_known_well_enough(
 def test_a_trial_that_cannot_beat_a_rival_ends_as_pruned_and_keeps_what_it_measured(
     runner: Runner, tiny: Workload, tmp_path: Path
 ) -> None:
-    unbeatable = Rival(number=7, tokens_per_second=1e12, peak_memory_bytes=0)
-    spec = replace(_spec(tiny, 5000), rivals=(unbeatable,))
+    unbeatable = Incumbent(number=7, tokens_per_second=1e12, peak_memory_bytes=0)
+    spec = replace(_spec(tiny, 5000), incumbents=(unbeatable,))
     outcome = runner.run(spec, folder=tmp_path, timeout_s=60.0)
     assert outcome.state is TrialState.PRUNED
     assert outcome.failure is None

@@ -12,7 +12,7 @@ from planned import candidate, planned
 from rich.console import Console, RenderableType
 
 from autotune.errors import ConfigError
-from autotune.knobs import Offload
+from autotune.knob_values import Offload
 from autotune.machine.hardware import GIB
 from autotune.plan.explanation import explanation_json, render_explanation
 from autotune.plan.export import export_plan

@@ -11,7 +11,7 @@ from sample_study import HARDWARE, LAPTOP, WORKLOAD, complete, summary
 
 from autotune.errors import ConfigError
 from autotune.machine.hardware import Hardware
-from autotune.plan.calibration import Lesson, learn_from
+from autotune.plan.calibration import Calibration, learn_from
 from autotune.plan.plan import Plan
 from autotune.predictor import AnalyticPredictor
 from autotune.space.strategy import Strategy
@@ -56,9 +56,9 @@ def plan() -> Plan:
     return planned("3B", "2xH100-80GB")
 
 
-def changes(lesson: Lesson) -> tuple[list[float], list[float]]:
+def changes(calibration: Calibration) -> tuple[list[float], list[float]]:
     """Of step times and of reserved memory, by strategy."""
-    pairs = [(lesson.prior.predict(each), lesson.predict(each)) for each in STRATEGIES]
+    pairs = [(calibration.prior.predict(each), calibration.predict(each)) for each in STRATEGIES]
     times = [new.step_time_s / old.step_time_s for old, new in pairs]
     return times, [new.peak_memory_bytes / old.peak_memory_bytes for old, new in pairs]
 
@@ -76,11 +76,11 @@ def test_a_study_as_predicted_moves_no_step_time(plan: Plan) -> None:
 
 
 def test_of_another_kind_of_device_memory_alone_is_learned() -> None:
-    lesson = learn_from(study(), planned("3B", "2xA100-80GB").question)
-    times, memories = changes(lesson)
+    calibration = learn_from(study(), planned("3B", "2xA100-80GB").question)
+    times, memories = changes(calibration)
     assert times == [1.0] * len(STRATEGIES)
     assert max(memories) > 1.01
-    assert any("ran on H100-80GB: step times are not corrected" in s for s in words(lesson))
+    assert any("ran on H100-80GB: step times are not corrected" in s for s in words(calibration))
 
 
 def test_it_is_said_what_was_learned_from_what_and_how_far_it_moved(plan: Plan) -> None:
@@ -93,9 +93,9 @@ def test_it_is_said_what_was_learned_from_what_and_how_far_it_moved(plan: Plan) 
 
 
 def test_the_bounds_stay_as_wide_as_without_the_study(plan: Plan) -> None:
-    lesson = learn_from(study(), plan.question)
+    calibration = learn_from(study(), plan.question)
     for strategy in STRATEGIES:
-        old, new = lesson.prior.predict(strategy), lesson.predict(strategy)
+        old, new = calibration.prior.predict(strategy), calibration.predict(strategy)
         width = old.peak_memory_upper_bytes / old.peak_memory_lower_bytes
         assert new.peak_memory_upper_bytes / new.peak_memory_lower_bytes == pytest.approx(
             width, rel=0.01
@@ -119,5 +119,5 @@ def test_a_single_trial_teaches_nothing(plan: Plan) -> None:
         learn_from(replace(whole, trials=(whole.trials[0], *thrashing)), plan.question)
 
 
-def words(lesson: Lesson) -> list[str]:
-    return list(lesson.sentences(StrategyTable.of(STRATEGIES)))
+def words(calibration: Calibration) -> list[str]:
+    return list(calibration.sentences(StrategyTable.of(STRATEGIES)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from planned import candidate, planned
 
-from autotune.knobs import MasterWeights, Offload, Optimizer
+from autotune.knob_values import MasterWeights, Offload, Optimizer
 from autotune.question.workload import Method, load_model_shape
 from autotune.space.strategy import Strategy
 

@@ -8,10 +8,11 @@ from random import Random
 import numpy as np
 import pytest
 
+from autotune.learner import CalibratedPredictor
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.machine.hardware_spec import read_hardware
 from autotune.plan.plan import ASSUMED_SOFTWARE
-from autotune.predictor import AnalyticPredictor, CalibratedPredictor
+from autotune.predictor import AnalyticPredictor
 from autotune.predictor import table as predictor_table
 from autotune.question.workload import Method, Workload, load_model_shape
 from autotune.space.space_file import load_search_space

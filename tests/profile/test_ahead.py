@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from autotune.knobs import Attention
+from autotune.knob_values import Attention
 from autotune.profile import Recipe, ScriptsAhead, Variant, ahead
 from autotune.question.workload import load_model_shape
 

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 from small_shapes import small_shape
 
-from autotune.knobs import Attention
+from autotune.knob_values import Attention
 from autotune.profile import ModelProfile, Variant, process, profile_of
 from autotune.question.workload import load_model_shape
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from small_shapes import small_shape
 
-from autotune.knobs import Attention, CheckpointScope
-from autotune.predictor.allocator import Allocator
+from autotune.knob_values import Attention, CheckpointScope
+from autotune.predictor.reserved.allocator import Allocator
 from autotune.profile import AllocationScript, Recipe, Variant
 from autotune.profile import script_trace as script_trace_module
 from autotune.profile.script import Event, MicroStep

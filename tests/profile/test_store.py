@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.knobs import Attention
+from autotune.knob_values import Attention
 from autotune.profile import ModelProfile, Variant
 from autotune.profile.store import read_profile, write_record
 from autotune.profile.variant import digest

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from small_shapes import small_shape
 
-from autotune.knobs import Attention
-from autotune.predictor.activations import token_bytes
+from autotune.knob_values import Attention
+from autotune.predictor.memory.activations import token_bytes
 from autotune.profile import LayerProfile, ModelProfile, Variant
 from autotune.profile.trace import trace
 from autotune.question.presets import PRESETS

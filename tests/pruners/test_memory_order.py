@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autotune.errors import ConfigError
-from autotune.knobs import LossClass, Optimizer
+from autotune.knob_values import LossClass, Optimizer
 from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.predictor import AnalyticPredictor
 from autotune.pruners.memory_order import holds_as_much, needs_as_much

@@ -11,7 +11,7 @@ import pytest
 from planned import planned
 from planted_truth import LIMIT_BYTES, PLAN, outcome, trial
 
-from autotune.knobs import Offload, Optimizer
+from autotune.knob_values import Offload, Optimizer
 from autotune.plan.plan import Plan
 from autotune.predictor import AnalyticPredictor
 from autotune.question.goal import Goal
@@ -186,7 +186,7 @@ def test_a_short_list_leaves_nothing_out_and_finds_the_same_best(
 ) -> None:
     whole = search(make_sampler(min_gain=0.0), 1000)
     monkeypatch.setattr("autotune.samplers.shortlist._NUM_ROWS", 16)
-    monkeypatch.setattr("autotune.trials.news._NEWS", 0.5)
+    monkeypatch.setattr("autotune.trials.refit._REFIT_FRACTION", 0.5)
     listed = search(make_sampler(min_gain=0.0), 1000)
     assert {t.strategy for t in listed} == {t.strategy for t in whole}
 

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from sample_study import HARDWARE, LAPTOP, LORA_WORKLOAD, SOFTWARE, WORKLOAD
 
 from autotune.errors import ConfigError
-from autotune.knobs import LossClass
+from autotune.knob_values import LossClass
 from autotune.machine.hardware import Hardware
 from autotune.question.workload import Workload
 from autotune.space.search_space import SearchSpace

@@ -9,7 +9,7 @@ from hypothesis import given
 from mutations import many, mutations, refusal
 
 from autotune.errors import ConfigError
-from autotune.knobs import Optimizer
+from autotune.knob_values import Optimizer
 from autotune.question.workload import Method
 from autotune.space.strategy import KNOBS, Strategy
 from autotune.space.strategy_file import StrategyFile, read_strategy_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autotune.knobs import Offload
+from autotune.knob_values import Offload
 from autotune.space.strategy import KNOBS, Strategy
 from autotune.space.strategy_table import Row, StrategyTable
 

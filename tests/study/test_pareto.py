@@ -7,7 +7,7 @@ import pytest
 from sample_study import complete, failed, pruned
 
 from autotune.question.goal import FRONT_PICKS, Goal
-from autotune.study.pareto import front_of, front_rows, pareto_front, pick, rivals
+from autotune.study.pareto import front_of, front_rows, incumbents, pareto_front, pick
 from autotune.trials.trial import FailureKind, Trial
 
 
@@ -94,7 +94,7 @@ def test_an_empty_front_has_no_pick(which: Goal) -> None:
 
 
 def test_the_rivals_of_a_running_trial_are_the_front_so_far() -> None:
-    found = rivals([complete(0, 100, 10), complete(1, 300, 40), complete(2, 200, 50)])
+    found = incumbents([complete(0, 100, 10), complete(1, 300, 40), complete(2, 200, 50)])
     assert [(r.number, r.tokens_per_second, r.peak_memory_bytes) for r in found] == [
         # Of two steps that differ by a fifth no more is sure than two thirds.
         (1, pytest.approx(200), 40 * 2**30),

@@ -11,7 +11,7 @@ from sample_study import complete, pruned, summary
 from autotune.answer.report_document import report_json
 from autotune.space.strategy import Strategy
 from autotune.study.confirmation import comparisons
-from autotune.study.pareto import rivals
+from autotune.study.pareto import incumbents
 from autotune.study.reopened import reopened
 from autotune.study.ties import ties
 from autotune.trials.trial import Trial, TrialState
@@ -86,8 +86,8 @@ def test_a_report_says_ties_and_that_the_machine_was_busy() -> None:
 def test_a_trial_is_given_up_against_what_its_rival_is_sure_to_reach(
     again: tuple[float, ...],
 ) -> None:
-    [rival] = rivals([measured(0, 1000, 50, again=again)])
-    assert 950 < rival.tokens_per_second < 980
+    [incumbent] = incumbents([measured(0, 1000, 50, again=again)])
+    assert 950 < incumbent.tokens_per_second < 980
 
 
 def test_what_ended_early_is_open_again_where_confirming_runs_were_slower() -> None:

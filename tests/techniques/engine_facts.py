@@ -15,7 +15,7 @@ from torch import nn
 from two_ranks import NUM_RANKS, Facts, look_into, train_step
 
 import autotune
-from autotune.knobs import ModuleGroup
+from autotune.knob_values import ModuleGroup
 from autotune.machine.hardware import DeviceType
 from autotune.question.workload import Workload
 from autotune.space.deepspeed_config import deepspeed_config

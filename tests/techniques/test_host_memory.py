@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from host_memory_facts import host_memory_facts
 
-from autotune.predictor import host_memory
-from autotune.predictor.host_memory import HostMemory, offloaded_bytes, saved_bytes
+from autotune.predictor.memory import host_memory
+from autotune.predictor.memory.host_memory import HostMemory, offloaded_bytes, saved_bytes
 from autotune.question.workload import Method, ModelShape, Workload, load_model_shape
 from autotune.space.strategy import Strategy
 

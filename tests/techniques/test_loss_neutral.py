@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import RunTrial
 
-from autotune.knobs import LossClass
+from autotune.knob_values import LossClass
 from autotune.question.workload import Workload
 from autotune.space.strategy import LOSS_CLASSES
 

@@ -14,7 +14,7 @@ from optimizer_facts import optimizer_facts
 from small_models import TIED, build
 from two_ranks import Facts
 
-from autotune.knobs import Optimizer
+from autotune.knob_values import Optimizer
 from autotune.machine.hardware import DeviceType, detect_hardware
 from autotune.question.workload import Method, Workload
 from autotune.space.deepspeed_config import deepspeed_config, is_client_optimizer

@@ -18,7 +18,7 @@ from torch import nn
 from two_ranks import Facts
 
 from autotune.errors import ConfigError
-from autotune.knobs import ModuleGroup
+from autotune.knob_values import ModuleGroup
 from autotune.question.workload import Method, Workload
 from autotune.space.strategy import Strategy
 from autotune.techniques.master_weights import MasterWeights

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from sample_study import HARDWARE, LORA_WORKLOAD, WORKLOAD, prediction
 
-from autotune.knobs import Offload, Optimizer
+from autotune.knob_values import Offload, Optimizer
 from autotune.predictor import AnalyticPredictor
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy

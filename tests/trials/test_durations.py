@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from sample_study import complete, failed, prediction
 
-from autotune.knobs import Offload
+from autotune.knob_values import Offload
 from autotune.space.strategy import Strategy
 from autotune.trials.composition import Composition
 from autotune.trials.durations import StartKind, TrialDurations, start_kind

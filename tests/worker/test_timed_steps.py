@@ -7,7 +7,7 @@ import pytest
 
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
-from autotune.trials.trial import Rival, TrialSpec
+from autotune.trials.trial import Incumbent, TrialSpec
 from autotune.worker.timed_steps import TimedSteps
 
 GIB = 2**30
@@ -60,13 +60,13 @@ def test_an_exact_number_of_steps_can_be_asked_for(spec: TrialSpec) -> None:
 
 
 def defeat(spec: TrialSpec, *times_s: float, rival_gib: float = 2.0) -> str | None:
-    """Against a rival with steps of 0.1 s, at a peak of 2 GiB."""
-    rival = Rival(
+    """Against a incumbent with steps of 0.1 s, at a peak of 2 GiB."""
+    incumbent = Incumbent(
         number=3,
         tokens_per_second=spec.workload.tokens_per_step / 0.1,
         peak_memory_bytes=int(rival_gib * GIB),
     )
-    return timed(spec, *times_s, rivals=(rival,)).defeat(2 * GIB)
+    return timed(spec, *times_s, incumbents=(incumbent,)).defeat(2 * GIB)
 
 
 def test_a_slower_trial_in_no_less_memory_is_beaten_and_told_by_whom(spec: TrialSpec) -> None:

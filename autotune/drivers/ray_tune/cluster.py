@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autotune.drivers.ray_tune.chatter import no_chatter
 from autotune.drivers.ray_tune.node_software import own_versions, require_versions
+from autotune.drivers.ray_tune.ray_log import without_ray_output
 from autotune.drivers.ray_tune.trial_shape import (
     ClusterNode,
     TrialShape,
@@ -68,7 +68,7 @@ class RayCluster:
         self._probes: dict[str, Any] = {}
         self._refreshed = -_REFRESH_S
         self._quiet = contextlib.ExitStack()
-        self._quiet.enter_context(no_chatter())
+        self._quiet.enter_context(without_ray_output())
         try:
             self.is_local = _connect(address)
             nodes = self._first_nodes()

@@ -6,12 +6,12 @@ import logging
 import os
 from pathlib import Path
 
-from autotune.drivers.ray_tune.chatter import chatter_into
+from autotune.drivers.context import BUDGET_ENDED, DriverContext
 from autotune.drivers.ray_tune.cluster import RayCluster
 from autotune.drivers.ray_tune.messages import TrialOrder
 from autotune.drivers.ray_tune.node_software import own_versions
+from autotune.drivers.ray_tune.ray_log import ray_log_into
 from autotune.drivers.ray_tune.searcher import StudySearcher
-from autotune.drivers.terms import BUDGET_ENDED, Terms
 from autotune.errors import AutotuneError, LaunchError
 from autotune.launch.scratch_folder import ScratchFolder
 from autotune.trials.protocols import TrialSource
@@ -46,7 +46,7 @@ class RayTuneDriver:
 
     Args:
         cluster: where.
-        terms: what every driver is told.
+        context: what every driver is told.
         max_concurrent: run at most so many trials at once.
         study_name: for the names of folders on the nodes.
         log: file for whatever Ray has to say.
@@ -56,7 +56,7 @@ class RayTuneDriver:
     def __init__(
         self,
         cluster: RayCluster,
-        terms: Terms,
+        context: DriverContext,
         *,
         max_concurrent: int | None,
         study_name: str,
@@ -64,7 +64,7 @@ class RayTuneDriver:
         trainable: type | None = None,
     ) -> None:
         self._cluster = cluster
-        self._terms = terms
+        self._context = context
         self._max_concurrent = max_concurrent
         self._study_name = study_name
         self._log = log
@@ -81,22 +81,24 @@ class RayTuneDriver:
         searcher = StudySearcher(
             study,
             nodes=self._cluster,
-            budget=self._terms.budget,
+            budget=self._context.budget,
             order_of=self._order_of,
-            folder_of=self._terms.folder_of,
-            progress=self._terms.progress,
+            folder_of=self._context.folder_of,
+            progress=self._context.progress,
             is_over=self._is_over,
             max_concurrent=self._max_concurrent,
         )
-        with chatter_into(self._log):
+        with ray_log_into(self._log):
             num_restarts = num_ended = 0
             while not self._has_ended_well(searcher):
                 num_restarts = 0 if searcher.num_ended > num_ended else num_restarts + 1
                 num_ended = searcher.num_ended
                 if num_restarts > _MAX_RESTARTS:
                     raise LaunchError(f"Ray Tune breaks down at once; see {self._log}")
-                self._terms.progress.note("Ray Tune broke down and is started again; see ray.log")
-        reason = self._terms.reason_to_stop() or BUDGET_ENDED
+                self._context.progress.note(
+                    "Ray Tune broke down and is started again; see ray.log"
+                )
+        reason = self._context.reason_to_stop() or BUDGET_ENDED
         searcher.end_all(FailureKind.INTERRUPTED, reason)
         if searcher.num_lost_in_a_row >= _MAX_LOST_IN_A_ROW:
             raise LaunchError(
@@ -123,12 +125,11 @@ class RayTuneDriver:
             os.environ.setdefault(name, value)
         from ray import tune
 
-        from autotune.drivers.ray_tune.forgetting import ForgetReports
-        from autotune.drivers.ray_tune.stopper import SearchStopper
+        from autotune.drivers.ray_tune.callbacks import ForgetReports, SearchStopper
         from autotune.drivers.ray_tune.trainable import RayTrial
 
         def should_stop() -> bool:
-            self._terms.progress.refresh()
+            self._context.progress.refresh()
             return self._is_over() or searcher.num_lost_in_a_row >= _MAX_LOST_IN_A_ROW
 
         # Tune keeps a folder of its own; the study's is not its business.
@@ -155,14 +156,14 @@ class RayTuneDriver:
             ).fit()
 
     def _is_over(self) -> bool:
-        return self._terms.reason_to_stop() is not None
+        return self._context.reason_to_stop() is not None
 
     def _order_of(self, trial: Trial) -> TrialOrder:
         return TrialOrder(
             number=trial.number,
-            spec=self._terms.spec_of(trial),
+            spec=self._context.spec_of(trial),
             hardware=self._cluster.hardware,
-            timeout_s=self._terms.trial_timeout_s,
+            timeout_s=self._context.trial_timeout_s,
             placement=self._cluster.placement,
             study=self._study_name,
             versions=self._versions,

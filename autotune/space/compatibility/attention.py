@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.knobs import Attention
+from autotune.knob_values import Attention
 
 __all__ = ["ATTENTIONS_MISSING", "plain_attention"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.knobs import CheckpointScope
+from autotune.knob_values import CheckpointScope
 from autotune.machine.hardware import Hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Workload

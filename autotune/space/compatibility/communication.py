@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.knobs import DEFAULT_BUCKET_SIZE
+from autotune.knob_values import DEFAULT_BUCKET_SIZE
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Workload

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.knobs import Attention
+from autotune.knob_values import Attention
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Workload

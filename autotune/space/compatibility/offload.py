@@ -5,7 +5,7 @@ Room in host memory and on disk is the pruner's question: it depends on the pred
 
 from __future__ import annotations
 
-from autotune.knobs import Offload, Precision
+from autotune.knob_values import Offload, Precision
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Workload

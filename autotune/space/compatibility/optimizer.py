@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from autotune.knobs import Optimizer
+from autotune.knob_values import Optimizer
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Workload
+from autotune.space.optimizers import OPTIMIZERS
 from autotune.space.strategy import Strategy
 
 __all__ = ["conflict"]
@@ -16,9 +17,9 @@ def conflict(
 ) -> str | None:
     """Why the question does not allow these knobs, in words; None where it does."""
     is_cuda = hardware.device_type is DeviceType.CUDA
-    if strategy.optimizer is Optimizer.PAGED_ADAMW_8BIT and not is_cuda:
+    if OPTIMIZERS[strategy.optimizer].is_paged and not is_cuda:
         return (
-            "optimizer paged_adamw_8bit needs a GPU, whose driver moves the pages; elsewhere "
+            f"optimizer {strategy.optimizer} needs a GPU, whose driver moves the pages; elsewhere "
             "bitsandbytes pages nothing: take adamw_8bit"
         )
     if strategy.optimizer is Optimizer.MUON and is_cuda and not hardware.runs_triton:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.knobs import FP8_MULTIPLE, GroupPrecision, ModuleGroup, Precision
+from autotune.knob_values import FP8_MULTIPLE, GroupPrecision, ModuleGroup, Precision
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Method, ModelShape, Workload

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.knobs import MasterWeights, Optimizer, Precision
+from autotune.knob_values import MasterWeights, Optimizer, Precision
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.question.workload import Method, Workload
 from autotune.space.compatibility.attention import plain_attention

@@ -9,7 +9,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from autotune.errors import ConfigError
-from autotune.knobs import Attention, Precision
+from autotune.knob_values import Attention, Precision
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Workload

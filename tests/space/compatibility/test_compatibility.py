@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from autotune.errors import ConfigError
-from autotune.knobs import LossClass, ModuleGroup, Precision
+from autotune.knob_values import LossClass, ModuleGroup, Precision
 from autotune.machine.hardware import DeviceType, Hardware, detect_hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Method, Workload

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from autotune.errors import ConfigError
-from autotune.knobs import Optimizer
+from autotune.knob_values import Optimizer
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Workload

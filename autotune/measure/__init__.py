@@ -1,5 +1,0 @@
-"""Measures the rates of this machine, in processes of its own: what `doctor --measure` runs."""
-
-from autotune.measure.session import measure_rates
-
-__all__ = ["measure_rates"]

@@ -1,0 +1,1 @@
+"""The answer where nothing fits: what is short, and the cheapest changes that help."""

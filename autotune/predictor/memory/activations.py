@@ -1,0 +1,254 @@
+"""Bytes that forward keeps for backward: of one token in a decoder layer and in the head.
+
+Counted tensor by tensor from the layers of transformers 5 (`models/llama/modeling_llama.py`,
+`models/opt/modeling_opt.py`) and Liger's (`ops/rms_norm.py`, `ops/swiglu.py`), in the manner of
+Korthikanti et al., Reducing Activation Recomputation in Large Transformer Models (arXiv
+2205.05198), section 4.1. Does not know ZeRO or optimizers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autotune.knob_values import Attention, CheckpointScope, ModuleGroup, Offload
+from autotune.predictor.memory.precision import FP32_BYTES, GroupBytes, group_bytes
+from autotune.question.adapter_targets import has_adapter
+from autotune.question.workload import ModelShape
+from autotune.space.strategy import Strategy
+
+__all__ = ["TokenBytes", "experts_per_token", "token_bytes"]
+
+_LOSS_BYTES_PER_LOGIT = 12
+"""Cross-entropy in fp32, in backward: log-probabilities, their gradient, that of the logits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenBytes:
+    """Bytes of one token on one rank."""
+
+    layer_input: int
+    """The input of a decoder layer: what checkpointing keeps."""
+    layer: int
+    """All that one decoder layer saves for backward."""
+    recomputed: int
+    """What backward computes again of a part of one layer, and holds while it is at that part."""
+    layer_backward: int
+    """Alive in one layer's backward at its widest, beyond what layers and head have kept."""
+    head: int
+    """Saved by the final norm and the output projection, and what all layers share."""
+    loss: int
+    """Alive only around the loss: logits and what is computed from them."""
+    host_layer: int
+    """Of one layer, moved to the host until backward; the checkpointed input of a layer is not
+    among it."""
+
+
+def token_bytes(
+    shape: ModelShape,
+    strategy: Strategy,
+    *,
+    lora_targets: tuple[str, ...],
+    seq_len: int,
+    is_cpu: bool = False,
+) -> TokenBytes:
+    """What one token holds.
+
+    Tensor parallelism divides heads and the MLP's width, and the logits of a head that shares the
+    embedding's weights (`module_inject/auto_tp.py`; other heads gather them). Under sequence
+    parallelism a token is one of this rank's: it has all heads of its own tokens, or as much of
+    others' (Jacobs et al., DeepSpeed Ulysses, arXiv 2309.14509, section 3.1).
+
+    Args:
+        shape: the architecture.
+        strategy: precisions, kernels, tiles, what is recomputed, adapters.
+        lora_targets: the linear layers that have adapters.
+        seq_len: tokens of a sample, of which eager attention keeps a row for each head.
+        is_cpu: whether the device is the host, to which nothing can be moved.
+    """
+    moves_inputs = strategy.offload_checkpoints is Offload.CPU and not is_cpu
+    return _TokenCount(shape, strategy, lora_targets, seq_len, moves_inputs, is_cpu).total()
+
+
+class _TokenCount:
+    """The count of one token, part by part."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        strategy: Strategy,
+        lora_targets: tuple[str, ...],
+        seq_len: int,
+        moves_inputs: bool,
+        is_cpu: bool,
+    ) -> None:
+        self._shape = shape
+        self._moves_inputs = moves_inputs
+        self._strategy = strategy
+        self._seq_len = seq_len
+        self._e = group_bytes(strategy)
+        self._targets = _Targets(shape, strategy.lora_rank, lora_targets)
+        self._tensor = strategy.tensor_parallel_size
+        # PyTorch's flash kernels for GPUs take no fp32, its memory-efficient one no grouped keys:
+        # what is left for both together computes the scores as eager attention does.
+        is_grouped = shape.num_key_value_heads < shape.num_attention_heads
+        has_no_kernel = not is_cpu and is_grouped and self._e.attention == FP32_BYTES
+        self._has_scores = strategy.attention is Attention.EAGER or has_no_kernel
+        # Compiled layers keep what fused ones do: Inductor's partitioner computes pointwise
+        # operations again rather than keep their results (He and Yu, Transcending
+        # Runtime-Memory Tradeoffs in Checkpointing by Being Fusion Aware, MLSys 2023).
+        self._is_lean = strategy.fused_kernels or strategy.torch_compile
+
+    def total(self) -> TokenBytes:
+        """All parts."""
+        strategy, shape = self._strategy, self._shape
+        h, e = shape.hidden_size, self._e
+        norm = _norm_bytes(shape, e, self._is_lean, is_trained=not strategy.lora_rank)
+        attention, mlp = self._attention(), self._mlp()
+        kept_attention, kept_mlp = attention, mlp
+        recomputed = host = 0
+        block_input = e.residual * h
+        if strategy.checkpoint_scope is CheckpointScope.ATTENTION:
+            kept_attention, recomputed = block_input, attention
+        if strategy.checkpoint_scope is CheckpointScope.MLP or strategy.mlp_tiles > 1:
+            kept_mlp, recomputed = block_input, max(recomputed, mlp // strategy.mlp_tiles)
+        if self._moves_inputs and strategy.checkpoint_scope is not CheckpointScope.LAYER:
+            host = block_input
+        # LoRA freezes the output projection, which then needs no input for its backward; Liger's
+        # loss has done its backward already.
+        keeps_input = not strategy.lora_rank and not strategy.fused_kernels
+        head = norm + e.lm_head * h * keeps_input
+        widest = max(self._mlp_backward(), self._attention_backward())
+        return TokenBytes(
+            layer_input=e.residual * h,
+            layer=2 * norm + kept_attention + kept_mlp - host,
+            recomputed=recomputed,
+            # What the head kept is gone by then.
+            layer_backward=max(0, widest - head),
+            head=head + self._mask(),
+            loss=self._loss(),
+            host_layer=host,
+        )
+
+    def _attention(self) -> int:
+        """Of attention, from its input on.
+
+        With flash attention query, key, value, output and the log-sum-exp: Dao et al.,
+        FlashAttention (arXiv 2205.14135), algorithm 1. The output projection's input is the output
+        itself. Eager attention keeps keys and values for each query head (`repeat_kv`), the
+        probabilities in fp32, which softmax computes in, and in its own precision.
+        """
+        shape, e = self._shape, self._e.attention
+        targets, rank = self._targets, self._strategy.lora_rank
+        outside = e * shape.hidden_size * targets.keep_attention_input
+        outside += self._e.residual * rank * targets.num_attention
+        queries = shape.num_attention_heads * shape.head_dim
+        keys = shape.num_key_value_heads * shape.head_dim
+        if not self._has_scores:
+            inside = e * (2 * queries + 2 * keys) + FP32_BYTES * shape.num_attention_heads
+        else:
+            converted = e if e != FP32_BYTES else 0
+            scores = shape.num_attention_heads * self._seq_len * (FP32_BYTES + converted)
+            inside = e * 4 * queries + scores
+        return outside + inside // self._tensor
+
+    def _mlp(self) -> int:
+        """Of the MLP, from its input on.
+
+        What the activation function and the gate save, and the input of the last linear layer.
+        SwiGLU: gate, its activation and up; Liger computes the activation again. ReLU saves its
+        output, which is the last layer's input too; other functions save their input beside it.
+        """
+        shape, e, targets = self._shape, self._e.mlp, self._targets
+        outside = e * shape.hidden_size * targets.keep_mlp_input
+        outside += self._e.residual * self._strategy.lora_rank * targets.num_mlp
+        f = shape.intermediate_size * experts_per_token(shape)
+        if shape.has_gated_mlp:
+            inside = e * f * ((2 if self._is_lean else 3) + targets.keep_down_input)
+        else:
+            is_relu = shape.config.get("activation_function", "relu") == "relu"
+            inside = e * f if is_relu else e * f * (1 + targets.keep_down_input)
+        return outside + inside // self._tensor
+
+    def _mlp_backward(self) -> int:
+        """Gradients within the MLP, as its code is traced (`tests/profile/test_trace.py`).
+
+        In tiles with the whole gradient that they are pieces of.
+        """
+        shape, e = self._shape, self._e
+        divisor = self._tensor * self._strategy.mlp_tiles
+        whole = e.residual * shape.hidden_size if self._strategy.mlp_tiles > 1 else 0
+        if self._is_lean:
+            inside = e.mlp * shape.intermediate_size // divisor
+            return inside + 2 * e.residual * shape.hidden_size + whole
+        inside = 2 * e.mlp * shape.intermediate_size // divisor
+        return inside + e.residual * shape.hidden_size + whole
+
+    def _attention_backward(self) -> int:
+        """Where there are scores: two gradients of theirs in fp32.
+
+        A copy of the scores in 16 bit is gone by then.
+        """
+        if not self._has_scores:
+            return 0
+        row = self._shape.num_attention_heads * self._seq_len // self._tensor
+        converted = self._e.attention if self._e.attention != FP32_BYTES else 0
+        return row * (2 * FP32_BYTES - converted)
+
+    def _mask(self) -> int:
+        """The causal mask, which transformers makes for eager attention alone."""
+        is_eager = self._strategy.attention is Attention.EAGER
+        return self._e.residual * self._seq_len if is_eager else 0
+
+    def _loss(self) -> int:
+        shape, strategy = self._shape, self._strategy
+        if strategy.fused_kernels:
+            # Liger's fused linear cross-entropy (`ops/fused_linear_cross_entropy.py`): the
+            # gradient of its input, and a chunk of logits of one to two times the input's size.
+            return 3 * self._e.lm_head * shape.hidden_size
+        divisor = strategy.loss_tiles * (self._tensor if shape.tie_word_embeddings else 1)
+        # In tiles (`techniques/loss_tiles.py`) the gradient of the whole input is put together.
+        whole = self._e.residual * shape.hidden_size if strategy.loss_tiles > 1 else 0
+        return _LOSS_BYTES_PER_LOGIT * shape.vocab_size // divisor + whole
+
+
+class _Targets:
+    """Which inputs of linear layers are kept: those whose weight, or adapter, is trained."""
+
+    def __init__(self, shape: ModelShape, lora_rank: int, lora_targets: tuple[str, ...]) -> None:
+        def keeps(group: ModuleGroup) -> dict[str, bool]:
+            linears = shape.attention_linears if group is attention else shape.mlp_linears
+            # The experts of a mixture take no adapters.
+            can_have = shape.adapter_linears[group]
+            return {
+                name: lora_rank == 0
+                or (name in can_have and has_adapter(name, group, lora_targets))
+                for name in linears
+            }
+
+        attention, mlp = ModuleGroup.ATTENTION, ModuleGroup.MLP
+        *projections, _ = keeps(attention).values()
+        *widening, down = keeps(mlp).values()
+        self.keep_attention_input = any(projections)
+        self.keep_mlp_input = any(widening)
+        self.keep_down_input = down
+        self.num_attention = sum(keeps(attention).values()) if lora_rank else 0
+        self.num_mlp = sum(keeps(mlp).values()) if lora_rank else 0
+
+
+def _norm_bytes(shape: ModelShape, e: GroupBytes, is_lean: bool, *, is_trained: bool) -> int:
+    """What one norm saves.
+
+    LayerNorm and Liger's RMSNorm save their input. The RMSNorm of transformers saves the input in
+    fp32, and for the gradient of its weight the normalized input.
+    """
+    h = shape.hidden_size
+    if is_lean or not shape.has_gated_mlp:
+        return e.norm * h
+    return FP32_BYTES * h + (e.norm * h if is_trained else 0)
+
+
+def experts_per_token(shape: ModelShape) -> int:
+    """MLPs that one token passes: 1 for dense models."""
+    if shape.num_experts == 1:
+        return 1
+    return int(shape.config.get("num_experts_per_tok") or 2)

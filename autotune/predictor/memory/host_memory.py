@@ -1,0 +1,282 @@
+"""Host memory of a strategy: what is offloaded, processes, a checkpoint's save.
+
+Read from DeepSpeed 0.19.8 (`runtime/zero/stage_1_and_2.py`, `stage3.py`,
+`partition_parameters.py`, `runtime/engine.py`, `ops/adam/cpu_adam.py`, `runtime/swap_tensor/`).
+Does not know activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from autotune.knob_values import MasterWeights, Offload
+from autotune.predictor.arithmetic import next_power_of_2
+from autotune.predictor.memory.precision import FP32_BYTES, element_bytes, master_bytes
+from autotune.predictor.memory.sharding import zero_size
+from autotune.question.workload import ModelShape, Workload
+from autotune.space.deepspeed_config import stepped_elements
+from autotune.space.strategy import Strategy
+
+__all__ = ["HostMemory", "host_memory", "offloaded_bytes", "pooled_bytes", "saved_bytes"]
+
+_GIB = 2**30
+
+_PROCESS_BYTES = int(0.65 * _GIB)
+_PROCESS_UPPER_BYTES = 3 * _GIB
+"""What a rank holds beside tensors once it has worked with a GPU: 0.60 to 0.70 GiB in eight trials
+on one H100. At most as much as that and a Python process of its own."""
+
+_DOUBT = 0.05
+"""Of what is expected to be offloaded, upwards."""
+
+_DOUBT_ON_DISK = 0.5
+"""The same where a part of it is on disk: its buffers on the host were never measured."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostMemory:
+    """Of all ranks of one host together, in bytes; all 0 where nothing is offloaded but the save.
+
+    In training it is expected between the bounds; the upper one allows for saving in any way.
+    """
+
+    expected: int
+    lower: int
+    upper: int
+    save: int
+    """What `save_checkpoint` adds for a moment."""
+
+
+def host_memory(
+    workload: Workload,
+    strategy: Strategy,
+    *,
+    num_ranks: int,
+    num_nodes: int,
+    accumulation: int,
+    activations: int,
+) -> HostMemory:
+    """What a strategy takes of each host.
+
+    Args:
+        workload: what is trained.
+        strategy: of any kind.
+        num_ranks: of all hosts.
+        num_nodes: hosts; ranks are alike on each.
+        accumulation: micro-steps of one optimizer step.
+        activations: what is offloaded of these, of all ranks together.
+    """
+    save, gathered = saved_bytes(workload, strategy, num_ranks, num_nodes)
+    live = offloaded_bytes(workload, strategy, num_ranks, accumulation) + activations
+    if not live:
+        return HostMemory(expected=0, lower=0, upper=0, save=int(save))
+    live, ranks = live / num_nodes, num_ranks // num_nodes
+    pooled = pooled_bytes(workload, strategy, num_ranks) / num_nodes
+    doubt = _DOUBT_ON_DISK if strategy.uses_nvme else _DOUBT
+    lower = live * (1 - (doubt if strategy.uses_nvme else 0))
+    expected = live + pooled + ranks * _PROCESS_BYTES
+    upper = (1 + doubt) * (live + pooled) + ranks * _PROCESS_UPPER_BYTES
+    return HostMemory(
+        expected=int(expected),
+        lower=int(lower),
+        upper=int(upper + max(save, gathered)),
+        save=int(save),
+    )
+
+
+def saved_bytes(
+    workload: Workload, strategy: Strategy, num_ranks: int, num_nodes: int
+) -> tuple[float, float]:
+    """What saving adds on the host of rank 0: by `save_checkpoint`, and of whole 16-bit weights.
+
+    `torch.save` copies what is on a device to the host one storage at a time, and writes what is
+    on the host from where it lies; all ranks do so at once. Whole weights are gathered by rank 0
+    where that is asked for (`stage3_gather_16bit_weights_on_model_save`, `save_16bit_model`).
+    """
+    ranks = num_ranks // num_nodes
+    own = zero_size(strategy, num_ranks)
+    weight, stage = element_bytes(strategy), strategy.zero_stage
+    model = workload.model.num_parameters / strategy.pipeline_parallel_size
+    model /= strategy.tensor_parallel_size
+    trained: float = workload.num_trainable_parameters(strategy.lora_rank, strategy.lora_targets)
+    trained /= strategy.pipeline_parallel_size
+    trained /= 1 if strategy.lora_rank else strategy.tensor_parallel_size
+    largest = workload.model.largest_weight / strategy.tensor_parallel_size
+    # Of ZeRO-1 and 2 each rank's master weights are one storage, as are its moments; all weights
+    # that are trained are one more, which rank 0 writes.
+    states = FP32_BYTES * trained / own
+    first = weight * max(trained, largest)
+    frozen = 0.0
+    if stage == 0:
+        states, first = 0.0, FP32_BYTES * largest
+    elif stage == 3:
+        states = FP32_BYTES * min(trained / own, stepped_elements(workload, strategy, num_ranks))
+        first = 0.0
+        if strategy.lora_rank and strategy.offload_param is Offload.NONE:
+            frozen = weight * model / own
+    if strategy.offload_optimizer is not Offload.NONE and strategy.offload_ratio == 1:
+        states = 0.0
+    save = max(first, states + frozen) + (ranks - 1) * (states + frozen)
+    is_divided = stage == 3 or strategy.tensor_parallel_size > 1
+    gathered = float(weight * workload.model.num_parameters) if is_divided else 0.0
+    return save, gathered
+
+
+def pooled_bytes(workload: Workload, strategy: Strategy, num_ranks: int) -> float:
+    """Pinned memory of all ranks that PyTorch keeps although nothing is in it any more.
+
+    `_partition_param` pins this rank's part of each weight by itself; `_move_to_flat_buffer` lets
+    go of them, and what is free again is kept for others of the same size
+    (`ATen/core/CachingHostAllocator.h`).
+    """
+    if strategy.offload_param is not Offload.CPU or strategy.lora_rank:
+        return 0.0
+    return num_ranks * _pinned_one_by_one(workload.model, element_bytes(strategy), num_ranks)
+
+
+def offloaded_bytes(
+    workload: Workload, strategy: Strategy, num_ranks: int, accumulation: int
+) -> float:
+    """Host memory in bytes, of all ranks together; 0 where nothing is offloaded.
+
+    Args:
+        workload: what is trained.
+        strategy: of any kind.
+        num_ranks: of all hosts.
+        accumulation: micro-steps of one optimizer step.
+    """
+    if strategy.offload_optimizer is strategy.offload_param is Offload.NONE:
+        return 0.0
+    trained = workload.num_trainable_parameters(strategy.lora_rank, strategy.lora_targets)
+    total = 0.0
+    if strategy.offload_optimizer is Offload.CPU:
+        part = trained / num_ranks
+        if strategy.zero_stage == 3:
+            total += num_ranks * _states_in_sub_groups(workload, strategy, num_ranks, part)
+        else:
+            total += num_ranks * _flat_states(workload, strategy, part)
+            if strategy.zero_stage == 2 and accumulation > 1:
+                total += _accumulated_gradients(workload, strategy, trained)
+    elif strategy.offload_optimizer is Offload.NVME:
+        # One sub-group of master weights, moments and gradients passes through at a time.
+        sub_group = stepped_elements(workload, strategy, num_ranks)
+        total += 4 * FP32_BYTES * min(sub_group * num_ranks, trained)
+    return total + _weights(workload, strategy, num_ranks, trained)
+
+
+def _flat_states(workload: Workload, strategy: Strategy, part: float) -> float:
+    """Of one rank under ZeRO-1 and ZeRO-2, which make one flat tensor of its part.
+
+    Pinned: master weights, their gradients, the weights on their way back, and the largest
+    weight's gradient. Not pinned: both moments.
+    """
+    weight, master = element_bytes(strategy), master_bytes(strategy)
+    largest = 0 if strategy.lora_rank else workload.model.largest_weight
+    pinned = 2 * _pinned(master * part) + _pinned(weight * part)
+    pinned += _pinned(weight * largest / strategy.tensor_parallel_size)
+    return pinned + 2 * master * part
+
+
+def _states_in_sub_groups(
+    workload: Workload, strategy: Strategy, num_ranks: int, part: float
+) -> float:
+    """Of one rank under ZeRO-3.
+
+    Pinned: gradients, sub-group by sub-group for the step and in one piece of the weights' dtype
+    for accumulation. Not pinned: master weights and both moments. A ratio is of sub-groups, of
+    which the first stay on the device.
+    """
+    master = master_bytes(strategy)
+    groups = _sub_groups(workload, strategy, num_ranks, part)
+    on_host = groups[int((1 - strategy.offload_ratio) * len(groups)) :]
+    stepped = sum(3 * master * num + _pinned(master * num) for num in on_host)
+    return stepped + _pinned(element_bytes(strategy) * part)
+
+
+def _sub_groups(
+    workload: Workload, strategy: Strategy, num_ranks: int, part: float
+) -> tuple[float, ...]:
+    """Elements of a rank's part in each (`_create_fp16_sub_groups`), which whole weights fill."""
+    most = stepped_elements(workload, strategy, num_ranks)
+    if not strategy.lora_rank:
+        return _filled(workload.model, num_ranks, most)
+    num_whole, rest = divmod(part, most)
+    return (most,) * int(num_whole) + ((rest,) if rest else ())
+
+
+@lru_cache
+def _filled(model: ModelShape, num_ranks: int, most: int) -> tuple[float, ...]:
+    groups = [0.0]
+    for elements in _weights_in_order(model):
+        if groups[-1] >= most:
+            groups.append(0.0)
+        groups[-1] += elements / num_ranks
+    # Vectors are small, and are everywhere.
+    scale = model.num_parameters / num_ranks / sum(groups)
+    return tuple(scale * num for num in groups)
+
+
+def _weights_in_order(model: ModelShape) -> Iterator[int]:
+    """Elements of each weight that is no vector, as modules are made."""
+    yield model.embedding_parameters
+    layer = [inputs * outputs for inputs, outputs in model.attention_linears.values()]
+    layer += [i * o * model.num_experts for i, o in model.mlp_linears.values()]
+    for _ in range(model.num_hidden_layers):
+        yield from layer
+    if model.lm_head_parameters:
+        yield model.lm_head_parameters
+
+
+@lru_cache
+def _pinned_one_by_one(model: ModelShape, weight_bytes: int, num_ranks: int) -> float:
+    """Of one rank: its part of each weight that is no vector, pinned by itself."""
+    return sum(_pinned(weight_bytes * num / num_ranks) for num in _weights_in_order(model))
+
+
+def _accumulated_gradients(workload: Workload, strategy: Strategy, trained: int) -> float:
+    """Of all ranks under ZeRO-2: one pinned tensor a weight, between micro-steps.
+
+    ZeRO-1 accumulates on the device, masters in bf16 in their own gradients.
+    """
+    if strategy.master_weights is MasterWeights.BF16:
+        return 0.0
+    weight, tensor = element_bytes(strategy), strategy.tensor_parallel_size
+    if strategy.lora_rank:
+        return float(weight * trained)
+    return sum(
+        count * tensor * _pinned(weight * elements / tensor)
+        for elements, count in _large_weights(workload)
+    )
+
+
+def _weights(workload: Workload, strategy: Strategy, num_ranks: int, trained: int) -> float:
+    """Offloaded parameters of ZeRO-3: those that are trained are one flat pinned tensor."""
+    weight, model = element_bytes(strategy), workload.model
+    if strategy.offload_param is Offload.CPU:
+        # Frozen ones stay where they were pinned, one by one.
+        frozen = _pinned_one_by_one(model, weight, num_ranks) if strategy.lora_rank else 0
+        return num_ranks * (_pinned(weight * trained / num_ranks) + frozen)
+    if strategy.offload_param is Offload.NVME:
+        # Five buffers of the largest weight's part, and one for the weights of a whole sub-group.
+        sub_group = stepped_elements(workload, strategy, num_ranks)
+        one_of_all = num_ranks * weight * min(sub_group * num_ranks, trained)
+        return 5 * weight * model.largest_weight + one_of_all
+    return 0.0
+
+
+def _large_weights(workload: Workload) -> Iterator[tuple[int, int]]:
+    """Elements of each weight that is no vector, and how many there are of it."""
+    shape = workload.model
+    for inputs, outputs in shape.attention_linears.values():
+        yield inputs * outputs, shape.num_hidden_layers
+    for inputs, outputs in shape.mlp_linears.values():
+        yield inputs * outputs * shape.num_experts, shape.num_hidden_layers
+    yield shape.embedding_parameters, 1
+    yield shape.lm_head_parameters, 1
+
+
+def _pinned(num_bytes: float) -> float:
+    """PyTorch pins powers of two (`ATen/core/CachingHostAllocator.h`)."""
+    return float(next_power_of_2(num_bytes)) if num_bytes > 1 else 0.0

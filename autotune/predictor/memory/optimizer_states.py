@@ -1,0 +1,77 @@
+"""The states that each optimizer keeps of a parameter, beside weight and master weight.
+
+Does not know where it is kept, nor over how many ranks ZeRO divides it.
+"""
+
+from __future__ import annotations
+
+from autotune.predictor.memory.precision import FP32_BYTES, element_bytes, master_bytes
+from autotune.predictor.memory.sharding import RankShard
+from autotune.question.workload import ModelShape
+from autotune.space.deepspeed_config import flattens_parameters
+from autotune.space.optimizers import OPTIMIZERS, StateForm
+from autotune.space.strategy import Strategy
+
+__all__ = ["ABSMAX_BYTES", "optimizer_state_bytes", "state_bytes"]
+
+ABSMAX_BYTES = FP32_BYTES / 256
+"""An fp32 absmax for each block of 256 numbers in 8 bit (bitsandbytes)."""
+
+
+def state_bytes(form: StateForm, master: int) -> float:
+    """Bytes of one parameter in a state tensor of this form.
+
+    Args:
+        form: of the numbers.
+        master: bytes of one master weight.
+    """
+    match form:
+        case StateForm.MASTER:
+            return master
+        case StateForm.FP32:
+            return FP32_BYTES
+        case StateForm.BLOCKWISE_8BIT:
+            return 1 + ABSMAX_BYTES
+
+
+def optimizer_state_bytes(
+    strategy: Strategy, shape: ModelShape, share: RankShard, num_trained: int
+) -> float:
+    """Bytes of states for one parameter that is trained, as a mean over the shard.
+
+    Muon keeps one momentum for the matrices of the layers and is AdamW for all else.
+    """
+    facts, moment = OPTIMIZERS[strategy.optimizer], master_bytes(strategy)
+    if facts.is_factored:
+        part = share.num_layers / shape.num_hidden_layers
+        return FP32_BYTES * 2 * shape.linear_sides * part / max(num_trained, 1)
+    if facts.needs_whole_matrices:
+        return _muon(strategy, share, num_trained, moment)
+    if facts.is_8bit:
+        return len(facts.states) * _8bit_moment(strategy, share, num_trained)
+    return sum(state_bytes(form, moment) for form in facts.states)
+
+
+def _muon(strategy: Strategy, share: RankShard, num_trained: int, moment: int) -> float:
+    """One momentum of matrices, which ZeRO keeps in the precision of gradients.
+
+    `zero/muon/original_muon.py`; `stage_1_and_2.py`, `_muon_momentum_buffer`; `stage3.py`,
+    `_create_momentum_buffer`.
+    """
+    num_matrices = num_trained if strategy.lora_rank else share.parameters.linears
+    momentum = element_bytes(strategy) if strategy.zero_stage else moment
+    return (momentum * num_matrices + 2 * moment * (num_trained - num_matrices)) / max(
+        num_trained, 1
+    )
+
+
+def _8bit_moment(strategy: Strategy, share: RankShard, num_trained: int) -> float:
+    """Embeddings keep theirs in fp32, wherever the optimizer sees which parameter is which.
+
+    Dettmers et al., 8-bit Optimizers (arXiv 2110.02861), section 2.3; `techniques/optimizers.py`.
+    """
+    moment = state_bytes(StateForm.BLOCKWISE_8BIT, FP32_BYTES)
+    if flattens_parameters(strategy) or strategy.lora_rank:
+        return moment
+    in_fp32 = share.parameters.embedding / max(num_trained, 1)
+    return moment + (FP32_BYTES - moment) * in_fp32

@@ -1,0 +1,363 @@
+"""Peak memory of one rank: the greatest of a few moments of a training step.
+
+Each moment holds what stays (weights, master weights, optimizer states) and what it needs itself.
+Does not know time, nor what any trial measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autotune.knob_values import CheckpointScope, Offload
+from autotune.machine.hardware import DeviceType, Hardware
+from autotune.predictor.arithmetic import (
+    Ask,
+    Stages,
+    StagesOfOne,
+    ask_about,
+    greatest,
+    least,
+    whole,
+)
+from autotune.predictor.memory.peak_memory import PeakMemory
+from autotune.predictor.memory.precision import element_bytes
+from autotune.predictor.memory.sharding import RankShard, tokens_of_rank, zero_size
+from autotune.predictor.memory.states import States, StatesModel
+from autotune.predictor.memory.token_model import TokenModel
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
+
+__all__ = ["HeldBytes", "MemoryModel"]
+
+_MIB = 2**20
+
+_LEAST_FRACTIONS: Mapping[str, float] = {
+    "weights": 0.98,
+    "second copy of weights": 0.9,
+    "master weights": 0.98,
+    "optimizer states": 0.98,
+    "offload buffers": 0.5,
+    "workspace": 0.25,
+    "gradients": 0.9,
+    "gradient buckets": 0.5,
+    "activations": 0.85,
+    "logits": 0.85,
+    "gathered weights": 0.0,
+    "flattened weights": 0.0,
+}
+"""The part of each that is sure to be there: arithmetic is sure, a layer's unusual code is not."""
+
+_DOUBTED_FRACTION = 0.75
+"""Of activations that were counted for another architecture than the model's.
+
+Measured: of ten architectures on one H100 GPT-2 was missed by most, 0.7 of what was counted."""
+
+_LEAST_FRACTION_CPU = 0.6
+"""The CPU counts pages that were touched, and its kernels keep other things for backward."""
+
+_FRAGMENTED_SHARE = 0.25
+_FRAGMENTED_SHARE_FUSED = 0.05
+"""Part of what other moments need apart that the allocator keeps, unusable, at the peak.
+
+Measured: 26 trials on one H100 with expandable segments. Pooled, 0.36 without Liger (0.06 to 0.24
+at large batches, about 1 where the optimizer step is the peak) and 0.06 with it.
+"""
+
+_WORKSPACE_BYTES = 64 * _MIB
+"""Of cuBLAS, for the threads of forward and of backward, from PyTorch's allocator.
+
+Hopper's default (`ATen/cuda/CublasHandlePool.cpp`), seen in allocation histories of an H100; of
+older GPUs 8 MiB each.
+"""
+
+_ALLOCATOR_BYTES = 192 * _MIB
+"""Rounding of blocks, and the pool of small ones."""
+
+_BUCKETS_BEHIND = 2
+_MOST_BUCKETS_BEHIND = 3
+"""Of ZeRO-3's gradients, how many the device is behind the host in backward: as the simulation
+takes it, and at most: the host waits for the third (`stage3.py`, `max_param_reduce_events`)."""
+
+_PROCESS_BYTES = 100 * _MIB
+_PROCESS_UPPER_BYTES = 800 * _MIB
+"""On the CPU, growth of the resident set that is no tensor: libraries, threads, gloo's buffers.
+
+Measured: 70 to 160 MiB, four trials of two ranks with the presets tiny and 125M.
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldBytes:
+    """Of one token's activations on one rank: what each moment holds, and what comes with it."""
+
+    loss: int
+    logits: int
+    """Around the loss alone."""
+    backward: int
+    end_of_backward: int
+    first_loss: int
+    """In the loss of the very first step, where it differs; else 0."""
+    has_early_gradient: bool
+    """Whether the output projection has a gradient at the loss already."""
+    fragmented_share: float
+    """Part of what other moments need apart that the allocator cannot use again."""
+    gathered_to_save: int
+    """Not of a token: a whole weight at a time, while a checkpoint is saved."""
+    doubted_share: float
+    """Part by which they may be wrong, beyond what all predictions may."""
+
+
+class MemoryModel:
+    """Peak memory of any strategy, for one workload on one machine.
+
+    Args:
+        workload: what is trained.
+        hardware: what it runs on.
+        traces: as for `TokenModel`.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        hardware: Hardware,
+        *,
+        traces: bool = True,
+    ) -> None:
+        self._workload = workload
+        self._num_ranks = hardware.num_devices
+        self._is_cpu = hardware.device_type is DeviceType.CPU
+        self.states = StatesModel(workload, hardware)
+        """Shared with who else asks for them: they keep what they have counted."""
+        self.token_model = TokenModel(workload, is_cpu=self._is_cpu, traces=traces)
+
+    def peak(self, strategy: Strategy) -> PeakMemory:
+        """The peak of the worst rank, and its doubt: a part stands for what no tensor can use."""
+        ask, is_accumulating = ask_about(strategy), self.states.accumulation(strategy) > 1
+        shares = self.states.shares(strategy)
+        peaks = (self.peak_of(ask, share, is_accumulating) for share in shares)
+        return self.of_all_stages(StagesOfOne(peaks))
+
+    @staticmethod
+    def of_all_stages(stages: Stages) -> PeakMemory:
+        """The worst of the peaks that `peak_of` gives."""
+        worst: PeakMemory = stages.greatest(lambda peak: peak.expected_bytes)
+        return worst
+
+    def tokens(self, strategy: Strategy) -> int:
+        """Tokens of one micro-batch on one rank."""
+        return tokens_of_rank(strategy, self._workload.seq_len)
+
+    def host_bytes(self, ask: Ask, shares: Any) -> int:
+        """What is moved to the host's memory of the activations, of all ranks together.
+
+        Args:
+            ask: about one strategy, or about a table of them.
+            shares: of all stages.
+        """
+        of_token, tokens = ask(self._host_token_bytes, shares), ask(self.tokens)
+        num_bytes: int = of_token * tokens * self._num_ranks // ask(_num_stages, shares)
+        return num_bytes
+
+    def _host_token_bytes(self, strategy: Strategy, shares: tuple[RankShard, ...]) -> int:
+        """Of one token, what is moved to the host on one rank of each stage."""
+        if self._is_cpu or strategy.offload_checkpoints is Offload.NONE:
+            return 0
+        token = self.token_model.of(strategy)
+        return sum(
+            share.num_in_flight
+            * (
+                _num_inputs(strategy, share) * token.layer_input
+                + share.num_layers * token.host_layer
+            )
+            for share in shares
+        )
+
+    def peak_of(self, ask: Ask, share: Any, is_accumulating: Any) -> PeakMemory:
+        """The peak on the ranks of one stage.
+
+        Args:
+            ask: about one strategy, or about a table of them.
+            share: of the stage.
+            is_accumulating: whether several micro-steps make a step.
+        """
+        states: States = ask(self.states.of_share, share, is_accumulating)
+        held: HeldBytes = ask(self._held, share)
+        moments = self._moments(states, held, ask(self.tokens))
+        totals = {name: sum(parts.values()) for name, parts in moments.items()}
+        allocated = greatest(*totals.values())
+        built = totals["initialisation"] + states.init_beside
+        # At worst the optimizer step can use nothing again of what backward has freed.
+        apart = greatest(totals["loss"], totals["backward"])
+        apart += states.step_buffers + states.offload_copies
+        lower = greatest(
+            *(
+                sum(_LEAST_FRACTIONS[part] * size for part, size in parts.items())
+                for parts in moments.values()
+            )
+        )
+        widest = greatest(held.loss + held.logits, held.backward)
+        doubted = held.doubted_share * ask(self.tokens) * widest
+        if self._is_cpu:
+            expected, lower = allocated + _PROCESS_BYTES, _LEAST_FRACTION_CPU * lower
+            upper = 1.5 * apart + _PROCESS_UPPER_BYTES
+        else:
+            fragmented = whole(held.fragmented_share * greatest(0, apart - allocated))
+            # What is received has a segment of its own, in which nothing else has room.
+            received = states.received_gradients
+            beside = greatest(
+                totals["loss"], totals["backward"], totals["optimizer step"] - received
+            )
+            late = totals["backward"] + _BUCKETS_BEHIND * states.late_bucket
+            trained = greatest(allocated, beside + received, late) + fragmented
+            expected = greatest(trained, built) + _ALLOCATOR_BYTES
+            late = totals["backward"] + _MOST_BUCKETS_BEHIND * states.late_bucket
+            most = greatest(apart, allocated, late, built) + states.gathered_beside
+            upper = 1.05 * most + 2 * _ALLOCATOR_BYTES
+        return PeakMemory(
+            expected_bytes=expected,
+            allocated_bytes=allocated,
+            lower_bytes=whole(greatest(lower - doubted, 0)),
+            upper_bytes=greatest(whole(upper + doubted), expected),
+            managed_bytes=states.paged_states,
+            moments=moments,
+            slack="process" if self._is_cpu else "allocator",
+            init_beside_bytes=0 if self._is_cpu else states.init_beside,
+        )
+
+    def _moments(self, states: States, held: HeldBytes, tokens: int) -> dict[str, dict[str, int]]:
+        """What each moment holds.
+
+        For a whole model, bf16, an fp32 master and AdamW on one rank, the optimizer step comes to
+        22 bytes a parameter with ZeRO-1, 12 with master and states in bf16: as measured.
+        """
+        stays = {
+            "weights": states.weights,
+            "second copy of weights": states.second_weights,
+            "master weights": states.master_weights,
+            "optimizer states": states.optimizer_states
+            + states.staged_states
+            - states.paged_states,
+            "offload buffers": states.offload_buffers,
+            "workspace": 0 if self._is_cpu else _WORKSPACE_BYTES,
+        }
+        accumulated = states.accumulated_gradients
+        loss = stays | {
+            "gradients": accumulated + held.has_early_gradient * states.first_gradient,
+            "gradient buckets": states.buckets_in_forward,
+            "activations": tokens * held.loss,
+            "logits": tokens * held.logits,
+            "gathered weights": states.gathered_weights,
+        }
+        # Where a first step is taken there, it is over gradients of zeros.
+        is_early = states.has_early_states
+        masters = is_early * least(states.init_buffers, states.master_weights)
+        return {
+            "initialisation": {
+                "weights": states.init_weights,
+                "flattened weights": (1 - is_early) * states.init_buffers,
+                "master weights": masters,
+                "gradients": is_early * (states.init_buffers - masters),
+            },
+            "loss": loss,
+            "backward": stays
+            | {
+                "gradients": accumulated + states.first_gradient,
+                "gradient buckets": states.buckets,
+                "activations": tokens * held.backward,
+                "gathered weights": states.gathered_weights,
+            },
+            "first gradient": stays
+            | {
+                "gradients": accumulated + states.first_gradient + states.first_copies,
+                # It is as large as a bucket, and travels by itself.
+                "gradient buckets": states.buckets_in_forward,
+                "activations": tokens * held.loss,
+                "gathered weights": least(states.gathered_weights, states.first_gradient),
+            },
+            "end of backward": stays
+            | {
+                "gradients": states.final_gradients,
+                "gradient buckets": states.buckets,
+                "activations": tokens * held.end_of_backward,
+                "gathered weights": states.gathered_weights,
+            },
+            "optimizer step": stays
+            | {"gradients": states.step_buffers, "gradient buckets": states.buckets_in_step},
+            "checkpoint save": stays
+            | {"gradients": accumulated, "gathered weights": held.gathered_to_save},
+            # Where it does not differ it holds less than the loss, and so is never the peak.
+            "first loss": loss
+            | {
+                "optimizer states": states.has_early_states * stays["optimizer states"],
+                "activations": tokens * held.first_loss,
+            },
+        }
+
+    def _held(self, strategy: Strategy, share: RankShard) -> HeldBytes:
+        """What one token holds on a rank of one stage.
+
+        `techniques/checkpointing.py` keeps every layer's input in the very first forward.
+        """
+        token = self.token_model.of(strategy)
+        num_layers, num_inputs = share.num_layers, _num_inputs(strategy, share)
+        is_moved = strategy.offload_checkpoints is Offload.CPU and not self._is_cpu
+        # Of inputs on the host, one is back at a time.
+        inputs = min(num_inputs, 1 if is_moved else num_inputs) * token.layer_input
+        at_once = min(strategy.checkpoint_interval, num_layers) if num_inputs else num_layers
+        # Of other micro-batches in the pipeline, and what is sent and received between stages.
+        kept = inputs if num_inputs else num_layers * token.layer
+        flying = (share.num_in_flight - 1) * kept + (
+            0 if share.is_whole else 2
+        ) * token.layer_input
+        own_head = token.head if share.has_head else 0
+        first = 0
+        if num_inputs and strategy.checkpoint_interval > 1 and not is_moved:
+            first = share.num_in_flight * num_layers * token.layer_input + own_head
+        is_fused = strategy.fused_kernels
+        return HeldBytes(
+            loss=kept + flying + own_head,
+            logits=token.loss if share.has_head else 0,
+            backward=(inputs if num_inputs else 0)
+            + at_once * token.layer
+            + token.recomputed
+            + flying
+            + own_head
+            + token.layer_backward,
+            end_of_backward=(at_once if num_inputs else 1) * token.layer
+            + token.recomputed
+            + flying,
+            first_loss=first,
+            # In tiles, or Liger's chunks, the output projection has a gradient after the first.
+            has_early_gradient=(strategy.loss_tiles > 1 or is_fused) and share.has_head,
+            fragmented_share=_FRAGMENTED_SHARE_FUSED if is_fused else _FRAGMENTED_SHARE,
+            gathered_to_save=self._gathered_to_save(strategy, share),
+            doubted_share=_DOUBTED_FRACTION if self.token_model.doubt else 0.0,
+        )
+
+    def _gathered_to_save(self, strategy: Strategy, share: RankShard) -> int:
+        """The largest weight whole, before it is copied to the host.
+
+        `engine.py`, `_zero3_consolidated_16bit_state_dict` module by module, and with tensor
+        parallelism `_replace_module_consolidated_state_dict`. All else is written from where it
+        lies: the `state_dict` of `stage_1_and_2.py`, `stage3.py` and `bf16_optimizer.py` clones
+        nothing.
+        """
+        degree = strategy.tensor_parallel_size
+        is_divided = strategy.zero_stage == 3 and zero_size(strategy, self._num_ranks) > 1
+        if degree == 1 and not is_divided:
+            return 0
+        return element_bytes(strategy) * share.parameters.largest * degree
+
+
+def _num_stages(strategy: Strategy, shares: tuple[RankShard, ...]) -> int:
+    return len(shares)
+
+
+def _num_inputs(strategy: Strategy, share: RankShard) -> int:
+    """Inputs of layers that checkpointing keeps; 0 where it keeps other things."""
+    interval = strategy.checkpoint_interval
+    if not interval or strategy.checkpoint_scope is not CheckpointScope.LAYER:
+        return 0
+    return -(-share.num_layers // interval)

@@ -1,0 +1,153 @@
+"""The part of a model that one rank holds, before ZeRO divides it further.
+
+Tensor parallelism as DeepSpeed's AutoTP does it by the plans of transformers
+(`module_inject/auto_tp.py`, `base_model_tp_plan`): linear layers of attention, MLP and head are
+divided, norms are not, and an embedding only where the head shares its weights. A pipeline as
+`stages.py` divides it. Sequence parallelism (Ulysses) divides no weights. Does not know bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from autotune.question.stages import divide_layers
+from autotune.question.workload import ModelShape
+from autotune.space.strategy import Strategy
+
+__all__ = ["Parameters", "RankShard", "ShardModel", "tokens_of_rank", "zero_size"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameters:
+    """Numbers of parameters, by group of modules."""
+
+    attention: int
+    mlp: int
+    """Of all experts."""
+    other: int
+    """Norms, biases, routers."""
+    embedding: int
+    lm_head: int
+    """0 where it shares the embedding's."""
+    head: int
+    """Of the output projection, its own or shared; 0 where another stage has it."""
+    largest: int
+    """Of the largest single weight."""
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Add them up, once."""
+        total = self.attention + self.mlp + self.other + self.embedding + self.lm_head
+        object.__setattr__(self, "total", total)
+
+    @property
+    def linears(self) -> int:
+        """Weights of the layers' linear layers."""
+        return self.attention + self.mlp
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RankShard:
+    """Of one stage of a pipeline, or of the whole model where there is none."""
+
+    num_layers: int
+    has_head: bool
+    tensor_parallel_size: int
+    num_in_flight: int
+    """Micro-batches whose activations are held at once."""
+    is_whole: bool
+    """Whether there is but one stage."""
+    parameters: Parameters
+
+
+def zero_size(strategy: Strategy, num_ranks: int) -> int:
+    """Ranks over which ZeRO divides: those of the data and of the sequence.
+
+    `engine.py`, `seq_data_parallel_group`, where `deepspeed.initialize` is given sequence groups.
+    """
+    return max(1, num_ranks // (strategy.tensor_parallel_size * strategy.pipeline_parallel_size))
+
+
+def tokens_of_rank(strategy: Strategy, seq_len: int) -> int:
+    """Tokens of one micro-batch on one rank: Ulysses divides those of each sample."""
+    return strategy.micro_batch_size * seq_len // strategy.sequence_parallel_size
+
+
+class ShardModel:
+    """The shares of any strategy's ranks, for one model."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        self._shape = shape
+        self._shares: dict[tuple[int, int, int], tuple[RankShard, ...]] = {}
+
+    def of(self, strategy: Strategy, accumulation: int) -> tuple[RankShard, ...]:
+        """One share a stage: which of them is the worst depends on what is asked.
+
+        With 1F1B the i-th of p stages has up to p - i micro-batches in flight, of those there are
+        (`runtime/pipe/schedule.py`, `TrainSchedule.num_pipe_buffers`; Narayanan et al., arXiv
+        2104.04473, section 2.2).
+        """
+        tensor, num_stages = strategy.tensor_parallel_size, strategy.pipeline_parallel_size
+        key = (tensor, num_stages, min(num_stages, accumulation))
+        shares = self._shares.get(key)
+        if shares is None:
+            shares = self._shares[key] = self._divide(*key)
+        return shares
+
+    def _divide(self, tensor: int, num_stages: int, num_in_flight: int) -> tuple[RankShard, ...]:
+        sizes = self._stage_sizes(min(num_stages, self._shape.num_hidden_layers))
+        last = len(sizes) - 1
+        return tuple(
+            RankShard(
+                num_layers=size,
+                has_head=stage == last,
+                tensor_parallel_size=tensor,
+                num_in_flight=min(len(sizes) - stage, num_in_flight),
+                is_whole=last == 0,
+                parameters=self._parameters(
+                    size, has_embedding=stage == 0, has_head=stage == last, tensor=tensor
+                ),
+            )
+            for stage, size in enumerate(sizes)
+        )
+
+    def _stage_sizes(self, num_stages: int) -> list[int]:
+        """Decoder layers of each stage, as `techniques/stage.py` cuts a model."""
+        shape = self._shape
+        layer = shape.parameters_per_layer
+        stages = divide_layers(
+            shape.num_hidden_layers,
+            num_stages,
+            before=shape.embedding_parameters / layer,
+            after=(shape.norm_parameters + self._output) / layer,
+        )
+        return [len(stage) for stage in stages]
+
+    @property
+    def _output(self) -> int:
+        return self._shape.vocab_size * self._shape.hidden_size
+
+    def _parameters(
+        self, num_layers: int, *, has_embedding: bool, has_head: bool, tensor: int
+    ) -> Parameters:
+        shape = self._shape
+        attention = sum(i * o for i, o in shape.attention_linears.values())
+        mlp = shape.linear_parameters_per_layer - attention
+        is_tied = shape.tie_word_embeddings
+        # The last stage has a copy of its own of an embedding that its head shares.
+        holds_embedding = has_embedding or (has_head and is_tied)
+        linears = [*shape.attention_linears.values(), *shape.mlp_linears.values()]
+        # The experts of a mixture are one weight.
+        largest = max(mlp if shape.num_experts > 1 else 0, *(i * o for i, o in linears))
+        if holds_embedding or has_head:
+            largest = max(largest, self._output)
+        return Parameters(
+            attention=num_layers * attention // tensor,
+            mlp=num_layers * mlp // tensor,
+            other=num_layers * (shape.parameters_per_layer - shape.linear_parameters_per_layer)
+            + shape.norm_parameters * has_head,
+            embedding=shape.embedding_parameters // (tensor if is_tied else 1) * holds_embedding,
+            lm_head=shape.lm_head_parameters // tensor * has_head,
+            head=self._output // tensor * has_head,
+            largest=largest // tensor,
+        )

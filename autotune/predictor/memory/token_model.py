@@ -1,0 +1,112 @@
+"""The memory of one token under each strategy of one workload: counted, or read from real code.
+
+A preset is counted from its published layers, which `tests/profile/` holds against the trace, so
+that planning for it loads no torch. All other models are traced; where that cannot be done, they
+are counted as the preset that is most like them, and `doubt` says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from autotune.predictor.memory.activations import TokenBytes, token_bytes
+from autotune.predictor.memory.precision import group_bytes
+from autotune.predictor.memory.traced_activations import traced_token_bytes
+from autotune.profile import ModelProfile, Variant, known_profile_of, profile_of
+from autotune.question.presets import PRESETS
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
+
+__all__ = ["TokenModel"]
+
+
+class TokenModel:
+    """Bytes of a token, for any strategy.
+
+    Args:
+        workload: the model, the length, the adapters.
+        is_cpu: whether the device is the host.
+        traces: whether a model that was not seen before is traced, which takes seconds; it is
+            counted otherwise.
+    """
+
+    def __init__(self, workload: Workload, *, is_cpu: bool, traces: bool = True) -> None:
+        self._workload = workload
+        self._profile_of = profile_of if traces else known_profile_of
+        self._is_cpu = is_cpu
+        shape = workload.model
+        # Without a configuration there is nothing to build.
+        self._is_traced = shape.name not in PRESETS and bool(shape.config)
+        self._reason = ""
+        self._known: dict[tuple[object, ...], TokenBytes] = {}
+        self.doubt: str | None = None
+        """Why a strategy that was asked for had to be counted as another model; None where none
+        had to be."""
+
+    def of(self, strategy: Strategy) -> TokenBytes:
+        """What one token holds on one rank."""
+        key = (
+            group_bytes(strategy),
+            strategy.fused_kernels,
+            strategy.torch_compile,
+            strategy.lora_rank,
+            strategy.lora_targets,
+            strategy.attention,
+            strategy.tensor_parallel_size,
+            strategy.checkpoint_scope,
+            strategy.checkpoint_interval > 0,
+            strategy.offload_checkpoints,
+            strategy.mlp_tiles,
+            strategy.loss_tiles,
+        )
+        token = self._known.get(key)
+        if token is None:
+            traced = self._traced(strategy) if self._is_traced else None
+            token = self._known[key] = traced or self._counted(strategy)
+        return token
+
+    def _counted(self, strategy: Strategy) -> TokenBytes:
+        return token_bytes(
+            self._workload.model,
+            strategy,
+            lora_targets=self._workload.adapter_targets(strategy.lora_targets),
+            seq_len=self._workload.seq_len,
+            is_cpu=self._is_cpu,
+        )
+
+    def _traced(self, strategy: Strategy) -> TokenBytes | None:
+        profiles = self._profiles(strategy, has_liger=strategy.fused_kernels)
+        has_liger = strategy.fused_kernels and profiles is not None
+        if profiles is None and strategy.fused_kernels:
+            # Liger may not be installed here: its layers keep what compiled ones do.
+            profiles = self._profiles(strategy, has_liger=False)
+        if profiles is None:
+            self.doubt = self._reason
+            return None
+        return traced_token_bytes(
+            profiles,
+            strategy,
+            has_liger=has_liger,
+            is_tied=self._workload.model.tie_word_embeddings,
+            is_cpu=self._is_cpu,
+        )
+
+    def _profiles(self, strategy: Strategy, *, has_liger: bool) -> dict[int, ModelProfile] | None:
+        """One profile for each size of an element; None where there are none."""
+        targets = self._workload.adapter_targets(strategy.lora_targets)
+        variant = Variant(
+            attention=strategy.attention,
+            element_bytes=2,
+            fused_kernels=has_liger,
+            lora_rank=strategy.lora_rank,
+            lora_targets=targets if strategy.lora_rank else (),
+        )
+        e, profiles = group_bytes(strategy), {}
+        for size in {e.residual, e.attention, e.mlp, e.norm, e.lm_head}:
+            sized = replace(variant, element_bytes=size)
+            found = self._profile_of(self._workload.model, sized, self._workload.seq_len)
+            if isinstance(found, str):
+                self._reason = found
+                return None
+            profiles[size] = found
+        return profiles

@@ -1,0 +1,1 @@
+"""Reserved memory of one rank: PyTorch's allocator over what DeepSpeed allocates, in order."""

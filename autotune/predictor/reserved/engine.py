@@ -1,0 +1,228 @@
+"""The allocations that DeepSpeed makes around forward and backward, in order, for one rank.
+
+Read from DeepSpeed 0.19.8, and held against the allocations of trials on one H100. What stages do
+alike; each has a file of its own. Does not know what a model's own code allocates, which a
+`MicroStep` tells it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from autotune.predictor.memory.precision import NORM_BYTES
+from autotune.predictor.reserved.allocator import Allocator
+from autotune.profile.script import Event, MicroStep
+
+__all__ = ["Engine", "EnginePlan", "Part"]
+
+
+class Part(StrEnum):
+    """What a block is for, by the names of `memory/peak.py`."""
+
+    WEIGHTS = "weights"
+    FLATTENED = "flattened weights"
+    MASTERS = "master weights"
+    STATES = "optimizer states"
+    GRADIENTS = "gradients"
+    BUCKETS = "gradient buckets"
+    ACTIVATIONS = "activations"
+    LOGITS = "logits"
+    GATHERED = "gathered weights"
+    OFFLOAD = "offload buffers"
+    WORKSPACE = "workspace"
+
+
+_CUBLAS_BYTES = 32 * 2**20
+"""Workspace of one thread's cuBLAS on Hopper; forward and backward are two
+(`aten/src/ATen/cuda/CublasHandlePool.cpp`)."""
+
+_MICRO_STEPS = 2
+"""The first of a step keeps gradients; all others add to them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnginePlan:
+    """What a strategy asks of the engine."""
+
+    zero_stage: int
+    num_ranks: int
+    """Over which ZeRO divides."""
+    accumulation: int
+    element_bytes: int
+    master_bytes: int
+    group_elements: int
+    """Of a group of the optimizer at most: ZeRO makes one flat tensor of each."""
+    state_bytes: tuple[float, ...]
+    """Of a trained parameter, one for each tensor that the optimizer keeps on the device."""
+    bucket_elements: int
+    reduce_bytes: int
+    """Of an element while it travels."""
+    overlaps: bool
+    """Whether gradients travel while backward goes on, on a stream of their own."""
+    sub_group_elements: int
+    """Of a step of ZeRO-3."""
+    is_offloaded: bool
+    """Whether the optimizer is on the host."""
+    tied_bytes: int
+    """Of an output projection that is made before it shares the embedding's weights."""
+    flattens_on_device: bool
+    """Whether weights and a copy of them fit the device."""
+    logits_bytes: int
+    """Of a micro-batch, whole; 0 where they are made in pieces."""
+
+
+class Engine:
+    """What all stages do alike."""
+
+    def __init__(
+        self,
+        allocator: Allocator,
+        plan: EnginePlan,
+        micro_step: MicroStep,
+        first: MicroStep | None = None,
+    ) -> None:
+        """Of a model that does `first` in the very first micro-step, where that differs."""
+        self._allocator = allocator
+        self._allocate = allocator.allocate
+        self._plan = plan
+        self._following = micro_step
+        self._first = first or micro_step
+        self._weights = micro_step.weights
+        self._trained = [w.size_bytes for w in micro_step.weights if w.is_trained]
+        e, ranks = plan.element_bytes, plan.num_ranks
+        self._num = sum(self._trained) // e
+        """Parameters that are trained."""
+        self._groups = [-(-num // ranks) for num in _divided(self._trained, e, plan)]
+        """Parameters of this rank in each group."""
+        self._owned = sum(self._groups)
+        self._num_workspaces = 0
+        self._has_states = False
+        self._gradients: dict[int, int] = {}
+        self._is_first = self._is_last = True
+        """Of the micro-steps of a step."""
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What a stage sets up beside what all stages have."""
+
+    def run(self, most_steps: int) -> None:
+        """Initialisation, and optimizer steps until one takes no more memory than those before.
+
+        States come in the first, so that the second is the first of its kind.
+        """
+        self._allocator.moment = "initialisation"
+        self._initialise()
+        num_micro_steps = min(self._plan.accumulation, _MICRO_STEPS)
+        for step in range(most_steps):
+            before = self._allocator.peak_reserved_bytes
+            for index in range(num_micro_steps):
+                self._is_first, self._is_last = index == 0, index == num_micro_steps - 1
+                self._micro_step(self._following if step or index else self._first)
+                self._allocator.moment = "end of backward"
+                self._end_backward()
+            self._allocator.moment = "optimizer step"
+            self._step()
+            if step and self._allocator.peak_reserved_bytes == before:
+                return
+
+    def _initialise(self) -> None:
+        raise NotImplementedError
+
+    def _take(self, weight: int, address: int) -> None:
+        """A gradient is whole."""
+        raise NotImplementedError
+
+    def _fetch(self, weights: tuple[int, ...]) -> None:
+        """A module is about to need its weights."""
+
+    def _release(self, weights: tuple[int, ...]) -> None:
+        """It has done with them."""
+
+    def _end_backward(self) -> None:
+        raise NotImplementedError
+
+    def _step(self) -> None:
+        raise NotImplementedError
+
+    def _micro_step(self, micro_step: MicroStep) -> None:
+        allocate, free = self._allocator.allocate, self._allocator.free
+        live: dict[int, int] = {}
+        logits_bytes = self._plan.logits_bytes or float("inf")
+        self._allocator.moment, num_matmuls = "forward and loss", 0
+        for kind, which, told in micro_step.events:
+            if kind == Event.ALLOCATE:
+                part = Part.LOGITS if told >= logits_bytes else Part.ACTIVATIONS
+                live[which] = allocate(told, part)
+            elif kind == Event.FREE:
+                free(live.pop(which))
+            elif kind == Event.READY:
+                address = live.pop(which, None)
+                if address is None:
+                    address = allocate(self._weights[told].size_bytes)
+                self._allocator.becomes(address, Part.GRADIENTS)
+                self._take(told, address)
+            elif kind == Event.WORK:
+                free(allocate(told, Part.WORKSPACE))
+            elif kind == Event.FETCH:
+                self._fetch(micro_step.modules[told])
+            elif kind == Event.RELEASE:
+                self._release(micro_step.modules[told])
+            else:
+                self._start_pass(num_matmuls)
+                num_matmuls += 1
+        self._free(*live.values())
+
+    def _start_pass(self, number: int) -> None:
+        """The first product of forward, or of backward: each has a thread of its own."""
+        if number:
+            self._allocator.moment = "backward"
+        if self._num_workspaces < 2:
+            self._allocate(_CUBLAS_BYTES, Part.WORKSPACE)
+            self._num_workspaces += 1
+
+    def _elements(self, weight: int) -> int:
+        return self._weights[weight].size_bytes // self._plan.element_bytes
+
+    def _free(self, *addresses: int) -> None:
+        for address in addresses:
+            self._allocator.free(address)
+
+    def _pass_by(self, sizes: Sequence[int], part: Part) -> None:
+        """Blocks that live one after the other."""
+        for size in sizes:
+            self._free(self._allocate(size, part))
+
+    def _make_weights(self) -> list[int]:
+        weights = [self._allocate(weight.size_bytes, Part.WEIGHTS) for weight in self._weights]
+        self._pass_by([self._plan.tied_bytes], Part.WEIGHTS)
+        return weights
+
+    def _convert(self, address: int, num: int, part: Part) -> int:
+        """A copy in the master's precision takes the place of one in the weights', or is it."""
+        if self._plan.master_bytes == self._plan.element_bytes:
+            return address
+        converted = self._allocate(self._plan.master_bytes * num, part)
+        self._free(address)
+        return converted
+
+    def _make_states(self, num: int) -> None:
+        """Of the flat parameters of one group, all its tensors in turn."""
+        for size in self._plan.state_bytes:
+            self._allocate(int(size * num), Part.STATES)
+
+    def _add_up_norm(self) -> None:
+        e = self._plan.element_bytes
+        self._pass_by([NORM_BYTES * (size // e) for size in self._trained], Part.GRADIENTS)
+
+
+def _divided(trained: Sequence[int], element_bytes: int, plan: EnginePlan) -> list[int]:
+    """Parameters of each group of the optimizer (`techniques/optimizers.py`, `_divided`)."""
+    groups = [0]
+    for size in trained:
+        num = size // element_bytes
+        if groups[-1] and groups[-1] + num > plan.group_elements:
+            groups.append(0)
+        groups[-1] += num
+    return groups

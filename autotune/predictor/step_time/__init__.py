@@ -1,0 +1,1 @@
+"""Time of an optimizer step: products, traffic, communication, launches, the update."""

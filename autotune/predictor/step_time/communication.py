@@ -1,0 +1,208 @@
+"""Time of communication between ranks: gradients, weights, activations.
+
+Ranks stand as `techniques/parallel_layout.py` has them: those of a tensor-parallel group next to
+each other, then the sequence's, the data's, and the pipeline's furthest apart. A group within one
+host talks over its links, one that spans hosts over the network as well. Does not know what is
+computed meanwhile, only what part of the communication it hides.
+"""
+
+from __future__ import annotations
+
+import math
+
+from autotune.machine.hardware import Hardware
+from autotune.predictor.memory.gradients import overlaps
+from autotune.predictor.memory.precision import FP32_BYTES, element_bytes
+from autotune.predictor.memory.sharding import RankShard, tokens_of_rank, zero_size
+from autotune.predictor.memory.states import StatesModel, has_bf16_optimizer
+from autotune.predictor.step_time.effective_rates import COLLECTIVE_S, effective_rates
+from autotune.predictor.step_time.operation_counts import repeats
+from autotune.question.workload import ModelShape, Workload
+from autotune.space.strategy import Strategy
+
+__all__ = ["CommunicationModel", "tensor_sums"]
+
+_EXPOSED_SHARE = 0.5
+"""Part of the gradients' communication that backward does not hide (`overlap_comm`)."""
+
+_8BIT_SHARE = 0.5
+_4BIT_SHARE = 0.25
+"""Of the bytes at 16 bit, without the scales of blocks. ZeRO++ (arXiv 2306.10209), section 3."""
+
+
+def tensor_sums(shape: ModelShape, strategy: Strategy) -> int:
+    """All-reduces of one layer under AutoTP, forward and backward."""
+    times = repeats(strategy)
+    num_columns = len(shape.attention_linears) + len(shape.mlp_linears) - 2
+    return 2 + times.attention + times.mlp + num_columns
+
+
+class CommunicationModel:
+    """Communication of any strategy, for one workload on one machine."""
+
+    def __init__(self, workload: Workload, hardware: Hardware, states: StatesModel) -> None:
+        self._workload = workload
+        self._num_ranks = hardware.num_devices
+        self._states = states
+        self._rates = effective_rates(hardware)
+        self._per_node = hardware.devices_per_node
+
+    def micro_step_s(self, strategy: Strategy, share: RankShard) -> float:
+        """Of every micro-step, beside what a pipeline hides.
+
+        ZeRO (arXiv 1910.02054), section 7: stages 2 and 3 reduce gradients, and stage 3 gathers
+        the weights in forward and again in backward.
+        """
+        if self._num_ranks == 1:
+            return 0.0
+        seconds = self._tensor_s(strategy, share) + self._sequence_s(strategy, share)
+        if not share.is_whole:
+            seconds += self._between_stages_s(strategy)
+        if strategy.zero_stage < 2:
+            return seconds
+        exposed = _EXPOSED_SHARE if overlaps(strategy) else 1.0
+        trained = self._states.trained_of(strategy, share)
+        seconds += exposed * self._gradients_s(strategy, trained)
+        if strategy.zero_stage == 3:
+            num_bytes = element_bytes(strategy) * share.parameters.total
+            seconds += exposed * self._gathers_s(strategy, num_bytes)
+        return seconds
+
+    def step_s(self, strategy: Strategy, share: RankShard) -> float:
+        """Of every step: stages 0 and 1 reduce, stages 1 and 2 gather what is new."""
+        if strategy.zero_stage == 3:
+            return 0.0
+        e, trained = element_bytes(strategy), self._states.trained_of(strategy, share)
+        ranks, apart = zero_size(strategy, self._num_ranks), strategy.tensor_parallel_size
+        seconds = 0.0
+        if strategy.zero_stage < 2:
+            exposed = _EXPOSED_SHARE if strategy.zero_stage and overlaps(strategy) else 1.0
+            seconds += exposed * self._gradients_s(strategy, trained)
+        if strategy.zero_stage or has_bf16_optimizer(strategy):
+            # New weights are gathered (`bf16_optimizer.py` does so, too).
+            seconds += self._ring_s(e * trained, ranks, apart)
+        return seconds
+
+    def _gradients_s(self, strategy: Strategy, trained: int) -> float:
+        """All gradients once, by the stage's own collective.
+
+        Only ZeRO-3 scatters; ZeRO-1 and ZeRO-2 sum on all ranks and drop what is another's
+        (`stage_1_and_2.py`, `allreduce_bucket`). With Ulysses gradients travel in fp32, into
+        which they are copied.
+        """
+        ranks, apart = zero_size(strategy, self._num_ranks), strategy.tensor_parallel_size
+        if ranks == 1:
+            return 0.0
+        e = travel = element_bytes(strategy)
+        copied = 0
+        if strategy.sequence_parallel_size > 1:
+            travel = FP32_BYTES
+            copied = 2 * (e + travel)
+        passes = 2.0
+        if strategy.zero_stage == 3:
+            passes = _4BIT_SHARE if strategy.zero_quantized_gradients else 1.0
+        seconds = self._ring_s(passes * travel * trained, ranks, apart)
+        seconds += copied * trained / self._rates.traffic_bytes_per_s
+        return seconds + self._starts_s(strategy, trained, ranks)
+
+    def _gathers_s(self, strategy: Strategy, num_bytes: float) -> float:
+        """Weights in forward, and in backward from the second copy where there is one.
+
+        ZeRO++ gathers in 8 bit what comes from the first copy (`partition_parameters.py`,
+        `_all_gather_coalesced`).
+        """
+        ranks, apart = zero_size(strategy, self._num_ranks), strategy.tensor_parallel_size
+        first = num_bytes * (_8BIT_SHARE if strategy.zero_quantized_weights else 1.0)
+        hpz = strategy.zero_hpz_partition_size
+        whole = self._ring_s(first, ranks, apart)
+        return whole + (self._ring_s(num_bytes, hpz, apart) if hpz > 1 else whole)
+
+    def _starts_s(self, strategy: Strategy, num_elements: float, ranks: int) -> float:
+        """What many small buckets cost beyond one."""
+        if ranks == 1:
+            return 0.0
+        buckets = num_elements // max(1, strategy.reduce_bucket_size)
+        return buckets * self._start_s(ranks, strategy.tensor_parallel_size)
+
+    def _tensor_s(self, strategy: Strategy, share: RankShard) -> float:
+        """AutoTP's sums: of each row-parallel output, of each column-parallel input's gradient.
+
+        `module_inject/layers.py`, `RowParallel` and `ColumnParallel`; nothing of it is hidden. The
+        head gathers its logits, unless it shares the embedding's weights.
+        """
+        degree = strategy.tensor_parallel_size
+        if degree == 1:
+            return 0.0
+        shape, hidden = self._workload.model, self._hidden_bytes(strategy)
+        sums = share.num_layers * tensor_sums(shape, strategy)
+        seconds = sums * self._all_reduce_s(hidden, degree)
+        if share.has_head and not shape.tie_word_embeddings:
+            logits = hidden * shape.vocab_size / shape.hidden_size
+            seconds += self._ring_s(logits, degree, 1) + self._all_reduce_s(hidden, degree)
+        return seconds
+
+    def _sequence_s(self, strategy: Strategy, share: RankShard) -> float:
+        """Ulysses: query, key, value and output exchanged in each attention, and their gradients.
+
+        Jacobs et al. (arXiv 2309.14509), section 3.2: all-to-all, of which (s - 1) / s travels.
+        """
+        degree = strategy.sequence_parallel_size
+        if degree == 1:
+            return 0.0
+        shape = self._workload.model
+        queries = shape.num_attention_heads * shape.head_dim
+        keys = shape.num_key_value_heads * shape.head_dim
+        width = 2 * queries + 2 * keys
+        passes = 2 + repeats(strategy).attention
+        moved = self._hidden_bytes(strategy) * width / shape.hidden_size
+        apart = strategy.tensor_parallel_size
+        once = self._ring_s(moved, degree, apart) + 4 * self._start_s(degree, apart)
+        return share.num_layers * passes * once
+
+    def _between_stages_s(self, strategy: Strategy) -> float:
+        """Hidden states to the next stage, and their gradients back (`pipe/p2p.py`)."""
+        apart = self._num_ranks // strategy.pipeline_parallel_size
+        rates = self._rates
+        is_near = self._num_ranks <= self._per_node or apart < self._per_node
+        bandwidth = rates.link_bytes_per_s if is_near else rates.network_bytes_per_s
+        return 2 * (self._hidden_bytes(strategy) / bandwidth + self._start_s(2, apart))
+
+    def _hidden_bytes(self, strategy: Strategy) -> float:
+        """Of the hidden states of one micro-batch on one rank."""
+        tokens = tokens_of_rank(strategy, self._workload.seq_len)
+        return tokens * self._workload.model.hidden_size * element_bytes(strategy)
+
+    def _all_reduce_s(self, num_bytes: float, ranks: int) -> float:
+        return 2 * self._ring_s(num_bytes, ranks, 1) + self._start_s(ranks, 1)
+
+    def _ring_s(self, num_bytes: float, ranks: int, apart: int) -> float:
+        """A reduce-scatter or an all-gather over a ring: (n - 1) / n of the bytes pass each link.
+
+        Patarasuk and Yuan, Bandwidth optimal all-reduce (JPDC 69(2), 2009). Between hosts as many
+        rings run side by side as the group has ranks on each, every one over its own port.
+
+        Args:
+            num_bytes: of the whole tensor.
+            ranks: of the group.
+            apart: ranks from one member to the next.
+        """
+        if ranks == 1:
+            return 0.0
+        bandwidth, here = self._rates.link_bytes_per_s, self._ranks_here(ranks, apart)
+        if here < ranks:
+            bandwidth = min(bandwidth, here * self._rates.network_bytes_per_s)
+        return num_bytes * (ranks - 1) / ranks / bandwidth
+
+    def _start_s(self, ranks: int, apart: int) -> float:
+        """Until the first byte of a collective arrives: a tree over its ranks, and over hosts.
+
+        Sanders et al., Two-tree algorithms (Parallel Computing 35(12), 2009), which NCCL uses.
+        """
+        num_hosts = ranks / self._ranks_here(ranks, apart)
+        if ranks == 1:
+            return 0.0
+        return COLLECTIVE_S + self._rates.level_s * (math.log2(ranks) + math.log2(num_hosts))
+
+    def _ranks_here(self, ranks: int, apart: int) -> int:
+        """Members of a group on one host."""
+        return max(1, min(ranks, self._per_node // apart))

@@ -1,0 +1,210 @@
+"""The rates that a machine attains: measured ones, or usual fractions of its data sheet.
+
+The home of every rate that step times are predicted from. Does not know what is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
+from autotune.machine.rates import Rates
+from autotune.predictor.memory.precision import has_hbm
+
+__all__ = [
+    "ATTENTION_HALF_TOKENS",
+    "COLLECTIVE_S",
+    "REFERENCE_LAUNCH_S",
+    "EffectiveRates",
+    "effective_rates",
+]
+
+REFERENCE_LAUNCH_S = 2.55e-6
+"""One small operation with autograd on the core on which `host.py`'s times were measured."""
+
+_MATMUL_FRACTION = 0.72
+_TRAFFIC_FRACTION = 0.68
+"""Fractions of the peak rates: of 16-bit matrix products, and of kernels that reduce or convert.
+Measured: Llamas of 1.1 to 13 billion on one H100. Unproven on other devices but the A100."""
+
+_STREAM_FRACTION = 0.90
+"""Assumed: what plain copies and additions of large tensors attain, of the peak bandwidth."""
+
+_INSTRUCTIONS_PER_S = {
+    "B200": 40e12,
+    "H200": 33.5e12,
+    "H100-80GB": 33.5e12,
+    "A100-80GB": 19.5e12,
+    "A100-80GB-PCIe": 19.5e12,
+    "A100-40GB": 19.5e12,
+    "L40S": 45.8e12,
+    "L4": 15.1e12,
+    "V100-32GB": 15.7e12,
+    "V100-16GB": 15.7e12,
+    "RTX5090": 52.4e12,
+    "RTX4090": 41.3e12,
+    "RTX3090": 17.8e12,
+}
+"""Of threads: each multiprocessor has four schedulers, which issue to 32 threads a cycle. Half of
+the fp32 FLOP/s of the data sheet, where there are as many fp32 lanes; as many as those where there
+are half as many lanes, up to the A100."""
+
+_UNKNOWN_INSTRUCTIONS = 0.04
+"""Of a device that the table does not have, for one FLOP of its matrix products: between the
+A100's 0.06 and the H100's 0.03. Assumed."""
+
+_INSTRUCTION_FRACTION = 0.54
+"""Fraction of them by kernels whose blocks wait for each of their loads. Measured on one H200
+(`tests/benchmarks/optimizer_update.py`): 28.0 ps for 510 instructions, 16.3 ps for 300, in fp32
+and in bf16 alike, and so not for want of bandwidth."""
+
+_ATTENTION_FRACTION = 0.60
+_ATTENTION_FRACTION_HOPPER = 0.50
+ATTENTION_HALF_TOKENS = 800
+"""Flash attention of very long samples, of the peak, and the length that reaches half of it.
+Measured: 1.1 billion on one H100 at 1024 and at 4096 tokens. Others reach a larger part of their
+lower peaks: FlashAttention-2 0.7 of an A100's and 0.35 of an H100's (Dao, arXiv 2307.08691,
+section 4; Shah et al., arXiv 2407.08608, section 1), for which 0.6 is assumed."""
+
+_KERNEL_S = 2e-6
+"""Of a kernel on the device beside its work: start, ramp and tail. Assumed."""
+
+_LAUNCH_S = 8.1e-6
+"""One small kernel from Python with autograd. From forward and backward of a Llama's layer at
+micro-batch 4, which take 4.4 ms on the host of one H100 and 1.39 ms on the reference core."""
+
+_MEASURED_LAUNCH_S = 14.4e-6
+"""What `autotune doctor` measures of a kernel on a host for which `_LAUNCH_S` holds: the driver's
+part does not grow with the size of a layer. Of two H200, one host, on which trials that wait for
+it took as long as `_LAUNCH_S` says."""
+
+_HOST_LINK_FRACTION = 0.8
+_HOST_LINK_BYTES_PER_S = 25e9
+"""Pinned copies over PCIe, weight by weight as DeepSpeed does them: four fifths of the peak, no
+more than over PCIe 4.0 x16. Measured on one H100 with PCIe 5.0: 30 GB/s."""
+
+_HOST_BYTES_PER_S = 100e9
+"""Memory bandwidth of a server's socket, shared by the ranks' CPU Adam."""
+
+_NVME_BYTES_PER_S = 3e9
+"""Assumed: one drive on PCIe 4.0 x4, reading or writing, shared by the ranks."""
+
+_LINK_FRACTION = 0.7
+"""Of NVLink's peak in one direction: NCCL's bus bandwidth in all-reduces of a gigabyte,
+about 230 of 300 GB/s on an A100 and 360 of 450 on an H100 (nccl-tests, public runs)."""
+
+_PCIE_LINK_FRACTION = 0.5
+"""Of PCIe's, which two neighbours in a ring share on its way through the host. Assumed."""
+
+_LOOPBACK_BYTES_PER_S = 1e9
+"""Between processes on the CPU. Assumed."""
+
+_NETWORK_BYTES_PER_S = 20e9
+_NETWORK_BYTES_PER_S_PCIE = 1.5e9
+"""Of one device between hosts. Assumed: a port of 200 Gb/s for each GPU with HBM, as in a DGX
+A100; one port of 100 Gb/s for eight others."""
+
+COLLECTIVE_S = 17e-6
+"""Of any collective, before its first level."""
+
+_LEVEL_S = 20e-6
+"""Until a collective's first byte has passed one level of a tree. Assumed; with it 37 µs of two
+ranks, as measured on two H200 over NVLink, where sizes of up to 64 MiB take 37 µs more than their
+bytes do at the bandwidth of a gigabyte."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EffectiveRates:
+    """Rates of one device, of its host, and of what connects them."""
+
+    matmul_flops_per_s: float
+    attention_flops_per_s: float
+    """Of very long samples; half of it at `ATTENTION_HALF_TOKENS`."""
+    traffic_bytes_per_s: float
+    """Of kernels that also reduce, convert or gather."""
+    stream_bytes_per_s: float
+    """Of plain copies and additions of large tensors."""
+    instructions_per_s: float
+    """Of threads, as kernels attain that do more than move."""
+    kernel_s: float
+    """Of every kernel on the device, beside its work."""
+    launch_s: float
+    """The host's, for one small kernel; 0 where the device is the host."""
+    to_device_bytes_per_s: float
+    to_host_bytes_per_s: float
+    host_bytes_per_s: float
+    """Of the host's memory, all ranks together."""
+    nvme_bytes_per_s: float
+    """All ranks together."""
+    link_bytes_per_s: float
+    """Of each link of a ring within a host."""
+    network_bytes_per_s: float
+    """Of each device's part in what goes between hosts."""
+    level_s: float
+    """Until a collective's first byte has passed one level of a tree of ranks."""
+
+
+def effective_rates(hardware: Hardware) -> EffectiveRates:
+    """What is measured goes before what is usual."""
+    is_cpu = hardware.device_type is DeviceType.CPU
+    rates = hardware.rates or Rates()
+    matmul = rates.matmul_flops_per_s or hardware.flops_per_s * _MATMUL_FRACTION
+    stream = rates.memory_bytes_per_s or hardware.memory_bytes_per_s * _STREAM_FRACTION
+    is_hopper = has_hbm(hardware) and hardware.supports_fp8
+    flash = _ATTENTION_FRACTION_HOPPER if is_hopper else _ATTENTION_FRACTION
+    usual_link, pcie = _links(hardware)
+    return EffectiveRates(
+        matmul_flops_per_s=matmul,
+        attention_flops_per_s=matmul * flash / _MATMUL_FRACTION,
+        traffic_bytes_per_s=stream * _TRAFFIC_FRACTION / _STREAM_FRACTION,
+        stream_bytes_per_s=stream,
+        instructions_per_s=_instructions_per_s(hardware),
+        kernel_s=0.0 if is_cpu else _KERNEL_S,
+        launch_s=0.0 if is_cpu else _launch_s(rates),
+        to_device_bytes_per_s=rates.host_to_device_bytes_per_s or pcie,
+        to_host_bytes_per_s=rates.device_to_host_bytes_per_s or pcie,
+        host_bytes_per_s=rates.host_memory_bytes_per_s or _HOST_BYTES_PER_S,
+        nvme_bytes_per_s=rates.nvme_bytes_per_s or _NVME_BYTES_PER_S,
+        link_bytes_per_s=rates.link_bytes_per_s or usual_link,
+        network_bytes_per_s=(
+            _NETWORK_BYTES_PER_S if has_hbm(hardware) else _NETWORK_BYTES_PER_S_PCIE
+        ),
+        level_s=_level_s(hardware),
+    )
+
+
+def _instructions_per_s(hardware: Hardware) -> float:
+    if hardware.device_type is DeviceType.CPU:
+        return math.inf
+    unknown = hardware.flops_per_s * _UNKNOWN_INSTRUCTIONS
+    return _INSTRUCTION_FRACTION * _INSTRUCTIONS_PER_S.get(hardware.device_kind, unknown)
+
+
+def _launch_s(rates: Rates) -> float:
+    measured = rates.kernel_launch_s
+    return _LAUNCH_S * measured / _MEASURED_LAUNCH_S if measured else _LAUNCH_S
+
+
+def _level_s(hardware: Hardware) -> float:
+    measured = hardware.rates.collective_s if hardware.rates else None
+    if not measured:
+        return _LEVEL_S
+    num_levels = max(1.0, math.log2(hardware.devices_per_node))
+    return max(0.0, measured - COLLECTIVE_S) / num_levels
+
+
+def _links(hardware: Hardware) -> tuple[float, float]:
+    """Between two devices of a host, and between one and the host."""
+    kind = DEVICE_KINDS.get(hardware.device_kind)
+    pcie = kind.pcie_bytes_per_s if kind else _UNKNOWN_PCIE
+    nvlink = kind.nvlink_bytes_per_s if kind else _UNKNOWN_NVLINK * has_hbm(hardware)
+    copies = min(pcie * _HOST_LINK_FRACTION, _HOST_LINK_BYTES_PER_S)
+    if hardware.device_type is DeviceType.CPU:
+        return _LOOPBACK_BYTES_PER_S, copies
+    return nvlink * _LINK_FRACTION or pcie * _PCIE_LINK_FRACTION, copies
+
+
+_UNKNOWN_PCIE = 31.5e9
+_UNKNOWN_NVLINK = 300e9
+"""Of a device that the table does not have: PCIe 4.0 x16, and with HBM the A100's NVLink."""

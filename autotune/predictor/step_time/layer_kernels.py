@@ -1,0 +1,148 @@
+"""The kernels of a decoder layer beside its matrix products, and the bytes that they move.
+
+Counted in transformers 5.24, operation by operation, and held against the operations that torch
+dispatches in forward of two small models, of one and of three layers (`tests/predictor/
+step_time/test_layer_kernels.py`). Does not know how often anything is repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from autotune.predictor.memory.activations import experts_per_token
+from autotune.question.workload import ModelShape
+
+__all__ = ["LayerKernels", "layer_kernels"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerKernels:
+    """Of one layer and token, in forward at 16 bit; bytes read and written together."""
+
+    norm_bytes: float
+    norm_kernels: float
+    upcasts_norm: bool
+    """Whether norms compute in fp32, whatever the precision: their bytes do not depend on it."""
+    attention_bytes: float
+    """Rotary embedding, norms of heads, scaling."""
+    attention_kernels: float
+    mlp_bytes: float
+    """The activation and what gates it."""
+    mlp_kernels: float
+    residual_bytes: float
+    """Additions, and dropout where the architecture has it."""
+    residual_kernels: float
+    backward: float
+    """Bytes and kernels of backward, in those of forward."""
+    host_ratio: float
+    """The host's time for a layer, in that for a Llama's: operations of both counted."""
+
+
+_RMS = (36.0, 8.0)
+"""RMSNorm as transformers writes it: to fp32 6, square 8, mean 4, scaled 8, to 16 bit 6, weight 4
+bytes an element, in eight kernels."""
+
+_GEMMA_RMS = (40.0, 10.0)
+"""The weight is brought to fp32, one is added, and the product is taken there."""
+
+_NATIVE = (4.0, 1.0)
+"""One kernel that reads and writes: torch's LayerNorm, or Liger's RMSNorm."""
+
+_ROTARY = (20.0, 12.0)
+"""Of queries and keys: halves negated and joined 8, two products 8, their sum 6."""
+
+_PARTIAL_ROTARY = (15.0, 14.0)
+"""Of a part of each head, cut off and joined again."""
+
+_FUSED_ROTARY = (4.0, 1.0)
+_GATED = (10.0, 2.0)
+_FUSED_GATED = (6.0, 1.0)
+_PLAIN = (4.0, 1.0)
+
+_NEW_GELU = (36.0, 8.0)
+"""GELU by tanh as `activations.py` writes it out: eight kernels."""
+
+_ADDITIONS = (12.0, 2.0)
+_DROPOUT = (10.0, 2.0)
+"""Two, each reads and writes and keeps a mask."""
+
+_BACKWARD = 2.1
+_NATIVE_BACKWARD = 1.6
+
+_HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text", "olmo2")
+_FOUR_NORMS = ("gemma2", "gemma3_text")
+_FP32_WEIGHTS = ("gemma", "gemma2", "gemma3_text", "olmo2")
+_LAYER_NORMS = ("stablelm",)
+"""LayerNorm beside a gated MLP, and rotary embedding of a part of each head."""
+
+_NEW_GELUS = ("gpt2", "gpt_neo", "gptj", "phi")
+_DROPS = ("opt", "gpt2", "gpt_neo")
+_HOST_RATIOS = {
+    "qwen3": 1.23,
+    "gpt_neox": 0.83,
+    "opt": 0.68,
+    "gpt2": 0.91,
+    "phi": 0.96,
+    "gemma3_text": 1.6,
+    "olmo2": 1.31,
+    "stablelm": 0.85,
+}
+"""Measured on a core of a CPU with small tensors, forward and backward without DeepSpeed: Llama
+0.55 ms a layer, Mistral, Qwen2, Gemma and Phi-3 within a tenth of it. The last three are of the
+operations that torch dispatches, to which times are in proportion: 227 in a Llama's layer."""
+
+
+@cache
+def layer_kernels(shape: ModelShape, tensor: int, *, is_fused: bool) -> LayerKernels:
+    """Of one rank's part of a layer.
+
+    Args:
+        shape: the architecture.
+        tensor: ranks over which matrix products are divided; norms and residuals are not.
+        is_fused: whether Liger's kernels do it, or those that inductor makes.
+    """
+    gated, kind = shape.has_gated_mlp, shape.model_type
+    h, width = shape.hidden_size, shape.intermediate_size * experts_per_token(shape) / tensor
+    heads = (shape.num_attention_heads + shape.num_key_value_heads) / tensor * shape.head_dim
+    norm, num_norms = _norm(shape, is_fused=is_fused), 4 if kind in _FOUR_NORMS else 2
+    rotary = _rotary(shape, is_fused=is_fused)
+    if gated:
+        active = _FUSED_GATED if is_fused else _GATED
+    else:
+        active = _NEW_GELU if _has_new_gelu(shape) and not is_fused else _PLAIN
+    dropped = _DROPOUT if kind in _DROPS else (0.0, 0.0)
+    head_norm = norm if kind in _HEAD_NORMS else (0.0, 0.0)
+    return LayerKernels(
+        norm_bytes=num_norms * norm[0] * h,
+        norm_kernels=num_norms * norm[1],
+        upcasts_norm=norm in (_RMS, _GEMMA_RMS),
+        attention_bytes=(rotary[0] + head_norm[0]) * heads,
+        attention_kernels=rotary[1] + 2 * head_norm[1],
+        mlp_bytes=active[0] * width,
+        mlp_kernels=active[1],
+        residual_bytes=(_ADDITIONS[0] + dropped[0]) * h,
+        residual_kernels=_ADDITIONS[1] + dropped[1],
+        backward=_NATIVE_BACKWARD if norm is _NATIVE else _BACKWARD,
+        host_ratio=_HOST_RATIOS.get(kind, 1.0),
+    )
+
+
+def _rotary(shape: ModelShape, *, is_fused: bool) -> tuple[float, float]:
+    if shape.model_type in ("opt", "gpt2", "gpt_neo", "bloom"):
+        return 0.0, 0.0
+    if is_fused:
+        return _FUSED_ROTARY
+    is_partial = not shape.has_gated_mlp or shape.model_type in _LAYER_NORMS
+    return _PARTIAL_ROTARY if is_partial else _ROTARY
+
+
+def _norm(shape: ModelShape, *, is_fused: bool) -> tuple[float, float]:
+    if is_fused or not shape.has_gated_mlp or shape.model_type in _LAYER_NORMS:
+        return _NATIVE
+    return _GEMMA_RMS if shape.model_type in _FP32_WEIGHTS else _RMS
+
+
+def _has_new_gelu(shape: ModelShape) -> bool:
+    named = shape.config.get("activation_function") or shape.config.get("hidden_act")
+    return shape.model_type in _NEW_GELUS and named in (None, "gelu_new")

@@ -1,0 +1,313 @@
+"""Time of one optimizer step: a roofline of matrix products, memory traffic, links and the host.
+
+Williams et al., Roofline (CACM 52(4), 2009), taken as a sum over kinds of work, since kernels of
+one kind run after those of another. Does not know memory capacity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from autotune.knob_values import Offload
+from autotune.machine.hardware import Hardware
+from autotune.predictor.arithmetic import (
+    Ask,
+    Stages,
+    StagesOfOne,
+    ask_about,
+    chosen,
+    greatest,
+    next_power_of_2,
+)
+from autotune.predictor.memory.gradients import overlaps
+from autotune.predictor.memory.peak import MemoryModel
+from autotune.predictor.memory.precision import group_bytes
+from autotune.predictor.memory.sharding import RankShard
+from autotune.predictor.step_time.communication import CommunicationModel
+from autotune.predictor.step_time.effective_rates import ATTENTION_HALF_TOKENS, effective_rates
+from autotune.predictor.step_time.launch_overhead import LaunchOverheadModel
+from autotune.predictor.step_time.operation_counts import (
+    OperationCounts,
+    Repeats,
+    micro_step_counts,
+    repeats,
+)
+from autotune.predictor.step_time.optimizer_step import OptimizerStepModel
+from autotune.question.workload import Workload
+from autotune.space.strategy import Strategy
+
+__all__ = ["StepParts", "TimeModel"]
+
+_NOTHING = Repeats(attention=0, mlp=0, rest=0, head=0)
+_ALL = Repeats(attention=1, mlp=1, rest=1, head=1)
+"""What is repeated to find the length of forward: with all of it repeated a step is longer by it.
+Of a fused loss nothing is ever repeated: its bytes are taken to be backward's."""
+
+_ROUNDING_S = 1e-12
+"""Differences below this are none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepParts:
+    """What one optimizer step is made of, in seconds, of the slowest rank."""
+
+    num_micro_steps: float
+    """Times in which micro-steps follow each other: the filling of a pipeline counts as more."""
+    compute_s: float
+    """Of a micro-step: matrix products and attention."""
+    traffic_s: float
+    """Of a micro-step: what else moves through the device's memory."""
+    link_s: float
+    """Of a micro-step: what travels between ranks, as the device waits for it."""
+    host_s: float
+    """Of a micro-step: the least time in which the host launches it."""
+    has_hooks: bool
+    """Whether ZeRO-3's hooks of every module are part of that."""
+    forward_host_share: float
+    """The part of `host_s` before backward, where both start together: ZeRO waits for its streams
+    behind every backward. 0 where they do not."""
+    backward_device_share: float
+    """Of the device's work, where both start together; 1 where they do not."""
+    moved_s: float
+    """Of a micro-step: what travels between host and device."""
+    update_s: float
+    """Of a step: the optimizer on the device."""
+    update_host_s: float
+    """Of a step: the host launches the optimizer, and the device waits."""
+    link_once_s: float
+    """Of a step: what travels between ranks."""
+    moved_once_s: float
+    """Of a step: what travels between host and device, and the optimizer on the host."""
+
+    @property
+    def device_s(self) -> float:
+        """Seconds that the device works, or waits for other ranks, in a micro-step."""
+        return self.compute_s + self.traffic_s + self.link_s
+
+    @property
+    def micro_step_s(self) -> float:
+        """Seconds of a micro-step: the device works while the host launches.
+
+        Where both start together, backward begins no earlier than forward is launched.
+        """
+        after_forward_s = (
+            self.forward_host_share * self.host_s + self.backward_device_share * self.device_s
+        )
+        launched_s: float = greatest(self.device_s, self.host_s, after_forward_s)
+        return launched_s + self.moved_s
+
+    @property
+    def once_s(self) -> float:
+        """Seconds of what happens once a step."""
+        return self.update_s + self.update_host_s + self.link_once_s + self.moved_once_s
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of the step."""
+        return self.num_micro_steps * self.micro_step_s + self.once_s
+
+
+class TimeModel:
+    """Step time of any strategy, for one workload on one machine."""
+
+    def __init__(self, workload: Workload, hardware: Hardware, memory: MemoryModel) -> None:
+        self._workload = workload
+        self._hardware = hardware
+        self._memory = memory
+        self._states = memory.states
+        self._host = LaunchOverheadModel(workload, hardware)
+        self._links = CommunicationModel(workload, hardware, self._states)
+        self._update = OptimizerStepModel(workload, hardware, self._states)
+        self._rates = effective_rates(hardware)
+        self._works: dict[tuple[object, ...], OperationCounts] = {}
+
+    def parts(self, strategy: Strategy) -> StepParts:
+        """One optimizer step, all its micro-steps, the slowest rank."""
+        shares = self._states.shares(strategy)
+        ask, accumulation = ask_about(strategy), self._states.accumulation(strategy)
+        parts = (self.parts_of(ask, share, shares, accumulation) for share in shares)
+        return self.of_all_stages(StagesOfOne(parts))
+
+    @staticmethod
+    def of_all_stages(stages: Stages) -> StepParts:
+        """One optimizer step of a pipeline from those of its stages, as `parts_of` gives them.
+
+        The stages wait for the slowest of them, and the first micro-batch passes all of them: m
+        micro-batches pass p like stages in the time of m + p - 1. Huang et al., GPipe (arXiv
+        1811.06965), section 2.3.
+        """
+        slowest: StepParts = stages.greatest(lambda parts: parts.micro_step_s)
+        last: StepParts = stages.greatest(lambda parts: parts.once_s)
+        in_turn = stages.total(lambda parts: parts.micro_step_s) / slowest.micro_step_s
+        return replace(
+            slowest,
+            num_micro_steps=slowest.num_micro_steps + in_turn - 1,
+            update_s=last.update_s,
+            update_host_s=last.update_host_s,
+            link_once_s=last.link_once_s,
+            moved_once_s=last.moved_once_s,
+        )
+
+    def activities_s(self, strategy: Strategy, parts: StepParts) -> dict[str, float]:
+        """What the seconds of one optimizer step are spent on; they sum up to `parts.total_s`.
+
+        Where the host is too slow to keep the device at work, forward and backward last as long as
+        it takes. Filling and draining a pipeline is a part of its own.
+        """
+        shares = self._states.shares(strategy)
+        accumulation = self._states.accumulation(strategy)
+        share = max(shares, key=lambda share: sum(self._device_s(strategy, share)))
+        tokens = self._memory.tokens(strategy)
+        own, plain, again = (
+            sum(self._seconds(tokens, self._work(strategy, share, times)))
+            for times in (None, _NOTHING, _ALL)
+        )
+        once = max(shares, key=lambda share: self._update.step_s(strategy, share))
+        away_s = self._update.moved_s(strategy, once)
+        optimizer_s = self._update.step_s(strategy, once) - away_s
+        # Where the host is the slower, what travels between ranks is hidden.
+        link_s = parts.link_s if parts.device_s > parts.host_s else 0.0
+        worked = parts.micro_step_s - parts.moved_s - link_s
+        seconds = {
+            "forward": accumulation * worked * (again - plain) / own,
+            "backward": accumulation * worked * (2 * plain - again) / own,
+            "recomputation": accumulation * worked * (own - plain) / own,
+            "optimizer": optimizer_s + parts.update_host_s,
+            "communication": accumulation * link_s + parts.link_once_s,
+            "host transfer": accumulation * parts.moved_s
+            + max(0.0, parts.update_s + parts.moved_once_s - optimizer_s),
+            "pipeline bubble": (parts.num_micro_steps - accumulation) * parts.micro_step_s,
+        }
+        # Which stage is the slowest can differ between what it computes and what it updates.
+        scale = parts.total_s / sum(seconds.values())
+        return {name: scale * length for name, length in seconds.items() if length > _ROUNDING_S}
+
+    def parts_of(self, ask: Ask, share: Any, shares: Any, accumulation: Any) -> StepParts:
+        """One optimizer step of one stage.
+
+        Args:
+            ask: about one strategy, or about a table of them.
+            share: of the stage.
+            shares: of all stages.
+            accumulation: micro-steps of one optimizer step.
+        """
+        compute_s, traffic_s = self._seconds(ask(self._memory.tokens), ask(self._work, share))
+        # Down and up again, on the stream that computes.
+        offloaded = self._memory.host_bytes(ask, shares) / self._hardware.num_devices
+        moved_s = ask(self._update.micro_step_s, share)
+        moved_s += offloaded / self._rates.to_host_bytes_per_s
+        moved_s += offloaded / self._rates.to_device_bytes_per_s
+        update_s, is_away = ask(self._update.step_s, share), ask(_is_away)
+        gradients_s = ask(self._update.gradients_s, share, accumulation)
+        return StepParts(
+            num_micro_steps=ask(_num_micro_steps, accumulation),
+            compute_s=compute_s,
+            traffic_s=traffic_s,
+            link_s=ask(self._links.micro_step_s, share),
+            host_s=ask(self._launch_s, share),
+            has_hooks=ask(_has_hooks),
+            forward_host_share=ask(self._forward_host_share),
+            backward_device_share=ask(self._backward_device_share),
+            moved_s=moved_s,
+            update_s=chosen(is_away, 0.0, update_s),
+            update_host_s=ask(self._launch_update_s, share),
+            link_once_s=ask(self._links.step_s, share),
+            moved_once_s=gradients_s + chosen(is_away, update_s, 0.0),
+        )
+
+    def _launch_s(self, strategy: Strategy, share: RankShard) -> float:
+        return self._host.micro_step_s(strategy, share.num_layers)
+
+    def _starts_together(self, strategy: Strategy) -> bool:
+        """Whether the host waits for the device behind every backward.
+
+        `independent_gradient_partition_epilogue` of `stage3.py` and of `stage_1_and_2.py`.
+        """
+        overlaps_here = overlaps(strategy) and self._hardware.num_devices > 1
+        return strategy.zero_stage == 3 or (strategy.zero_stage == 2 and overlaps_here)
+
+    def _forward_host_share(self, strategy: Strategy) -> float:
+        return self._host.forward_share(strategy) if self._starts_together(strategy) else 0.0
+
+    def _backward_device_share(self, strategy: Strategy) -> float:
+        """Backward takes twice forward's time, once where weights are frozen."""
+        if not self._starts_together(strategy):
+            return 1.0
+        times = repeats(strategy)
+        backward = (1 if strategy.lora_rank else 2) + (times.attention + times.mlp) / 2
+        return backward / (1 + backward)
+
+    def _launch_update_s(self, strategy: Strategy, share: RankShard) -> float:
+        return self._host.step_s(strategy, share.num_layers)
+
+    def _device_s(self, strategy: Strategy, share: RankShard) -> tuple[float, float]:
+        """Forward and backward of one micro-batch on the device: products, and the rest."""
+        return self._seconds(self._memory.tokens(strategy), self._work(strategy, share))
+
+    def _seconds(self, tokens: int, work: OperationCounts) -> tuple[float, float]:
+        rates = self._rates
+        longer = 1 + ATTENTION_HALF_TOKENS / self._workload.seq_len
+        products_s = work.matmul_flops / rates.matmul_flops_per_s
+        products_s += longer * work.attention_flops / rates.attention_flops_per_s
+        moved = tokens * work.traffic_bytes + work.fixed_bytes + work.weight_bytes
+        moved_s = moved / rates.traffic_bytes_per_s
+        moved_s += tokens * work.stream_bytes / rates.stream_bytes_per_s
+        moved_s += work.num_kernels * rates.kernel_s + self._pieces_s(tokens, work)
+        return tokens * products_s, moved_s
+
+    def _pieces_s(self, tokens: int, work: OperationCounts) -> float:
+        """What a fused loss takes longer than its products, where its pieces are small.
+
+        A piece has the power of two of tokens at or above an even share of them: of few, reading
+        the head's weights takes longer than multiplying by them.
+        """
+        share = tokens / greatest(1, work.loss_pieces)
+        num_pieces = chosen(work.loss_pieces > 0, tokens / next_power_of_2(share), 0.0)
+        read_s = num_pieces * work.loss_piece_bytes / self._rates.stream_bytes_per_s
+        multiplied_s = tokens * work.loss_flops / self._rates.matmul_flops_per_s
+        longer_s: float = greatest(0.0, read_s - multiplied_s)
+        return longer_s
+
+    def _work(
+        self, strategy: Strategy, share: RankShard, times: Repeats | None = None
+    ) -> OperationCounts:
+        key = (
+            share,
+            times,
+            group_bytes(strategy),
+            # fp8 takes no other bytes than the common precision.
+            strategy.attention_precision,
+            strategy.mlp_precision,
+            strategy.lm_head_precision,
+            strategy.tf32,
+            strategy.fused_kernels,
+            strategy.torch_compile,
+            strategy.attention,
+            strategy.checkpoint_interval > 0,
+            strategy.checkpoint_scope,
+            strategy.mlp_tiles,
+            strategy.loss_tiles,
+            strategy.lora_rank,
+            strategy.lora_targets,
+            strategy.sequence_parallel_size,
+        )
+        work = self._works.get(key)
+        if work is None:
+            adapters = self._states.trained_of(strategy, share) if strategy.lora_rank else 0
+            work = self._works[key] = micro_step_counts(
+                self._workload, self._hardware, strategy, share, adapters, times
+            )
+        return work
+
+
+def _num_micro_steps(strategy: Strategy, accumulation: int) -> int:
+    return accumulation
+
+
+def _has_hooks(strategy: Strategy) -> bool:
+    return strategy.zero_stage == 3
+
+
+def _is_away(strategy: Strategy) -> bool:
+    return strategy.offload_optimizer is not Offload.NONE

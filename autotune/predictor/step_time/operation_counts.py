@@ -1,0 +1,373 @@
+"""The operations and memory traffic of one rank in a micro-step.
+
+Does not know how long anything takes, nor what travels between ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autotune.knob_values import Attention, CheckpointScope, GroupPrecision, ModuleGroup
+from autotune.machine.hardware import Hardware
+from autotune.predictor.memory.activations import experts_per_token
+from autotune.predictor.memory.precision import (
+    GroupBytes,
+    attention_slowdown,
+    group_bytes,
+    group_slowdowns,
+)
+from autotune.predictor.memory.sharding import RankShard
+from autotune.predictor.step_time.layer_kernels import layer_kernels
+from autotune.question.adapter_targets import has_adapter
+from autotune.question.workload import Method, Workload
+from autotune.space.strategy import Strategy
+
+__all__ = ["OperationCounts", "Repeats", "micro_step_counts", "repeats"]
+
+_QUANTIZE_BYTES = 25
+_QUANTIZE_BYTES_COMPILED = 5
+"""To bring a number of 16 bit to 8 bit, as `techniques/fp8.py` does: magnitude 4, its maximum 2,
+conversion to fp32 6, division 8, conversion to 8 bit 5; compiled, one pass to find the maximum
+and one to convert."""
+
+_TRANSPOSE_BYTES = 2
+"""Of a number of 8 bit."""
+
+_DEQUANTIZE_BYTES = 4.7
+"""A weight of 4 bit to 16: 0.5 read, 2 written, 2 read by the product; a 64th of 13 for the
+absmax of a block, which comes from 8 bit by way of fp32 (bitsandbytes, `backends/cuda/ops.py`)."""
+
+_ADAPTER_FORWARD_BYTES = (2, 12)
+_ADAPTER_BACKWARD_BYTES = (10, 8)
+"""An adapter, for one element of its linear layer's input and of its output, from
+`result + lora_B(lora_A(x)) * scaling` in PEFT's `lora/layer.py`. Forward: input read; output
+written, scaled 4, added 6. Backward: input read, its gradient written and added 6; gradient of the
+output scaled 4 and read twice."""
+
+_GRADIENT_PASSES = 6
+"""Times that a gradient passes the memory in a micro-step: written, read and written into the
+bucket, read twice and written where it is added up (`stage_1_and_2.py`,
+`reduce_independent_p_g_buckets_and_remove_grads`)."""
+
+_EAGER_KERNELS = 6
+"""Of eager attention beyond one: two products, mask, softmax, conversions."""
+
+_ADAPTER_KERNELS = 5
+"""Of an adapter in forward: two products, scaled, added, and the dropout's or a conversion's."""
+
+_HEAD_KERNELS = 12
+"""Final norm, output projection and loss, forward and backward."""
+
+_EAGER_BYTES = (24, 34)
+"""Eager attention, for one score at 16 bit, forward and backward: scaled, masked, softmax in fp32
+and both its conversions (`models/llama/modeling_llama.py`, `eager_attention_forward`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OperationCounts:
+    """Of one token, but for what a micro-step does once."""
+
+    matmul_flops: float
+    """As if at 16 bit: those at other precisions weighed by how much slower they are."""
+    attention_flops: float
+    traffic_bytes: float
+    """Of kernels that also reduce, convert or gather."""
+    stream_bytes: float
+    """Of plain additions, multiplications and thin products over large tensors."""
+    fixed_bytes: float
+    """Of a whole micro-step: weights converted."""
+    weight_bytes: float
+    """Of a whole micro-step: weights read, their gradients written, gathered and added up."""
+    num_kernels: float
+    """Of a whole micro-step."""
+    loss_pieces: int
+    """At most so many pieces of a fused loss, each of which reads the whole head; 0 for none."""
+    loss_piece_bytes: float
+    """Of one of them: the head's weights and their gradient."""
+    loss_flops: float
+    """Of all of them, which `matmul_flops` holds as well."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repeats:
+    """How often backward computes the forward of each part again."""
+
+    attention: int
+    mlp: int
+    rest: int
+    """Norms and residuals of a layer."""
+    head: int
+
+
+def repeats(strategy: Strategy) -> Repeats:
+    """What checkpoints and tiles repeat; a tile within a checkpointed layer runs three times."""
+    is_on, scope = strategy.checkpoint_interval > 0, strategy.checkpoint_scope
+    whole = int(is_on and scope is CheckpointScope.LAYER)
+    return Repeats(
+        attention=whole or int(is_on and scope is CheckpointScope.ATTENTION),
+        mlp=(whole or int(is_on and scope is CheckpointScope.MLP)) + (strategy.mlp_tiles > 1),
+        rest=whole,
+        head=int(strategy.loss_tiles > 1),
+    )
+
+
+def micro_step_counts(
+    workload: Workload,
+    hardware: Hardware,
+    strategy: Strategy,
+    share: RankShard,
+    adapters: int,
+    times: Repeats | None = None,
+) -> OperationCounts:
+    """Floating point operations and bytes, forward and backward.
+
+    Two operations a weight in forward, two for the gradient of the input, two for that of the
+    weight, which frozen weights do not need: Kaplan et al. (arXiv 2001.08361), section 2.1.
+    Causal attention does 2 s q forward in a layer, and backward five products for two: Dao,
+    FlashAttention-2 (arXiv 2307.08691), section 4.1; eager attention computes all s tokens for
+    each, in two products and four. Checkpointing repeats forward.
+
+    Args:
+        workload: the model, the sequence length, the method.
+        hardware: for the rates of precisions.
+        strategy: what is done.
+        share: the layers that this rank has.
+        adapters: parameters of LoRA on them; 0 where all weights are trained.
+        times: how often forward is repeated, if not as the strategy does.
+    """
+    times = times or repeats(strategy)
+    return _WorkCount(workload, hardware, strategy, share, adapters, times).total()
+
+
+class _WorkCount:
+    """The count of one micro-step, part by part."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        hardware: Hardware,
+        strategy: Strategy,
+        share: RankShard,
+        adapters: int,
+        times: Repeats,
+    ) -> None:
+        self._workload = workload
+        self._shape = workload.model
+        self._strategy = strategy
+        self._share = share
+        self._adapters = adapters
+        self._repeats = times
+        self._sizes = group_bytes(strategy)
+        self._slowdowns = group_slowdowns(strategy, hardware)
+        self._attention_slowdown = attention_slowdown(strategy, hardware)
+        self._tensor = share.tensor_parallel_size
+        self._kernels = layer_kernels(
+            self._shape,
+            self._tensor,
+            is_fused=strategy.fused_kernels or strategy.torch_compile,
+        )
+
+    def total(self) -> OperationCounts:
+        """All parts."""
+        rest, num_layers = self._repeats, self._share.num_layers
+        queries = self._shape.num_attention_heads * self._shape.head_dim / self._tensor
+        is_eager = self._strategy.attention is Attention.EAGER
+        pairs = self._workload.seq_len * queries * num_layers
+        attention, products = 0.0, 0.0
+        if is_eager:
+            # 8 bit is of linear layers alone.
+            slow = max(1.0, self._slowdowns[ModuleGroup.ATTENTION])
+            products = slow * (4 + 8 + 4 * rest.attention) * pairs
+        else:
+            attention = self._attention_slowdown * (2 + 5 + 2 * rest.attention) * pairs
+        traffic = (self._layer_traffic() + self._exchange_traffic()) * num_layers
+        traffic += self._loss_traffic()
+        casts, fixed_casts = self._quantized()
+        return OperationCounts(
+            matmul_flops=self._matmul() + products,
+            attention_flops=attention,
+            traffic_bytes=traffic + casts + (self._score_traffic() if is_eager else 0),
+            stream_bytes=self._adapter_traffic() if self._adapters else 0,
+            fixed_bytes=self._dequantized() + fixed_casts,
+            weight_bytes=self._weight_traffic(),
+            num_kernels=self._num_kernels(),
+            loss_pieces=self._loss_pieces(),
+            loss_piece_bytes=self._head_passes()
+            * self._sizes.lm_head
+            * self._share.parameters.head,
+            loss_flops=(4 if self._adapters else 6) * self._share.parameters.head,
+        )
+
+    def _matmul(self) -> float:
+        """Of linear layers, adapters and the output projection."""
+        parameters, times = self._share.parameters, self._repeats
+        per_weight = 4 if self._adapters else 6
+        slow = self._slowdowns
+        experts = experts_per_token(self._shape) / self._shape.num_experts
+        attention = (per_weight + 2 * times.attention) * parameters.attention
+        mlp = (per_weight + 2 * times.mlp) * parameters.mlp * experts
+        head = (per_weight + 2 * times.head) * parameters.head
+        adapters = (6 + 2 * max(times.attention, times.mlp)) * self._adapters
+        return (
+            slow[ModuleGroup.ATTENTION] * attention
+            + slow[ModuleGroup.MLP] * mlp
+            + slow[ModuleGroup.LM_HEAD] * head
+            + adapters
+        )
+
+    def _layer_traffic(self) -> float:
+        """Bytes that a layer's pointwise kernels move for one token, forward and backward."""
+        kernels, times, sizes = self._kernels, self._repeats, self._sizes
+        passes = 1 + kernels.backward
+        norm = 2 if kernels.upcasts_norm else sizes.norm
+        return (
+            (passes + times.rest)
+            * (kernels.norm_bytes * norm + kernels.residual_bytes * sizes.residual)
+            + (passes + times.attention) * kernels.attention_bytes * sizes.attention
+            + (passes + times.mlp) * kernels.mlp_bytes * sizes.mlp
+        ) / 2 + self._border_traffic(sizes)
+
+    def _exchange_traffic(self) -> float:
+        """Ulysses: copies before and behind each exchange, in forward and in backward.
+
+        `ulysses_sp.py`: queries, keys and values are copied twice each, the output three times.
+        """
+        if self._strategy.sequence_parallel_size == 1:
+            return 0.0
+        shape = self._shape
+        queries = shape.num_attention_heads * shape.head_dim
+        keys = shape.num_key_value_heads * shape.head_dim
+        copied = 2 * (queries + 2 * keys) + 3 * queries
+        return 2 * (2 + self._repeats.attention) * copied * self._sizes.attention
+
+    def _weight_traffic(self) -> float:
+        """Each pass reads the weights; of those that are trained, gradients are gathered."""
+        times, size = self._repeats, self._sizes.residual
+        parameters = self._share.parameters
+        if self._workload.method is Method.QLORA:
+            return 0.0
+        read = (
+            (2 + times.attention) * parameters.attention
+            + (2 + times.mlp) * parameters.mlp
+            + (2 + times.head) * parameters.head
+        )
+        trained = 0 if self._adapters else parameters.total
+        return size * (read + _GRADIENT_PASSES * trained)
+
+    def _loss_pieces(self) -> int:
+        """Liger cuts the tokens as often as the vocabulary is wider than the hidden states.
+
+        `ops/fused_linear_cross_entropy.py`, `inc_factor`.
+        """
+        if not self._strategy.fused_kernels or not self._share.has_head:
+            return 0
+        return -(-self._share.parameters.head // self._shape.hidden_size**2)
+
+    def _head_passes(self) -> int:
+        """Times that a piece reads or writes something of the head's size.
+
+        Weights for the logits and for the gradient of the input; the weights' own is added up.
+        """
+        return 2 if self._adapters else 4
+
+    def _num_kernels(self) -> float:
+        """Launches on the device, forward and backward; a tile has launches of its own."""
+        kernels, times, strategy = self._kernels, self._repeats, self._strategy
+        passes = 1 + kernels.backward
+        attention = len(self._shape.attention_linears) + 1 + kernels.attention_kernels
+        attention += _EAGER_KERNELS * (strategy.attention is Attention.EAGER)
+        attention += _ADAPTER_KERNELS * len(self._adapted(ModuleGroup.ATTENTION))
+        mlp = len(self._shape.mlp_linears) + kernels.mlp_kernels
+        mlp += _ADAPTER_KERNELS * len(self._adapted(ModuleGroup.MLP))
+        of_layer = (
+            (passes + times.rest) * (kernels.norm_kernels + kernels.residual_kernels)
+            + (passes + times.attention) * attention
+            + (passes + times.mlp) * mlp * strategy.mlp_tiles
+        )
+        head = _HEAD_KERNELS * strategy.loss_tiles * self._share.has_head
+        return self._share.num_layers * of_layer + head
+
+    def _border_traffic(self, sizes: GroupBytes) -> float:
+        """Casts of what enters and leaves attention and MLP, where theirs is another precision."""
+        h, residual = self._shape.hidden_size, sizes.residual
+        others = [size for size in (sizes.attention, sizes.mlp) if size != residual]
+        return sum(3 * 2 * h * (residual + size) for size in others)
+
+    def _loss_traffic(self) -> float:
+        """Logits written, read as fp32, exponentiated, and the same for their gradient."""
+        if not self._share.has_head:
+            return 0.0
+        of_logit = 8 if self._strategy.fused_kernels else 40 + 16 * self._repeats.head
+        divisor = self._tensor if self._shape.tie_word_embeddings else 1
+        return of_logit * self._shape.vocab_size / divisor
+
+    def _score_traffic(self) -> float:
+        forward, backward = _EAGER_BYTES
+        moved = (1 + self._repeats.attention) * forward + backward
+        scores = self._shape.num_attention_heads * self._workload.seq_len / self._tensor
+        return moved * self._sizes.attention / 2 * scores * self._share.num_layers
+
+    def _adapter_traffic(self) -> float:
+        forward, backward = _ADAPTER_FORWARD_BYTES, _ADAPTER_BACKWARD_BYTES
+        moved = 0.0
+        for times, sides in (
+            (self._repeats.attention, self._adapted_sides(ModuleGroup.ATTENTION)),
+            (self._repeats.mlp, self._adapted_sides(ModuleGroup.MLP)),
+        ):
+            moved += sum(
+                side * ((1 + times) * forward[place] + backward[place])
+                for place, side in enumerate(sides)
+            )
+        return moved * self._sizes.residual / 2 * self._share.num_layers / self._tensor
+
+    def _adapted(self, group: ModuleGroup) -> list[tuple[int, int]]:
+        """Inputs and outputs of each linear layer with an adapter in one layer."""
+        if not self._adapters:
+            return []
+        targets = self._workload.adapter_targets(self._strategy.lora_targets)
+        linears = self._shape.adapter_linears[group]
+        return [sides for name, sides in linears.items() if has_adapter(name, group, targets)]
+
+    def _adapted_sides(self, group: ModuleGroup) -> tuple[int, int]:
+        """Inputs and outputs of all of them together."""
+        adapted = self._adapted(group)
+        return sum(i for i, _ in adapted), sum(o for _, o in adapted)
+
+    def _dequantized(self) -> float:
+        """QLoRA: each pass unpacks every weight, backward once."""
+        if self._workload.method is not Method.QLORA:
+            return 0.0
+        parameters, times = self._share.parameters, self._repeats
+        return _DEQUANTIZE_BYTES * (
+            (2 + times.attention) * parameters.attention + (2 + times.mlp) * parameters.mlp
+        )
+
+    def _quantized(self) -> tuple[float, float]:
+        """fp8: input and weight in forward, gradient, weight and input in backward.
+
+        Returns:
+            Bytes of one token, and of a whole micro-step.
+        """
+        is_compiled = self._strategy.torch_compile
+        cost = _QUANTIZE_BYTES_COMPILED if is_compiled else _QUANTIZE_BYTES
+        of_token = of_step = 0.0
+        linears = self._shape.attention_linears, self._shape.mlp_linears
+        parts = (
+            (ModuleGroup.ATTENTION, linears[0], self._repeats.attention),
+            (ModuleGroup.MLP, linears[1], self._repeats.mlp),
+            (ModuleGroup.LM_HEAD, {"": self._head_sides}, self._repeats.head),
+        )
+        for group, layers, times in parts:
+            if self._strategy.precision_of(group) is not GroupPrecision.FP8:
+                continue
+            num = self._share.num_layers if group is not ModuleGroup.LM_HEAD else 1
+            for inputs, outputs in layers.values():
+                in_backward = (outputs + inputs) * (cost + _TRANSPOSE_BYTES)
+                of_token += num * ((1 + times) * cost * inputs + in_backward)
+                of_step += num * (2 + times) * cost * inputs * outputs
+        return of_token, of_step
+
+    @property
+    def _head_sides(self) -> tuple[int, int]:
+        has_head = self._share.has_head
+        return self._shape.hidden_size * has_head, self._shape.vocab_size * has_head

@@ -1,0 +1,1 @@
+"""The uncertainty of predictions: coefficients, their fit, bounds of a step time."""
