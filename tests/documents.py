@@ -1,4 +1,4 @@
-"""The pages that people read (README, CONTRIBUTING, docs/), and the commands that they print."""
+"""The pages that people read, from the README to docs/, and the commands that they print."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES: tuple[Path, ...] = (
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "results" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 )
 

@@ -214,7 +214,7 @@ def test_the_readme_is_short() -> None:
     assert len(text.split()) <= 1500
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         name, _, anchor = target.partition("#")
@@ -232,7 +232,7 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_paths_of_the_project_exist(page: Path) -> None:
     folders = r"`((?:autotune|tests|results|search_spaces|docs)/[\w./*-]*)`"
     for path in re.findall(folders, page.read_text(encoding="utf-8")):
@@ -241,7 +241,7 @@ def test_paths_of_the_project_exist(page: Path) -> None:
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_lines_are_short_outside_of_tables_and_the_tree(page: Path) -> None:
     for line in page.read_text(encoding="utf-8").splitlines():
         assert len(line) <= 120 or line.startswith(("|", "- `")), line
