@@ -16,7 +16,7 @@ from autotune.knob_values import Optimizer
 __all__ = ["BITSANDBYTES_MOST_ELEMENTS", "OPTIMIZERS", "Library", "OptimizerFacts", "StateForm"]
 
 BITSANDBYTES_MOST_ELEMENTS = 2**31 - 1
-"""Elements of a tensor that bitsandbytes' kernels take at most: with more CUDA ends the process."""
+"""The most elements of a tensor for bitsandbytes' kernels: with more CUDA ends the process."""
 
 
 class Library(StrEnum):

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.space.read_knobs import KnobReader
 from autotune.space.strategy import KNOBS, Strategy
 
-__all__ = ["Codes", "Column", "Row", "StrategyTable"]
+__all__ = ["Codes", "Column", "StrategyTable"]
 
 Codes = NDArray[np.integer[Any]]
 """One small number a row: the place of its value among few."""
@@ -53,33 +54,6 @@ class Column:
         }
         kind: Any = type(first)
         return kind(**arrays)
-
-
-class Row(Strategy):
-    """One row of a table, as a strategy; it is not checked."""
-
-    # A slot that is not set is looked for by `__getattr__`; once set, it is read as any other.
-    __slots__ = ("_number", "_table", "read")
-
-    read: list[str]
-    """The knobs that were read so far."""
-
-    def __new__(cls, table: StrategyTable, number: int) -> Row:
-        """Without the knobs, which are looked up as they are read."""
-        row = object.__new__(cls)
-        object.__setattr__(row, "_table", table)
-        object.__setattr__(row, "_number", number)
-        object.__setattr__(row, "read", [])
-        return row
-
-    def __init__(self, table: StrategyTable, number: int) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> Any:
-        value = self._table.value(name, self._number)
-        object.__setattr__(self, name, value)
-        self.read.append(name)
-        return value
 
 
 class StrategyTable:
@@ -212,7 +186,7 @@ class StrategyTable:
         number: int,
         read: set[str],
     ) -> Any:
-        row = Row(self, number)
+        row = KnobReader(lambda knob: self.value(knob, number))
         value = function(row, *(argument[number] for argument in arguments))
         read.update(row.read)
         return value

@@ -31,9 +31,9 @@ from autotune.machine.hardware import Hardware, detect_hardware
 from autotune.predictor.memory.states import StatesModel
 from autotune.predictor.step_time.optimizer_step import OptimizerStepModel
 from autotune.question.workload import Workload, load_model_shape
+from autotune.space.optimizers import BITSANDBYTES_MOST_ELEMENTS
 from autotune.space.strategy import Strategy
 
-_MOST_ELEMENTS = 2**31 - 1
 _LEARNING_RATE = 1e-5
 _STEPS, _MOST_STEPS_S = 8, 3.0
 _OF_TENSORS = (Optimizer.ADAFACTOR, Optimizer.MUON)
@@ -95,7 +95,7 @@ def parameters(case: Case, workload: Workload, device: torch.device) -> list[nn.
     laid_out = shapes(workload)
     if case.layout != "tensors":
         total = sum(math.prod(shape) for shape in laid_out)
-        num_pieces = -(-total // _MOST_ELEMENTS)
+        num_pieces = -(-total // BITSANDBYTES_MOST_ELEMENTS)
         laid_out = num_pieces * [(total // num_pieces,)]
     made = []
     for shape in laid_out:

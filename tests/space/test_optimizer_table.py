@@ -20,6 +20,7 @@ def test_each_optimizer_has_a_row() -> None:
     assert set(OPTIMIZERS) == set(Optimizer)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("optimizer", Optimizer)
 def test_its_library_has_its_class(optimizer: Optimizer) -> None:
     facts = OPTIMIZERS[optimizer]

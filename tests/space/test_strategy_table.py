@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from autotune.knob_values import Offload
-from autotune.space.strategy import KNOBS, Strategy
-from autotune.space.strategy_table import Row, StrategyTable
+from autotune.space.strategy import Strategy
+from autotune.space.strategy_table import StrategyTable
 
 STRATEGIES = [
     Strategy(zero_stage=stage, micro_batch_size=size, fused_kernels=fused)
@@ -37,28 +37,6 @@ def test_rows_are_taken_by_slice_number_and_mask(table: StrategyTable) -> None:
     }
     for part, expected in taken.values():
         assert [part.strategy(row) for row in range(len(part))] == expected
-
-
-def test_a_row_notes_the_knobs_that_are_read_of_it_directly_or_not(table: StrategyTable) -> None:
-    row = Row(table, 3)
-    assert row.micro_batch_size == STRATEGIES[3].micro_batch_size
-    assert row.model_parallel_size == 1
-    assert set(row.read) == {
-        "micro_batch_size",
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        "sequence_parallel_size",
-    }
-
-
-def test_all_of_a_strategy_can_be_asked_of_a_row(table: StrategyTable) -> None:
-    for number, strategy in enumerate(STRATEGIES):
-        row = Row(table, number)
-        assert str(row) == str(strategy)
-        assert row.to_dict() == strategy.to_dict()
-        assert set(row.read) == set(KNOBS)
-    with pytest.raises(AttributeError):
-        _ = Row(table, 0).no_knob  # type: ignore[attr-defined]
 
 
 def test_a_function_is_asked_once_for_each_combination_of_what_it_reads() -> None:

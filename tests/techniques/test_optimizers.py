@@ -358,7 +358,7 @@ def test_the_paged_optimizer_is_bitsandbytes_own() -> None:
 def test_no_flat_tensor_is_larger_than_the_8_bit_kernels_take(
     monkeypatch: pytest.MonkeyPatch, zero_stage: int
 ) -> None:
-    monkeypatch.setattr("autotune.techniques.optimizers._MOST_ELEMENTS", 10_000)
+    monkeypatch.setattr("autotune.techniques.optimizers.BITSANDBYTES_MOST_ELEMENTS", 10_000)
     model = build("llama")
     strategy = Strategy(optimizer=Optimizer.ADAMW_8BIT, zero_stage=zero_stage)
     optimizer = build_optimizer(model, strategy, 1e-3)

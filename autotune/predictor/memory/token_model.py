@@ -15,6 +15,7 @@ from autotune.predictor.memory.traced_activations import traced_token_bytes
 from autotune.profile import ModelProfile, Variant, known_profile_of, profile_of
 from autotune.question.presets import PRESETS
 from autotune.question.workload import Workload
+from autotune.space.read_knobs import ReadCache
 from autotune.space.strategy import Strategy
 
 __all__ = ["TokenModel"]
@@ -38,32 +39,15 @@ class TokenModel:
         # Without a configuration there is nothing to build.
         self._is_traced = shape.name not in PRESETS and bool(shape.config)
         self._reason = ""
-        self._known: dict[tuple[object, ...], TokenBytes] = {}
+        self.of = ReadCache(self._token)
+        """What one token holds on one rank, of any strategy."""
         self.doubt: str | None = None
         """Why a strategy that was asked for had to be counted as another model; None where none
         had to be."""
 
-    def of(self, strategy: Strategy) -> TokenBytes:
-        """What one token holds on one rank."""
-        key = (
-            group_bytes(strategy),
-            strategy.fused_kernels,
-            strategy.torch_compile,
-            strategy.lora_rank,
-            strategy.lora_targets,
-            strategy.attention,
-            strategy.tensor_parallel_size,
-            strategy.checkpoint_scope,
-            strategy.checkpoint_interval > 0,
-            strategy.offload_checkpoints,
-            strategy.mlp_tiles,
-            strategy.loss_tiles,
-        )
-        token = self._known.get(key)
-        if token is None:
-            traced = self._traced(strategy) if self._is_traced else None
-            token = self._known[key] = traced or self._counted(strategy)
-        return token
+    def _token(self, strategy: Strategy) -> TokenBytes:
+        traced = self._traced(strategy) if self._is_traced else None
+        return traced or self._counted(strategy)
 
     def _counted(self, strategy: Strategy) -> TokenBytes:
         return token_bytes(

@@ -7,9 +7,9 @@ caller keeps its formula. Does not know how a script comes to be: it is given on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
-from autotune.knob_values import CheckpointScope, MasterWeights, Offload, Precision
+from autotune.knob_values import CheckpointScope, MasterWeights, ModuleGroup, Offload, Precision
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.memory.activations import TokenBytes
 from autotune.predictor.memory.gradients import overlaps
@@ -54,6 +54,33 @@ _NUM_STEPS = 3
 """States come in the first, and what they leave open shows in the next two."""
 
 _ANY_ELEMENTS = 2**62
+
+_FOLLOWED = frozenset(
+    (
+        "zero_stage",
+        "sequence_parallel_size",
+        "offload_optimizer",
+        "micro_batch_size",
+        "checkpoint_interval",
+        "checkpoint_scope",
+        "mlp_tiles",
+        "loss_tiles",
+        "optimizer",
+        "precision",
+        *(f"{group}_precision" for group in ModuleGroup),
+        "master_weights",
+        "tf32",
+        "reduce_bucket_size",
+        "overlap_comm",
+        "fused_kernels",
+        "attention",
+        "lora_rank",
+        "lora_alpha",
+        "lora_targets",
+    )
+)
+"""The knobs that the simulation follows, or that allocate nothing. It is not trusted where another
+knob, a new one among them, is not at its default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,20 +205,6 @@ class ReservedModel:
 
     def _is_known(self, strategy: Strategy) -> bool:
         stage, ranks = strategy.zero_stage, self._hardware.num_devices
-        is_whole = (
-            strategy.tensor_parallel_size
-            == strategy.pipeline_parallel_size
-            == strategy.zero_hpz_partition_size
-            == 1
-        )
-        is_plain = (
-            strategy.offload_param is Offload.NONE
-            and strategy.offload_checkpoints is Offload.NONE
-            and not strategy.zero_quantized_weights
-            and not strategy.zero_quantized_gradients
-            and strategy.offload_optimizer is not Offload.NVME
-            and strategy.offload_ratio == 1
-        )
         # Without ZeRO the engine has an fp32 master for 16-bit weights, and nothing for fp32.
         # Of re-entrant checkpoints on one rank a trial took 14 % more than was simulated.
         has_engine = (
@@ -206,12 +219,15 @@ class ReservedModel:
         return (
             self._hardware.device_type is DeviceType.CUDA
             and self._workload.method is not Method.QLORA
-            and not strategy.torch_compile
-            and not strategy.has_group_precisions
             and OPTIMIZERS[strategy.optimizer].is_step_simulated
-            and is_whole
-            and is_plain
+            and strategy.offload_optimizer is not Offload.NVME
+            and not strategy.has_group_precisions
             and has_engine
+            and all(
+                getattr(strategy, knob.name) == knob.default
+                for knob in fields(strategy)
+                if knob.name not in _FOLLOWED
+            )
         )
 
     def _micro_step(self, recipe: Recipe, strategy: Strategy) -> MicroStep | None:

@@ -22,7 +22,6 @@ from autotune.predictor.arithmetic import (
 )
 from autotune.predictor.memory.gradients import overlaps
 from autotune.predictor.memory.peak import MemoryModel
-from autotune.predictor.memory.precision import group_bytes
 from autotune.predictor.memory.sharding import RankShard
 from autotune.predictor.step_time.communication import CommunicationModel
 from autotune.predictor.step_time.effective_rates import ATTENTION_HALF_TOKENS, effective_rates
@@ -35,6 +34,7 @@ from autotune.predictor.step_time.operation_counts import (
 )
 from autotune.predictor.step_time.optimizer_step import OptimizerStepModel
 from autotune.question.workload import Workload
+from autotune.space.read_knobs import ReadCache
 from autotune.space.strategy import Strategy
 
 __all__ = ["StepParts", "TimeModel"]
@@ -120,7 +120,7 @@ class TimeModel:
         self._links = CommunicationModel(workload, hardware, self._states)
         self._update = OptimizerStepModel(workload, hardware, self._states)
         self._rates = effective_rates(hardware)
-        self._works: dict[tuple[object, ...], OperationCounts] = {}
+        self._counts = ReadCache(self._count)
 
     def parts(self, strategy: Strategy) -> StepParts:
         """One optimizer step, all its micro-steps, the slowest rank."""
@@ -272,33 +272,13 @@ class TimeModel:
     def _work(
         self, strategy: Strategy, share: RankShard, times: Repeats | None = None
     ) -> OperationCounts:
-        key = (
-            share,
-            times,
-            group_bytes(strategy),
-            # fp8 takes no other bytes than the common precision.
-            strategy.attention_precision,
-            strategy.mlp_precision,
-            strategy.lm_head_precision,
-            strategy.tf32,
-            strategy.fused_kernels,
-            strategy.torch_compile,
-            strategy.attention,
-            strategy.checkpoint_interval > 0,
-            strategy.checkpoint_scope,
-            strategy.mlp_tiles,
-            strategy.loss_tiles,
-            strategy.lora_rank,
-            strategy.lora_targets,
-            strategy.sequence_parallel_size,
-        )
-        work = self._works.get(key)
-        if work is None:
-            adapters = self._states.trained_of(strategy, share) if strategy.lora_rank else 0
-            work = self._works[key] = micro_step_counts(
-                self._workload, self._hardware, strategy, share, adapters, times
-            )
-        return work
+        return self._counts(strategy, share, times)
+
+    def _count(
+        self, strategy: Strategy, share: RankShard, times: Repeats | None
+    ) -> OperationCounts:
+        adapters = self._states.trained_of(strategy, share) if strategy.lora_rank else 0
+        return micro_step_counts(self._workload, self._hardware, strategy, share, adapters, times)
 
 
 def _num_micro_steps(strategy: Strategy, accumulation: int) -> int:

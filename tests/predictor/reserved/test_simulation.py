@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from autotune.knob_values import Offload
+from autotune.knob_values import LossClass, Offload
 from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.predictor import AnalyticPredictor
 from autotune.predictor.reserved import simulation
@@ -17,6 +17,7 @@ from autotune.profile import AllocationScript, Recipe
 from autotune.profile.script import Event, MicroStep, Weight
 from autotune.profile.script_trace import trace_script
 from autotune.question.workload import Method, ModelShape, Workload, load_model_shape
+from autotune.space.knob import knob
 from autotune.space.strategy import Strategy
 from autotune.trials.trial import TrialSpec
 
@@ -252,6 +253,21 @@ def test_no_script_is_asked_for_where_allocations_are_not_known(knobs: dict[str,
     AnalyticPredictor(workload, HARDWARE, refuse).peak_memory(
         Strategy.from_dict({"zero_stage": 1} | knobs)
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StrategyOfTomorrow(Strategy):
+    """Has a knob that the simulation has never heard of."""
+
+    new_knob: int = knob(1, loss=LossClass.NEUTRAL, comment="in ds_config.json")
+
+
+def test_a_knob_that_is_not_followed_is_not_simulated_unless_at_its_default() -> None:
+    workload, _, _ = recorded("z1g2ck")
+    for value, is_simulated in ((1, True), (2, False)):
+        strategy = StrategyOfTomorrow(zero_stage=1, new_knob=value)
+        simulated = AnalyticPredictor(workload, HARDWARE, trace_script).simulated(strategy)
+        assert (simulated is not None) is is_simulated
 
 
 def test_a_breakdown_sums_up_to_the_simulated_peak() -> None:
