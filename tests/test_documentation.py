@@ -30,6 +30,7 @@ import autotune
 from autotune.cli import app
 from autotune.cli.command import Command
 from autotune.question.presets import PRESETS
+from autotune.space.strategy import FACTS, Strategy
 from autotune.trials.trial import FailureKind
 
 _STUDY = "results/tiny-full-512-2xcpu"
@@ -289,3 +290,36 @@ def test_every_preset_and_space_is_named() -> None:
     page = (ROOT / "docs" / "searching.md").read_text(encoding="utf-8")
     spaces = [path.stem for path in (ROOT / "search_spaces").glob("*.yaml")]
     assert all(f"| `{name}` |" in page for name in (*PRESETS, *spaces))
+
+
+def test_the_glossary_has_the_words_of_every_knob() -> None:
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    table = page.partition("## A strategy in short words")[2].partition("\n## ")[0]
+    # Values of their own (an optimizer, a precision, an attention) speak for themselves.
+    words = {facts.word for facts in FACTS.values() if isinstance(facts.word, str)}
+    shown = {word.partition("{")[0] for word in words} - {""}
+    # Of the groups of modules one stands for all; quantized gradients are said like weights.
+    shown -= {"embedding=", "attention=", "norm=", "head=", "q-gradients"}
+    assert all(word in table for word in shown)
+    for text, knobs in _EXAMPLES_IN_SHORT:
+        assert str(Strategy.from_dict(knobs)) == text
+        assert f"| `{text}` |" in table
+
+
+_EXAMPLES_IN_SHORT: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("Z2 mb8", {"zero_stage": 2, "micro_batch_size": 8}),
+    ("Z0 mb1 ckpt2", {"checkpoint_interval": 2}),
+    ("Z0 mb1 ckpt-mlp", {"checkpoint_interval": 1, "checkpoint_scope": "mlp"}),
+    (
+        "Z3 optim50%@cpu mb1",
+        {"zero_stage": 3, "offload_optimizer": "cpu", "offload_ratio": 0.5},
+    ),
+    (
+        "Z1 mb1 bucket50M no-overlap",
+        {
+            "zero_stage": 1,
+            "reduce_bucket_size": 50_000_000,
+            "overlap_comm": False,
+        },
+    ),
+)
