@@ -151,7 +151,7 @@ class Session:
         predictor = AnalyticPredictor(question.workload, question.hardware, scripts)
         table = self._space.table
         predicted = predictor.predict_table(table)
-        missing_bytes = predicted.missing_bytes(**question.limits)
+        missing_bytes = predicted.missing_bytes(question.limits)
         num_reused = take_over(self._earlier, self._record, self._space, predictor)
 
         durations = TrialDurations(

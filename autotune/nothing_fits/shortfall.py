@@ -6,7 +6,7 @@ Does not predict: it is handed predictions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from rich import box
@@ -17,6 +17,7 @@ from rich.text import Text
 from autotune.answer.report import format_gib
 from autotune.knob_values import LossClass
 from autotune.machine.hardware import Hardware
+from autotune.question.limits import Limits
 from autotune.space.strategy import Strategy
 from autotune.trials.breakdown import breakdown_rows
 from autotune.trials.trial import Prediction
@@ -45,7 +46,7 @@ class Alternative:
 def nothing_fits(
     closest: Sequence[tuple[Strategy, Prediction]],
     *,
-    limits: Mapping[str, int],
+    limits: Limits,
     hardware: Hardware,
     alternatives: Sequence[Alternative],
     doubt: str | None = None,
@@ -54,7 +55,7 @@ def nothing_fits(
 
     Args:
         closest: the strategies that miss the least memory, with their predictions, least first.
-        limits: room on each device, on the host and on disk, as `Prediction` takes them.
+        limits: room on each device, on the host and on disk.
         hardware: what the question ran on.
         alternatives: what fits, the cheapest change first.
         doubt: why activations are counted as another model's; None where they are not.
@@ -80,7 +81,7 @@ def nothing_fits(
 def shortfall_json(
     closest: Sequence[tuple[Strategy, Prediction]],
     *,
-    limits: Mapping[str, int],
+    limits: Limits,
     alternatives: Sequence[Alternative],
 ) -> dict[str, Any]:
     """The same as `nothing_fits` says, for `--json`.
@@ -95,8 +96,8 @@ def shortfall_json(
     missing = _shortage(of_closest, limits) if of_closest else {}
     return {
         "front": [],
-        "limit_bytes": limits["device_bytes"],
-        "host_limit_bytes": limits["host_bytes"],
+        "limit_bytes": limits.device_bytes,
+        "host_limit_bytes": limits.host_bytes,
         "missing_bytes": sum(missing.values()),
         "missing_by_place": missing,
         "closest": [
@@ -116,12 +117,14 @@ def shortfall_json(
     }
 
 
-def _shortage(prediction: Prediction, limits: Mapping[str, int]) -> dict[str, int]:
+def _shortage(prediction: Prediction, limits: Limits) -> dict[str, int]:
     """Bytes that are missing of each memory, by its name."""
-    wide = dict.fromkeys(("device_bytes", "host_bytes", "disk_bytes"), _NO_LIMIT)
+    wide = Limits(device_bytes=_NO_LIMIT, host_bytes=_NO_LIMIT, disk_bytes=_NO_LIMIT)
     return {
-        key.removesuffix("_bytes"): prediction.missing_bytes(**wide | {key: limits.get(key, 0)})
-        for key in wide
+        limit.name.removesuffix("_bytes"): prediction.missing_bytes(
+            replace(wide, **{limit.name: getattr(limits, limit.name)})
+        )
+        for limit in fields(Limits)
     }
 
 
@@ -136,10 +139,10 @@ def _in_words(shortage: Mapping[str, int]) -> str:
     return f"{' and '.join(parts)} are" if parts else "0 GiB are"
 
 
-def _needs(prediction: Prediction, limits: Mapping[str, int], hardware: Hardware) -> str:
+def _needs(prediction: Prediction, limits: Limits, hardware: Hardware) -> str:
     words = (
         f" The closest strategy needs {format_gib(prediction.peak_device_bytes)} GiB on each "
-        f"device, and a trial may use {format_gib(limits['device_bytes'])} GiB of "
+        f"device, and a trial may use {format_gib(limits.device_bytes)} GiB of "
         f"{format_gib(hardware.device_memory_bytes)} GiB ({hardware})."
     )
     if prediction.host_memory_bytes:
@@ -147,20 +150,18 @@ def _needs(prediction: Prediction, limits: Mapping[str, int], hardware: Hardware
             f" What it offloads needs {format_gib(prediction.peak_host_bytes)} GiB of host "
             f"memory, at least {format_gib(prediction.host_memory_lower_bytes)} GiB and at most "
             f"{format_gib(prediction.peak_host_upper_bytes)} GiB, and a trial may use "
-            f"{format_gib(limits['host_bytes'])} GiB of "
+            f"{format_gib(limits.host_bytes)} GiB of "
             f"{format_gib(hardware.host_memory_bytes)} GiB (--host-headroom)."
         )
     if prediction.disk_bytes:
         words += (
             f" It needs {format_gib(prediction.disk_bytes)} GiB of disk, and --nvme-path has "
-            f"{format_gib(limits.get('disk_bytes', 0))} GiB free."
+            f"{format_gib(limits.disk_bytes)} GiB free."
         )
     return words
 
 
-def _closest_table(
-    closest: Sequence[tuple[Strategy, Prediction]], limits: Mapping[str, int]
-) -> Table:
+def _closest_table(closest: Sequence[tuple[Strategy, Prediction]], limits: Limits) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("closest strategies", overflow="fold", min_width=20)
     for heading in ("device\nGiB", "missing\nGiB", "host\nGiB", "missing\nGiB"):

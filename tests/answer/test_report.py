@@ -25,6 +25,7 @@ from autotune.knob_values import LossClass, Optimizer
 from autotune.machine.hardware import GIB
 from autotune.nothing_fits.shortfall import Alternative, nothing_fits, shortfall_json
 from autotune.question.goal import PICKS, Goal
+from autotune.question.limits import Limits
 from autotune.space.strategy import Strategy
 from autotune.study.summary import StudySummary
 from autotune.trials.interval import Interval
@@ -293,7 +294,7 @@ def test_report_json_documents_each_of_its_keys(study: StudySummary) -> None:
         assert f"`{key}`" in report_json.__doc__
 
 
-LIMITS = {"device_bytes": 76 * GIB, "host_bytes": 512 * GIB, "disk_bytes": 0}
+LIMITS = Limits(device_bytes=76 * GIB, host_bytes=512 * GIB)
 LORA = Alternative(
     words="LoRA: adapters alone are trained",
     command="autotune plan --model 7B --method lora --hardware 2xH100-80GB",

@@ -100,7 +100,7 @@ def _study(
         learn=CalibratedPredictor(predictor).learn,
         pruners=(
             PredictedMemoryPruner(
-                limits["device_bytes"], host_memory_bytes=limits["host_bytes"], disk_bytes=0
+                limits.device_bytes, host_memory_bytes=limits.host_bytes, disk_bytes=0
             ),
             DominancePruner(),
         ),
