@@ -215,6 +215,12 @@ def test_the_readme_is_short() -> None:
     assert len(text.split()) <= 1500
 
 
+def test_the_map_has_every_package() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    packages = [path.parent.name for path in (ROOT / "autotune").glob("*/__init__.py")]
+    assert [name for name in packages if f"| `{name}` |" not in text] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
