@@ -1,4 +1,4 @@
-"""A study for people, as renderables of rich.
+"""The report of a study for people, as renderables of rich.
 
 Does not know where trials are stored, nor how wide the terminal is.
 """

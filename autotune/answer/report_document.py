@@ -1,4 +1,4 @@
-"""A study for programs, as one JSON document.
+"""The report of a study for programs, as one JSON document.
 
 Does not know where trials are stored.
 """

@@ -1,4 +1,4 @@
-"""What is believed of every strategy of a table, given the trials so far: step time and memory.
+"""Step time and memory of every strategy of a table, as expected after the trials so far.
 
 The predictor's own coefficients, the techniques that it calls little proven, and what these leave.
 Does not know what is sought.

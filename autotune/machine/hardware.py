@@ -1,4 +1,4 @@
-"""What training runs on: the kind of device, how many, their memory and rates.
+"""The hardware that training runs on: kind of device, number, memory, rates.
 
 Does not know the model. Detection asks NVML and the operating system, so no CUDA context is made
 and torch is not imported.

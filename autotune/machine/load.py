@@ -1,4 +1,4 @@
-"""What other work on the machine takes while ours is measured: its cores, and its GPUs.
+"""The load that other work puts on the machine during a trial: on its cores, and on its GPUs.
 
 Does not know what runs here, nor how long.
 """

@@ -1,4 +1,4 @@
-"""What to ask instead of a question that nothing fits: changes, the cheapest first.
+"""Alternatives to a question that nothing fits: changes that do fit, the cheapest first.
 
 Each is predicted as the question itself is, and offered only if it fits. No model is traced for
 it. Does not know how the answer is shown.

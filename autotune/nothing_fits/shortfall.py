@@ -1,4 +1,4 @@
-"""The answer where nothing fits: what is missing of which memory, and the nearest that would fit.
+"""The answer where nothing fits: which memory is short by how much, and the nearest strategy.
 
 Does not predict: it is handed predictions.
 """

@@ -1,4 +1,4 @@
-"""The answer for hardware that is not here: what is predicted of every strategy of a space.
+"""A plan: the predictions of every strategy of a space, for hardware that is not here.
 
 Nothing is measured. Does not know how the answer is shown, nor torch.
 """

@@ -1,4 +1,4 @@
-"""What a search was asked: it decides whether two searches may share one study.
+"""The question of a search: it decides whether two searches may share one study.
 
 Budget, sampler and timeouts are not part of it: they say how long and how, not what.
 """

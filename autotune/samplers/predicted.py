@@ -1,4 +1,4 @@
-"""Ranks the whole space by what is predicted and was learned, and says when enough is known.
+"""The default sampler: the largest expected improvement for the time that a trial takes.
 
 The next trial is the one that is expected to improve most on what was measured, for the time it
 takes. The first ones are chosen to teach most about those that may be best. Does not know how a

@@ -1,4 +1,4 @@
-"""What there is to say about a study: its trials, and the figures that follow from them.
+"""The summary of a study: its trials, and the figures that follow from them.
 
 Does not know where trials are stored, nor how a figure is shown.
 """

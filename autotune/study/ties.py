@@ -1,4 +1,4 @@
-"""Which trials of a front are as fast as others, as far as was measured.
+"""Ties: trials of a front that cannot be told from others in speed.
 
 Does not know how a front or an interval is found, nor how a tie is shown.
 """

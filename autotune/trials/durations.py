@@ -1,4 +1,4 @@
-"""How long a trial runs: its start and its steps, judged by the trials that ran before.
+"""How long a trial runs: its start and its steps, estimated from the trials before.
 
 Does not know what a trial trains, nor how much time is left.
 """

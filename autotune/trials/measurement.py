@@ -1,4 +1,4 @@
-"""What one run of a strategy showed; does not know which trial it was."""
+"""The measurement of one run of a strategy."""
 
 from __future__ import annotations
 

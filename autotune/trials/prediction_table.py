@@ -1,4 +1,4 @@
-"""What is predicted of many strategies: the figures of `Prediction`, one element a row.
+"""Predictions of many strategies: the figures of `Prediction`, one array element for each row.
 
 Without what only a person looks at: moment, breakdown, parts of a step. Does not know how anything
 is predicted.

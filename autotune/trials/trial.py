@@ -1,4 +1,4 @@
-"""The record that crosses every border: a trial, what was predicted of it, what came of it.
+"""The record of a trial: its strategy, its prediction and its outcome.
 
 Does not know who proposes, runs or stores trials.
 """

@@ -1,4 +1,4 @@
-"""All that the processes of one trial are told; does not know what came of other trials."""
+"""The specification of a trial: all that its processes are told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a million strategies take to be listed, predicted and ranked, and in how much memory.
+"""Time and memory to list, predict and rank a million strategies.
 
     taskset -c 0,1 python tests/benchmarks/ranking_speed.py
 

@@ -1,4 +1,4 @@
-"""What goes between the driver and a trial on another node, as JSON: the order and the report.
+"""Messages between the driver and a trial on another node, as JSON: the order and the report.
 
 Plain text, so that Ray pickles nothing of a study, and Tune neither walks through it nor keeps it.
 """

@@ -1,4 +1,4 @@
-"""Communication: buckets, overlap and ZeRO++ against the ranks, the device and the model."""
+"""Checks buckets, overlap and ZeRO++ against the ranks, the device and the model."""
 
 from __future__ import annotations
 
