@@ -84,6 +84,10 @@ def searching_with(launcher: Launcher) -> Iterator[None]:
         def close(self) -> None:
             pass
 
+        def fork(self, *, spec: Path, folder: Path, **others: Any) -> int | None:
+            # A search's own server runs where the search does.
+            return server.fork(spec=spec.absolute(), folder=folder.absolute(), **others)
+
         def __getattr__(self, name: str) -> Any:
             return getattr(server, name)
 
