@@ -34,6 +34,7 @@ LAYERS: tuple[str, ...] = (
     "learner",
     "samplers",
     "pruners",
+    "cluster",
     "drivers",
     "study",
     "answer",
@@ -119,3 +120,11 @@ def test_a_search_on_one_machine_does_not_load_ray() -> None:
     code = "import sys, autotune.cli.session, autotune.cli.cluster; print('ray' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
+
+
+def test_ray_is_imported_by_its_driver_alone() -> None:
+    pattern = re.compile(r"^\s*(?:import|from) ray\b", re.MULTILINE)
+    importing = [path for path in FILES if pattern.search(path.read_text(encoding="utf-8"))]
+    assert {path.relative_to(PACKAGE).parent.as_posix() for path in importing} == {
+        "drivers/ray_tune"
+    }
