@@ -36,6 +36,7 @@ LAYERS: tuple[str, ...] = (
     "pruners",
     "cluster",
     "drivers",
+    "sites",
     "study",
     "answer",
     "nothing_fits",
@@ -117,7 +118,9 @@ def test_help_and_planning_load_no_gpu_library() -> None:
 
 
 def test_a_search_on_one_machine_does_not_load_ray() -> None:
-    code = "import sys, autotune.cli.session, autotune.cli.cluster; print('ray' in sys.modules)"
+    code = (
+        "import sys, autotune.cli.session, autotune.sites.this_machine;print('ray' in sys.modules)"
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
 
