@@ -1,4 +1,4 @@
-"""Names that a person reads: of a device, a model, a space, a study, wherever they come from.
+"""Checks names that people read: of a device, a model, a space, a study.
 
 A name goes into scripts, terminals and Markdown. So it is checked once, where it comes in: from a
 file, an option, a driver, a label or a storage. Does not know what the name is of.

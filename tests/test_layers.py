@@ -100,9 +100,14 @@ def test_the_table_names_every_room_once() -> None:
     assert set(ORDER) == {_room(path) for path in FILES}
 
 
+LONG_FILES = {"space/strategy.py": "it declares every knob, with all that is known of it"}
+"""Files of 400 lines and more, and why they are."""
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_file_stays_readable(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 400
+def test_a_file_is_short_or_has_a_reason(path: Path) -> None:
+    is_long = len(path.read_text(encoding="utf-8").splitlines()) >= 400
+    assert is_long is (str(path.relative_to(PACKAGE)) in LONG_FILES)
 
 
 def test_help_and_planning_load_no_gpu_library() -> None:

@@ -1,4 +1,4 @@
-"""What a trial had in its environment, as an export hands it on: for a shell, and for Python.
+"""The environment settings of a trial, as an export hands them on: for a shell, and for Python.
 
 What the user has in his own environment goes before it. Does not know which settings there are,
 nor why a trial has them.

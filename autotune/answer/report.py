@@ -1,4 +1,4 @@
-"""A study for people, as renderables of rich.
+"""The report of a study for people, as renderables of rich.
 
 Does not know where trials are stored, nor how wide the terminal is.
 """
@@ -43,7 +43,8 @@ _LEGEND = (
     "±: the 95 % interval, over steps of one run, or over runs where a trial was run again. "
     "peak: what the allocator reserved on the worst rank. predicted: before the launch, with the "
     "bounds where they are known. free: device memory left at that time. "
-    "loss: neutral trains as the reference does; changing can change what is learned."
+    "loss: neutral trains as the reference does; changing can change what is learned. "
+    "tie: what was measured does not tell the pick's speed from that of these trials."
 )
 
 
@@ -74,7 +75,7 @@ def render_report(summary: StudySummary, exported: Path | None = None) -> Render
 
 
 def pareto_table(summary: StudySummary) -> Table:
-    """The front, fastest first; the picks are named under their strategies."""
+    """The front, fastest first; under a strategy stand its picks and whom each ties with."""
     front, picks = summary.front, summary.picks
     has_mfu = any(summary.mfu(trial) is not None for trial in front)
     has_energy = any(trial.energy_j_per_token is not None for trial in front)
@@ -98,6 +99,9 @@ def pareto_table(summary: StudySummary) -> Table:
         names = [str(which) for which, picked in picks.items() if picked is trial]
         if names:
             strategy.append(f"\npick: {', '.join(names)}", style="bold green")
+        alike = summary.as_fast_as(trial)
+        if names and alike:
+            strategy.append(f"\ntie: {_joined([one.number for one in alike])}", style="yellow")
         if trial.reused_from is not None:
             strategy.append(f"\nreused: {trial.reused_from}", style="dim")
         prediction = trial.prediction

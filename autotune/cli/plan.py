@@ -1,4 +1,4 @@
-"""`autotune plan`: what would train best on hardware that is not here, by prediction alone."""
+"""`autotune plan`: predicts what trains best on hardware that is not here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees on stderr while a search runs: a live view, or plain lines in a pipe.
+"""Live progress of a search on stderr: a live view, or plain lines in a pipe.
 
 Shows; decides nothing.
 """

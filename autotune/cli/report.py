@@ -1,4 +1,4 @@
-"""`autotune report`: a study again, from its storage."""
+"""`autotune report`: prints a study from its storage."""
 
 from __future__ import annotations
 

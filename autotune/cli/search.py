@@ -1,4 +1,4 @@
-"""`autotune search`: the main job."""
+"""`autotune search`: measures strategies and hands back the best."""
 
 from __future__ import annotations
 

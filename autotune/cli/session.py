@@ -1,4 +1,4 @@
-"""One sitting of a search: the study's folder held, its record open, trials running."""
+"""One session of a search: holds the study's folder, opens its record, runs the trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening a study folder to read it: what `export` and `report` share."""
+"""Opens a study folder to read it, for `export` and `report`."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def wired_study(
         build_s: what the first trial with CPU Adam compiles it in.
     """
     predicted = predictor.predict_table(space.table)
-    missing_bytes = predicted.missing_bytes(**question.limits)
+    missing_bytes = predicted.missing_bytes(question.limits)
     durations = TrialDurations(
         composition_of=lambda strategy: composition_of(
             question.workload, strategy, question.hardware.num_devices
@@ -104,7 +104,7 @@ def _nearest_misses(
     space: SearchSpace, predicted: PredictionTable, question: Question, num: int
 ) -> Sequence[Strategy]:
     """The strategies that are predicted not to fit, the nearest to the limits first."""
-    missing_bytes = predicted.missing_bytes(**question.limits)
+    missing_bytes = predicted.missing_bytes(question.limits)
     too_large = np.flatnonzero(missing_bytes > 0)
     nearest = too_large[np.argsort(missing_bytes[too_large], kind="stable")][:num]
     return [space.table.strategy(row) for row in nearest.tolist()]

@@ -1,4 +1,4 @@
-"""What a trial takes of a cluster: so many devices on so many nodes, and how many such trials fit.
+"""The devices and nodes that one trial takes, and how many such trials a cluster holds.
 
 Arithmetic only: it knows neither Ray nor what is trained.
 """

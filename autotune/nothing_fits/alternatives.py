@@ -1,4 +1,4 @@
-"""What to ask instead of a question that nothing fits: changes, the cheapest first.
+"""Alternatives to a question that nothing fits: changes that do fit, the cheapest first.
 
 Each is predicted as the question itself is, and offered only if it fits. No model is traced for
 it. Does not know how the answer is shown.
@@ -204,8 +204,8 @@ class _Predictions:
         limits = replace(self._question, workload=workload, hardware=hardware).limits
         predictor = AnalyticPredictor(workload, hardware, traces=False)
         predicted = predictor.predict_table(table)
-        is_expected = predicted.missing_bytes(**limits) == 0
-        is_sure = predicted.peak_device_upper_bytes <= limits["device_bytes"]
+        is_expected = predicted.missing_bytes(limits) == 0
+        is_sure = predicted.peak_device_upper_bytes <= limits.device_bytes
         rows = np.flatnonzero(is_expected & is_sure)
         rows = rows[np.argsort(-predicted.tokens_per_second[rows], kind="stable")]
         if not len(rows) and predictor.doubt is None:

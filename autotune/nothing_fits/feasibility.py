@@ -5,8 +5,8 @@ Predicts; runs nothing, and does not know how the answer is shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autotune.errors import ConfigError, LaunchError
@@ -15,6 +15,7 @@ from autotune.nothing_fits.alternatives import Larger, alternatives_to
 from autotune.nothing_fits.command_line import CommandLine
 from autotune.nothing_fits.shortfall import Shortfall
 from autotune.predictor import AnalyticPredictor
+from autotune.question.limits import Limits
 from autotune.question.question import Question
 from autotune.question.workload import Workload
 from autotune.space.search_space import SearchSpace
@@ -101,7 +102,7 @@ def shortfall_if_nothing_fits(asked: Asked, *, traces: bool = True) -> Shortfall
     for may_trace in (False, True)[: 1 + traces]:
         predictor = AnalyticPredictor(question.workload, question.hardware, traces=may_trace)
         predicted = predictor.predict_table(table)
-        if not predicted.might_fit(**question.limits).any():
+        if not predicted.might_fit(question.limits).any():
             return shortfall(asked, predictor, predicted)
         if predictor.doubt is None:
             return None
@@ -136,12 +137,10 @@ def shortfall(asked: Asked, predictor: Predictor, predicted: PredictionTable) ->
     )
 
 
-def _closest(
-    table: StrategyTable, predicted: PredictionTable, limits: Mapping[str, int]
-) -> list[int]:
+def _closest(table: StrategyTable, predicted: PredictionTable, limits: Limits) -> list[int]:
     """Rows that miss the least memory: of each place that states and weights lie in."""
     rows: dict[tuple[Any, ...], int] = {}
-    nearest = predicted.closest(len(predicted), **limits)
+    nearest = predicted.closest(len(predicted), limits)
     for row in nearest:
         place = tuple(table.value(knob, row) for knob in ("offload_optimizer", "offload_param"))
         rows.setdefault(place, row)
@@ -151,8 +150,8 @@ def _closest(
     return [row for row in nearest if row in chosen]
 
 
-def _least_host_bytes(predicted: PredictionTable, limits: Mapping[str, int]) -> int | None:
+def _least_host_bytes(predicted: PredictionTable, limits: Limits) -> int | None:
     """Host memory with which something would fit its device and disk; None where nothing would."""
-    unlimited = {**limits, "host_bytes": 2**62}
-    fits = predicted.missing_bytes(**unlimited) == 0
+    unlimited = replace(limits, host_bytes=2**62)
+    fits = predicted.missing_bytes(unlimited) == 0
     return int(predicted.peak_host_bytes[fits].min()) if fits.any() else None

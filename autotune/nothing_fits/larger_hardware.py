@@ -1,4 +1,4 @@
-"""Hardware with more memory than a question has, and the options that ask for it.
+"""Larger hardware that a question would fit, and the options that ask for it.
 
 The nearest first: more of the same devices, more memory of the host, other devices. Does not know
 what is trained on it.

@@ -1,4 +1,4 @@
-"""The answer where nothing fits: what is missing of which memory, and the nearest that would fit.
+"""The answer where nothing fits: which memory is short by how much, and the nearest strategy.
 
 Does not predict: it is handed predictions.
 """
@@ -6,7 +6,7 @@ Does not predict: it is handed predictions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from rich import box
@@ -17,6 +17,7 @@ from rich.text import Text
 from autotune.answer.report import format_gib
 from autotune.knob_values import LossClass
 from autotune.machine.hardware import Hardware
+from autotune.question.limits import Limits
 from autotune.space.strategy import Strategy
 from autotune.trials.breakdown import breakdown_rows
 from autotune.trials.trial import Prediction
@@ -48,8 +49,8 @@ class Shortfall:
 
     closest: Sequence[tuple[Strategy, Prediction]]
     """The strategies that miss the least memory, least first; empty where there are none."""
-    limits: Mapping[str, int]
-    """Room on each device, on the host and on disk, as `Prediction` takes them."""
+    limits: Limits
+    """Room on each device, on the host and on disk."""
     hardware: Hardware
     """What the question ran on."""
     alternatives: Sequence[Alternative]
@@ -97,8 +98,8 @@ def shortfall_json(shortfall: Shortfall) -> dict[str, Any]:
     missing = _shortage(of_closest, limits) if of_closest else {}
     return {
         "front": [],
-        "limit_bytes": limits["device_bytes"],
-        "host_limit_bytes": limits["host_bytes"],
+        "limit_bytes": limits.device_bytes,
+        "host_limit_bytes": limits.host_bytes,
         "missing_bytes": sum(missing.values()),
         "missing_by_place": missing,
         "closest": [
@@ -118,12 +119,14 @@ def shortfall_json(shortfall: Shortfall) -> dict[str, Any]:
     }
 
 
-def _shortage(prediction: Prediction, limits: Mapping[str, int]) -> dict[str, int]:
+def _shortage(prediction: Prediction, limits: Limits) -> dict[str, int]:
     """Bytes that are missing of each memory, by its name."""
-    wide = dict.fromkeys(("device_bytes", "host_bytes", "disk_bytes"), _NO_LIMIT)
+    wide = Limits(device_bytes=_NO_LIMIT, host_bytes=_NO_LIMIT, disk_bytes=_NO_LIMIT)
     return {
-        key.removesuffix("_bytes"): prediction.missing_bytes(**wide | {key: limits.get(key, 0)})
-        for key in wide
+        limit.name.removesuffix("_bytes"): prediction.missing_bytes(
+            replace(wide, **{limit.name: getattr(limits, limit.name)})
+        )
+        for limit in fields(Limits)
     }
 
 
@@ -138,10 +141,10 @@ def _in_words(shortage: Mapping[str, int]) -> str:
     return f"{' and '.join(parts)} are" if parts else "0 GiB are"
 
 
-def _needs(prediction: Prediction, limits: Mapping[str, int], hardware: Hardware) -> str:
+def _needs(prediction: Prediction, limits: Limits, hardware: Hardware) -> str:
     words = (
         f" The closest strategy needs {format_gib(prediction.peak_device_bytes)} GiB on each "
-        f"device, and a trial may use {format_gib(limits['device_bytes'])} GiB of "
+        f"device, and a trial may use {format_gib(limits.device_bytes)} GiB of "
         f"{format_gib(hardware.device_memory_bytes)} GiB ({hardware})."
     )
     if prediction.host_memory_bytes:
@@ -149,20 +152,18 @@ def _needs(prediction: Prediction, limits: Mapping[str, int], hardware: Hardware
             f" Its offloaded states need {format_gib(prediction.peak_host_bytes)} GiB of host "
             f"memory, at least {format_gib(prediction.host_memory_lower_bytes)} GiB and at most "
             f"{format_gib(prediction.peak_host_upper_bytes)} GiB, and a trial may use "
-            f"{format_gib(limits['host_bytes'])} GiB of "
+            f"{format_gib(limits.host_bytes)} GiB of "
             f"{format_gib(hardware.host_memory_bytes)} GiB (--host-headroom)."
         )
     if prediction.disk_bytes:
         words += (
             f" It needs {format_gib(prediction.disk_bytes)} GiB of disk; --nvme-path has "
-            f"{format_gib(limits.get('disk_bytes', 0))} GiB free."
+            f"{format_gib(limits.disk_bytes)} GiB free."
         )
     return words
 
 
-def _closest_table(
-    closest: Sequence[tuple[Strategy, Prediction]], limits: Mapping[str, int]
-) -> Table:
+def _closest_table(closest: Sequence[tuple[Strategy, Prediction]], limits: Limits) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("closest strategies", overflow="fold", min_width=20)
     for heading in ("device\nGiB", "missing\nGiB", "host\nGiB", "missing\nGiB"):

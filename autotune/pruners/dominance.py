@@ -1,4 +1,4 @@
-"""What is not worth launching by order: what needs no less than a trial that ran out of memory.
+"""Prunes strategies that need at least as much memory as a trial that ran out of it.
 
 Does not know how strategies are proposed or run.
 """

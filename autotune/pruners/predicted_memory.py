@@ -1,4 +1,4 @@
-"""What is not worth launching by arithmetic: what is not predicted to fit.
+"""Prunes strategies that are not predicted to fit.
 
 Does not know how strategies are proposed or run.
 """

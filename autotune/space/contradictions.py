@@ -1,4 +1,4 @@
-"""Which knobs of a strategy contradict each other, whatever the model and the machine.
+"""Knobs of a strategy that contradict each other, whatever the model and the machine.
 
 One function a family of knobs; each answers in words, with the rule, the value and what to do.
 """
@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from autotune.knob_values import (
-    DEFAULT_BUCKET_SIZE,
     PARALLEL_DEGREES,
     Attention,
     CheckpointScope,
@@ -25,12 +24,7 @@ from autotune.space.optimizers import OPTIMIZERS
 if TYPE_CHECKING:
     from autotune.space.strategy import Strategy
 
-__all__ = ["RULES", "contradiction"]
-
-
-def contradiction(strategy: Strategy) -> str | None:
-    """The first rule that the strategy breaks, in words; None where it breaks none."""
-    return next((words for rule in RULES if (words := rule(strategy))), None)
+__all__ = ["CONTRADICTIONS"]
 
 
 def _parallel(s: Strategy) -> str | None:
@@ -88,16 +82,12 @@ def _pipeline_parallel(s: Strategy) -> str | None:
         return f"{knob} needs zero_stage 0 or 1, got {s.zero_stage}: DeepSpeed refuses others"
     if s.fused_kernels:
         return f"{knob} needs fused_kernels false: Liger patches models that have all their layers"
-    if not s.overlap_comm:
-        return f"{knob} needs overlap_comm at its default: DeepSpeed overlaps no gradients there"
     return None
 
 
 def _offload(s: Strategy) -> str | None:
     place = s.offload_optimizer
     if place is not Offload.NONE:
-        if s.zero_stage == 0:
-            return "offload_optimizer needs zero_stage 1, 2 or 3, got 0"
         if place is Offload.NVME and s.zero_stage != 3:
             return f"offload_optimizer nvme needs zero_stage 3, got {s.zero_stage}"
         if s.optimizer is not Optimizer.ADAMW:
@@ -107,8 +97,6 @@ def _offload(s: Strategy) -> str | None:
                 "offload_optimizer nvme needs master_weights fp32: DeepSpeed's swapper mixes up "
                 "the types of bf16 states"
             )
-    if s.offload_param is not Offload.NONE and s.zero_stage != 3:
-        return f"offload_param needs zero_stage 3, got {s.zero_stage}"
     if s.offload_ratio < 1 and not (place is Offload.CPU and s.zero_stage == 3):
         return f"offload_ratio {s.offload_ratio} needs offload_optimizer cpu and zero_stage 3"
     return None
@@ -177,11 +165,6 @@ def _muon(s: Strategy) -> str | None:
 
 
 def _precision(s: Strategy) -> str | None:
-    if s.master_weights is MasterWeights.BF16:
-        if s.precision is not Precision.BF16:
-            return f"master_weights bf16 needs precision bf16, got {s.precision}"
-        if s.zero_stage == 0:
-            return "master_weights bf16 needs zero_stage 1, 2 or 3, got 0"
     if s.tf32 and all(s.precision_of(group) is not GroupPrecision.FP32 for group in ModuleGroup):
         return "tf32 needs precision fp32, of all modules or of a group of them"
     return _own_loss_scale(s) or _fp8(s) or _group_precisions(s)
@@ -248,22 +231,7 @@ def _group_precisions(s: Strategy) -> str | None:
     return None
 
 
-def _communication(s: Strategy) -> str | None:
-    if s.zero_stage == 0 and s.reduce_bucket_size != DEFAULT_BUCKET_SIZE:
-        return f"reduce_bucket_size {s.reduce_bucket_size:,} needs zero_stage 1, 2 or 3, got 0"
-    if s.zero_stage == 0 and not s.overlap_comm:
-        return "overlap_comm false needs zero_stage 1, 2 or 3, got 0: DeepSpeed overlaps ZeRO only"
-    return None
-
-
 def _zeropp(s: Strategy) -> str | None:
-    for knob, is_on in (
-        ("zero_quantized_weights", s.zero_quantized_weights),
-        ("zero_quantized_gradients", s.zero_quantized_gradients),
-        ("zero_hpz_partition_size", s.zero_hpz_partition_size > 1),
-    ):
-        if is_on and s.zero_stage != 3:
-            return f"{knob} needs zero_stage 3, got {s.zero_stage}"
     if s.zero_hpz_partition_size > 1 and s.offload_param is not Offload.NONE:
         return (
             "zero_hpz_partition_size above 1 needs offload_param none: the second copy of the "
@@ -300,14 +268,13 @@ def _adapters(s: Strategy) -> str | None:
     return None
 
 
-RULES: tuple[Callable[[Strategy], str | None], ...] = (
+CONTRADICTIONS: tuple[Callable[[Strategy], str | None], ...] = (
     _parallel,
     _offload,
     _checkpoints,
     _tiles,
     _optimizer,
     _precision,
-    _communication,
     _zeropp,
     _kernels,
     _adapters,

@@ -1,4 +1,4 @@
-"""The strategies that a search may try: knobs with their values, and when they apply.
+"""A search space: knobs with their values, and the conditions under which they apply.
 
 Does not know files or samplers: it lists strategies, and turns a choice of values into one.
 """
@@ -17,9 +17,8 @@ from autotune.machine.hardware import Hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Workload
 from autotune.space.compatibility import conflict, reference_strategy, rules
-from autotune.space.contradictions import RULES
 from autotune.space.listing import Knob, Value, list_strategies
-from autotune.space.strategy import KNOBS, Strategy, read_knob
+from autotune.space.strategy import KNOBS, RULES, Strategy, read_knob
 from autotune.space.strategy_table import StrategyTable
 
 __all__ = [

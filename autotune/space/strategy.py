@@ -1,4 +1,4 @@
-"""One point of the search: every knob of one training run.
+"""A strategy: every knob of one training run.
 
 Refuses what contradicts itself. Whether it suits a model and a machine is `compatibility`'s
 question; where it came from is nobody's.
@@ -6,16 +6,16 @@ question; where it came from is nobody's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from functools import partial
 from operator import attrgetter
 from typing import Any, get_type_hints
 
 from autotune.errors import ConfigError
 from autotune.knob_values import (
     DEFAULT_BUCKET_SIZE,
-    PARALLEL_DEGREES,
     Attention,
     CheckpointScope,
     GroupPrecision,
@@ -26,20 +26,20 @@ from autotune.knob_values import (
     Optimizer,
     Precision,
 )
-from autotune.space.contradictions import contradiction
+from autotune.space.contradictions import CONTRADICTIONS
+from autotune.space.knob import KnobFacts, Needs, facts_of, knob
 from autotune.space.optimizers import OPTIMIZERS
 
-__all__ = ["KNOBS", "LOSS_CLASSES", "Strategy", "read_knob"]
+__all__ = ["FACTS", "KNOBS", "LOSS_CLASSES", "RULES", "Strategy", "read_knob"]
 
 
-def _neutral(*, at_least: int = 1) -> dict[str, Any]:
-    """Of a knob that leaves what is learned as it is: its loss class, and its least number."""
-    return {"loss": LossClass.NEUTRAL, "at_least": at_least}
+_IN_JSON = "in ds_config.json"
+_IN_GROUP = "autotune.apply"
 
+_NEUTRAL, _CHANGING = LossClass.NEUTRAL, LossClass.CHANGING
 
-def _changing(*, at_least: int = 1) -> dict[str, Any]:
-    """Of a knob that can change what is learned."""
-    return {"loss": LossClass.CHANGING, "at_least": at_least}
+_NEEDS_ZERO = Needs(knob="zero_stage", values=(1, 2, 3))
+_NEEDS_ZERO3 = Needs(knob="zero_stage", values=(3,))
 
 
 class _HashedOnce:
@@ -60,62 +60,202 @@ class Strategy(_HashedOnce):
         ConfigError: the knobs contradict each other; the message says which and what to do.
     """
 
-    zero_stage: int = field(default=0, metadata=_neutral(at_least=0))
+    zero_stage: int = knob(
+        0,
+        loss=_NEUTRAL,
+        comment=_IN_JSON,
+        least=0,
+        numbers=(0, 1, 2, 3),
+        word=lambda s: f"Z{s.zero_stage}",
+    )
     """What ZeRO divides over ranks: 1 optimizer states, 2 also gradients, 3 also parameters."""
-    tensor_parallel_size: int = field(default=1, metadata=_neutral())
+    tensor_parallel_size: int = knob(1, loss=_NEUTRAL, comment=_IN_JSON, word="tp{}")
     """Ranks over which each matrix product is divided."""
-    pipeline_parallel_size: int = field(default=1, metadata=_neutral())
+    pipeline_parallel_size: int = knob(
+        1,
+        loss=_NEUTRAL,
+        comment="autotune.pipeline: stages of consecutive layers",
+        word="pp{}",
+    )
     """Stages of consecutive layers, each on ranks of its own."""
-    sequence_parallel_size: int = field(default=1, metadata=_neutral())
+    sequence_parallel_size: int = knob(
+        1,
+        loss=_NEUTRAL,
+        comment="autotune.apply and autotune.shard_batch",
+        word="sp{}",
+    )
     """Ranks over which the tokens of a sample are divided (Ulysses)."""
-    offload_optimizer: Offload = field(default=Offload.NONE, metadata=_neutral())
+    offload_optimizer: Offload = knob(
+        Offload.NONE,
+        loss=_NEUTRAL,
+        comment=_IN_JSON,
+        word=lambda s: _offloaded_optimizer(s),
+        needs=(_NEEDS_ZERO,),
+    )
     """Where optimizer states and master weights live."""
-    offload_ratio: float = field(default=1.0, metadata=_neutral(at_least=0))
+    offload_ratio: float = knob(1.0, loss=_NEUTRAL, comment=_IN_JSON, least=0)
     """The part of them that is offloaded; the rest is updated on the device."""
-    offload_param: Offload = field(default=Offload.NONE, metadata=_neutral())
+    offload_param: Offload = knob(
+        Offload.NONE, loss=_NEUTRAL, comment=_IN_JSON, word="param@{}", needs=(_NEEDS_ZERO3,)
+    )
     """Where the weights live that are not at work just now (ZeRO-3)."""
-    micro_batch_size: int = field(default=1, metadata=_neutral())
+    micro_batch_size: int = knob(
+        1, loss=_NEUTRAL, comment=_IN_JSON, word=lambda s: f"mb{s.micro_batch_size}"
+    )
     """Samples of one forward on one rank."""
-    checkpoint_interval: int = field(default=0, metadata=_neutral(at_least=0))
+    checkpoint_interval: int = knob(
+        0,
+        loss=_NEUTRAL,
+        comment="autotune.apply: keep every k-th layer's input; 0 keeps all",
+        least=0,
+        word=lambda s: _checkpoints(s),
+    )
     """Keep the input of every k-th decoder layer, recompute between; 0 keeps all activations."""
-    checkpoint_scope: CheckpointScope = field(default=CheckpointScope.LAYER, metadata=_neutral())
+    checkpoint_scope: CheckpointScope = knob(
+        CheckpointScope.LAYER,
+        loss=_NEUTRAL,
+        comment="autotune.apply: what is recomputed: layer, attention or mlp",
+    )
     """What is recomputed: whole layers, or only the attention or the MLP of each."""
-    offload_checkpoints: Offload = field(default=Offload.NONE, metadata=_neutral())
+    offload_checkpoints: Offload = knob(
+        Offload.NONE,
+        loss=_NEUTRAL,
+        comment="autotune.apply: where the kept inputs wait",
+        word="ckpt@{}",
+    )
     """Where the kept inputs wait for backward."""
-    mlp_tiles: int = field(default=1, metadata=_neutral())
+    mlp_tiles: int = knob(
+        1,
+        loss=_NEUTRAL,
+        comment="autotune.apply: pieces of each MLP, one after the other",
+        word="mlp-tiles{}",
+    )
     """Pieces along the tokens in which each MLP is computed, one after the other."""
-    loss_tiles: int = field(default=1, metadata=_neutral())
+    loss_tiles: int = knob(
+        1,
+        loss=_NEUTRAL,
+        comment="autotune.apply: pieces of logits and loss",
+        word="loss-tiles{}",
+    )
     """Pieces along the tokens in which logits and loss are computed."""
-    optimizer: Optimizer = field(default=Optimizer.ADAMW, metadata=_changing())
-    precision: Precision = field(default=Precision.BF16, metadata=_changing())
-    embedding_precision: GroupPrecision = field(default=GroupPrecision.SAME, metadata=_changing())
-    attention_precision: GroupPrecision = field(default=GroupPrecision.SAME, metadata=_changing())
-    mlp_precision: GroupPrecision = field(default=GroupPrecision.SAME, metadata=_changing())
-    norm_precision: GroupPrecision = field(default=GroupPrecision.SAME, metadata=_changing())
-    lm_head_precision: GroupPrecision = field(default=GroupPrecision.SAME, metadata=_changing())
-    master_weights: MasterWeights = field(default=MasterWeights.FP32, metadata=_changing())
-    tf32: bool = field(default=False, metadata=_changing())
+    optimizer: Optimizer = knob(
+        Optimizer.ADAMW,
+        loss=_CHANGING,
+        comment="in ds_config.json, else autotune.create_optimizer; 8-bit ones keep embeddings "
+        "in 32 bit with zero_stage 0 alone",
+        word="{}",
+    )
+    precision: Precision = knob(
+        Precision.BF16,
+        loss=_CHANGING,
+        comment="in ds_config.json; load the model in it too",
+        word="{}",
+    )
+    embedding_precision: GroupPrecision = knob(
+        GroupPrecision.SAME, loss=_CHANGING, comment=_IN_GROUP, word="embedding={}"
+    )
+    attention_precision: GroupPrecision = knob(
+        GroupPrecision.SAME, loss=_CHANGING, comment=_IN_GROUP, word="attention={}"
+    )
+    mlp_precision: GroupPrecision = knob(
+        GroupPrecision.SAME, loss=_CHANGING, comment=_IN_GROUP, word="mlp={}"
+    )
+    norm_precision: GroupPrecision = knob(
+        GroupPrecision.SAME, loss=_CHANGING, comment=_IN_GROUP, word="norm={}"
+    )
+    lm_head_precision: GroupPrecision = knob(
+        GroupPrecision.SAME, loss=_CHANGING, comment=_IN_GROUP, word="head={}"
+    )
+    master_weights: MasterWeights = knob(
+        MasterWeights.FP32,
+        loss=_CHANGING,
+        comment=_IN_JSON,
+        word="master={}",
+        needs=(Needs(knob="precision", values=(Precision.BF16,)), _NEEDS_ZERO),
+    )
+    tf32: bool = knob(
+        False,
+        loss=_CHANGING,
+        comment="autotune.apply: TensorFloat-32 for fp32 matrix products",
+        word="tf32",
+    )
     """Whether fp32 matrix products use TensorFloat-32."""
-    reduce_bucket_size: int = field(default=DEFAULT_BUCKET_SIZE, metadata=_neutral())
+    reduce_bucket_size: int = knob(
+        DEFAULT_BUCKET_SIZE,
+        loss=_NEUTRAL,
+        comment=_IN_JSON,
+        word=lambda s: f"bucket{s.reduce_bucket_size / 1e6:.3g}M",
+        needs=(_NEEDS_ZERO,),
+    )
     """Elements that travel together; DeepSpeed's default."""
-    overlap_comm: bool = field(default=True, metadata=_neutral())
+    overlap_comm: bool = knob(
+        True,
+        loss=_NEUTRAL,
+        comment=_IN_JSON,
+        word="no-overlap",
+        needs=(
+            Needs(knob="zero_stage", values=(1, 2, 3), because="DeepSpeed overlaps ZeRO only"),
+            Needs(
+                knob="pipeline_parallel_size",
+                values=(1,),
+                because="DeepSpeed overlaps no gradients of a pipeline",
+            ),
+        ),
+    )
     """Whether gradients are reduced while backward goes on."""
-    zero_quantized_weights: bool = field(default=False, metadata=_changing())
+    zero_quantized_weights: bool = knob(
+        False, loss=_CHANGING, comment=_IN_JSON, word="q-weights", needs=(_NEEDS_ZERO3,)
+    )
     """ZeRO++: gather weights in 8 bit."""
-    zero_quantized_gradients: bool = field(default=False, metadata=_changing())
+    zero_quantized_gradients: bool = knob(
+        False, loss=_CHANGING, comment=_IN_JSON, word="q-gradients", needs=(_NEEDS_ZERO3,)
+    )
     """ZeRO++: reduce gradients in 4 bit."""
-    zero_hpz_partition_size: int = field(default=1, metadata=_neutral())
+    zero_hpz_partition_size: int = knob(
+        1, loss=_NEUTRAL, comment=_IN_JSON, word="hpz{}", needs=(_NEEDS_ZERO3,)
+    )
     """ZeRO++: ranks that keep a second, whole copy of the weights among them; 1 keeps none."""
-    fused_kernels: bool = field(default=False, metadata=_neutral())
+    fused_kernels: bool = knob(
+        False, loss=_NEUTRAL, comment="autotune.apply: Liger's kernels", word="liger"
+    )
     """Liger's fused kernels: norm, rotary, SwiGLU, and linear + cross-entropy without logits."""
-    attention: Attention = field(default=Attention.SDPA, metadata=_neutral())
-    torch_compile: bool = field(default=False, metadata=_neutral())
+    attention: Attention = knob(
+        Attention.SDPA,
+        loss=_NEUTRAL,
+        comment="autotune.apply: transformers' attn_implementation",
+        word="{}",
+    )
+    torch_compile: bool = knob(
+        False,
+        loss=_NEUTRAL,
+        comment="autotune.apply: compiles the decoder layers",
+        word="compile",
+    )
     """Whether `torch.compile` compiles the decoder layers."""
-    lora_rank: int = field(default=0, metadata=_changing(at_least=0))
+    lora_rank: int = knob(
+        0,
+        loss=_CHANGING,
+        comment="autotune.apply: PEFT adapters; 0 trains all",
+        least=0,
+        # Nothing else limits it: a larger rank than any matrix has.
+        most=2**16,
+        word="lora{}",
+    )
     """Rank of the LoRA adapters; 0 trains all parameters."""
-    lora_alpha: int = field(default=0, metadata=_changing(at_least=0))
+    lora_alpha: int = knob(
+        0,
+        loss=_CHANGING,
+        comment="autotune.apply: scale of the adapters; 0 is twice the rank",
+        least=0,
+        word="alpha{}",
+    )
     """Their output is scaled by alpha / rank; 0 stands for twice the rank."""
-    lora_targets: str = field(default="", metadata=_changing())
+    lora_targets: str = knob(
+        "",
+        loss=_CHANGING,
+        comment="autotune.apply: linear layers with adapters",
+        word="on:{}",
+    )
     """Linear layers that have adapters: `all-linear`, `attention`, `mlp`, or names with commas
     between them; empty for what --lora-targets says."""
 
@@ -123,7 +263,7 @@ class Strategy(_HashedOnce):
         """Refuse knobs out of their range, and knobs that contradict each other."""
         for name in _NUMBERS:
             _check_range(name, getattr(self, name))
-        words = contradiction(self)
+        words = next((words for rule in RULES if (words := rule(self))), None)
         if words:
             raise ConfigError(words)
 
@@ -215,8 +355,11 @@ class Strategy(_HashedOnce):
         return LossClass.NEUTRAL if next(changed, None) is None else LossClass.CHANGING
 
     def __str__(self) -> str:
-        """In words, for a table row: what always matters, and what is not at its default."""
-        return ", ".join(_words(self))
+        """For a table row: ZeRO's stage, the micro-batch, and all that is not at its default.
+
+        As `Z2 mb8 ckpt2 liger`; `knob.KnobFacts.word` is each knob's.
+        """
+        return " ".join(filter(None, (_word(self, name) for name in KNOBS)))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `from_dict` reads it back."""
@@ -241,70 +384,38 @@ class Strategy(_HashedOnce):
         return cls(**values)
 
 
-def _words(s: Strategy) -> list[str]:
-    words = [f"ZeRO-{s.zero_stage}", f"micro-batch {s.micro_batch_size}"]
-    words += [
-        f"{knob.removesuffix('_size').replace('_', ' ')} {degree}"
-        for knob in PARALLEL_DEGREES
-        if (degree := getattr(s, knob)) > 1
-    ]
-    if s.checkpoint_scope is not CheckpointScope.LAYER:
-        words.append(f"checkpoint {s.checkpoint_scope}")
-    elif s.checkpoint_interval == 1:
-        words.append("checkpoint every layer")
-    elif s.checkpoint_interval:
-        words.append(f"checkpoint every {s.checkpoint_interval} layers")
-    if s.mlp_tiles > 1:
-        words.append(f"MLP in {s.mlp_tiles} tiles")
-    if s.loss_tiles > 1:
-        words.append(f"loss in {s.loss_tiles} tiles")
-    words.append(str(s.optimizer))
-    if s.master_weights is MasterWeights.BF16:
-        words.append("bf16 master")
-    words.append(str(s.precision))
-    words += [
-        f"{group} {own}"
-        for group in ModuleGroup
-        if (own := s.precision_of(group)) != GroupPrecision(s.precision)
-    ]
-    if s.tf32:
-        words.append("TF32")
-    if s.fused_kernels:
-        words.append("fused kernels")
-    if s.attention is not Attention.SDPA:
-        words.append(f"{s.attention} attention")
-    if s.torch_compile:
-        words.append("compiled")
-    for part in ("checkpoints", "param", "optimizer"):
-        place = getattr(s, f"offload_{part}")
-        if place is not Offload.NONE:
-            share = f"{s.offload_ratio:.0%} of " if s.offload_ratio < 1 and part[0] == "o" else ""
-            words.append(f"{share}{part.replace('param', 'parameters')} on {place}")
-    if s.reduce_bucket_size != DEFAULT_BUCKET_SIZE:
-        words.append(f"buckets of {s.reduce_bucket_size:,}")
-    if not s.overlap_comm:
-        words.append("no overlap")
-    if s.zero_quantized_weights:
-        words.append("quantized weights")
-    if s.zero_quantized_gradients:
-        words.append("quantized gradients")
-    if s.zero_hpz_partition_size > 1:
-        words.append(f"hpZ {s.zero_hpz_partition_size}")
-    if s.lora_rank:
-        alpha = f" alpha={s.lora_alpha}" if s.lora_alpha else ""
-        targets = f" on {s.lora_targets}" if s.lora_targets else ""
-        words.append(f"LoRA r={s.lora_rank}{alpha}{targets}")
-    return words
+def _word(strategy: Strategy, name: str) -> str:
+    word, value = FACTS[name].word, getattr(strategy, name)
+    if callable(word):
+        return word(strategy) if value != _DEFAULTS[name] or name in _ALWAYS_SAID else ""
+    return "" if value == _DEFAULTS[name] else word.format(value)
 
 
-KNOBS: tuple[str, ...] = tuple(knob.name for knob in fields(Strategy))
-_all_knobs = attrgetter(*KNOBS)
+def _checkpoints(strategy: Strategy) -> str:
+    if strategy.checkpoint_scope is not CheckpointScope.LAYER:
+        return f"ckpt-{strategy.checkpoint_scope}"
+    return f"ckpt{strategy.checkpoint_interval}"
+
+
+def _offloaded_optimizer(strategy: Strategy) -> str:
+    part = f"{strategy.offload_ratio:.0%}" if strategy.offload_ratio < 1 else ""
+    return f"optim{part}@{strategy.offload_optimizer}"
+
+
+KNOBS: tuple[str, ...] = tuple(declared.name for declared in fields(Strategy))
 """The names of all knobs, in the order in which a sampler decides them."""
 
-LOSS_CLASSES: dict[str, LossClass] = {
-    knob.name: knob.metadata["loss"] for knob in fields(Strategy)
+FACTS: Mapping[str, KnobFacts] = {
+    declared.name: facts_of(declared) for declared in fields(Strategy)
 }
+"""What is declared of each knob."""
+
+LOSS_CLASSES: Mapping[str, LossClass] = {name: facts.loss for name, facts in FACTS.items()}
 """Whether each knob can change what is learned."""
+
+_ALWAYS_SAID = ("zero_stage", "micro_batch_size")
+_DEFAULTS: dict[str, Any] = {declared.name: declared.default for declared in fields(Strategy)}
+_all_knobs = attrgetter(*KNOBS)
 
 _KINDS: dict[str, type] = {
     name: kind for name, kind in get_type_hints(Strategy).items() if name in KNOBS
@@ -312,19 +423,31 @@ _KINDS: dict[str, type] = {
 _NUMBERS: tuple[str, ...] = tuple(name for name, kind in _KINDS.items() if kind in (int, float))
 _GROUP_KNOBS = {group: f"{group}_precision" for group in ModuleGroup}
 _GROUP_PRECISIONS = {precision: GroupPrecision(precision) for precision in Precision}
-_AT_LEAST: dict[str, int] = {knob.name: knob.metadata["at_least"] for knob in fields(Strategy)}
+
+
+def _needs(name: str, strategy: Strategy) -> str | None:
+    """What a knob needs of others, as far as it does not have it, in words."""
+    value = getattr(strategy, name)
+    if value == _DEFAULTS[name]:
+        return None
+    broken = (need.broken(name, value, getattr(strategy, need.knob)) for need in FACTS[name].needs)
+    return next(filter(None, broken), None)
+
+
+RULES: tuple[Callable[[Strategy], str | None], ...] = (
+    *(partial(_needs, name) for name, facts in FACTS.items() if facts.needs),
+    *CONTRADICTIONS,
+)
+"""Each answers in words which knobs contradict each other; None where it finds nothing."""
 
 
 def _check_range(name: str, value: Any) -> None:
     """Raises ConfigError for a number outside the range of its knob."""
-    least = _AT_LEAST[name]
-    if name == "zero_stage" and value not in (0, 1, 2, 3):
-        raise ConfigError(f"zero_stage must be 0, 1, 2 or 3, got {value}")
+    words = FACTS[name].check_range(name, value)
     if name == "offload_ratio" and not 0 < value <= 1:
-        raise ConfigError(f"offload_ratio must be above 0 and at most 1, got {value}")
-    if value < least:
-        range_ = "0 or more" if least == 0 else f"at least {least}"
-        raise ConfigError(f"{name} must be {range_}, got {value}")
+        words = f"offload_ratio must be above 0 and at most 1, got {value}"
+    if words:
+        raise ConfigError(words)
 
 
 def read_knob(name: str, value: object) -> Any:

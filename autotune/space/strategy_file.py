@@ -1,4 +1,4 @@
-"""`strategy.yaml` of an export: a strategy with what is needed to put it on a user's own model.
+"""`strategy.yaml` of an export: a strategy, with what puts it on a user's own model.
 
 Knows the file's form. Does not know torch, nor DeepSpeed's keys.
 """
@@ -19,7 +19,7 @@ from autotune.names import PlainName, plain_name
 from autotune.question.adapter_targets import ALL_LINEAR
 from autotune.question.workload import Method
 from autotune.space.deepspeed_config import is_client_optimizer
-from autotune.space.strategy import Strategy, read_knob
+from autotune.space.strategy import FACTS, Strategy, read_knob
 from autotune.yaml_file import Section, parse_yaml, read_text
 
 __all__ = ["StrategyFile", "knob_type", "read_strategy_file"]
@@ -31,50 +31,11 @@ rest is put on a model by
   optimizer = autotune.create_optimizer(model, "strategy.yaml")
 Edit both files or neither."""
 
-_IN_JSON = "in ds_config.json"
-
 _MOST = 2**40
-"""Of a knob; products of several are computed in 64 bit."""
+"""Of a number of the workload; products of several are computed in 64 bit."""
 
-_MOST_OF_KNOBS = {"lora_rank": 2**16}
-"""Of knobs that nothing else limits: a larger rank than any matrix has."""
-
-_COMMENTS = {
-    "method": "full, lora or qlora",
-    "zero_stage": _IN_JSON,
-    "tensor_parallel_size": _IN_JSON,
-    "pipeline_parallel_size": "autotune.pipeline: stages of consecutive layers",
-    "sequence_parallel_size": "autotune.apply and autotune.shard_batch",
-    "offload_optimizer": _IN_JSON,
-    "offload_ratio": _IN_JSON,
-    "offload_param": _IN_JSON,
-    "micro_batch_size": _IN_JSON,
-    "checkpoint_interval": "autotune.apply: keep every k-th layer's input; 0 keeps all",
-    "checkpoint_scope": "autotune.apply: what is recomputed: layer, attention or mlp",
-    "offload_checkpoints": "autotune.apply: where the kept inputs wait",
-    "mlp_tiles": "autotune.apply: pieces of each MLP, one after the other",
-    "loss_tiles": "autotune.apply: pieces of logits and loss",
-    "optimizer": "in ds_config.json, else autotune.create_optimizer; 8-bit ones keep embeddings "
-    "in 32 bit with zero_stage 0 alone",
-    "precision": "in ds_config.json; load the model in it too",
-    "embedding_precision": "autotune.apply",
-    "attention_precision": "autotune.apply",
-    "mlp_precision": "autotune.apply",
-    "norm_precision": "autotune.apply",
-    "lm_head_precision": "autotune.apply",
-    "master_weights": _IN_JSON,
-    "tf32": "autotune.apply: TensorFloat-32 for fp32 matrix products",
-    "reduce_bucket_size": _IN_JSON,
-    "overlap_comm": _IN_JSON,
-    "zero_quantized_weights": _IN_JSON,
-    "zero_quantized_gradients": _IN_JSON,
-    "zero_hpz_partition_size": _IN_JSON,
-    "fused_kernels": "autotune.apply: Liger's kernels",
-    "attention": "autotune.apply: transformers' attn_implementation",
-    "torch_compile": "autotune.apply: compiles the decoder layers",
-    "lora_rank": "autotune.apply: PEFT adapters; 0 trains all",
-    "lora_alpha": "autotune.apply: scale of the adapters; 0 is twice the rank",
-    "lora_targets": "autotune.apply: linear layers with adapters",
+_COMMENTS = {"method": "full, lora or qlora"} | {
+    name: facts.comment for name, facts in FACTS.items()
 }
 
 
@@ -138,7 +99,7 @@ def knob_type(name: str) -> Any:
 
 
 def _read_value(name: str, value: object) -> Any:
-    most = _MOST_OF_KNOBS.get(name, _MOST)
+    most = FACTS[name].most
     if isinstance(value, int | float) and most < value < math.inf:
         raise ConfigError(f"{name} must be at most {most:,}")
     try:

@@ -1,4 +1,4 @@
-"""Trials with what was shown by running their strategies once more."""
+"""Trials together with the runs that confirm them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study as it stands in its folder and storage, for whoever wants to read it."""
+"""A study read from its folder and storage."""
 
 from __future__ import annotations
 

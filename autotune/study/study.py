@@ -1,4 +1,6 @@
-"""The study: asked for the next trial, told how it ended. Passive: drivers own the loop.
+"""The study: gives the next trial when asked, and records how it ended when told.
+
+Passive: drivers own the loop.
 
 Proposes through a sampler, predicts, skips what is not worth launching, and keeps the record.
 Does not know how trials run.

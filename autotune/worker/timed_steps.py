@@ -1,4 +1,4 @@
-"""When the timed steps of a trial are enough, and when they show that the trial is beaten.
+"""Decides when enough steps are timed, and when a trial is certain to be beaten.
 
 Pure arithmetic on times that all ranks have in common, so that all come to the same end.
 """

@@ -1,4 +1,4 @@
-"""The short training that a trial is: a real DeepSpeed engine, a few steps, the clock."""
+"""The short training of a trial: a real DeepSpeed engine, a few steps, the clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which steps of a trial only warm it up: the first ones, and those around a compilation."""
+"""Decides which steps only warm up: the first ones, and those around a compilation."""
 
 from __future__ import annotations
 

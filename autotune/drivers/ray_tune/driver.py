@@ -1,4 +1,4 @@
-"""The loop on a cluster: Ray Tune's, over a study that it asks and tells through its searcher."""
+"""The loop on a cluster: Ray Tune's, over a study that its searcher asks and tells."""
 
 from __future__ import annotations
 

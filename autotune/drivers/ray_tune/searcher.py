@@ -1,4 +1,4 @@
-"""The study behind Tune's interface for searches: to suggest is to ask, to complete is to tell.
+"""A study behind Tune's searcher interface: to suggest is to ask, to complete is to tell.
 
 Decides how many trials run at once, from the nodes that are there; Tune places and runs them.
 """

@@ -137,6 +137,10 @@ class RayTrial(Trainable):  # type: ignore[misc]  # Ray is untyped
         for end in self._ends:
             files |= end.files
         outcome = outcome_of(self._order.spec, ends)
+        share = max(end.disturbance for end in self._ends)
+        if share and outcome.measurement is not None:
+            measurement = replace(outcome.measurement, disturbance=share)
+            outcome = replace(outcome, measurement=measurement)
         return TrialReport(events=tuple(events), outcome=outcome, files=files).to_result()
 
     def _stop(self, reason: str) -> None:

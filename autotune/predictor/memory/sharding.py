@@ -1,4 +1,4 @@
-"""Which part of a model one rank holds, before ZeRO divides it further.
+"""The part of a model that one rank holds, before ZeRO divides it further.
 
 Tensor parallelism as DeepSpeed's AutoTP does it by the plans of transformers
 (`module_inject/auto_tp.py`, `base_model_tp_plan`): linear layers of attention, MLP and head are

@@ -1,4 +1,4 @@
-"""Which strategies a workload, a machine and its software allow.
+"""The strategies that a workload, a machine and its software allow.
 
 The rules that need more than the strategy itself, one module a family of knobs. Each answers in
 words, for the user.

@@ -1,4 +1,4 @@
-"""Micro-batch, checkpoints and tiles against the global batch, the model's layers and tokens."""
+"""Checks micro-batch, checkpoints and tiles against the global batch and the model's sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints and tiles of a layer's blocks against the architecture: not all have such blocks."""
+"""Checks checkpoints and tiles of a layer's blocks against the architecture."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from autotune.profile import AllocationScript, Recipe
 from autotune.profile.script import Event, MicroStep, Weight
 from autotune.profile.script_trace import trace_script
 from autotune.question.workload import Method, ModelShape, Workload, load_model_shape
+from autotune.space.knob import knob
 from autotune.space.strategy import Strategy
 from autotune.trials.trial import TrialSpec
 
@@ -258,7 +259,7 @@ def test_no_script_is_asked_for_where_allocations_are_not_known(knobs: dict[str,
 class StrategyOfTomorrow(Strategy):
     """Has a knob that the simulation has never heard of."""
 
-    new_knob: int = field(default=1, metadata={"loss": LossClass.NEUTRAL, "at_least": 1})
+    new_knob: int = knob(1, loss=LossClass.NEUTRAL, comment="in ds_config.json")
 
 
 def test_a_knob_that_is_not_followed_is_not_simulated_unless_at_its_default() -> None:
