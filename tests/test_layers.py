@@ -100,14 +100,21 @@ def test_the_table_names_every_room_once() -> None:
     assert set(ORDER) == {_room(path) for path in FILES}
 
 
-LONG_FILES = {"space/strategy.py": "it declares every knob, with all that is known of it"}
-"""Files of 400 lines and more, and why they are."""
+LONG_FILES = {
+    "space/strategy.py": "it declares every knob, with all that is known of it",
+    "trials/trial.py": "it is what crosses every border: a trial, its prediction and its outcome",
+}
+"""Files of 400 lines and more, and why they are. One that is shorter now must leave the table."""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_file_is_short_or_has_a_reason(path: Path) -> None:
     is_long = len(path.read_text(encoding="utf-8").splitlines()) >= 400
     assert is_long is (str(path.relative_to(PACKAGE)) in LONG_FILES)
+
+
+def test_every_long_file_with_a_reason_is_there() -> None:
+    assert LONG_FILES.keys() <= {path.relative_to(PACKAGE).as_posix() for path in FILES}
 
 
 def test_help_and_planning_load_no_gpu_library() -> None:
