@@ -329,8 +329,8 @@ def _measured_study(folder: Path) -> StudySummary:
     Raises:
         ConfigError: there is none, or it cannot be read.
     """
-    from autotune.cli.stored import read_study
     from autotune.errors import ConfigError, StorageError
+    from autotune.study.stored import read_study
 
     try:
         return read_study(folder, None)

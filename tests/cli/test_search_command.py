@@ -64,7 +64,7 @@ def test_a_cpu_without_bf16_trains_in_fp32_and_says_so_once(
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     ran = autotune(*_TINY, "--budget", "2m", "--trials", "1", "--json", folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("no instructions for bf16") == 1
+    assert ran.stderr.count("no bf16 instructions") == 1
     # Two measured trials tell how fast the CPU is: until then no speed is predicted.
     assert "(predicted 0." in ran.stderr
     answer = json.loads(ran.stdout)
