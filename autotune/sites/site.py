@@ -1,7 +1,7 @@
 """The seam between a search and the place where its trials run, and the options that name one.
 
-A new kind of place is a file beside this one and a line in `open_site`. Does not know what is
-trained.
+A new kind of place is a file beside this one and a line in `open_site`. Does not know which
+kinds there are, nor what is trained.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from autotune.errors import ConfigError
 from autotune.machine.hardware import Hardware
 from autotune.trials.protocols import Driver
 
-__all__ = ["Site", "SiteOptions", "open_site"]
+__all__ = ["Site", "SiteOptions"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,19 +112,3 @@ class Site(Protocol):
     def close(self) -> None:
         """Leave no process behind, and print nothing any more. May be called twice."""
         ...
-
-
-def open_site(options: SiteOptions) -> Site:
-    """The site that the options name. Ray is imported only where one names it.
-
-    Raises:
-        ConfigError: options that contradict each other, or what is there.
-        LaunchError: nothing there can be used.
-    """
-    if options.ray is None:
-        from autotune.sites.this_machine import ThisMachine
-
-        return ThisMachine(options)
-    from autotune.sites.ray_cluster import RayClusterSite
-
-    return RayClusterSite(options, options.ray)
