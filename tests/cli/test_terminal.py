@@ -32,8 +32,10 @@ class TerminalSearch:
             os.chdir(folder)
             tiny = ("search", "--model", "tiny", "--seq-len", "32", "--global-batch", "8")
             command = [sys.executable, "-m", "autotune", *tiny, *arguments]
-            # Not the C library's environment: readline has put a COLUMNS into it.
             environment = dict(os.environ) | {"DS_ACCELERATOR": "cpu", "TERM": term}
+            # Readline puts them into the C library's environment, which workers of xdist inherit.
+            for size in ("COLUMNS", "LINES"):
+                environment.pop(size, None)
             os.execve(sys.executable, command, environment)
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, _WIDTH, 0, 0))
         self.process = psutil.Process(self._pid)
@@ -84,8 +86,8 @@ def test_the_view_follows_the_search_and_leaves_the_answer_alone_behind(tmp_path
         r"budget left \d+ s of 60 s",
         r"Importing PyTorch and DeepSpeed",
         r"complete 2",
-        r"best so far: ZeRO",
-        r"running 0: ZeRO-[^:]* GiB",
+        r"best so far: Z\d",
+        r"running 0: Z\d[^:]* GiB",
         r"\(predicted",
     ):
         assert re.search(pattern, search.text), pattern
