@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ValidationInfo
 
 from autotune.errors import ConfigError
 
-__all__ = ["PlainName", "PrintableText", "plain_name", "printable", "visible"]
+__all__ = ["PlainName", "PrintableText", "one_line", "plain_name", "printable", "visible"]
 
 _LONGEST_NAME = 255
 """Characters; a file's name has no more bytes either."""
@@ -32,6 +32,11 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else _escape(each) for each in text)
+
+
+def one_line(text: str) -> str:
+    """The words of a text in one line: a blank for each run of white space, the rest visible."""
+    return visible(" ".join(text.split()))
 
 
 def _escape(character: str) -> str:

@@ -5,7 +5,8 @@ Does not know the commands.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -30,9 +31,12 @@ __all__ = [
     "announced_batch",
     "check_headroom",
     "default_batch",
+    "member",
     "nearest_batches",
     "read_workload",
 ]
+
+_Member = TypeVar("_Member", bound=StrEnum)
 
 _SEQ_LEN = 1024
 """Tokens of a sample where none are named, or the model's maximum if that is less."""
@@ -116,6 +120,21 @@ HostHeadroom = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as one JSON document.")]
 
 
+def member(enumeration: type[_Member], value: str, flag: str) -> _Member:
+    """One of a closed set, or a message that names the flag and the set.
+
+    Raises:
+        ConfigError: the set has no such member.
+    """
+    from autotune.errors import ConfigError
+
+    try:
+        return enumeration(value)
+    except ValueError:
+        choices = ", ".join(str(each) for each in enumeration)
+        raise ConfigError(f"{flag} {value!r}: choose from {choices}") from None
+
+
 def check_headroom(headroom: float, host_headroom: float) -> None:
     """Raises ConfigError for what is no share of a device's or the host's memory."""
     from autotune.errors import ConfigError
@@ -164,7 +183,6 @@ def read_workload(
     Raises:
         ConfigError: an option that cannot be; the message names its flag.
     """
-    from autotune.cli.members import member
     from autotune.question import workload
 
     _check_adapters(shape, lora_rank, lora_targets)

@@ -236,13 +236,13 @@ def _of_space(asked: Change) -> Iterator[Change]:
         leanest = replace(
             asked,
             kind="neutral",
-            words="a loss-neutral strategy among those that save memory",
+            words="a loss-neutral strategy of the memory-saving space",
             space_name=_LEANEST_SPACE,
             options={"--space": _LEANEST_SPACE},
             is_neutral=True,
         )
         yield leanest
-        words = "whatever saves memory, which may change the loss"
+        words = "any strategy that saves memory; may change the loss"
         yield replace(leanest, kind="memory", words=words, is_neutral=False)
 
 
@@ -269,8 +269,8 @@ def _of_method(asked: Change) -> Iterator[Change]:
     is_cuda = asked.hardware.device_type is DeviceType.CUDA
     methods = [Method.FULL, Method.LORA, *([Method.QLORA] if is_cuda else [])]
     names = {
-        Method.LORA: "LoRA: adapters alone are trained",
-        Method.QLORA: "QLoRA: adapters are trained, on weights of 4 bit",
+        Method.LORA: "LoRA: train adapters only",
+        Method.QLORA: "QLoRA: train adapters on 4-bit weights",
     }
     if asked.workload.method not in methods:
         return
@@ -290,7 +290,7 @@ def _of_length(asked: Change) -> Iterator[Change]:
         yield replace(
             asked,
             kind="length",
-            words=f"samples of {seq_len:,} tokens",
+            words=f"sequences of {seq_len:,} tokens",
             workload=replace(asked.workload, seq_len=seq_len),
             options={**asked.options, "--seq-len": str(seq_len)},
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from autotune.errors import StorageError
 from autotune.names import printable
 from autotune.space.strategy import Strategy
-from autotune.study.confirmed import with_confirmations
+from autotune.study.reruns import with_confirmations
 from autotune.study.storage_address import check_is_kept, shown, storage_errors
 from autotune.study.trial_rows import StoredTrial, TrialRows
 from autotune.trials.trial import (

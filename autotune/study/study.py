@@ -15,9 +15,8 @@ from operator import itemgetter
 from autotune.predictor.cached import CachedPredictor
 from autotune.space.strategy import Strategy
 from autotune.study.confirmation import Confirmer
-from autotune.study.confirmed import confirmed
 from autotune.study.record import TrialRecord
-from autotune.study.reopened import reopened
+from autotune.study.reruns import confirmed, reopened
 from autotune.trials.durations import TrialDurations
 from autotune.trials.protocols import Predictor, Pruner, Sampler
 from autotune.trials.refit import needs_refit

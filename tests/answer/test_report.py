@@ -23,7 +23,12 @@ from autotune.answer.report import format_interval, pareto_table, render_report
 from autotune.answer.report_document import report_json
 from autotune.knob_values import LossClass, Optimizer
 from autotune.machine.hardware import GIB
-from autotune.nothing_fits.shortfall import Alternative, nothing_fits, shortfall_json
+from autotune.nothing_fits.shortfall import (
+    Alternative,
+    Shortfall,
+    render_shortfall,
+    shortfall_json,
+)
 from autotune.question.goal import PICKS, Goal
 from autotune.question.limits import Limits
 from autotune.space.strategy import Strategy
@@ -317,7 +322,7 @@ def test_report_json_documents_each_of_its_keys(study: StudySummary) -> None:
 
 LIMITS = Limits(device_bytes=76 * GIB, host_bytes=512 * GIB)
 LORA = Alternative(
-    words="LoRA: adapters alone are trained",
+    words="LoRA: train adapters only",
     command="autotune plan --model 7B --method lora --hardware 2xH100-80GB",
     strategy=STRATEGY,
     prediction=prediction(30),
@@ -326,25 +331,24 @@ LORA = Alternative(
 
 
 def test_nothing_fits_says_how_much_is_missing_and_of_what() -> None:
-    text = printed(
-        nothing_fits(
-            [(STRATEGY, prediction(100))], limits=LIMITS, hardware=HARDWARE, alternatives=[LORA]
-        ),
-        width=200,
+    found = Shortfall(
+        closest=[(STRATEGY, prediction(100))],
+        limits=LIMITS,
+        hardware=HARDWARE,
+        alternatives=[LORA],
     )
+    text = printed(render_shortfall(found), width=200)
     assert "24.0 GiB of each device's memory are missing" in text
     assert "optimizer states 50.0 GiB, activations 25.0 GiB" in text
-    assert "LoRA: adapters alone are trained: 30.0 GiB on a device" in text
+    assert "LoRA: train adapters only: 30.0 GiB on a device" in text
 
 
 def test_a_shortage_of_the_host_is_told_from_one_of_the_devices() -> None:
     offloaded = [(STRATEGY, replace(prediction(40), host_memory_bytes=600 * GIB))]
-    text = printed(
-        nothing_fits(offloaded, limits=LIMITS, hardware=HARDWARE, alternatives=[]), width=200
-    )
+    found = Shortfall(closest=offloaded, limits=LIMITS, hardware=HARDWARE, alternatives=[])
+    text = printed(render_shortfall(found), width=200)
     assert "Nothing fits: 88.0 GiB of host memory are missing." in text
-    document = shortfall_json(offloaded, limits=LIMITS, alternatives=[])
-    assert document["missing_by_place"] == {"device": 0, "host": 88 * GIB, "disk": 0}
+    assert shortfall_json(found)["missing_by_place"] == {"device": 0, "host": 88 * GIB, "disk": 0}
 
 
 def test_a_front_with_every_column_fits_a_terminal_of_80() -> None:

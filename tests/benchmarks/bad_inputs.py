@@ -882,6 +882,8 @@ def _import_all() -> None:
         "cli",
         "cli.session",
         "cli.refusal",
+        "nothing_fits.feasibility",
+        "sites.this_machine",
         "plan.export",
         "plan.report",
         "answer.export",

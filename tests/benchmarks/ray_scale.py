@@ -243,8 +243,8 @@ def tune(
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"} | _PATIENCE
     from ray.tune import PlacementGroupFactory, Trainable
 
+    from autotune.cluster.messages import TrialOrder, TrialReport
     from autotune.drivers.ray_tune import RayTuneDriver
-    from autotune.drivers.ray_tune.messages import TrialOrder, TrialReport
 
     class SleepingTrial(Trainable):  # type: ignore[misc]
         @classmethod

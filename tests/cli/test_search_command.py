@@ -76,7 +76,7 @@ def test_a_cpu_without_bf16_trains_in_fp32_and_says_so_once(
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     ran = autotune(*_TINY, "--budget", "2m", "--trials", "1", "--json", folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("no instructions for bf16") == 1
+    assert ran.stderr.count("no bf16 instructions") == 1
     # Two measured trials tell how fast the CPU is: until then no speed is predicted.
     assert "(predicted 0." in ran.stderr
     answer = json.loads(ran.stdout)
@@ -338,7 +338,7 @@ def test_a_second_search_is_refused_with_the_pid_of_the_first_whose_ctrl_c_keeps
     assert f"pid {running.pid}" in second.stderr
     assert running.returncode == 0, stderr
     assert "tokens/s" in stdout
-    assert "goes on from here" in stderr
+    assert "To resume, run the same command" in stderr
 
 
 def test_a_trial_that_outlives_the_budget_is_stopped_and_run_again_on_resume(
@@ -401,7 +401,7 @@ def test_trials_in_another_storage_are_resumed_and_reported_from_there(
 def test_a_budget_shorter_than_the_warm_up_says_so(tmp_path: Path) -> None:
     ran = autotune(*_TINY, "--budget", "1s", folder=tmp_path)
     assert ran.returncode == 1
-    assert "spent before the libraries were loaded" in " ".join(ran.stdout.split())
+    assert "ended while PyTorch and DeepSpeed were imported" in " ".join(ran.stdout.split())
     assert "Traceback" not in ran.stderr
 
 
@@ -413,7 +413,7 @@ def test_a_termination_signal_ends_as_cleanly_as_ctrl_c(tmp_path: Path) -> None:
     running.send_signal(signal.SIGTERM)
     _, stderr = running.communicate(timeout=30)
     assert running.returncode == 0, stderr
-    assert "goes on from here" in stderr
+    assert "To resume, run the same command" in stderr
     _, alive = psutil.wait_procs(below, timeout=5)
     assert alive == []
 

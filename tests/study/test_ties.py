@@ -12,7 +12,7 @@ from autotune.answer.report_document import report_json
 from autotune.space.strategy import Strategy
 from autotune.study.confirmation import comparisons
 from autotune.study.pareto import incumbents
-from autotune.study.reopened import reopened
+from autotune.study.reruns import reopened
 from autotune.study.ties import tied_with, ties
 from autotune.trials.trial import Trial, TrialState
 

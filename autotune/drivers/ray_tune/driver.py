@@ -6,10 +6,10 @@ import logging
 import os
 from pathlib import Path
 
+from autotune.cluster.messages import TrialOrder
+from autotune.cluster.node_software import own_versions
 from autotune.drivers.context import BUDGET_ENDED, DriverContext
 from autotune.drivers.ray_tune.cluster import RayCluster
-from autotune.drivers.ray_tune.messages import TrialOrder
-from autotune.drivers.ray_tune.node_software import own_versions
 from autotune.drivers.ray_tune.ray_log import ray_log_into
 from autotune.drivers.ray_tune.searcher import StudySearcher
 from autotune.errors import AutotuneError, LaunchError

@@ -17,9 +17,9 @@ import ray
 from ray.tune import PlacementGroupFactory, Trainable
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from autotune.drivers.ray_tune.messages import TrialOrder, TrialReport
-from autotune.drivers.ray_tune.node_software import require_versions
-from autotune.drivers.ray_tune.rank_host import RankHost, ShareEnd
+from autotune.cluster.messages import TrialOrder, TrialReport
+from autotune.cluster.node_software import require_versions
+from autotune.cluster.rank_host import RankHost, ShareEnd
 from autotune.errors import ConfigError, LaunchError
 from autotune.launch.rank_process import ALL_RANKS, NodeShare, RanksEnd, outcome_of
 from autotune.machine.hardware import Hardware

@@ -27,7 +27,7 @@ class TrialOrder:
     """What the trial has, on all its nodes."""
     timeout_s: float
     placement: Mapping[str, Any]
-    """Arguments of `ray.util.placement_group`."""
+    """Where it may run, as the scheduler takes it."""
     study: str
     """The study's name, for the names of folders."""
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -45,17 +45,6 @@ class TrialShape:
         """Ranks of a trial."""
         return self.devices_per_node * self.num_nodes
 
-    @property
-    def bundles(self) -> list[dict[str, float]]:
-        """What is reserved on each node, in Ray's words."""
-        resource = "GPU" if self.device_type is DeviceType.CUDA else "CPU"
-        return [{resource: float(self.devices_per_node)} for _ in range(self.num_nodes)]
-
-    @property
-    def strategy(self) -> str:
-        """How Ray is to place the bundles: each on a node of its own."""
-        return "STRICT_SPREAD" if self.num_nodes > 1 else "STRICT_PACK"
-
     def capacity(self, nodes: Sequence[ClusterNode]) -> int:
         """How many trials these nodes hold at once."""
         slots = [node.hardware.num_devices // self.devices_per_node for node in nodes]
