@@ -80,7 +80,7 @@ def report_json(summary: StudySummary, exported: Path | None = None) -> dict[str
             for tie in summary.ties
         ],
         "picks": {str(which): trial.number for which, trial in summary.picks.items()},
-        "objective": str(summary.objective),
+        "objective": str(summary.goal),
         "best": best_json(summary, exported),
         "trials": [summary.record(trial) for trial in summary.trials],
     }

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from autotune.answer.report import format_gib
+from autotune.answer.figures import format_gib
 from autotune.drivers.budget import Budget
 from autotune.trials.trial import Prediction, Trial, TrialState
 

@@ -1,4 +1,4 @@
-"""Opening a study folder to read it: what `export` and `report` share."""
+"""Reads the study in a folder, for the commands that show one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_study(path: Path, storage_url: str | None) -> StudySummary:
     """The study in a folder.
 
     Raises:
-        StorageError: there is none, or its storage cannot be read.
+        StorageError: the folder has no study, or its storage cannot be read.
     """
     folder = StudyFolder(path)
     question = folder.read_question()

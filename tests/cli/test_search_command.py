@@ -133,7 +133,7 @@ def test_the_best_are_run_again_in_turns_and_the_report_gives_intervals(tmp_path
     assert runs >= 3
     assert f"trial {best} once more:" in ran.stderr
     report = autotune("report", "study", folder=tmp_path).stdout
-    assert "Run again, longer and in turns" in report
+    assert "Confirmed with longer, interleaved runs" in report
     assert "±" in report
     guide = tmp_path / "study" / "exports" / f"trial-{best}" / "README.md"
     assert "tokens/s over" in guide.read_text(encoding="utf-8")

@@ -114,8 +114,8 @@ def test_doctor_measures_keeps_and_shows_the_rates_of_this_machine(tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--nvme-path", "."), "--nvme-path . is of use with --measure only"),
-        (("--devices", "1"), "--devices 1 is of use with --measure only"),
+        (("--nvme-path", "."), "--nvme-path . needs --measure; add it"),
+        (("--devices", "1"), "--devices 1 needs --measure; add it"),
         (("--measure", "--devices", "0"), "--devices must be at least 1"),
         (("--measure", "--nvme-path", "nowhere"), "--nvme-path nowhere: no such folder"),
     ],
