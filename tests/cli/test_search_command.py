@@ -66,7 +66,7 @@ def test_a_cpu_without_bf16_trains_in_fp32_and_says_so_once(
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr.count("no instructions for bf16") == 1
     # Two measured trials tell how fast the CPU is: until then no speed is predicted.
-    assert "(predicted 0." in ran.stderr
+    assert "(pred. 0." in ran.stderr
     answer = json.loads(ran.stdout)
     assert not answer["hardware"]["supports_bf16"]
     assert answer["reference"]["precision"] == "fp32"
@@ -131,7 +131,7 @@ def test_the_best_are_run_again_in_turns_and_the_report_gives_intervals(tmp_path
     # One that a run shows to be slower has no part in the rest.
     [runs] = [len(trial["confirmations"]) for trial in again if trial["number"] == best]
     assert runs >= 3
-    assert f"trial {best} once more:" in ran.stderr
+    assert f"trial {best} (confirming run):" in ran.stderr
     report = autotune("report", "study", folder=tmp_path).stdout
     assert "Confirmed with longer, interleaved runs" in report
     assert "±" in report
