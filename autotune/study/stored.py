@@ -44,7 +44,7 @@ def open_record(
     """
     if must_exist and storage_url is None and not folder.has_storage:
         raise StorageError(
-            f"{folder.path} has no study.db; if the search was given --storage, give the same here"
+            f"{folder.path} has no study.db; if the search used --storage, use the same here"
         )
     choices = {
         knob: tuple(dict.fromkeys((*values, space.reference.to_dict()[knob])))

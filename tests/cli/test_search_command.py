@@ -107,7 +107,7 @@ def test_a_later_study_reuses_what_an_earlier_one_measured_and_says_so(
         *_TINY[:-1], "other", "--global-batch", "4", "--reuse", "study", folder=folder
     )
     assert other.returncode == 2
-    assert "--reuse study cannot be reused: it measured full, 32 tokens a sample" in other.stderr
+    assert "--reuse study cannot be reused: it measured full, 32 tokens per sample" in other.stderr
 
 
 def test_study_folder_explains_itself(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -351,7 +351,7 @@ def test_trials_in_another_storage_are_resumed_and_reported_from_there(tmp_path:
 
     elsewhere = autotune("report", "study", folder=tmp_path)
     assert elsewhere.returncode == 2
-    assert "give the same here" in elsewhere.stderr
+    assert "use the same here" in elsewhere.stderr
     assert not (tmp_path / "study" / "study.db").exists()
 
     other_question = [*_TINY[:-1], "elsewhere/study", "--seed", "7"]
