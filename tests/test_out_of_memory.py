@@ -94,4 +94,4 @@ def test_what_needs_more_than_a_strategy_that_ran_out_is_pruned_with_its_reason(
     assert {trial.number for trial in pruned} == {trial.number for trial in ruled_out}
     for trial in pruned:
         assert "ran out of host memory" in trial.user_attrs["reason"]
-        assert "this needs at least as much" in trial.user_attrs["reason"]
+        assert "this strategy needs at least as much" in trial.user_attrs["reason"]

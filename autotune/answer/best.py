@@ -16,31 +16,30 @@ __all__ = ["best_json", "best_words", "tie_words"]
 
 
 def best_words(summary: StudySummary, exported: Path | None = None) -> str:
-    """Which trial the search was after, and where it is exported to; something must fit."""
-    best, goal = summary.best, summary.objective
+    """Which trial is best for the goal, and where its export is; some trial must fit."""
+    best, goal = summary.best, summary.goal
     assert best is not None
-    asked = f"best for --objective {goal}"
     if summary.best_for(goal) is None:
-        goal = Goal.THROUGHPUT
-        asked += ", which nothing was measured of"
-    words = f"Trial {best.number}, {goal.words}, is {asked}"
-    return words if exported is None else f"{words}; it is exported to {exported}"
+        words = f"Fastest: trial {best.number} (no trial measured --objective {goal})"
+    else:
+        words = f"Best for --objective {goal}: trial {best.number} ({goal.words})"
+    return words if exported is None else f"{words}, exported to {exported}"
 
 
 def tie_words(summary: StudySummary) -> Iterator[str]:
-    """A sentence where the fastest ran once, and one that ran again may be as fast."""
+    """A sentence if the fastest trial ran once and a confirmed one may be as fast."""
     fastest, incumbent = summary.best_for(Goal.THROUGHPUT), summary.incumbent_of_the_fastest
     if fastest is not None and incumbent is not None:
         yield (
-            f"Trial {fastest.number}, the fastest, ran once. Trial {incumbent.number} may be as "
-            f"fast, by its {len(incumbent.confirmations)} runs."
+            f"Trial {fastest.number} is the fastest, but ran only once. Trial {incumbent.number} "
+            f"may be as fast: it has {len(incumbent.confirmations)} confirming runs."
         )
 
 
 def best_json(summary: StudySummary, exported: Path | None) -> dict[str, Any] | None:
-    """The same as JSON values; None where nothing fits."""
+    """The best trial, its pick and its export as JSON values; None if nothing fits."""
     if summary.best is None:
         return None
-    goal = summary.objective if summary.best_for(summary.objective) else Goal.THROUGHPUT
+    goal = summary.goal if summary.best_for(summary.goal) else Goal.THROUGHPUT
     folder = None if exported is None else str(exported)
     return {"trial": summary.best.number, "pick": str(goal.pick), "folder": folder}

@@ -27,7 +27,7 @@ _DTYPES = {
 
 
 _LOOP = """\
-for batch in batches:  # yours: token ids, [{size}, tokens]{where}
+for batch in batches:  # your batches: token ids, [{size}, tokens]{where}
     batch = batch.to(engine.device)
     loss = engine(input_ids=batch, labels=batch, use_cache=False).loss
     engine.backward(loss)
@@ -35,18 +35,19 @@ for batch in batches:  # yours: token ids, [{size}, tokens]{where}
 """
 
 _SEQUENCE_LOOP = """\
-for batch in batches:  # yours: token ids, [{size}, tokens]{where}
+for batch in batches:  # your batches: token ids, [{size}, tokens]{where}
     batch = batch.to(engine.device)
-    # This rank's tokens. Padding belongs on the right, and its labels are -100.
+    # The tokens of this rank. Pad on the right, with labels of -100.
     inputs = autotune.shard_batch({{"input_ids": batch, "labels": batch}}, "strategy.yaml")
-    loss = engine(**inputs, use_cache=False).loss  # the batch's is their {merge} over its ranks
+    # The loss of the batch is the {merge} over the ranks.
+    loss = engine(**inputs, use_cache=False).loss
     engine.backward(loss)
     engine.step()
 """
 
 _PIPELINE_LOOP = """\
-# Yours: token ids, [{size}, tokens], the same on all ranks of one
-# engine.mpu.get_data_parallel_rank(); a micro-batch is ((token ids, labels), ()).
+# Your batches: token ids, [{size}, tokens], the same on all ranks with the same
+# engine.mpu.get_data_parallel_rank(). A micro-batch is ((token ids, labels), ()).
 samples = (((batch, batch), ()) for batch in batches)
 for _ in range(num_steps):
     loss = engine.train_batch(samples)
@@ -56,7 +57,7 @@ for _ in range(num_steps):
 _TRAINER = """
 
 class StrategyTrainer(Trainer):
-    def create_optimizer(self, model=None):  # under DeepSpeed a Trainer drops its `optimizers`
+    def create_optimizer(self, model=None):  # with DeepSpeed, Trainer ignores `optimizers`
         self.optimizer = autotune.create_optimizer(self.model, "strategy.yaml")
         return self.optimizer
 
@@ -64,7 +65,7 @@ class StrategyTrainer(Trainer):
 """
 
 _ACCELERATE_LOOP = """\
-for batch in batches:  # yours: token ids, [{size}, tokens] on each rank
+for batch in batches:  # your batches: token ids, [{size}, tokens] on each rank
     batch = batch.to(accelerator.device)
     with accelerator.accumulate(model):
         loss = model(input_ids=batch, labels=batch, use_cache=False).loss
@@ -75,7 +76,7 @@ for batch in batches:  # yours: token ids, [{size}, tokens] on each rank
 
 
 def _beginning(settings: ExportSettings, imports: str) -> str:
-    """Of every example: the environment, imports, and what DeepSpeed would compile in vain."""
+    """The beginning of every example: environment, imports, and extensions to leave out."""
     after = _lines(settings.extension_lines())
     return f"""\
 import os
@@ -85,13 +86,13 @@ import os
 
 
 def _other_imports(settings: ExportSettings) -> str:
-    """Of an example that leaves DeepSpeed to a library."""
+    """The imports of an example in which a library calls DeepSpeed."""
     deepspeed = "deepspeed, " if list(settings.extension_lines()) else ""
     return f"import json\n\nimport autotune, {deepspeed}torch\n"
 
 
 def _model_imports(workload: Workload, *others: str) -> str:
-    """The import from transformers of what loads the model."""
+    """The import from transformers of the classes that load the model."""
     quantization = ("BitsAndBytesConfig",) if workload.method is Method.QLORA else ()
     names = sorted(("AutoModelForCausalLM", *quantization, *others))
     return f"from transformers import {', '.join(names)}\n"
@@ -105,7 +106,7 @@ def deepspeed_example(workload: Workload, strategy: Strategy, settings: ExportSe
         imports += _DYNAMO + "from transformers.integrations import HfDeepSpeedConfig\n"
         # Parameters are divided as they are loaded only while this object lives.
         divide = """\
-keep_alive = HfDeepSpeedConfig("ds_config.json")  # ZeRO-3 divides the model as it is loaded
+keep_alive = HfDeepSpeedConfig("ds_config.json")  # ZeRO-3: partitions the model while it loads
 """
     put_on = "pipeline" if strategy.pipeline_parallel_size > 1 else "apply"
     units = ""
@@ -191,7 +192,7 @@ arguments = TrainingArguments(
 {_load_model(workload, strategy)}
 model = autotune.apply(model, "strategy.yaml")
 {_TRAINER if is_client else ""}\
-trainer = {trainer}(model=model, args=arguments, train_dataset=dataset)  # dataset: yours
+trainer = {trainer}(model=model, args=arguments, train_dataset=dataset)  # dataset: your own
 trainer.train()
 """
 

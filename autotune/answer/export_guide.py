@@ -1,6 +1,6 @@
 """The texts of an exported folder: its README and its launch script.
 
-Does not know how the folder is written. The code to train by is `export_examples.py`'s.
+Does not know how the folder is written. `export_examples.py` has the training code.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ __all__ = ["guide", "guide_text", "launch_line", "launch_script", "loss_words"]
 
 _SCALE_NOTE = f"""
 
-The optimizer scales gradients for fp16, which DeepSpeed does under ZeRO only. It also clips them,
-to a norm of {GRADIENT_CLIPPING:g} (`optimizer.loss_scale.max_norm`): `gradient_clipping`, 0 in the
-JSON, would clip them while they are scaled."""
+Without ZeRO, DeepSpeed does not scale the loss for fp16. The optimizer does it instead, and clips
+gradients to a norm of {GRADIENT_CLIPPING:g} (`optimizer.loss_scale.max_norm`). `gradient_clipping`
+is 0 in the JSON, because it would clip scaled gradients."""
 
 
 def launch_line(hardware: Hardware, num_nodes: int = 1) -> str:
@@ -42,7 +42,7 @@ def launch_line(hardware: Hardware, num_nodes: int = 1) -> str:
 
     Args:
         hardware: one host.
-        num_nodes: hosts like it; DeepSpeed finds them in a hostfile.
+        num_nodes: number of such hosts; DeepSpeed reads their names from a hostfile.
     """
     if hardware.device_type is DeviceType.CPU:
         launcher = f"deepspeed --num_accelerators {hardware.num_devices}"
@@ -54,17 +54,19 @@ def launch_line(hardware: Hardware, num_nodes: int = 1) -> str:
 
 
 def launch_script(hardware: Hardware, settings: ExportSettings, num_nodes: int = 1) -> str:
-    """`launch.sh`: the environment and the launch line, with further arguments passed on."""
+    """`launch.sh`: the environment and the launch command, which gets all further arguments."""
     where, hosts = visible(str(hardware)), ""
     lines = "".join(f"{line}\n" for line in settings.shell_lines())
     if num_nodes > 1:
         where = f"{num_nodes} nodes of {where}"
-        hosts = f"# hostfile is yours too: a line a host, worker-1 slots={hardware.num_devices}\n"
+        hosts = (
+            f"# Write a hostfile with one line per host: worker-1 slots={hardware.num_devices}\n"
+        )
     return (
         "#!/bin/sh\n"
-        f"# Trains on {where}. train.py is yours: README.md has one to start from.\n"
+        f"# Trains on {where}. Write train.py first: README.md has an example.\n"
         f"{hosts}"
-        "# The environment that the figures belong to. What is set in yours already stays.\n"
+        "# The environment of the figures. Variables that are already set keep their value.\n"
         f"{lines}"
         f'{launch_line(hardware, num_nodes)} "$@"\n'
     )
@@ -78,13 +80,13 @@ def guide(summary: StudySummary, trial: Trial) -> str:
         speed += f" ± {trial.throughput.half_width:,.0f}"
     runs = f" over {len(trial.confirmations)} runs" if trial.is_confirmed else ""
     gib = trial.peak_memory_bytes / 2**30
-    source = f", by {_text(trial.reused_from)}" if trial.reused_from else ""
+    source = f" (by {_text(trial.reused_from)})" if trial.reused_from else ""
     predicted = _predicted(trial.prediction) if trial.prediction else ""
     origin = f"""\
 Trial {trial.number} of the autotune study {_text(summary.name)}: {workload.model.name},
-{workload.seq_len} tokens a sample, {workload.global_batch_size} samples a step, on \
+{workload.seq_len} tokens per sample, {workload.global_batch_size} samples per step, on \
 {summary.hardware}.
-Measured {speed} tokens/s{runs} and a peak of {gib:.2f} GiB on one device{source}.
+Measured: {speed} tokens/s{runs} and a peak of {gib:.2f} GiB per device{source}.
 {predicted}\
 The strategy {loss_words(summary.loss_class(trial), summary.reference)}."""
     settings = settings_of(trial, summary.hardware)
@@ -92,12 +94,12 @@ The strategy {loss_words(summary.loss_class(trial), summary.reference)}."""
 
 
 def _text(name: str) -> str:
-    """A folder's name in Markdown, which passes HTML on."""
+    """The name of a folder, escaped for Markdown, which may contain HTML."""
     return escape(visible(name), quote=False)
 
 
 def _predicted(prediction: Prediction) -> str:
-    """What had been expected, as a line of its own."""
+    """The prediction before the launch, as a line of its own."""
     lower, peak, upper = (
         size / 2**30
         for size in (
@@ -107,16 +109,16 @@ def _predicted(prediction: Prediction) -> str:
         )
     )
     return (
-        f"Predicted before: {prediction.tokens_per_second:,.0f} tokens/s and {peak:.2f} GiB, "
-        f"between {lower:.2f} and {upper:.2f} GiB.\n"
+        f"Predicted: {prediction.tokens_per_second:,.0f} tokens/s and {peak:.2f} GiB (bounds "
+        f"{lower:.2f}-{upper:.2f} GiB).\n"
     )
 
 
 def loss_words(loss_class: LossClass, reference: Strategy) -> str:
-    """What a loss class means, after "the strategy"."""
+    """What a loss class means, as the end of a sentence that begins with "The strategy"."""
     if loss_class is LossClass.NEUTRAL:
-        return "does not change what is learned"
-    return f"can change what is learned, compared with: {reference}"
+        return "gives the same training result as the baseline"
+    return f"may alter the training result, compared with the baseline: {reference}"
 
 
 def guide_text(
@@ -135,12 +137,12 @@ def guide_text(
         workload: what it trains.
         hardware: all ranks.
         strategy: how.
-        settings: of the environment that its figures belong to.
-        is_measured: whether the figures were measured, and not predicted alone.
+        settings: the environment of the figures.
+        is_measured: whether the figures were measured, not only predicted.
     """
-    as_run = ", as the trial ran with it" if is_measured else "; nothing has run with it yet"
-    as_had = ", as the trial had it" if is_measured else ""
-    figures = "what was measured and predicted" if is_measured else "what was predicted"
+    as_run = " of the trial" if is_measured else "; no trial has run with it"
+    as_had = " of the trial" if is_measured else ""
+    figures = "measurements and predictions" if is_measured else "predictions"
     return f"""\
 # {strategy}
 
@@ -148,16 +150,17 @@ def guide_text(
 
 | file | what it is |
 |---|---|
-| `ds_config.json` | DeepSpeed's configuration{as_run} |
-| `strategy.yaml` | what that JSON cannot hold: checkpointing, LoRA, kernels, some optimizers |
-| `launch.sh` | the environment{as_had}, and the launch line |
+| `ds_config.json` | the DeepSpeed configuration{as_run} |
+| `strategy.yaml` | the other knobs: checkpointing, LoRA, kernels, some optimizers |
+| `launch.sh` | the environment{as_had}, and the launch command |
 | `provenance.json` | {"study, versions, hardware" if is_measured else "hardware"}, {figures} |
 
-The learning rate, {LEARNING_RATE:g}, is a placeholder. Set yours in {_rate_place(strategy)},
-the one place that all examples read it from.{_optimizer_note(strategy)}
+The learning rate, {LEARNING_RATE:g}, is a placeholder. Set yours in {_rate_location(strategy)}.
+All examples read it from there.{_optimizer_note(strategy)}
 
-Each example begins with the environment that the figures belong to: the allocator's settings,
-threads and the like. It has to be set before torch is imported; what you have set already stays.
+Each example begins with the environment of the figures, such as the settings of the allocator and
+the number of threads. It must be set before torch is imported. Variables that are already set keep
+their value.
 
 ## Plain DeepSpeed
 
@@ -169,8 +172,8 @@ Save as `train.py`, then `sh launch.sh`:
 {_other_trainers(workload, hardware, strategy, settings)}"""
 
 
-def _rate_place(strategy: Strategy) -> str:
-    """Where the learning rate stands: with whoever builds the optimizer."""
+def _rate_location(strategy: Strategy) -> str:
+    """The file and key of the learning rate: it belongs to whoever builds the optimizer."""
     if is_client_optimizer(strategy):
         return "`strategy.yaml`, as `learning_rate`"
     return "`ds_config.json`, as `lr` of the optimizer"
@@ -179,19 +182,19 @@ def _rate_place(strategy: Strategy) -> str:
 def _other_trainers(
     workload: Workload, hardware: Hardware, strategy: Strategy, settings: ExportSettings
 ) -> str:
-    """How to train by what drives DeepSpeed's engine for the user."""
+    """The sections on HF Trainer and Accelerate, which call the DeepSpeed engine for the user."""
     if strategy.pipeline_parallel_size > 1:
         return """\
 ## HF Trainer, Accelerate
 
-Neither drives DeepSpeed's pipeline engine: train by the code above.
+Neither supports the pipeline engine of DeepSpeed. Train with the code above.
 """
     if strategy.model_parallel_size > 1:
         return """\
 ## HF Trainer, Accelerate
 
-Where ranks share their samples, both divide batches and losses by rules of their own: train by the
-code above.
+Both divide batches and losses in their own way if several ranks work on the same samples. Train
+with the code above.
 """
     return f"""\
 ## HF Trainer
@@ -212,22 +215,23 @@ Save as `train.py`, then `sh launch.sh`:
 
 _FLAT_8BIT_NOTE = """
 
-The optimizer's states are in 8 bit, those of the embedding too: DeepSpeed hands the optimizer flat
-partitions, in which bitsandbytes cannot tell one parameter from another. With ZeRO-0 they would be
-in 32 bit."""
+All optimizer states are in 8 bit, also those of the embedding. DeepSpeed gives the optimizer flat
+partitions, in which bitsandbytes cannot find the embedding. Only with ZeRO-0 are the states of the
+embedding in 32 bit."""
 
 _8BIT_NOTE = """
 
-The optimizer's states are in 8 bit, those of the embedding in 32 bit."""
+Optimizer states are in 8 bit, except those of the embedding, which are in 32 bit."""
 
 _MUON_NOTE = """
 
-Muon trains the matrices between embedding and head, AdamW all else, both at the same learning
-rate. `gradient_clipping` is 0: under ZeRO, DeepSpeed would clip Muon's update."""
+Muon trains the matrices between embedding and head. AdamW trains all other parameters at the same
+learning rate. `gradient_clipping` is 0, because under ZeRO DeepSpeed would clip the update of
+Muon."""
 
 
 def _optimizer_note(strategy: Strategy) -> str:
-    """What a user of this optimizer should know, as paragraphs of their own."""
+    """What a user should know about this optimizer, as separate paragraphs."""
     return _algorithm_note(strategy) + (_SCALE_NOTE if strategy.scales_own_loss else "")
 
 

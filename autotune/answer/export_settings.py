@@ -47,17 +47,17 @@ class ExportSettings:
             share = f"$((cores > {self.ranks_per_host} ? cores / {self.ranks_per_host} : 1))"
             yield f'[ -n "${{{_THREADS}+set}}" ] || export {_THREADS}={share}'
         if self.device_type is DeviceType.CUDA:
-            yield "# DeepSpeed's builder of extensions takes 9.0a for no number."
+            yield "# The extension builder of DeepSpeed cannot read 9.0a."
             readable = f"$(printf %s \"${_ARCHITECTURES}\" | sed 's/\\([0-9]\\)[a-z]*/\\1/g')"
             yield f'[ -z "${{{_ARCHITECTURES}-}}" ] || export {_ARCHITECTURES}="{readable}"'
 
     def python_lines(self) -> Iterator[str]:
-        """The same as statements, for the beginning of a script: before torch is imported."""
+        """Python statements that set the environment, for a script before it imports torch."""
         for name, value in self.values.items():
             others = [each for each in ALLOCATOR_NAMES if each != name]
             indent = ""
             if name in ALLOCATOR_NAMES:
-                yield f'if "{others[0]}" not in os.environ:  # the same by another name'
+                yield f'if "{others[0]}" not in os.environ:  # another name of the same setting'
                 indent = "    "
             # Values hold no character that would have to be escaped.
             yield f'{indent}os.environ.setdefault("{name}", "{value}")'
@@ -69,7 +69,7 @@ class ExportSettings:
         """Statements after `import deepspeed` that leave out what training does not call."""
         if self.device_type is DeviceType.CPU:
             yield ""
-            yield "# As in the trial: it takes minutes to compile, and training does not call it."
+            yield "# As in the trial: this extension takes minutes to compile and is not needed."
             for name in UNUSED_EXTENSIONS:
                 yield f'deepspeed.ops.__compatible_ops__["{name}"] = False'
 

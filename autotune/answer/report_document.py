@@ -85,7 +85,7 @@ def report_json(summary: StudySummary, exported: Path | None = None) -> dict[str
             str(which): [one.number for one in summary.as_fast_as(trial)]
             for which, trial in summary.picks.items()
         },
-        "objective": str(summary.objective),
+        "objective": str(summary.goal),
         "best": best_json(summary, exported),
         "trials": [summary.record(trial) for trial in summary.trials],
     }

@@ -30,7 +30,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="autotune",
-    help="Find the fastest way to fine-tune a model that fits your GPUs, by measuring it.",
+    help="Find the fastest way to fine-tune a model on your GPUs, by measuring it.",
     epilog="""\
 Start with:
   autotune doctor
@@ -39,7 +39,7 @@ Start with:
   autotune export results/tiny-full-512-2xcpu --pick balanced
   autotune plan --model 70B --hardware 8xH100-80GB
 
-Each command has a --help of its own, with examples.""",
+Each command has its own --help, with examples.""",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
@@ -75,7 +75,7 @@ def _autotune(
 
 
 def main() -> None:
-    """Entry point: errors of ours become one line and an exit status."""
+    """Entry point. Expected errors become one line and an exit status."""
     with standard_streams() as streams:
         status = _run()
         if words := streams.lost_answer:

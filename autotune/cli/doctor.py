@@ -1,4 +1,4 @@
-"""`autotune doctor`: what this machine can do, what is missing, and how fast it is."""
+"""`autotune doctor`: checks this machine, and measures its rates."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Examples:
   autotune doctor --measure
   autotune doctor --measure --nvme-path /local_nvme
 
---build compiles once per machine what a search would otherwise compile within its
-budget, about a minute for the first trial with an optimizer on the host.
+--build saves time in searches: without it, the first trial that needs an extension
+compiles it, which takes about a minute of the budget.
 
-What --measure finds is kept for this kind of device below ~/.config/autotune
-(or XDG_CONFIG_HOME), and predictions on this machine use it from then on."""
-"""Shown below the options."""
+--measure writes the rates below ~/.config/autotune (or XDG_CONFIG_HOME), one file
+per device kind. Predictions on this machine use them from then on."""
+"""The text below the options of --help."""
 
 
 def doctor(
@@ -34,17 +34,16 @@ def doctor(
         bool,
         typer.Option(
             "--measure",
-            help="Measure this machine's own rates first, in less than a minute: matrix products, "
-            "memory, launches, copies and, with several GPUs, the links between them. GPUs are "
-            "used for some seconds.",
+            help="First measure the rates of this machine, in less than a minute: matrix "
+            "products, memory, kernel launches, copies, and the links between GPUs.",
         ),
     ] = False,
     build: Annotated[
         bool,
         typer.Option(
             "--build",
-            help="Compile DeepSpeed's extensions that trials may need (CPU Adam, and async I/O "
-            "where libaio is installed), so that no search waits for it.",
+            help="Compile the DeepSpeed extensions that trials may need: CPU Adam, and async I/O "
+            "if libaio is installed.",
         ),
     ] = False,
     devices: Annotated[
@@ -52,25 +51,25 @@ def doctor(
         typer.Option(
             min=1,
             max=MOST_DEVICES,
-            help="With --measure: GPUs to use, one rank each; without a GPU, CPU ranks.",
-            show_default="all; without a GPU 2",
+            help="With --measure: number of GPUs to use, one rank each; CPU ranks without a GPU.",
+            show_default="all GPUs, or 2 CPU ranks",
         ),
     ] = None,
     nvme_path: Annotated[
         Path | None,
         typer.Option(
-            help="With --measure: a folder on the disk to measure too; 1 GiB is written there and "
+            help="With --measure: also measure the disk of this folder. 1 GiB is written and "
             "removed.",
-            show_default="none",
+            show_default="no disk",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Examine this machine: GPUs, packages, compilers, memory, disk; say what to install.
+    """Check this machine: GPUs, packages, compilers, memory, disk.
 
-    Nothing is downloaded; without --build nothing is compiled and, without
-    --measure, no GPU memory is used. Exits with 1 where something is missing
-    without which no trial can run, or could not be compiled.
+    Each problem comes with a remedy. Nothing is downloaded. Nothing is
+    compiled without --build, and no GPU memory is used without --measure.
+    Exit status: 1 if no trial can run, or if an extension does not compile.
     """
     from autotune.cli.console import answer_console, print_document
     from autotune.doctor import (
@@ -88,7 +87,7 @@ def doctor(
     if not measure:
         for flag, value in (("--devices", devices), ("--nvme-path", nvme_path)):
             if value is not None:
-                raise ConfigError(f"{flag} {value} is of use with --measure only; add it")
+                raise ConfigError(f"{flag} {value} needs --measure; add it")
         hardware = detect_or_none()
     else:
         hardware = detect_hardware(devices)
@@ -107,7 +106,7 @@ def doctor(
 
 
 def _build(hardware: Hardware) -> bool:
-    """Compile, and tell of it on stderr; whether all that can be is there."""
+    """Compile the extensions with progress on stderr; whether all that can be compiled are."""
     from autotune.cli.console import error_console
     from autotune.doctor import compile_extensions
 
@@ -118,7 +117,7 @@ def _build(hardware: Hardware) -> bool:
 
 
 def _measure(hardware: Hardware, nvme_path: Path | None) -> None:
-    """Measure, tell of it on stderr, and keep what was found."""
+    """Measure the rates with progress on stderr, and store them."""
     import time
     from datetime import UTC, datetime
 
@@ -139,7 +138,7 @@ def _measure(hardware: Hardware, nvme_path: Path | None) -> None:
         line = RATE_LINES[rate]
         say(f"{line.words}: {line.value(value)}")
 
-    say(f"measuring {hardware}; other work on it now would be measured too")
+    say(f"Measuring {hardware}. Stop other work on it: it would change the result.")
     rates = measure_rates(measured, on_rate=on_rate, on_failure=say)
     path = write_rates(hardware, rates, datetime.now(UTC).isoformat(timespec="seconds"))
-    say(f"kept in {path}")
+    say(f"Rates stored in {path}")

@@ -22,42 +22,42 @@ Examples:
   autotune export results/tiny-full-512-2xcpu --pick balanced
   autotune export results/tiny-full-512-2xcpu --trial 3 --out my-training
 
-A search exports what is best for its --objective by itself. A folder that holds something else
-is never overwritten."""
-"""Shown below the options."""
+A search exports the best trial for its --objective by itself.
+A folder with other content is never overwritten."""
+"""The text below the options of --help."""
 
 
 def export(
-    study: Annotated[Path, typer.Argument(help="A study's folder, such as results/my-study.")],
+    study: Annotated[Path, typer.Argument(help="Folder of a study, such as results/my-study.")],
     trial: Annotated[
         int | None,
         typer.Option(
             min=0,
             max=MOST_TRIALS,
-            help="The trial to export, by its number in the report; any that was measured. "
-            "Goes before --pick.",
+            help="Number of the trial to export, as in the report. It must have been measured. "
+            "Overrides --pick.",
             show_default="see --pick",
         ),
     ] = None,
     pick: Annotated[
         str,
         typer.Option(
-            help="Which trial: throughput (the fastest), memory (the leanest), balanced (the knee "
-            "between them) or energy (the least of it a token), as the report names them."
+            help="Trial to export: throughput (the fastest), memory (the least memory), balanced "
+            "(the knee between them) or energy (the least energy per token)."
         ),
     ] = "throughput",
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder to write.", show_default="<study>/exports/trial-<n>"),
+        typer.Option(help="Folder to write.", show_default="<study>/exports/trial-<n>"),
     ] = None,
     storage: Storage = None,
 ) -> None:
-    """Write a trial's strategy as files to train with.
+    """Write the strategy of a trial as files to train with.
 
-    ds_config.json   DeepSpeed's configuration, as the trial ran with it
-    strategy.yaml    what a JSON cannot hold; autotune.apply puts it on a model
-    launch.sh        the launch line
-    README.md        training code for DeepSpeed, the HF Trainer and Accelerate
+    ds_config.json   the DeepSpeed configuration of the trial
+    strategy.yaml    the other knobs; autotune.apply sets them on a model
+    launch.sh        the environment and the launch command
+    README.md        training code for DeepSpeed, HF Trainer and Accelerate
     provenance.json  study, trial, versions, hardware, figures
     """
     from autotune.answer.export import export_into, export_trial
@@ -72,8 +72,8 @@ def export(
     else:
         folder = export_trial(summary, chosen, out)
     print(folder)
-    name = f"Trial {chosen.number}" if which is None else f"Trial {chosen.number}, {which.words},"
-    error_console().print(f"{name} is exported to {folder}", markup=False, soft_wrap=True)
+    name = f"trial {chosen.number}" if which is None else f"trial {chosen.number} ({which.words})"
+    error_console().print(f"Exported {name} to {folder}", markup=False, soft_wrap=True)
 
 
 def _pick(name: str) -> Goal:
@@ -89,11 +89,11 @@ def _picked(summary: StudySummary, which: Goal) -> Trial:
     from autotune.errors import ConfigError
 
     if not summary.front:
-        raise ConfigError(f"{summary.name}: no trial fits, so there is nothing to export")
+        raise ConfigError(f"{summary.name}: no trial fits; there is nothing to export")
     picked = summary.picks.get(which)
     if picked is None:
         raise ConfigError(
-            f"--pick {which}: {summary.name} measured no energy; choose from "
+            f"--pick {which}: the trials of {summary.name} have no energy; choose from "
             f"{', '.join(summary.picks)}"
         )
     return picked
@@ -107,6 +107,6 @@ def _measured(summary: StudySummary, number: int | None) -> Trial:
             return trial
     measured = [str(t.number) for t in summary.trials if t.measurement is not None]
     raise ConfigError(
-        f"--trial {number}: the study has no measured trial of that number; "
-        f"choose from {', '.join(measured) or 'none: nothing was measured'}"
+        f"--trial {number}: the study has no measured trial with this number; "
+        + (f"choose from {', '.join(measured)}" if measured else "it has no measured trial at all")
     )

@@ -1,4 +1,4 @@
-"""The options that ask about the training itself, shared by the commands that take them.
+"""Options that several commands share, such as those that describe the training.
 
 Does not know the commands.
 """
@@ -19,6 +19,7 @@ __all__ = [
     "MOST_DEVICES",
     "MOST_GIB",
     "MOST_TRIALS",
+    "AllRows",
     "AsJson",
     "GlobalBatch",
     "Headroom",
@@ -39,16 +40,16 @@ __all__ = [
 _Member = TypeVar("_Member", bound=StrEnum)
 
 _SEQ_LEN = 1024
-"""Tokens of a sample where none are named, or the model's maximum if that is less."""
+"""Default tokens per sample; the model's maximum if that is less."""
 
 _GLOBAL_BATCH = 32
-"""Samples of an optimizer step where none are named, or the multiple of the devices next to it."""
+"""Default samples per optimizer step; the nearest multiple of the number of devices."""
 
 MOST_DEVICES = 1_000_000
-"""Ten times what the largest clusters have. Above this and what follows, figures mean nothing."""
+"""Ten times as many devices as the largest clusters have."""
 
 MOST_GIB = 1_000_000
-"""A pebibyte, of one host."""
+"""The most memory of one host: a pebibyte."""
 
 MOST_TRIALS = 1_000_000
 
@@ -57,14 +58,14 @@ _MOST_SAMPLES = 2**24
 _MOST_RANK = 2**16
 
 _RANK = 16
-"""Of adapters where none is named, whatever the model."""
+"""Default rank of adapters."""
 
 SeqLen = Annotated[
     int | None,
     typer.Option(
         min=1,
         max=_MOST_TOKENS,
-        help="Tokens of a sample: the longest that you will train on.",
+        help="Tokens per sample: the longest that you will train on.",
         show_default="1024, or the model's maximum if less",
     ),
 ]
@@ -73,16 +74,16 @@ GlobalBatch = Annotated[
     typer.Option(
         min=1,
         max=_MOST_SAMPLES,
-        help="Samples of one optimizer step, over all devices. It is held fixed: divided into "
-        "micro-batches and accumulation.",
-        show_default="32, or the multiple of the devices nearest to it",
+        help="Samples per optimizer step, over all devices. It is fixed: strategies differ in "
+        "micro-batch size and gradient accumulation only.",
+        show_default="32, or the nearest multiple of the number of devices",
     ),
 ]
 Method = Annotated[
     str,
     typer.Option(
-        help="What is trained: full (all weights), lora (adapters) or qlora (adapters on "
-        "4-bit weights)."
+        help="Training method: full (all weights), lora (adapters) or qlora (adapters on 4-bit "
+        "weights)."
     ),
 ]
 LoraRank = Annotated[
@@ -90,34 +91,40 @@ LoraRank = Annotated[
     typer.Option(
         min=1,
         max=_MOST_RANK,
-        help="Rank of the LoRA adapters, where --space has no lora_rank. No use with full.",
+        help="Rank of LoRA adapters, unless --space has lora_rank. Ignored with --method full.",
     ),
 ]
 LoraTargets = Annotated[
     str,
-    typer.Option(help="Linear layers with adapters: all-linear, or names such as q_proj,v_proj."),
+    typer.Option(
+        help="Linear layers that get adapters: all-linear, or names such as q_proj,v_proj."
+    ),
 ]
 Headroom = Annotated[
     float,
-    typer.Option(help="Share of device memory that a strategy must leave free: 0.05 is 5 %."),
+    typer.Option(help="Fraction of device memory that a strategy must leave free: 0.05 is 5 %."),
 ]
 Storage = Annotated[
     str | None,
     typer.Option(
         envvar="AUTOTUNE_STORAGE",
-        help="The Optuna storage URL of the trials, such as postgresql://…; in the environment "
-        "its password is not among the arguments that others see.",
-        show_default="study.db in the study's folder",
+        help="Optuna storage URL for the trials, such as postgresql://…. Use the environment "
+        "variable for a URL with a password: other users can see arguments.",
+        show_default="study.db in the study folder",
     ),
 ]
 HostHeadroom = Annotated[
     float,
     typer.Option(
-        help="Share of the host's memory that a strategy must leave free, for the system and for "
-        "loading data: 0.05 is 5 %. What saving a checkpoint takes for a moment is counted apart."
+        help="Fraction of host memory that a strategy must leave free for the system and for data "
+        "loading: 0.05 is 5 %. The memory to save a checkpoint is counted in addition."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as one JSON document.")]
+AllRows = Annotated[
+    bool,
+    typer.Option("--all", help="Show every row of the Pareto front. JSON always has all rows."),
+]
 
 
 def member(enumeration: type[_Member], value: str, flag: str) -> _Member:
@@ -136,26 +143,26 @@ def member(enumeration: type[_Member], value: str, flag: str) -> _Member:
 
 
 def check_headroom(headroom: float, host_headroom: float) -> None:
-    """Raises ConfigError for what is no share of a device's or the host's memory."""
+    """Raises ConfigError for a value that is not a fraction of memory."""
     from autotune.errors import ConfigError
 
-    for flag, share in (("--headroom", headroom), ("--host-headroom", host_headroom)):
-        if not 0 <= share < 1:
-            raise ConfigError(f"{flag} must be at least 0 and less than 1, got {share}")
+    for flag, fraction in (("--headroom", headroom), ("--host-headroom", host_headroom)):
+        if not 0 <= fraction < 1:
+            raise ConfigError(f"{flag} must be at least 0 and less than 1, got {fraction}")
 
 
 def default_batch(num_devices: int) -> int:
-    """The global batch where none is named: the multiple of the devices that is nearest to 32."""
+    """The default global batch: the multiple of the number of devices that is nearest to 32."""
     return num_devices * max(1, round(_GLOBAL_BATCH / num_devices))
 
 
 def announced_batch(num_devices: int, console: Console) -> int:
-    """The same, and a word to the user where it is not 32."""
+    """The default global batch; tells the user if it is not 32."""
     batch = default_batch(num_devices)
     if batch != _GLOBAL_BATCH:
         console.print(
-            f"--global-batch is left out: {batch} is taken, the multiple of {num_devices} devices "
-            f"that is nearest to {_GLOBAL_BATCH}",
+            f"Using --global-batch {batch}: the multiple of {num_devices} devices that is nearest "
+            f"to {_GLOBAL_BATCH}",
             markup=False,
             soft_wrap=True,
         )
@@ -166,7 +173,7 @@ def nearest_batches(global_batch: int, num_devices: int) -> str:
     """The multiples of the devices below and above a global batch, in words."""
     below = global_batch // num_devices * num_devices
     above = below + num_devices
-    return f"the nearest that work are {below} and {above}" if below else f"the least is {above}"
+    return f"choose {below} or {above}" if below else f"choose {above} or a multiple of it"
 
 
 def read_workload(
@@ -178,10 +185,10 @@ def read_workload(
     lora_rank: int,
     lora_targets: str,
 ) -> Workload:
-    """What the options ask to be trained.
+    """The workload that the options describe.
 
     Raises:
-        ConfigError: an option that cannot be; the message names its flag.
+        ConfigError: an option has an impossible value; the message names its flag.
     """
     from autotune.question import workload
 
@@ -197,7 +204,7 @@ def read_workload(
 
 
 def _check_adapters(shape: ModelShape, rank: int, targets: str) -> None:
-    """Refuse adapters that no method has, whether or not this one has any."""
+    """Refuse impossible adapters, even if the method has no adapters."""
     from autotune.errors import ConfigError
     from autotune.question.adapter_targets import ALL_LINEAR, read_targets
 
@@ -210,16 +217,16 @@ def _check_adapters(shape: ModelShape, rank: int, targets: str) -> None:
     names = read_targets(targets)
     if not names or targets.count(",") >= len(names):
         raise ConfigError(
-            f"--lora-targets {targets!r} names no layer beside a comma; give {ALL_LINEAR}, or "
-            "names such as q_proj,v_proj"
+            f"--lora-targets {targets!r} has an empty name; give {ALL_LINEAR}, or names such as "
+            "q_proj,v_proj"
         )
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"--lora-targets names {twice} twice; name each layer once")
     if ALL_LINEAR in names and len(names) > 1:
         raise ConfigError(
-            f"--lora-targets {targets}: {ALL_LINEAR} is every linear layer already; "
-            "name it alone, or the layers without it"
+            f"--lora-targets {targets}: {ALL_LINEAR} includes every linear layer; "
+            "give it alone, or give names without it"
         )
     unknown = shape.unknown_target(names)
     if unknown:

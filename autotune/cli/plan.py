@@ -10,6 +10,7 @@ import typer
 from autotune.cli.options import (
     MOST_DEVICES,
     MOST_GIB,
+    AllRows,
     AsJson,
     GlobalBatch,
     Headroom,
@@ -42,17 +43,17 @@ Examples:
   autotune plan --model 13B --hardware 4xA100-40GB --out my-training
   autotune plan --model 7B --hardware 8xH100 --calibrate-from results/my-study
 
-A file for --hardware names a device kind, or gives the figures of another:
+A file for --hardware names a known device kind, or gives the figures of a new one:
   device: MyGPU
   count: 8
   memory_gib: 96
-  tflops: 400                 dense, 16 bit
+  tflops: 400                 peak, dense, 16 bit
   bandwidth_gb_per_s: 2000
   host_memory_gib: 1024
-  nvme_gib: 4000              free disk, for what is offloaded to NVMe
+  nvme_gib: 4000              free disk space for offloading to NVMe
   nvme_path: /local_nvme
-  compute_capability: 9.0     tells bf16, fp8 and kernels; bf16: and fp8: go before it
-  rates:                      what was measured there, all optional
+  compute_capability: 9.0     implies bf16, fp8 and kernels; bf16: and fp8: override it
+  rates:                      measured rates, all optional
     matmul_tflops: 310
     memory_gb_per_s: 1700
     kernel_launch_us: 6
@@ -63,8 +64,8 @@ A file for --hardware names a device kind, or gives the figures of another:
     link_gb_per_s: 180
     collective_us: 25
 
-Exit status: 0 something fits, 1 nothing fits, 2 wrong use."""
-"""Shown below the options."""
+Exit status: 0 a strategy fits, 1 nothing fits, 2 wrong use."""
+"""The text below the options of --help."""
 
 
 def plan(
@@ -72,16 +73,16 @@ def plan(
         str,
         typer.Option(
             help="A preset (tiny, 125M, 350M, 1.1B, 3B, 7B, 13B, 34B, 70B, 175B), a folder with "
-            "config.json, or a Hugging Face id. Nothing is downloaded for a preset or a folder, "
-            "and only the configuration for an id.",
+            "config.json, or a Hugging Face id. Weights are never downloaded: an id needs only "
+            "its configuration.",
             show_default=False,
         ),
     ],
     hardware: Annotated[
         str,
         typer.Option(
-            help="One host: a number of devices and their kind, such as 8xH100-80GB, or a YAML "
-            "file (see below).",
+            help="One host: number and kind of its devices, such as 8xH100-80GB, or a YAML file "
+            "(see below).",
             show_default=False,
         ),
     ],
@@ -90,25 +91,24 @@ def plan(
         typer.Option(
             min=1,
             max=MOST_DEVICES,
-            help="So many such hosts. Memory is predicted as for one; links between hosts are not "
-            "modelled, so tokens/s are what they are at most.",
+            help="Number of hosts; links between hosts use assumed rates.",
         ),
     ] = 1,
     host_memory: Annotated[
         float | None,
         typer.Option(
             max=MOST_GIB,
-            help="GiB of memory of each host.",
-            show_default="three times that of its GPUs, 256 GiB a GPU at most",
+            help="Memory of each host in GiB.",
+            show_default="3x GPU memory, at most 256 GiB per GPU",
         ),
     ] = None,
     nvme: Annotated[
         float | None,
         typer.Option(
             max=MOST_GIB,
-            help="GiB of free NVMe disk of each host, for strategies that offload to it (--space "
+            help="Free NVMe disk of each host in GiB, for strategies that offload to it (--space "
             "full has some).",
-            show_default="none: nothing is offloaded to NVMe",
+            show_default="no offloading to NVMe",
         ),
     ] = None,
     seq_len: SeqLen = None,
@@ -119,8 +119,8 @@ def plan(
     space: Annotated[
         str,
         typer.Option(
-            help="What to choose from: default (loss-neutral knobs), memory (fit at any cost), "
-            "full (everything; a fair part of it is drawn), or a YAML file."
+            help="Search space: default (loss-neutral knobs), memory (fit at any cost), full "
+            "(everything; a random sample if it is large), or a YAML file."
         ),
     ] = "default",
     headroom: Headroom = 0.05,
@@ -128,50 +128,50 @@ def plan(
     calibrate_from: Annotated[
         Path | None,
         typer.Option(
-            help="A study's folder, such as results/my-study, of any model: what its trials show "
-            "to be off is corrected here too. Of other GPUs memory alone is learned; of CPU "
-            "ranks, nothing.",
-            show_default="none: predicted from arithmetic and data sheets",
+            help="Folder of a study of any model, such as results/my-study. Its trials correct "
+            "the predictions. A study on another kind of GPU corrects memory only.",
+            show_default="no correction",
         ),
     ] = None,
     explain: Annotated[
         bool,
         typer.Option(
             "--explain",
-            help="Say what the memory of one strategy goes to, and why nothing faster fits.",
+            help="Show the memory and the step time of one strategy in parts, and why nothing "
+            "faster fits.",
         ),
     ] = False,
     pick: Annotated[
         str,
         typer.Option(
-            help="Which strategy of the front --explain and --out are about: throughput (the "
-            "fastest), memory (the leanest) or balanced (the knee between them)."
+            help="Strategy for --explain and --out: throughput (the fastest), memory (the least "
+            "memory) or balanced (the knee between them)."
         ),
     ] = "throughput",
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Write the pick as a folder to train with, marked as not measured.",
-            show_default="nothing is written",
+            help="Export the pick to this folder, marked as not measured.",
+            show_default="no export",
         ),
     ] = None,
     quick: Annotated[
         bool,
         typer.Option(
             "--quick",
-            help="Estimate by how much the allocator's peak exceeds live tensors, instead of "
-            "following the model's code to simulate it for what is shown. That takes some "
-            "seconds for a model seen for the first time. What fits is then decided by the "
-            "estimate's upper bound.",
+            help="Estimate reserved memory by a formula. Without it, the allocator is simulated "
+            "on the model's code, which takes some seconds for a new model. With it, a strategy "
+            "fits if the upper bound of the formula does.",
         ),
     ] = False,
+    all_rows: AllRows = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predict what would train best on hardware you do not have.
+    """Predict the best strategies for hardware that you do not have.
 
-    Gives the Pareto front of throughput and memory as the predictor
-    expects it, in seconds, without a GPU. Nothing is measured: a search
-    on the machine itself is.
+    Prints the predicted Pareto front of throughput and memory. This
+    takes seconds and needs no GPU. Nothing is measured: autotune search
+    measures on the machine itself.
     """
     from functools import partial
 
@@ -204,8 +204,8 @@ def plan(
     ranks = spec.all_ranks
     if ranks.num_devices > MOST_DEVICES:
         raise ConfigError(
-            f"--hardware and --nodes: {ranks.num_devices:,} devices in all; "
-            f"{MOST_DEVICES:,} are the most that can be planned for"
+            f"--hardware and --nodes: {ranks.num_devices:,} devices in total; "
+            f"choose at most {MOST_DEVICES:,}"
         )
     batch = global_batch
     if batch is None:
@@ -259,11 +259,10 @@ def plan(
         of_known = calibration or AnalyticPredictor(workload, ranks, known_script_of)
         refuse(shortfall(asked, of_known, made.candidates.predicted), as_json=as_json)
     if out is not None:
-        # Before the answer, in whose place it is told that the folder cannot be written.
+        # Before the answer: if the folder cannot be written, there is no answer.
         export_plan(made, which, out)
         error_console().print(
-            f"{made.picks[which].strategy}, {which.words}, is exported to {out}; it was not "
-            "measured",
+            f"Exported {made.picks[which].strategy} ({which.words}; not measured) to {out}",
             markup=False,
             soft_wrap=True,
         )
@@ -276,14 +275,14 @@ def plan(
             document["exported"] = {"pick": str(which), "folder": str(out)}
         print_document(document)
     else:
-        console.print(render_plan(made), crop=False)
+        console.print(render_plan(made, all_rows=all_rows), crop=False)
         if explain:
             console.print()
             console.print(render_explanation(made, which), crop=False)
 
 
 def _pick(name: str) -> Goal:
-    """Raises ConfigError where nothing of a plan has that name: energy is not predicted."""
+    """Raises ConfigError for a name that a plan has no pick for; energy is not predicted."""
     from autotune.errors import ConfigError
     from autotune.question.goal import FRONT_PICKS, Goal
 
@@ -293,7 +292,7 @@ def _pick(name: str) -> Goal:
 
 
 def _announced() -> ScriptSource:
-    """Gives scripts; says so before the first that has to be traced, and why one cannot be."""
+    """A source of scripts that tells the user when it traces a model, and why that fails."""
     from autotune.cli.console import error_console
     from autotune.profile import known_script_of, script_of
 
@@ -304,8 +303,8 @@ def _announced() -> ScriptSource:
         if not has_said and known_script_of(shape, recipe, seq_len) is None:
             has_said = True
             error_console().print(
-                f"following the code of {shape.name} to simulate its memory, once; "
-                "--quick leaves it out",
+                f"Tracing the code of {shape.name} to simulate its memory (once per model; "
+                "--quick skips it)…",
                 markup=False,
                 soft_wrap=True,
             )
@@ -313,8 +312,8 @@ def _announced() -> ScriptSource:
         if isinstance(found, str) and found not in failures:
             failures.add(found)
             error_console().print(
-                f"for some strategies the code of {shape.name} is not followed, and what they "
-                f"hold is counted by a formula: {found}",
+                f"The code of {shape.name} could not be traced for some strategies. Their memory "
+                f"is estimated by a formula. Reason: {found}",
                 markup=False,
                 soft_wrap=True,
             )
@@ -327,7 +326,7 @@ def _measured_study(folder: Path) -> StudySummary:
     """The study in a folder.
 
     Raises:
-        ConfigError: there is none, or it cannot be read.
+        ConfigError: the folder has no study, or the study cannot be read.
     """
     from autotune.errors import ConfigError, StorageError
     from autotune.study.stored import read_study

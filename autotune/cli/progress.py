@@ -1,6 +1,6 @@
 """Live progress of a search on stderr: a live view, or plain lines in a pipe.
 
-Shows; decides nothing.
+Decides nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from autotune.answer.report import format_gib
+from autotune.answer.figures import format_gib
 from autotune.drivers.budget import Budget
 from autotune.trials.trial import Prediction, Trial, TrialState
 
@@ -25,7 +25,7 @@ __all__ = ["LiveProgress", "PlainProgress", "describe_end"]
 _REFRESH_S = 0.25
 _NUM_RECENT = 6
 _NUM_RUNNING = 8
-"""So many running trials are shown; on a cluster there may be hundreds."""
+"""The most running trials that are shown; a cluster may run hundreds."""
 
 
 def describe_end(trial: Trial) -> str:
@@ -39,25 +39,25 @@ def _end(trial: Trial) -> str:
         peak = format_gib(measured.peak_memory_bytes)
         words = f"{measured.tokens_per_second:,.0f} tokens/s in {peak} GiB"
         if trial.prediction is not None:
-            words += f" (predicted {_expected(trial.prediction)})"
+            words += f" (pred. {_expected(trial.prediction)})"
         if measured.num_alloc_retries:
-            return words + ", but its allocator thrashes"
-        return words if trial.fits else words + ", over the memory limit"
+            return words + "; does not count: the allocator flushed its cache"
+        return words if trial.fits else words + "; does not fit: over the memory limit"
     if trial.failure is not None:
         phase = f" in {trial.failure.phase}" if trial.failure.phase else ""
         return f"{trial.failure.kind.replace('_', ' ')}{phase}: {trial.failure.message}"
-    return f"ended early: {trial.reason}" if trial.was_launched else f"pruned: {trial.reason}"
+    return f"stopped early: {trial.reason}" if trial.was_launched else f"pruned: {trial.reason}"
 
 
 def _busy_words(trial: Trial) -> str:
-    """That other work disturbs trials; empty where none did this one."""
+    """A warning that other processes slow trials; empty if none slowed this one."""
     share = trial.measurement.disturbance if trial.measurement else 0.0
     if not share:
         return ""
     return (
-        f"this machine is busy: other processes took {share:.0%} of what trial {trial.number} "
-        "needs of its cores or GPUs. Throughputs are lower than on an idle machine, and their "
-        "intervals are widened by it"
+        f"This machine is busy: other processes took {share:.0%} of the cores or GPUs that trial "
+        f"{trial.number} needs. Throughput is lower than on an idle machine. The intervals are "
+        "wider to allow for it."
     )
 
 
@@ -68,8 +68,15 @@ def _expected(prediction: Prediction) -> str:
     return f"{prediction.tokens_per_second:,.0f} tokens/s in {peak} GiB"
 
 
+def _clock(seconds: float) -> str:
+    """Minutes and seconds, as 1:50; hours too if there are any, as 1:01:50."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 class PlainProgress:
-    """One line a trial, for logs and pipes.
+    """One line per trial, for logs and pipes.
 
     Args:
         console: where to write.
@@ -93,33 +100,33 @@ class PlainProgress:
         self._line(words)
 
     def trials_changed(self, trials: Sequence[Trial]) -> None:
-        """Say how many were pruned since the last line."""
+        """Write how many strategies were pruned since the last line."""
         num_pruned = sum(
             trial.state is TrialState.PRUNED and not trial.was_launched for trial in trials
         )
         if num_pruned > self._num_pruned:
-            self._line(f"{num_pruned - self._num_pruned} strategies pruned without a launch")
+            self._line(f"pruned without a launch: {num_pruned - self._num_pruned} strategies")
         self._num_pruned = num_pruned
 
     def cluster_changed(self, words: str) -> None:
-        """Nothing: what comes and goes has a note of its own."""
+        """Does nothing: nodes that come and go have notes of their own."""
 
     def trial_started(self, trial: Trial) -> None:
-        """Nothing: its end says all."""
+        """Does nothing: the line at its end has all figures."""
 
     def trial_event(self, event: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def trial_ended(self, trial: Trial) -> None:
         """The trial's line."""
-        name = trial.number if trial.confirms is None else f"{trial.confirms} once more"
+        name = trial.number if trial.confirms is None else f"{trial.confirms} (confirming run)"
         self._line(f"trial {name}: {trial.strategy}: {describe_end(trial)}")
         if not self._has_said_busy and (words := _busy_words(trial)):
             self._has_said_busy = True
             self._line(words)
 
     def refresh(self) -> None:
-        """Nothing moves."""
+        """Does nothing: lines do not move."""
 
     def _line(self, words: str) -> None:
         stamp = f"[{self._budget.elapsed_s:6.1f} s] "
@@ -137,21 +144,21 @@ class _Running:
 
     def __str__(self) -> str:
         predicted = self.trial.prediction
-        memory = f", predicted {_expected(predicted)}" if predicted is not None else ""
+        memory = f" (pred. {_expected(predicted)})" if predicted is not None else ""
         where = f" on {self.node}" if self.node else ""
         seconds = time.monotonic() - self.started
         return (
             f"running {self.trial.number}{where}: {self.trial.strategy}{memory}: "
-            f"{self.step} ({seconds:.0f} s)"
+            f"{self.step}, {seconds:.0f} s so far"
         )
 
 
 class LiveProgress:
-    """A view that renews itself in a terminal.
+    """A view in a terminal that is redrawn in place.
 
     Args:
         console: a terminal.
-        budget: what is left of it is shown.
+        budget: the view shows the time that is left.
     """
 
     def __init__(self, console: Console, budget: Budget) -> None:
@@ -177,21 +184,21 @@ class LiveProgress:
         self._draw()
 
     def trials_changed(self, trials: Sequence[Trial]) -> None:
-        """Take the new record."""
+        """Show the new states of the trials."""
         self._trials = tuple(trials)
         self._draw()
 
     def cluster_changed(self, words: str) -> None:
-        """Show which nodes there are."""
+        """Show the nodes of the cluster."""
         self._cluster = words
 
     def trial_started(self, trial: Trial) -> None:
-        """Show it among those that run."""
+        """Show the trial among the running ones."""
         self._running[trial.number] = _Running(trial)
         self._draw()
 
     def trial_event(self, event: Mapping[str, Any]) -> None:
-        """Follow its steps; where several trials run, the event says whose it is."""
+        """Show the step of a running trial; the event names the trial if several run."""
         running = self._running.get(event.get("trial", next(reversed(self._running), -1)))
         if running is None:
             return
@@ -203,7 +210,7 @@ class LiveProgress:
             running.step = f"step {event['index'] + 1} ({kind}) {event['time_s']:.2f} s"
 
     def trial_ended(self, trial: Trial) -> None:
-        """It runs no more."""
+        """Remove the trial from the running ones."""
         self._running.pop(trial.number, None)
         if not self._has_said_busy and (words := _busy_words(trial)):
             self._has_said_busy = True
@@ -224,7 +231,7 @@ class LiveProgress:
         states = "  ".join(f"{state} {counts[state]}" for state in TrialState if counts[state])
         left = max(0.0, self._budget.remaining_s)
         lines: list[Text | Table] = [
-            Text(f"budget left {left:.0f} s of {self._budget.seconds:.0f} s   {states}"),
+            Text(f"{_clock(left)} of {_clock(self._budget.seconds)} left   {states}"),
             *(Text(note, style="yellow") for note in self._notes),
         ]
         fitting = [trial for trial in self._trials if trial.fits]
@@ -240,7 +247,7 @@ class LiveProgress:
         lines += [Text(str(one), style="cyan") for one in running[:_NUM_RUNNING]]
         if len(running) > _NUM_RUNNING:
             lines.append(Text(f"… and {len(running) - _NUM_RUNNING} more", style="cyan"))
-        lines.append(Text("Ctrl-C ends the search and keeps everything", style="dim"))
+        lines.append(Text("Ctrl-C stops the search; the study is kept", style="dim"))
         return lines
 
     def _recent(self) -> Table:

@@ -7,28 +7,31 @@ from typing import Annotated
 
 import typer
 
-from autotune.cli.options import Storage
+from autotune.answer.strategy_legend import STRATEGY_LEGEND
+from autotune.cli.options import AllRows, Storage
 
 __all__ = ["EXAMPLES", "report"]
 
-EXAMPLES = """\
+EXAMPLES = f"""\
 Examples:
   autotune report results/tiny-full-512-2xcpu
-  autotune report results/tiny-full-512-2xcpu --json > study.json"""
-"""Shown below the options."""
+  autotune report results/tiny-full-512-2xcpu --json > study.json
+
+{STRATEGY_LEGEND}"""
+"""The text below the options of --help."""
 
 
 def report(
-    study: Annotated[Path, typer.Argument(help="A study's folder, such as results/my-study.")],
+    study: Annotated[Path, typer.Argument(help="Folder of a study, such as results/my-study.")],
     storage: Storage = None,
+    all_rows: AllRows = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document with every trial.")
     ] = False,
 ) -> None:
-    """Print a study: the Pareto front, what failed and what was ruled out, and why.
+    """Print a study: its Pareto front, failed trials and pruned trials.
 
-    It is read from the storage, which stays as it is.
-    A search may still be running in the study.
+    The study is not changed. A search may still be running in it.
     """
     from autotune.answer.export import exported_to
     from autotune.answer.report import render_report
@@ -42,4 +45,4 @@ def report(
     if as_json:
         print_document(report_json(summary, exported))
     else:
-        console.print(render_report(summary, exported), crop=False)
+        console.print(render_report(summary, exported, all_rows=all_rows), crop=False)

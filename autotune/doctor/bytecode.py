@@ -21,25 +21,25 @@ def examine_bytecode() -> Check:
     name = "bytecode"
     lacking = {package: path for package, path in _bytecode_files() if not path.exists()}
     if not lacking:
-        return Check.ok(name, "of the libraries is kept")
-    detail = f"of {', '.join(lacking)} is not kept: each search compiles them anew"
+        return Check.ok(name, "the bytecode of the libraries is stored")
+    detail = f"the bytecode of {', '.join(lacking)} is not stored; each search compiles it again"
     if sys.dont_write_bytecode:
         return Check.warning(
             name,
-            f"{detail}, for PYTHONDONTWRITEBYTECODE is set",
+            f"{detail}, because PYTHONDONTWRITEBYTECODE is set",
             "type: unset PYTHONDONTWRITEBYTECODE",
         )
     if not all(map(_can_be_made, lacking.values())):
         return Check.warning(
             name,
-            f"{detail}, for their folder cannot be written",
+            f"{detail}, because its folder is not writable",
             "type: export PYTHONPYCACHEPREFIX=$HOME/.cache/python",
         )
-    return Check.ok(name, f"of {', '.join(lacking)} is kept from the first search on")
+    return Check.ok(name, f"the first search stores the bytecode of {', '.join(lacking)}")
 
 
 def _bytecode_files() -> Iterator[tuple[str, Path]]:
-    """Where that of each installed package belongs."""
+    """The bytecode file of each installed package."""
     for package in _LARGE_PACKAGES:
         spec = find_spec(package)
         if spec is not None and spec.origin is not None:

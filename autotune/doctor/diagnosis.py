@@ -46,7 +46,7 @@ def examine(results_folder: Path = Path("results")) -> tuple[Check, ...]:
 
 
 def exit_status(checks: Sequence[Check]) -> int:
-    """1 where something is missing without which no trial runs, else 0."""
+    """1 if no trial can run because something is missing, else 0."""
     return int(any(check.status is CheckStatus.MISSING for check in checks))
 
 
@@ -68,7 +68,7 @@ def to_json(checks: Sequence[Check], stored: StoredRates | None = None) -> dict[
 
 
 def render(checks: Sequence[Check]) -> RenderableType:
-    """A table, one check a row, what to type below what was found. Contains no markup."""
+    """A table with one row per check and its remedy below the finding. Contains no markup."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -89,7 +89,7 @@ def render(checks: Sequence[Check]) -> RenderableType:
 
 
 def render_rates(stored: StoredRates, hardware: Hardware) -> RenderableType:
-    """What was measured, beside the data sheet."""
+    """The measured rates beside those of the data sheet."""
     from rich import box
     from rich.table import Table
 
@@ -97,7 +97,7 @@ def render_rates(stored: StoredRates, hardware: Hardware) -> RenderableType:
     table.add_column(f"{stored.num_devices} x {stored.device_kind}")
     table.add_column("measured", justify="right", no_wrap=True)
     table.add_column("data sheet", justify="right", no_wrap=True)
-    table.add_column("attained", justify="right", no_wrap=True)
+    table.add_column("reached", justify="right", no_wrap=True)
     for row in rates_table(stored.rates, hardware):
         table.add_row(*row)
     return table
@@ -106,6 +106,6 @@ def render_rates(stored: StoredRates, hardware: Hardware) -> RenderableType:
 def _verdict(checks: Sequence[Check]) -> str:
     missing = [check.name for check in checks if check.status is CheckStatus.MISSING]
     if missing:
-        return f"No trial can run here before this is mended: {', '.join(missing)}."
+        return f"No trial can run here. Fix this first: {', '.join(missing)}."
     warnings = sum(check.status is CheckStatus.WARNING for check in checks)
-    return f"Trials can run here{f'; warnings: {warnings}' if warnings else ''}."
+    return f"Trials can run here. Warnings: {warnings}." if warnings else "Trials can run here."

@@ -60,12 +60,12 @@ def compile_extensions(hardware: Hardware, say: Callable[[str], None]) -> bool:
 
 def _compile(extension: Extension, hardware: Hardware, say: Callable[[str], None]) -> bool:
     if compiled_extension(extension.name) is not None:
-        say(f"{extension.words}: compiled already")
+        say(f"{extension.words}: already compiled")
         return True
     if not extension.can_be_built():
-        say(f"{extension.words}: left out, its library is not here")
+        say(f"{extension.words}: skipped; its library is not installed")
         return True
-    say(f"{extension.words}: compiling, which takes about a minute")
+    say(f"{extension.words}: compiling, takes about a minute…")
     started = time.monotonic()
     status, output = _run_builder(extension, hardware)
     seconds = time.monotonic() - started
@@ -74,7 +74,7 @@ def _compile(extension: Extension, hardware: Hardware, say: Callable[[str], None
         return True
     lines = [line for line in output.splitlines() if line.strip()] or ["no reason given"]
     errors = [line for line in lines if "error" in line.lower()]
-    say(f"{extension.words}: could not be compiled: {(errors or lines)[-1].strip()}")
+    say(f"{extension.words}: did not compile: {(errors or lines)[-1].strip()}")
     return False
 
 

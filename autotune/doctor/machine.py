@@ -56,7 +56,7 @@ def _gpus(hardware: Hardware | None) -> Check:
     if hardware is None:
         return Check.warning(
             name,
-            "cannot be asked for without nvidia-ml-py and psutil",
+            "unknown: nvidia-ml-py or psutil is not installed",
             "type: pip install nvidia-ml-py psutil",
         )
     if has_gpu(hardware):
@@ -69,10 +69,10 @@ def _gpus(hardware: Hardware | None) -> Check:
     ]
     if _NVIDIA_CONTROL.exists() and not hidden:
         return Check.warning(
-            name, "there is an NVIDIA device, but its driver does not answer", "type: nvidia-smi"
+            name, "an NVIDIA device exists, but its driver does not answer", "type: nvidia-smi"
         )
     note = f" ({', '.join(hidden)} is set)" if hidden else ""
-    return Check.ok(name, f"no GPU{note}: trials use CPU ranks over gloo; try --model tiny")
+    return Check.ok(name, f"no GPU{note}; trials use CPU ranks with gloo; try --model tiny")
 
 
 def _driver_version() -> str:
@@ -94,7 +94,7 @@ def _cpu_cores() -> Check:
     if num_cores > 1:
         return Check.ok("CPU cores", str(num_cores))
     return Check.warning(
-        "CPU cores", "1: two CPU ranks would share it", "type: autotune search --devices 1"
+        "CPU cores", "1; two CPU ranks would compete for it", "type: autotune search --devices 1"
     )
 
 
@@ -105,16 +105,14 @@ def _host_memory() -> Check:
 
         total, free = host_memory_bytes(), int(psutil.virtual_memory().available)
     except ImportError:
-        return Check.warning(
-            name, "cannot be asked for without psutil", "type: pip install psutil"
-        )
+        return Check.warning(name, "unknown: psutil is not installed", "type: pip install psutil")
     free = min(total, free)
     detail = f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free"
     if free >= _MIN_HOST_MEMORY_BYTES:
         return Check.ok(name, detail)
     return Check.warning(
         name,
-        f"{detail}: two ranks of the smallest model want {_MIN_HOST_MEMORY_BYTES // GIB} GiB",
+        f"{detail}; two ranks of the smallest model need {_MIN_HOST_MEMORY_BYTES // GIB} GiB",
         "close other programs, or type: autotune search --model tiny --devices 1",
     )
 
@@ -123,14 +121,14 @@ def _shared_memory() -> Check:
     """NCCL and gloo exchange data between ranks of one host here; Docker gives 64 MiB."""
     name = "shared memory"
     if not _SHARED_MEMORY.is_dir():
-        return Check.ok(name, f"no {_SHARED_MEMORY} on this system")
+        return Check.ok(name, f"{_SHARED_MEMORY} does not exist on this system")
     size = shutil.disk_usage(_SHARED_MEMORY).total
     detail = f"{_SHARED_MEMORY} has {size / GIB:.2f} GiB"
     if size >= _MIN_SHARED_MEMORY_BYTES:
         return Check.ok(name, detail)
     return Check.warning(
         name,
-        f"{detail}; ranks that exchange data through it may hang or crash",
+        f"{detail}; ranks that communicate through it may hang or crash",
         "start the container with: docker run --shm-size=8g, or --ipc=host",
     )
 
@@ -143,7 +141,7 @@ def _disk(folder: Path) -> Check:
         return Check.missing(
             name,
             f"{existing} cannot be written",
-            "type: autotune search --out FOLDER, with a folder of yours",
+            "type: autotune search --out FOLDER, with a writable folder",
         )
     free = shutil.disk_usage(existing).free
     detail = f"{folder}: {free / GIB:.1f} GiB free"
@@ -151,7 +149,7 @@ def _disk(folder: Path) -> Check:
         return Check.ok(name, detail)
     return Check.warning(
         name,
-        f"{detail}; a long study with its logs may fill it",
+        f"{detail}; a long study may fill it with logs",
         "type: autotune search --out FOLDER, on another disk",
     )
 
@@ -167,6 +165,6 @@ def nearest_existing(path: Path) -> Path:
 def examine_cpu_precisions() -> Check:
     """What the CPU has instructions for; DeepSpeed takes bf16 always, fp16 where oneDNN has it."""
     found = cpu_precisions()
-    bf16 = "bf16" if found.bf16 else "bf16 (emulated, slow: searches on the CPU train in fp32)"
-    fp16 = "fp16" if found.fp16 else "no fp16, which DeepSpeed refuses on this CPU"
+    bf16 = "bf16" if found.bf16 else "bf16 (slow emulation; CPU searches train in fp32)"
+    fp16 = "fp16" if found.fp16 else "no fp16 (DeepSpeed does not support it on this CPU)"
     return Check.ok("CPU precisions", f"fp32, {bf16}, {fp16}")

@@ -44,7 +44,7 @@ def _python() -> Check:
     return Check.missing(
         name,
         f"{version}, but autotune needs {wanted}",
-        "type: uv venv --python 3.12, and install into that",
+        "type: uv venv --python 3.12, then install autotune there",
     )
 
 
@@ -83,15 +83,17 @@ def _liger(*, has_gpu: bool) -> Check:
     name = "liger-kernel"
     requirement = next(_requirements(extra="liger"), None)
     if requirement is None:
-        return Check.ok(name, "optional; autotune is not installed, so its range is not known")
+        return Check.ok(
+            name, "optional; the tested range is unknown because autotune is not installed"
+        )
     check = _package(requirement)
     if check.status is not CheckStatus.MISSING:
         return check
     if not has_gpu:
-        return Check.ok(name, "not installed; its fused kernels are for GPUs only")
+        return Check.ok(name, "not installed; not needed without a GPU")
     return Check.warning(
         name,
-        "not installed: fused_kernels, often the fastest strategies, will not be tried",
+        "not installed; fused_kernels, often the fastest choice, will not be tried",
         "type: pip install 'autotune[liger]'",
     )
 

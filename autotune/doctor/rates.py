@@ -39,22 +39,22 @@ def _line(rate: str, words: str, unit: str, unit_size: float) -> RateLine:
 RATE_LINES = {
     line.rate: line
     for line in (
-        _line("matmul_flops_per_s", "matrix products at 16 bit", "TFLOP/s", 1e12),
+        _line("matmul_flops_per_s", "matrix products in 16 bit", "TFLOP/s", 1e12),
         _line("memory_bytes_per_s", "device memory, copies", "GB/s", GB),
         _line("kernel_launch_s", "launch of a small kernel", "µs", 1e-6),
         _line("host_to_device_bytes_per_s", "host to device, pinned", "GB/s", GB),
         _line("device_to_host_bytes_per_s", "device to host, pinned", "GB/s", GB),
         _line("host_memory_bytes_per_s", "host memory, copies", "GB/s", GB),
         _line("nvme_bytes_per_s", "disk under --nvme-path", "GB/s", GB),
-        _line("link_bytes_per_s", "link, in an all-reduce", "GB/s", GB),
-        _line("collective_s", "collective of no size", "µs", 1e-6),
+        _line("link_bytes_per_s", "links between devices (all-reduce)", "GB/s", GB),
+        _line("collective_s", "latency of a collective", "µs", 1e-6),
     )
 }
-"""By field of `Rates`, in its order."""
+"""The line of each field of `Rates`, in its order."""
 
 
 def rates_table(rates: Rates, hardware: Hardware) -> Iterator[tuple[str, str, str, str]]:
-    """Words, what was measured, what the data sheet says, and the share of it that is attained."""
+    """Rows: name, measured rate, rate of the data sheet, measured fraction of it."""
     sheet: dict[str, float] = {}
     if hardware.device_kind in DEVICE_KINDS:
         sheet = {
@@ -72,14 +72,14 @@ def rates_table(rates: Rates, hardware: Hardware) -> Iterator[tuple[str, str, st
 
 
 def examine_rates(hardware: Hardware) -> tuple[Check, StoredRates | None]:
-    """Whether rates of this machine are kept, and those."""
+    """The check of the stored rates of this machine, and the rates if there are any."""
     name = "measured rates"
     try:
         stored = read_rates(hardware)
     except ConfigError as error:
         return Check.warning(name, str(error), "type: autotune doctor --measure"), None
     if stored is None:
-        words = f"none of {hardware.device_kind}: predictions use its data sheet, or a guess; "
+        words = f"none for {hardware.device_kind}; predictions use its data sheet or a guess; "
         return Check.ok(name, words + "autotune doctor --measure measures them"), None
     devices = f"{stored.num_devices} x {stored.device_kind}"
-    return Check.ok(name, f"of {devices}, measured {stored.measured_at}"), stored
+    return Check.ok(name, f"{devices}, measured {stored.measured_at}"), stored

@@ -23,7 +23,7 @@ from autotune.machine.extensions import (
 
 __all__ = ["examine_toolchain"]
 
-_PURPOSE = "DeepSpeed compiles CPU Adam for offload_optimizer"
+_PURPOSE = "needed to compile CPU Adam for offload_optimizer"
 
 
 def examine_toolchain() -> list[Check]:
@@ -43,7 +43,7 @@ def _compiler() -> Check:
     found = shutil.which(wanted) if wanted else shutil.which("c++") or shutil.which("g++")
     if found:
         return Check.ok("C++ compiler", found)
-    detail = f"CXX={wanted} is not on the PATH" if wanted else "none on the PATH"
+    detail = f"CXX={wanted} is not on the PATH" if wanted else "not found on the PATH"
     remedy = "type: unset CXX" if wanted else "type: apt install g++"
     return Check.warning("C++ compiler", f"{detail}; {_PURPOSE}", remedy)
 
@@ -61,7 +61,7 @@ def _ninja() -> Check:
             f'type: export PATH="{hidden.parent}:$PATH"',
         )
     return Check.warning(
-        "ninja program", f"none on the PATH; {_PURPOSE}", "type: pip install ninja"
+        "ninja program", f"not found on the PATH; {_PURPOSE}", "type: pip install ninja"
     )
 
 
@@ -72,7 +72,7 @@ def _python_headers() -> Check:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return Check.warning(
         "Python headers",
-        f"there is no {header}; {_PURPOSE}",
+        f"{header} does not exist; {_PURPOSE}",
         f"type: apt install python{version}-dev",
     )
 
@@ -85,8 +85,8 @@ def _cpu_adam(*, can_compile: bool) -> Check:
             # torch waits for this file for ever; a build that was killed leaves it behind.
             return Check.warning(
                 name,
-                f"{lock} is there: it is being compiled, or was killed while it was",
-                f"if nothing compiles now, type: rm '{lock}'",
+                f"{lock} exists: a build is running, or was killed",
+                f"if no build is running, type: rm '{lock}'",
             )
         built = folder / "cpu_adam" / "cpu_adam.so"
         if built.is_file():
@@ -94,29 +94,31 @@ def _cpu_adam(*, can_compile: bool) -> Check:
     if can_compile:
         return Check.ok(
             name,
-            "not compiled yet: type: autotune doctor --build; its first use takes about a minute",
+            "not compiled yet; the first use takes a minute; compile now: autotune doctor --build",
         )
     return Check.warning(
         name,
-        "not compiled, and cannot be: offload_optimizer cpu will not be tried",
+        "cannot be compiled; offload_optimizer cpu will not be tried",
         "see C++ compiler, ninja program and Python headers above",
     )
 
 
 def _async_io(*, can_compile: bool) -> Check:
     """The library comes with its header only where its development package is installed."""
-    name, lost = "async I/O", "nothing will be offloaded to NVMe"
+    name, lost = "async I/O", "offloading to NVMe will not be tried"
     header = libaio_header()
     if header is None:
-        return Check.warning(name, f"there is no libaio.h: {lost}", "type: apt install libaio-dev")
+        return Check.warning(
+            name, f"libaio.h does not exist; {lost}", "type: apt install libaio-dev"
+        )
     found = compiled_extension("async_io")
     if found is not None:
         return Check.ok(name, f"compiled: {found}")
     if can_compile:
-        return Check.ok(name, f"{header}; its first use takes minutes to compile it")
+        return Check.ok(name, f"{header} found; not compiled yet; the first use takes minutes")
     return Check.warning(
         name,
-        f"{header}, but nothing can be compiled: {lost}",
+        f"{header} found, but cannot be compiled; {lost}",
         "see C++ compiler, ninja program and Python headers above",
     )
 
@@ -126,12 +128,12 @@ def _architectures() -> Check:
     name = "TORCH_CUDA_ARCH_LIST"
     listed = os.environ.get(name, "")
     if not listed:
-        return Check.ok(name, "not set: extensions are compiled for the GPU that is there")
+        return Check.ok(name, "not set; extensions are compiled for the GPU of this machine")
     plain = readable_architectures(listed)
     if plain == listed:
         return Check.ok(name, listed)
     return Check.warning(
         name,
-        f"{listed}: DeepSpeed's extension builder cannot read the letter",
+        f"{listed}; the extension builder of DeepSpeed cannot read the letter",
         f"type: export {name}='{plain}'",
     )

@@ -13,7 +13,7 @@ from autotune.trials.trial import Failure, FailureKind, Outcome, Trial, TrialSpe
 
 __all__ = ["BUDGET_ENDED", "DriverContext", "never_launched"]
 
-BUDGET_ENDED = "the budget ended while it ran"
+BUDGET_ENDED = "the budget ended during the trial"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ __all__ = ["SideBySideDriver"]
 
 _POLL_S = 0.05
 
-_ENDED = "the search ended while it ran"
+_ENDED = "the search ended during the trial"
 
 
 class SideBySideDriver:
@@ -87,8 +87,8 @@ class SideBySideDriver:
         self._progress.trials_changed(study.trials)
         if trial is not None and trial.strategy.uses_host:
             self._progress.note(
-                f"trial {trial.number} runs alone: it works in the host's memory, which trials "
-                "side by side share"
+                f"trial {trial.number} runs alone, because it offloads to host memory, which "
+                "parallel trials share"
             )
         return trial
 
@@ -144,5 +144,5 @@ class SideBySideDriver:
 
 def _never_run(reason: str | None) -> Outcome:
     """Of a trial that was waiting for the others to end when the search was stopped."""
-    message = reason or "the search ended before it ran"
+    message = reason or "the search ended before the trial started"
     return Outcome(failure=Failure(kind=FailureKind.INTERRUPTED, message=message))

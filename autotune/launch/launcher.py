@@ -187,7 +187,7 @@ class Launcher:
             scratch = ScratchFolder("swap", Path(spec.nvme_path))
         except OSError as error:
             raise LaunchError(
-                f"--nvme-path {spec.nvme_path}: no folder can be made in it: "
+                f"--nvme-path {spec.nvme_path}: cannot create a folder in it: "
                 f"{error.strerror or error}"
             ) from error
         self._swap_folder = scratch.path
@@ -246,13 +246,15 @@ class Launcher:
             elif now - started > timeout_s:
                 _dump_stacks(ranks)
                 return _stopped(
-                    ranks, FailureKind.TIMEOUT, f"it did not end within {timeout_s:.0f} s"
+                    ranks,
+                    FailureKind.TIMEOUT,
+                    f"the trial did not end within {timeout_s:.0f} s (--trial-timeout)",
                 )
             elif reason := should_stop():
                 return _stopped(ranks, FailureKind.INTERRUPTED, reason)
             elif idle := stopped_processes.find(r.pid for r in ranks if r.is_running):
                 halted = [rank for rank in ranks if rank.pid == idle]
-                message = "it was stopped from outside (SIGSTOP)"
+                message = "the trial was stopped from outside (SIGSTOP)"
                 return _stopped(halted, FailureKind.INTERRUPTED, message)
             if now - memory_checked >= _MEMORY_POLL_S:
                 memory_checked = now
@@ -288,14 +290,14 @@ class Launcher:
                     resident = psutil.Process(rank.pid).memory_info().rss
                     if resident > limit:
                         message = (
-                            f"rank {rank.number} grew to {resident / 2**30:.1f} GiB, "
-                            f"its share of the host is {limit / 2**30:.1f} GiB"
+                            f"rank {rank.number} used {resident / 2**30:.1f} GiB of the host; "
+                            f"its limit is {limit / 2**30:.1f} GiB"
                         )
                         return _stopped([rank], FailureKind.HOST_OUT_OF_MEMORY, message)
         available = psutil.virtual_memory().available
         self._num_low_polls = self._num_low_polls + 1 if available < _HOST_FLOOR_BYTES else 0
         if self._num_low_polls >= _MAX_LOW_POLLS:
-            message = f"only {available / 2**20:.0f} MiB of host memory were left"
+            message = f"only {available / 2**20:.0f} MiB of host memory were free"
             return _stopped(ranks, FailureKind.HOST_OUT_OF_MEMORY, message)
         return None
 
@@ -304,7 +306,7 @@ class Launcher:
         free = self._swap_disk_bytes()
         if free >= FULL_DISK_BYTES:
             return None
-        message = f"only {free / 2**20:.0f} MiB were left on the disk of --nvme-path"
+        message = f"only {free / 2**20:.0f} MiB were free on the disk of --nvme-path"
         return _stopped(ranks, FailureKind.DISK_FULL, message)
 
     def _swap_disk_bytes(self) -> float:
@@ -355,7 +357,7 @@ def _dump_stacks(ranks: list[RankProcess]) -> None:
 
 def _interrupted(should_stop: Callable[[], str | None]) -> Failure:
     """Of a trial that was stopped before its ranks ran."""
-    message = should_stop() or "it was stopped before it ran"
+    message = should_stop() or "the trial was stopped before it started"
     return Failure(kind=FailureKind.INTERRUPTED, message=message)
 
 

@@ -198,20 +198,26 @@ def _rank_failure(rank: RankProcess, has_oom_kill: bool, is_disk_full: bool) -> 
             rank=rank.number,
         )
     if rank.status is None:
-        kind, message = FailureKind.COMMUNICATION, "it was waiting for a rank that had failed"
+        kind, message = FailureKind.COMMUNICATION, "the rank waited for a rank that had failed"
     elif rank.status == -signal.SIGKILL and has_oom_kill:
-        kind, message = FailureKind.HOST_OUT_OF_MEMORY, "the kernel killed it for want of memory"
+        kind, message = (
+            FailureKind.HOST_OUT_OF_MEMORY,
+            "the kernel killed the rank: host memory was full",
+        )
     elif rank.status == -signal.SIGKILL:
         # No program does that to itself: somebody, or the machine, wanted it gone.
-        kind, message = FailureKind.INTERRUPTED, "it was killed from outside (SIGKILL)"
+        kind, message = FailureKind.INTERRUPTED, "the rank was killed from outside (SIGKILL)"
     elif rank.status == -signal.SIGABRT and is_disk_full:
         # DeepSpeed's asynchronous I/O asserts in C++ that all of a file was written.
-        kind, message = FailureKind.DISK_FULL, "no room was left on the disk of --nvme-path"
+        kind, message = FailureKind.DISK_FULL, "the disk of --nvme-path was full"
     elif rank.status < 0:
         name = signal.Signals(-rank.status).name
-        kind, message = FailureKind.CRASH, f"it died of {name}"
+        kind, message = FailureKind.CRASH, f"the rank died of {name}"
     else:
-        kind, message = FailureKind.CRASH, f"it exited with status {rank.status} before its result"
+        kind, message = (
+            FailureKind.CRASH,
+            f"the rank exited with status {rank.status} without a result",
+        )
     return Failure(kind=kind, message=message, phase=rank.phase(), rank=rank.number)
 
 

@@ -247,8 +247,8 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
         most = max(2, _MOST_RANKS_PER_CORE * (os.cpu_count() or 1))
         if num_devices is not None and num_devices > most:
             raise ConfigError(
-                f"--devices {num_devices}: this machine has no GPU, and {most} CPU ranks are the "
-                "most that its cores can run"
+                f"--devices {num_devices}: this machine has no GPU, and its cores can run at "
+                f"most {most} CPU ranks"
             )
         ranks, precisions = num_devices or 2, cpu_precisions()
         return Hardware(
@@ -265,7 +265,7 @@ def detect_hardware(num_devices: int | None = None) -> Hardware:
         )
     if num_devices is not None and num_devices > len(gpus):
         raise ConfigError(
-            f"--devices {num_devices} asked for, but this machine has {len(gpus)} GPU(s)"
+            f"--devices {num_devices}: this machine has {len(gpus)} GPU(s); choose at most that"
         )
     used = gpus[: num_devices or len(gpus)]
     name, capability = used[0].name, min(gpu.compute_capability for gpu in used)
@@ -316,7 +316,7 @@ def with_nvme(hardware: Hardware, path: Path) -> Hardware:
 
     if not path.is_dir():
         what = "this is a file" if path.exists() else "no such folder"
-        raise ConfigError(f"--nvme-path {path}: {what}; name an existing folder")
+        raise ConfigError(f"--nvme-path {path}: {what}; choose an existing folder")
     try:
         # Without a name: nothing stays there, whatever ends this process.
         with tempfile.TemporaryFile(dir=path) as probe:
@@ -327,7 +327,7 @@ def with_nvme(hardware: Hardware, path: Path) -> Hardware:
         free = shutil.disk_usage(path).free
     except OSError as error:
         raise ConfigError(
-            f"--nvme-path {path}: cannot be written, or not with O_DIRECT: "
-            f"{error.strerror or error}; name a folder of yours on a local disk"
+            f"--nvme-path {path}: not writable, or not with O_DIRECT: "
+            f"{error.strerror or error}; choose a writable folder on a local disk"
         ) from error
     return replace(hardware, nvme_path=str(path.resolve()), nvme_free_bytes=free)

@@ -173,7 +173,7 @@ def _check_described(kind: UnsupportedDevice | str, document: _Document, name: s
     missing = [key for key in figures if getattr(document, key) is None]
     if missing:
         raise ConfigError(
-            f"{name}: {words}; of another one the file says {', '.join(missing)} too"
+            f"{name}: {words}; for a new device add {', '.join(missing)} to the file"
         )
     says_what_it_computes = (
         document.compute_capability,
@@ -221,11 +221,13 @@ def _check_precisions(host: Hardware, document: _Document, name: str) -> None:
     for key, least in (("bf16", AMPERE), ("fp8", ADA)):
         if getattr(document, key) and capability is not None and capability < least:
             raise ConfigError(
-                f"{name}: {key}: true needs compute capability {_dotted(least)} or above, and "
-                f"{document.device} has {_dotted(capability)}; leave {key} out"
+                f"{name}: {key}: true needs compute capability {_dotted(least)} or above, but "
+                f"{document.device} has {_dotted(capability)}; remove {key}"
             )
     if document.fp8 and document.bf16 is False:
-        raise ConfigError(f"{name}: fp8: true needs bf16, and the file says bf16: false")
+        raise ConfigError(
+            f"{name}: fp8: true needs bf16, but the file has bf16: false; change one of them"
+        )
 
 
 def _dotted(capability: tuple[int, int]) -> str:

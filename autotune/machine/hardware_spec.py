@@ -110,16 +110,14 @@ def _read_words(text: str) -> Hardware:
     count = _read_count(number, text)
     if not name.strip():
         raise ConfigError(
-            f"--hardware {text!r} names no device; write such as 8xH100-80GB, or a file's path"
+            f"--hardware {text!r} names no device; give one such as 8xH100-80GB, or a file"
         )
     kind, flag = named_kind(name.strip()), f"--hardware {shortened(text)}"
     if isinstance(kind, str):
-        raise ConfigError(f"{flag}: {kind}; or describe another in a YAML file")
+        raise ConfigError(f"{flag}: {kind}; or describe yours in a YAML file")
     if isinstance(kind, UnsupportedDevice):
-        way_out = "describe it in a YAML file" if kind.is_nvidia else f"known are {KNOWN_KINDS}"
-        raise ConfigError(
-            f"{flag}: {kind.name} is known and not supported: {kind.reason}; {way_out}"
-        )
+        way_out = "describe it in a YAML file" if kind.is_nvidia else f"choose from {KNOWN_KINDS}"
+        raise ConfigError(f"{flag}: {kind.name} is not supported: {kind.reason}; {way_out}")
     return hardware_of(kind, count)
 
 
@@ -127,13 +125,13 @@ def _read_count(number: str, text: str) -> int:
     digits = number.lstrip("+-0")
     if not digits or number[0] == "-":
         raise ConfigError(
-            f"--hardware {shortened(text)}: there must be at least 1 device, got "
+            f"--hardware {shortened(text)}: the number of devices must be at least 1, got "
             f"{shortened(number)}"
         )
     if len(digits) > len(str(MOST_DEVICES)) or int(digits) > MOST_DEVICES:
         shown = digits if len(digits) <= _LONGEST_NUMBER else f"{digits[:_LONGEST_NUMBER]}..."
         raise ConfigError(
             f"--hardware {shortened(text)}: a host has at most {MOST_DEVICES:,} devices, got "
-            f"{shown}; --nodes says how many hosts there are"
+            f"{shown}; use --nodes for several hosts"
         )
     return int(digits)

@@ -66,7 +66,7 @@ def write_rates(hardware: Hardware, rates: Rates, measured_at: str) -> Path:
     except OSError as error:
         raise StorageError(
             f"{path}: the rates cannot be written: {error.strerror or error}; "
-            "set XDG_CONFIG_HOME to a folder of yours"
+            "set XDG_CONFIG_HOME to a writable folder"
         ) from error
     return path
 

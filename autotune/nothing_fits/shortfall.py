@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autotune.answer.report import format_gib
+from autotune.answer.figures import format_gib
 from autotune.knob_values import LossClass
 from autotune.machine.hardware import Hardware
 from autotune.question.limits import Limits

@@ -28,7 +28,7 @@ from autotune.trials.trial import Prediction, Trial
 __all__ = ["Calibration", "learn_from"]
 
 _LEAST_TRIALS = 2
-"""Of fewer the calibration learns nothing."""
+"""The calibration learns nothing from fewer trials."""
 
 _UNMOVED = 0.0005
 """Less than this share is shown as no change."""
@@ -71,7 +71,7 @@ class Calibration:
         )
 
     def predict_table(self, table: StrategyTable) -> PredictionTable:
-        """The same of every strategy of a table, in its order."""
+        """Peak memory and step time of every strategy of a table, in its order."""
         learned = self.calibrated.predict_table(table)
         if self.is_same_kind:
             return learned
@@ -81,7 +81,7 @@ class Calibration:
         )
 
     def sentences(self, table: StrategyTable) -> Iterator[str]:
-        """From what was learned, and how far predictions of these strategies moved by it."""
+        """What was learned from, and how far it changed the predictions of these strategies."""
         old, new = self.prior.predict_table(table), self.predict_table(table)
         memory = new.peak_memory_bytes / old.peak_memory_bytes - 1
         words = f"reserved memory {_moved(memory)}"
@@ -90,12 +90,12 @@ class Calibration:
             words = f"step times {_moved(times)}, {words}"
         yield (
             f"Corrected by {self.num_trials} measured trials of {self.study} "
-            f"({self.measured_on}): {words}."
+            f"({self.measured_on}). Change: {words}."
         )
         if not self.is_same_kind:
             yield (
-                f"That study ran on {self.device_kind}: step times are not corrected, since other "
-                "devices attain other parts of their peaks."
+                f"Step times are not corrected, because that study ran on another device kind: "
+                f"{self.device_kind}."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,14 +126,14 @@ def learn_from(
     theirs, ours = study.hardware, question.hardware
     if theirs.device_type is not ours.device_type:
         raise ConfigError(
-            f"{flag}: it ran on {theirs}, and nothing of that holds for {ours}; "
+            f"{flag}: this study ran on {theirs}, which says nothing about {ours}; "
             f"name a study of {'GPUs' if ours.device_type is DeviceType.CUDA else 'CPU ranks'}"
         )
     trials = [trial for trial in study.trials if _teaches(trial)]
     if len(trials) < _LEAST_TRIALS:
         raise ConfigError(
-            f"{flag}: it has {len(trials)} measured trials, and {_LEAST_TRIALS} are the least "
-            "that anything is learned from; name another, or let its search go on"
+            f"{flag}: this study has {len(trials)} measured trials, but at least {_LEAST_TRIALS} "
+            "are needed; name another study, or continue its search"
         )
     prior = AnalyticPredictor(question.workload, ours, script_of)
     return Calibration(
@@ -155,8 +155,8 @@ def _teaches(trial: Trial) -> bool:
 
 
 def _moved(changes: NDArray[np.float64]) -> str:
-    """How far, in words: the median, and between what extremes."""
+    """The change in words: the median and the extremes."""
     if not len(changes) or np.abs(changes).max() < _UNMOVED:
-        return "as before, since held-out trials gave no reason to move them"
+        return "none (held-out trials show no need)"
     least, most = changes.min(), changes.max()
-    return f"by {np.median(changes):+.1%} at the median ({least:+.1%} to {most:+.1%})"
+    return f"{np.median(changes):+.1%} at the median ({least:+.1%} to {most:+.1%})"

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autotune.answer.report import format_gib, format_gib_range, plain_table
+from autotune.answer.figures import format_gib, format_gib_range, plain_table
 from autotune.plan.plan import Candidate, Plan
 from autotune.question.goal import Goal
 from autotune.trials.breakdown import allocated_bytes, breakdown_rows
@@ -23,19 +23,20 @@ __all__ = ["explanation_json", "render_explanation"]
 _NUM_FASTER = 3
 """Faster strategies that do not fit which an explanation names."""
 
-_BAR_WIDTH = 30
+_BAR_WIDTH = 20
 """Characters that stand for the whole memory of a device, or for a whole step."""
 
 
 def render_explanation(plan: Plan, which: Goal) -> RenderableType:
-    """What memory and time of one pick go to, and why nothing faster fits."""
+    """The memory and the step time of one pick in parts, and why nothing faster fits."""
     candidate = plan.picks[which]
     prediction = candidate.prediction
     parts: list[RenderableType] = [
         Text.assemble((f"Pick {which}: ", "bold green"), str(candidate.strategy)),
         Text(
-            f"Its peak comes at: {prediction.moment}. The worst device holds then, of "
-            f"{format_gib(plan.hardware.device_memory_bytes)} GiB:"
+            f"Peak memory of the worst device, reached at: {prediction.moment}. A share is a part "
+            "of that peak. A bar is a part of the device's "
+            f"{format_gib(plan.hardware.device_memory_bytes)} GiB."
         ),
         "",
         _memory_table(plan, prediction),
@@ -45,12 +46,12 @@ def render_explanation(plan: Plan, which: Goal) -> RenderableType:
     ]
     faster = plan.faster_but_too_large(candidate, _NUM_FASTER)
     if not faster:
-        parts.append(Text("No strategy of the space is predicted to be faster and not to fit."))
+        parts.append(Text("The space has no faster strategy that does not fit."))
         return Group(*parts)
-    table = plain_table("The next faster strategies do not fit")
+    table = plain_table("Faster strategies that do not fit")
     table.add_column("strategy", overflow="fold", min_width=20)
     table.add_column("tokens/s", justify="right", no_wrap=True)
-    table.add_column("why not", overflow="fold", min_width=20)
+    table.add_column("reason", overflow="fold", min_width=20)
     for other, reason in faster:
         speed = f"{other.prediction.tokens_per_second:,.0f}"
         table.add_row(Text(str(other.strategy)), speed, Text(reason))
@@ -58,14 +59,15 @@ def render_explanation(plan: Plan, which: Goal) -> RenderableType:
 
 
 def explanation_json(plan: Plan, which: Goal) -> dict[str, Any]:
-    """The same as `render_explanation` says, for `--json`.
+    """The explanation of `render_explanation` as JSON values, for `--json`.
 
     Returns:
-        `pick`, `moment`, `breakdown_bytes` of the worst device by row (`breakdown.py`), its
-        `peak_allocated_bytes`, and of `peak_reserved_bytes` and `peak_device_bytes` the expected
-        value with `lower` and `upper`; `step_parts_s`; `host_memory_bytes` and `disk_bytes` of one
-        host; of `peak_host_bytes`, which count the `save` of a checkpoint, the same as of the
-        device; and `faster_but_too_large`: strategies with `reason`.
+        `pick`, `moment`; `breakdown_bytes` of the worst device by row (`breakdown.py`) and its
+        `peak_allocated_bytes`; `peak_reserved_bytes` and `peak_device_bytes`, each with its
+        `expected` value and its bounds `lower` and `upper`; `step_parts_s`; `host_memory_bytes`
+        and `disk_bytes` of one host; `peak_host_bytes` of one host with `expected`, `lower`,
+        `upper` and the `save` of a checkpoint, which they include; and `faster_but_too_large`:
+        strategies with `reason`.
     """
     candidate = plan.picks[which]
     prediction = candidate.prediction
@@ -101,17 +103,17 @@ def explanation_json(plan: Plan, which: Goal) -> dict[str, Any]:
 
 
 def _memory_table(plan: Plan, prediction: Prediction) -> Table:
-    """Rows of what there is, largest first, then what torch and the driver would show."""
+    """The parts of the peak, largest first, then the sums that torch and the driver show."""
     ranks, memory = plan.hardware.num_devices, plan.hardware.device_memory_bytes
     rows = {name: size for name, size in breakdown_rows(prediction).items() if size}
     total = prediction.peak_device_bytes
     table = plain_table("")
     table.add_column("part")
     table.add_column("GiB", justify="right", no_wrap=True)
-    table.add_column("between", justify="right", no_wrap=True)
-    table.add_column(f"x {ranks}\nranks", justify="right", no_wrap=True)
+    table.add_column("bounds", justify="right", no_wrap=True)
+    table.add_column(f"× {ranks}", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
-    table.add_column("of the device's memory", no_wrap=True)
+    table.add_column("of device memory", no_wrap=True)
     for name, size in sorted(rows.items(), key=lambda row: -row[1]):
         sizes = (format_gib(size), "", format_gib(size * ranks), f"{size / total:.0%}")
         table.add_row(name, *sizes, _bar(size / memory))
@@ -120,9 +122,9 @@ def _memory_table(plan: Plan, prediction: Prediction) -> Table:
     over = prediction.device_overhead_bytes
     reserved, device = (lower, upper), (lower + over, upper + over)
     totals: tuple[tuple[str, int, tuple[int, int] | None], ...] = (
-        ("allocated (live tensors)", allocated_bytes(prediction), None),
-        ("reserved (with the allocator's slack)", prediction.peak_memory_bytes, reserved),
-        ("device (with the context)", total, device),
+        ("allocated", allocated_bytes(prediction), None),
+        ("reserved (with cache)", prediction.peak_memory_bytes, reserved),
+        ("device (with context)", total, device),
     )
     for name, size, bounds in totals:
         words = format_gib_range(*bounds) if bounds else ""
@@ -133,7 +135,7 @@ def _memory_table(plan: Plan, prediction: Prediction) -> Table:
 
 
 def _step_words(plan: Plan, candidate: Candidate) -> list[RenderableType]:
-    """Where the time of a step goes; nothing where the predictor does not say."""
+    """The step time in parts; nothing if the prediction has no parts."""
     prediction = candidate.prediction
     parts = prediction.step_parts_s
     if not parts:
@@ -141,7 +143,7 @@ def _step_words(plan: Plan, candidate: Candidate) -> list[RenderableType]:
     bounds = ""
     if prediction.step_time_lower_s is not None and prediction.step_time_upper_s is not None:
         bounds = (
-            f", between {_seconds(prediction.step_time_lower_s)} and "
+            f", bounds {_seconds(prediction.step_time_lower_s)} to "
             f"{_seconds(prediction.step_time_upper_s)}"
         )
     table = plain_table("")
@@ -151,13 +153,13 @@ def _step_words(plan: Plan, candidate: Candidate) -> list[RenderableType]:
     table.add_column("of the step", no_wrap=True)
     for name, seconds in sorted(parts.items(), key=lambda part: -part[1]):
         share = seconds / prediction.step_time_s
-        words = f"{name}, not overlapped" if name == "communication" else name
+        words = f"{name} (not overlapped)" if name == "communication" else name
         table.add_row(words, f"{seconds:.3g}", f"{share:.0%}", _bar(share))
     speed = f"{prediction.tokens_per_second:,.0f} tokens/s"
     return [
         Text(
             f"A step takes {_seconds(prediction.step_time_s)}{bounds}: {speed}, "
-            f"MFU {plan.mfu(candidate):.1%}."
+            f"MFU {plan.mfu(candidate):.1%}. A share and a bar are a part of the step time."
         ),
         "",
         table,
@@ -177,18 +179,20 @@ def _bar(share: float, *, is_whole: bool = False) -> Text:
 
 
 def _host_words(plan: Plan, candidate: Candidate) -> str:
+    """The host memory and the disk that a candidate needs, in sentences."""
     prediction, disk = candidate.prediction, candidate.prediction.disk_bytes
-    words = "It needs no host memory to offload to"
+    words = "Nothing is offloaded to host memory."
     if prediction.host_memory_bytes:
         bounds = (prediction.host_memory_lower_bytes, prediction.peak_host_upper_bytes)
         words = (
-            f"It needs {format_gib(prediction.peak_host_bytes)} GiB of memory on each host, "
-            f"between {format_gib_range(*bounds)}, of which it may use "
-            f"{format_gib(plan.question.host_limit_bytes)} GiB"
+            f"Each host needs {format_gib(prediction.peak_host_bytes)} GiB of memory (bounds "
+            f"{format_gib_range(*bounds)}) of the {format_gib(plan.question.host_limit_bytes)} "
+            "GiB that a strategy may use."
         )
     if prediction.host_save_bytes:
-        words += f"; saving a checkpoint takes {format_gib(prediction.host_save_bytes)} GiB there"
-    if not disk:
-        return words + ", and no disk."
-    free = format_gib(plan.hardware.nvme_free_bytes)
-    return words + f", and {format_gib(disk)} GiB of disk on each, of {free} GiB."
+        save = format_gib(prediction.host_save_bytes)
+        words += f" Saving a checkpoint takes {save} GiB of host memory."
+    if disk:
+        free = format_gib(plan.hardware.nvme_free_bytes)
+        words += f" Each host needs {format_gib(disk)} GiB of disk, of {free} GiB."
+    return words

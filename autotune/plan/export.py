@@ -13,7 +13,7 @@ from typing import Any
 from autotune.answer.export import export_files, write_export
 from autotune.answer.export_guide import guide_text, launch_script, loss_words
 from autotune.answer.export_settings import planned_settings
-from autotune.answer.report import format_gib
+from autotune.answer.figures import format_gib, format_gib_range
 from autotune.plan.plan import Candidate, Plan
 from autotune.plan.report import plan_assumptions
 from autotune.question.goal import Goal
@@ -44,7 +44,7 @@ def _files(plan: Plan, candidate: Candidate, date: str) -> Mapping[str, bytes]:
         plan.workload,
         plan.hardware,
         candidate.strategy,
-        note=f"{_MARK}: planned by prediction alone",
+        note=f"{_MARK}: predicted by autotune plan",
         launch=launch_script(spec.host, settings, spec.num_nodes),
         readme=guide_text(
             _origin(plan, candidate),
@@ -67,14 +67,16 @@ def _origin(plan: Plan, candidate: Candidate) -> str:
     disk = ""
     if candidate.strategy.uses_nvme:
         disk = f"""
-`nvme_path` in `ds_config.json`, {plan.hardware.nvme_path}, is where the disk was taken to be \
-mounted: set yours."""
+`nvme_path` in `ds_config.json`, {plan.hardware.nvme_path}, is an assumed mount point of \
+the disk: set yours."""
     return f"""\
-**{_MARK}**: from `autotune plan`, which runs nothing. {workload.model.name},
-{workload.seq_len} tokens a sample, {workload.global_batch_size} samples a step, on {plan.spec}.
-Predicted {prediction.tokens_per_second:,.0f} tokens/s{between} and a peak of \
-{format_gib(prediction.peak_memory_bytes)} GiB on one device, between {format_gib(lower)}
-and {format_gib(upper)} GiB. `autotune search` on the machine itself measures.
+**{_MARK}**: this strategy comes from `autotune plan`, which runs nothing.
+
+{workload.model.name}, {workload.seq_len} tokens per sample, {workload.global_batch_size} samples \
+per step, on {plan.spec}.
+Predicted: {prediction.tokens_per_second:,.0f} tokens/s{between}, and a peak of \
+{format_gib(prediction.peak_memory_bytes)} GiB per device
+(bounds {format_gib_range(lower, upper)} GiB). To measure it, run `autotune search` on the machine.
 The strategy {loss_words(plan.loss_class(candidate), plan.reference)}.{disk}"""
 
 
@@ -82,7 +84,7 @@ def _provenance(plan: Plan, candidate: Candidate, date: str) -> dict[str, Any]:
     return {
         "exported_at": date,
         "measured": False,
-        "note": f"{_MARK}: planned by prediction alone",
+        "note": f"{_MARK}: predicted by autotune plan",
         "strategy": candidate.strategy.to_dict(),
         "strategy_in_words": str(candidate.strategy),
         "loss_class": str(plan.loss_class(candidate)),

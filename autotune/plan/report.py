@@ -13,31 +13,32 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autotune.answer.report import (
-    format_gib,
-    format_gib_range,
-    format_speed,
-    plain_table,
-    training_words,
-)
+from autotune.answer.figures import format_gib, format_gib_range, format_speed, plain_table
+from autotune.answer.front_rows import front_title, shown_rows, strategy_column
+from autotune.answer.report import headline
 from autotune.machine.hardware import DEVICE_KINDS
-from autotune.plan.plan import Plan
+from autotune.plan.plan import Candidate, Plan
 from autotune.trials.trial import Prediction
 
 __all__ = ["plan_assumptions", "plan_json", "render_plan"]
 
 _LEGEND = (
-    "predicted GiB: what the allocator is expected to reserve on the worst rank, and between what "
-    "bounds; with ? an upper one does not fit, of device or host. ~: by a formula; all else by "
-    "running the allocator over what the code of model and engine allocates. free: device memory "
-    "left at that time. host GiB: of all ranks of a host, with the save of a checkpoint, and at "
-    "most. loss: neutral trains as the reference does; changing can change what is learned."
+    "GiB: reserved memory predicted for the worst rank, with its bounds. ~: estimated by a "
+    "formula, not simulated. ?: the upper bound exceeds the memory of device or host. "
+    "free: device memory left at the peak. host: GiB of one host with the save of a checkpoint, "
+    "and the upper bound. neutral: same training result as the baseline; changing: may alter it. "
+    "Words of a strategy: autotune report --help."
 )
 
 
-def render_plan(plan: Plan) -> RenderableType:
-    """The predicted front, and what it rests on."""
-    return Group(*_header(plan), "", _front_table(plan))
+def render_plan(plan: Plan, *, all_rows: bool = False) -> RenderableType:
+    """The predicted front, and what it rests on.
+
+    Args:
+        plan: the plan.
+        all_rows: show every row of the front.
+    """
+    return Group(*_header(plan), "", _front_table(plan, all_rows=all_rows))
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -50,9 +51,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         - `assumptions`: sentences.
         - `calibrated_from`: null, or the `study`, its `hardware`, `num_trials`, and whether
           `step_time` was learned from it besides memory.
-        - `num_strategies`: how many were predicted; `num_surely_fitting`: of these, by a formula
-          and its upper bound; `num_in_doubt`: those that are expected to fit and whose upper
-          bound does not.
+        - `num_strategies`: how many were predicted. `num_surely_fitting`: how many fit even by
+          the upper bound of a formula. `num_in_doubt`: how many are expected to fit while their
+          upper bound does not.
         - `quick`: whether nothing was simulated. Then only strategies that surely fit are on the
           front, unless there are none. `is_simulated` of a `prediction` says which ones were.
         - `limit_bytes` of each device, `host_memory_bytes` of each host, and of these
@@ -89,15 +90,10 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def _header(plan: Plan) -> Iterator[Text]:
-    workload, host = plan.workload, plan.spec.host
-    yield Text(
-        f"What would train {workload.model.name} best ({training_words(workload)}) on {plan.spec} "
-        "with "
-        f"{format_gib(host.device_memory_bytes)} GiB each?"
-    )
+    yield headline(plan.workload, plan.hardware)
     yield Text.assemble(
-        ("Predicted, nothing was measured. ", "bold yellow"),
-        f"{len(plan.candidates):,} strategies of the space {plan.question.space_name}, "
+        ("Predicted. Nothing was measured. ", "bold yellow"),
+        f"{len(plan.candidates):,} strategies of the space {plan.question.space_name}: "
         f"{_fitting_words(plan)}",
     )
     for sentence in plan_assumptions(plan):
@@ -105,15 +101,15 @@ def _header(plan: Plan) -> Iterator[Text]:
 
 
 def _fitting_words(plan: Plan) -> str:
-    """How many fit: where nothing is simulated, surely, and how many may."""
+    """How many strategies fit; in a quick plan, how many surely and how many perhaps."""
     if not plan.is_quick:
-        return f"{plan.num_fitting:,} of them are expected to fit."
-    words = f"{plan.num_surely_fitting:,} of them fit by a formula and its upper bound"
+        return f"{plan.num_fitting:,} are expected to fit."
+    words = f"{plan.num_surely_fitting:,} fit by the upper bound of a formula"
     if not plan.num_in_doubt:
         return words + "."
     return (
-        f"{words}; {plan.num_in_doubt:,} more may, whose upper bound does not: a plan without "
-        "--quick simulates what it shows."
+        f"{words}; {plan.num_in_doubt:,} more may fit. Without --quick, the memory of the shown "
+        "strategies is simulated."
     )
 
 
@@ -123,22 +119,15 @@ def plan_assumptions(plan: Plan) -> Iterator[str]:
     if plan.workload.adapters_in_words:
         yield plan.workload.adapters_in_words
     yield (
-        f"A strategy may use {format_gib(plan.question.memory_limit_bytes)} GiB of each device "
+        f"A strategy may use {format_gib(plan.question.memory_limit_bytes)} of "
+        f"{format_gib(host.device_memory_bytes)} GiB per device "
         f"(--headroom {plan.question.headroom:g})."
     )
-    gib, usable = format_gib(host.host_memory_bytes), format_gib(plan.question.host_limit_bytes)
-    use = f"a strategy may use {usable} of them (--host-headroom {plan.question.host_headroom:g})"
-    if spec.has_assumed_host:
-        yield (
-            f"Host memory is assumed: {gib} GiB a host, three times that of its GPUs, 256 GiB a "
-            f"GPU at most; --host-memory says otherwise; {use}."
-        )
-    else:
-        yield f"A host has {gib} GiB of memory; {use}."
-    yield "Everything is assumed to be installed there: Liger, FlashAttention 2, a compiler, CUDA."
-    source = "data sheet" if host.device_kind in DEVICE_KINDS else "given peak"
-    measured = "; those given as measured go before it" if host.rates is not None else ""
-    yield f"Rates come from the {source}, times the shares of it that one H100 attained{measured}."
+    yield _host_memory_words(plan)
+    yield "All optional packages are assumed to be installed: Liger, FlashAttention 2, CUDA."
+    source = "data sheet" if host.device_kind in DEVICE_KINDS else "given peak rates"
+    measured = " The given measured rates replace them." if host.rates is not None else ""
+    yield f"Rates are those of the {source}, scaled by the efficiency of one H100.{measured}"
     if host.nvme_path is not None:
         yield (
             f"A host has {format_gib(host.nvme_free_bytes)} GiB of NVMe disk, at {host.nvme_path}."
@@ -147,52 +136,80 @@ def plan_assumptions(plan: Plan) -> Iterator[str]:
         yield from plan.calibration.sentences(plan.candidates.table)
     if plan.doubt is not None:
         yield (
-            f"Activations of {plan.workload.model.name} are a guess, with wider bounds: its code "
-            f"could not be followed ({plan.doubt})."
+            f"The activations of {plan.workload.model.name} are a guess with wider bounds, "
+            f"because its code could not be traced: {plan.doubt}."
         )
     if spec.num_nodes > 1:
         yield (
-            "Links between hosts are assumed, not measured: a port of 200 Gb/s for each GPU with "
-            "HBM, 12 Gb/s for each other."
+            "Links between hosts use assumed rates: one port of 200 Gb/s per GPU with HBM, of "
+            "12 Gb/s per other GPU."
         )
 
 
-def _front_table(plan: Plan) -> Table:
-    table = plain_table("Predicted Pareto front")
+def _host_memory_words(plan: Plan) -> str:
+    gib = format_gib(plan.spec.host.host_memory_bytes)
+    limit = format_gib(plan.question.host_limit_bytes)
+    use = f"A strategy may use {limit} GiB of it (--host-headroom {plan.question.host_headroom:g})"
+    if plan.spec.has_assumed_host:
+        return (
+            f"Assuming {gib} GiB host RAM (3× GPU memory, at most 256 GiB per GPU); override with "
+            f"--host-memory. {use}."
+        )
+    return f"A host has {gib} GiB of memory. {use}."
+
+
+def _front_table(plan: Plan, *, all_rows: bool) -> Table:
+    front, picks = plan.front, plan.picks
+    shown = shown_rows(front, picks.values(), all_rows=all_rows)
+    strategies = strategy_column([candidate.strategy for candidate in shown])
+    losses = {str(plan.loss_class(candidate)) for candidate in shown}
+    has_one_loss = len(losses) == 1
+    has_host = any(candidate.prediction.host_memory_bytes for candidate in shown)
+    shared = (strategies.shared, *(losses if has_one_loss else ()))
+    name = "Predicted Pareto front"
+    table = plain_table(
+        front_title(name, num_shown=len(shown), num_rows=len(front), shared=shared)
+    )
     table.add_column("strategy", overflow="fold", min_width=16)
-    table.add_column("tokens/s", justify="right", min_width=8)
+    table.add_column("tokens/s", justify="right", no_wrap=True)
     table.add_column("MFU", justify="right", no_wrap=True)
-    table.add_column("predic-\nted GiB", justify="right", no_wrap=True)
-    table.add_column("between", justify="right", no_wrap=True)
+    table.add_column("GiB", justify="right", no_wrap=True)
     table.add_column("free", justify="right", no_wrap=True)
-    has_host = any(candidate.prediction.host_memory_bytes for candidate in plan.front)
     if has_host:
-        table.add_column("host\nGiB", justify="right", no_wrap=True)
-    table.add_column("loss", no_wrap=True)
-    for candidate in plan.front:
-        prediction, strategy = candidate.prediction, Text(str(candidate.strategy))
-        names = [str(which) for which, picked in plan.picks.items() if picked is candidate]
+        table.add_column("host", justify="right", no_wrap=True)
+    if not has_one_loss:
+        table.add_column("loss", no_wrap=True)
+    for candidate, words in zip(shown, strategies.rows, strict=True):
+        strategy = Text(words)
+        names = [str(which) for which, picked in picks.items() if picked is candidate]
         if names:
             strategy.append(f"\npick: {', '.join(names)}", style="bold green")
-        bounds = (prediction.peak_memory_lower_bytes, prediction.peak_memory_upper_bytes)
-        in_doubt = "" if plan.surely_fits(candidate) else "?"
         table.add_row(
             strategy,
-            format_speed(prediction),
+            format_speed(candidate.prediction),
             f"{plan.mfu(candidate):.0%}",
-            ("" if prediction.is_simulated else "~") + format_gib(prediction.peak_memory_bytes),
-            format_gib_range(*bounds) + in_doubt,
+            _memory_words(plan, candidate),
             f"{plan.headroom(candidate):.0%}",
             *([_host_words(candidate.prediction)] if has_host else []),
-            str(plan.loss_class(candidate)),
+            *([] if has_one_loss else [str(plan.loss_class(candidate))]),
         )
     table.caption = _LEGEND
     return table
 
 
+def _memory_words(plan: Plan, candidate: Candidate) -> str:
+    """Reserved GiB, and its bounds in a second line, marked if they are a guess or too large."""
+    prediction = candidate.prediction
+    bounds = (prediction.peak_memory_lower_bytes, prediction.peak_memory_upper_bytes)
+    by_formula = "" if prediction.is_simulated else "~"
+    may_not_fit = "" if plan.surely_fits(candidate) else "?"
+    expected = format_gib(prediction.peak_memory_bytes)
+    return f"{by_formula}{expected}\n{format_gib_range(*bounds)}{may_not_fit}"
+
+
 def _host_words(prediction: Prediction) -> str:
-    """What is expected of the host, and below it the most; a dash where nothing is offloaded."""
+    """GiB of host memory, and the upper bound in a second line; a dash if nothing is offloaded."""
     if not prediction.host_memory_bytes:
         return "-"
     most = format_gib(prediction.peak_host_upper_bytes)
-    return f"{format_gib(prediction.peak_host_bytes)}\nto {most}"
+    return f"{format_gib(prediction.peak_host_bytes)}\n≤ {most}"

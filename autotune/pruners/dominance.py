@@ -17,12 +17,12 @@ _GIB = 2**30
 
 
 class DominancePruner:
-    """Skips what needs at least as much memory as a trial that ran out of it."""
+    """Skips a strategy that needs at least as much memory as a trial that ran out of it."""
 
     def reason_to_skip(
         self, strategy: Strategy, prediction: Prediction, trials: Sequence[Trial]
     ) -> str | None:
-        """Which trial shows that the strategy cannot fit, in words; None where none does."""
+        """Which trial shows that the strategy cannot fit, in words; None if no trial does."""
         for trial in trials:
             failure = trial.failure
             if failure is None or not failure.kind.is_out_of_memory:
@@ -30,29 +30,29 @@ class DominancePruner:
             of_host = failure.kind is FailureKind.HOST_OUT_OF_MEMORY
             if of_host and _offloads_as_much(strategy, prediction, trial):
                 return (
-                    f"{_lesson(trial, failure)}; this offloads at least as much, "
+                    f"{_cause(trial, failure)}; this strategy offloads at least as much, "
                     f"{prediction.host_memory_bytes / _GIB:.1f} GiB"
                 )
             if failure.phase is Phase.INIT:
                 if holds_as_much(strategy, trial.strategy, of_host=of_host):
                     return (
-                        f"{_lesson(trial, failure)}, before any batch; "
-                        "this holds at least the same states"
+                        f"{_cause(trial, failure)}, before any batch; "
+                        "this strategy holds at least the same states"
                     )
             elif needs_as_much(
                 strategy, trial.strategy, of_host=of_host
             ) and not _is_predicted_smaller(prediction, trial):
                 return (
-                    f"{_lesson(trial, failure)} with micro-batch "
-                    f"{trial.strategy.micro_batch_size}; this needs at least as much"
+                    f"{_cause(trial, failure)} with micro-batch "
+                    f"{trial.strategy.micro_batch_size}; this strategy needs at least as much"
                 )
         return None
 
 
-def _lesson(trial: Trial, failure: Failure) -> str:
-    kind = "host memory" if failure.kind is FailureKind.HOST_OUT_OF_MEMORY else "memory"
+def _cause(trial: Trial, failure: Failure) -> str:
+    kind = "host" if failure.kind is FailureKind.HOST_OUT_OF_MEMORY else "device"
     where = f" in {failure.phase}" if failure.phase else ""
-    return f"trial {trial.number} ran out of {kind}{where}"
+    return f"trial {trial.number} ran out of {kind} memory{where}"
 
 
 def _offloads_as_much(strategy: Strategy, prediction: Prediction, trial: Trial) -> bool:

@@ -13,7 +13,7 @@ from autotune.question.config_file import shorten
 
 __all__ = ["check_architecture"]
 
-_ASKED = "autotune tunes decoder-only causal language models, such as Llama, Qwen or GPT-2"
+_ASKED = "autotune supports decoder-only causal language models, such as Llama, Qwen or GPT-2"
 
 _PARTS_OF_LAYERS = ("attn_config", "ffn_config")
 """Configurations within a configuration that are of the layers of one model (MPT, DBRX)."""
@@ -26,7 +26,7 @@ _NEEDS_ANOTHER = ("gemma4_assistant", "gemma4_unified_assistant", "trocr")
 
 
 def check_architecture(fields: Mapping[str, Any], place: str) -> None:
-    """Refuse what is no decoder-only causal language model that transformers can build.
+    """Refuse a model that is not a decoder-only causal language model of transformers.
 
     Args:
         fields: of a config.json.
@@ -50,8 +50,8 @@ def check_architecture(fields: Mapping[str, Any], place: str) -> None:
         raise ConfigError(f"{words} {reason}")
     if named and not any(map(_is_causal, named)):
         raise ConfigError(
-            f"{words} is no causal language model. {_ASKED}; without the field `architectures` "
-            f"it is taken for one, {_causal_class(model_type)}"
+            f"{words} is not a causal language model. {_ASKED}; without the field `architectures` "
+            f"it is read as {_causal_class(model_type)}"
         )
 
 
@@ -105,7 +105,7 @@ def _why_not(model_type: str, fields: Mapping[str, Any], config_class: Any) -> s
     if model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or model_type in _BOTH_SIDES:
         return f"is not causal: its tokens see those behind them. {_ASKED}"
     if model_type not in causal:
-        return f"is no causal language model. {_ASKED}"
+        return f"is not a causal language model. {_ASKED}"
     return None
 
 

@@ -100,7 +100,7 @@ def _read_text(path: Path, place: str) -> str:
         raise ConfigError(f"{place} is not a regular file")
     if len(content) > _MAX_BYTES:
         raise ConfigError(
-            f"{place} is larger than {_MAX_BYTES // 2**20} MiB: it is no model's configuration"
+            f"{place} is larger than {_MAX_BYTES // 2**20} MiB: it is not a model configuration"
         )
     if not content.strip():
         raise ConfigError(f"{place} is empty")
@@ -110,8 +110,8 @@ def _read_text(path: Path, place: str) -> str:
         raise ConfigError(f"{place} cannot be read: it is not UTF-8: {error}") from error
     if text.startswith("\ufeff"):
         raise ConfigError(
-            f"{place} begins with a byte order mark, which transformers does not read: save it as "
-            "UTF-8 without one"
+            f"{place} begins with a byte order mark, which transformers cannot read; save it as "
+            "UTF-8 without it"
         )
     return text
 

@@ -33,15 +33,15 @@ class Goal(StrEnum):
 
     @property
     def words(self) -> str:
-        """Which trial that is, for a sentence."""
+        """What is special about the trial that is handed back, for parentheses."""
         return _WORDS[self.pick]
 
 
 _WORDS = {
     Goal.THROUGHPUT: "the fastest",
-    Goal.MEMORY: "the leanest",
-    Goal.BALANCED: "the knee between the fastest and the leanest",
-    Goal.ENERGY: "the one with the least energy a token",
+    Goal.MEMORY: "the least memory",
+    Goal.BALANCED: "the knee of the front",
+    Goal.ENERGY: "the least energy per token",
 }
 
 FRONT_PICKS = (Goal.THROUGHPUT, Goal.MEMORY, Goal.BALANCED)

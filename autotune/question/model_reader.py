@@ -92,8 +92,8 @@ def _config_path(name: str) -> Path:
         near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(
-            f"--model {name}: no such preset or folder. {hint}Presets: {', '.join(PRESETS)}; "
-            "or a local folder with config.json, or a Hugging Face id such as org/name"
+            f"--model {name}: no such preset or folder. {hint}Give a preset "
+            f"({', '.join(PRESETS)}), a folder with config.json, or a Hugging Face id (org/name)"
         )
     return _downloaded(name)
 
@@ -112,7 +112,7 @@ def _downloaded(name: str) -> Path:
         path = cached_file(name, "config.json")
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"--model {name}: its config.json cannot be had: {reason}") from error
+        raise ConfigError(f"--model {name}: its config.json cannot be loaded: {reason}") from error
     assert path is not None, "it raises where there is no such file"
     return Path(path)
 
@@ -213,8 +213,8 @@ def _shape_of(
 def _sizes_of(config: Mapping[str, Any], place: str) -> _Sizes:
     if config.get("num_attention_heads") is None:
         raise ConfigError(
-            f"{place}: model_type {config.get('model_type')} has no num_attention_heads: autotune "
-            "tunes decoders with attention, no pure state-space or recurrent models"
+            f"{place}: model_type {config.get('model_type')} has no num_attention_heads; autotune "
+            "supports only decoders with attention, not state-space or recurrent models"
         )
     try:
         return _Sizes.model_validate(dict(config))

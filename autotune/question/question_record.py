@@ -87,15 +87,15 @@ def read_record(record: Mapping[str, Any]) -> dict[str, Any]:
     try:
         read = _record_model().model_validate_json(json.dumps(record))
     except ValidationError as error:
-        raise ConfigError(f"this is no question of autotune: {_words(error)}") from error
+        raise ConfigError(f"this is not a question of autotune: {_words(error)}") from error
     except (RecursionError, TypeError, ValueError) as error:
-        raise ConfigError(f"this is no question of autotune: {error}") from error
+        raise ConfigError(f"this is not a question of autotune: {error}") from error
     values = {name: getattr(read, name) for name in type(read).model_fields}
     try:
         for part in ("workload", "hardware"):
             check_figures(values[part], part)
     except ValueError as error:
-        raise ConfigError(f"this is no question of autotune: {error}") from error
+        raise ConfigError(f"this is not a question of autotune: {error}") from error
     return values
 
 

@@ -120,4 +120,4 @@ class Workload:
             rest["lora_targets"] = tuple(rest["lora_targets"])
             return cls(model=model, **rest)
         except (KeyError, TypeError) as error:
-            raise ConfigError(f"this is no workload of autotune: {error}") from error
+            raise ConfigError(f"this is not a workload of autotune: {error}") from error

@@ -59,9 +59,9 @@ class PredictedSampler:
         table: the strategies that may be tried.
         prior: the prediction from first principles.
         limits: room on device, host and disk.
-        goal: what is sought.
-        min_gain: ends when all that is left is expected to improve it by less than this share; 0
-            tries everything.
+        goal: what the search optimizes.
+        min_gain: the search ends when the remaining strategies are expected to improve the goal by
+            less than this fraction; 0 tries every strategy.
         durations: how long trials run.
     """
 
@@ -81,7 +81,7 @@ class PredictedSampler:
         self._table = _nearest_to_front(table, prior, self._limits) if len(table) else table
         self._shortlist = Shortlist()
         self.end_reason: str | None = None
-        """Why `propose` gave nothing although strategies are left, in words."""
+        """Why `propose` returned None although strategies remain, in words."""
         if not len(table):
             return
         self._surrogate = Surrogate(self._table, prior)
@@ -97,7 +97,7 @@ class PredictedSampler:
         self._share_run, self._num_warm_up = composition.share_run, composition.num_warm_up
 
     def propose(self, trials: Sequence[Trial]) -> Strategy | None:
-        """The next strategy; None where none is left that is worth it, or none at all."""
+        """The next strategy; None if no remaining strategy is worth a trial."""
         self.end_reason = None
         if not len(self._table):
             return None
@@ -109,7 +109,7 @@ class PredictedSampler:
         left, are_all = self._shortlist.rows(is_left, len(trials) - past.num_running)
         running = past.running
         rows = np.append(left, running)
-        acquisition = self._outlook(past, rows, num_running=len(running))
+        acquisition = self._acquisition_of(past, rows, num_running=len(running))
         gains = acquisition.gains(self._goal)[: len(left)]
         cost_s = self._durations.shown_by(trials).expected_s(
             np.exp(acquisition.step_time.mean[: len(left)]),
@@ -138,8 +138,10 @@ class PredictedSampler:
         missing = self._surrogate.predicted.missing_bytes(self._limits)
         return self._table.strategy(int(left[np.argmin(missing[left])]))
 
-    def _outlook(self, past: Past, rows: NDArray[np.intp], *, num_running: int) -> Acquisition:
-        """Of some rows; the last of them run now, and are taken to come out as expected."""
+    def _acquisition_of(
+        self, past: Past, rows: NDArray[np.intp], *, num_running: int
+    ) -> Acquisition:
+        """The acquisition of some rows. The last rows run now and count as predicted."""
         overhead = self._surrogate.predicted.device_overhead_bytes
         limit = self._limits.device_bytes - float(np.median(overhead))
         told, num_told = past.witnesses()
@@ -173,14 +175,14 @@ class PredictedSampler:
             return None
         if not len(acquisition.measured):
             chance = 1 - np.prod(1 - acquisition.chance[rows])
-            return "nothing that is left is likely to fit" if chance < _UNLIKELY else None
+            return "no remaining strategy is likely to fit" if chance < _UNLIKELY else None
         if len(acquisition.measured) < _LEAST_TRIALS:
             return None
         if acquisition.potential(self._goal, rows) >= self._min_gain:
             return None
         return (
-            f"nothing that is left is likely to improve {_WORDS[self._goal]} by more than "
-            f"{self._min_gain:.1%} (--min-gain)"
+            f"no remaining strategy is likely to improve {_WORDS[self._goal]} by over "
+            f"{100 * self._min_gain:.3g} % (--min-gain)"
         )
 
     def _log_power(self, trials: Sequence[Trial], rows: NDArray[np.intp]) -> _Array:
@@ -204,7 +206,7 @@ _WORDS = {
     Goal.BALANCED: "the front",
     Goal.THROUGHPUT: "the highest throughput",
     Goal.MEMORY: "the least memory",
-    Goal.ENERGY: "the least energy a token",
+    Goal.ENERGY: "the least energy per token",
 }
 
 
@@ -219,7 +221,7 @@ def _telling(posterior: Posterior, rows: NDArray[np.intp], weights: _Array) -> _
 def _nearest_to_front(
     table: StrategyTable, prior: AnalyticPredictor, limits: Limits
 ) -> StrategyTable:
-    """Of many rows those that might fit and are predicted nearest to the front."""
+    """The rows of a large table that might fit and are predicted nearest to the front."""
     if len(table) <= _MOST_ROWS:
         return table
     predicted = prior.predict_table(table)

@@ -150,7 +150,7 @@ class StudyFolder:
             if differences:
                 raise ConfigError(
                     f"--out {self.path} holds another question: {'; '.join(differences)}. "
-                    "Ask the same one to resume it, or name another folder"
+                    "Ask the same question to resume it, or choose another folder"
                 )
         except AutotuneError:
             self.close()
@@ -161,16 +161,14 @@ class StudyFolder:
         """Whether a study is there; refuses what a new one must not be written into."""
         is_there = (self.path / "question.json").exists()
         if must_exist and not is_there:
-            raise ConfigError(
-                f"--resume: {self.path} holds no study; leave --resume out to start one"
-            )
+            raise ConfigError(f"--resume: {self.path} has no study; omit --resume to start one")
         if not is_there and self.path.is_dir() and not _OWN_DRAFTS.issuperset(self._names()):
             raise ConfigError(
-                f"--out {self.path}: the folder is not empty and holds no study; name another"
+                f"--out {self.path}: the folder is not empty and has no study; choose another"
             )
         if os.path.lexists(self.path) and not self.path.is_dir():
-            what = "a file" if self.path.exists() else "a link to nowhere"
-            raise ConfigError(f"--out {self.path}: this is {what}; name a folder")
+            what = "a file" if self.path.exists() else "a broken link"
+            raise ConfigError(f"--out {self.path}: this is {what}; choose a folder")
         return is_there
 
     def _refuse_misplaced(self) -> None:
@@ -179,10 +177,10 @@ class StudyFolder:
         folders = [self.path / name for name in ("trials", "exports")]
         for path in files:
             if path.is_dir():
-                raise ConfigError(f"--out: {path} is a folder, where a file belongs; move it away")
+                raise ConfigError(f"--out: {path} must be a file, but is a folder; move it away")
         for path in folders:
             if path.exists() and not path.is_dir():
-                raise ConfigError(f"--out: {path} is a file, where a folder belongs; move it away")
+                raise ConfigError(f"--out: {path} must be a folder, but is a file; move it away")
 
     def _check_path(self) -> None:
         """Refuse what nothing can be kept in, before anything is made."""
@@ -190,8 +188,8 @@ class StudyFolder:
         longest = len(os.fsencode(self.path.resolve())) + _LONGEST_BELOW
         if longest > _PATH_MAX:
             raise ConfigError(
-                f"--out: the folder's path has {longest - _LONGEST_BELOW:,} bytes; "
-                f"with {_PATH_MAX - _LONGEST_BELOW:,} at most there is room for what is in it"
+                f"--out: the path of the folder has {longest - _LONGEST_BELOW:,} bytes; "
+                f"choose one with at most {_PATH_MAX - _LONGEST_BELOW:,}"
             )
 
     def _make(self) -> None:
@@ -230,7 +228,7 @@ class StudyFolder:
             lock.close()
             raise StorageError(
                 f"--out {self.path}: another search is running in it (pid {holder}); "
-                "wait for it, stop it, or name another folder"
+                "wait for it, stop it, or choose another folder"
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -258,7 +256,7 @@ class StudyFolder:
             return Question.from_dict(record)
         except FileNotFoundError:
             raise StorageError(
-                f"{self.path} is no study folder: it has no question.json"
+                f"{self.path} is not a study folder: it has no question.json"
             ) from None
         except (OSError, TypeError, ValueError) as error:
             raise StorageError(f"{file} cannot be read: {visible(str(error))}") from error
@@ -281,7 +279,8 @@ class StudyFolder:
         except (OSError, ValueError) as error:
             reason = str(error)
         raise StorageError(
-            f"{file} cannot be read: {visible(reason)}; remove it, the next search writes another"
+            f"{file} cannot be read: {visible(reason)}; remove it: the next "
+            "search writes a new one"
         )
 
     def write_environment(self, record: Mapping[str, Any]) -> None:
@@ -299,7 +298,7 @@ class StudyFolder:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(
-                f"{folder}: the folder of a trial cannot be made: {error.strerror or error}"
+                f"{folder}: the folder of a trial cannot be created: {error.strerror or error}"
             ) from error
         return folder
 

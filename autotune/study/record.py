@@ -115,8 +115,8 @@ class TrialRecord:
             return optuna.load_study(study_name=name, storage=self._storage, sampler=sampler)
         except KeyError:
             raise StorageError(
-                f"the study storage {shown(self._url)} cannot be used: it holds no study {name}; "
-                "give the --storage that the search was given"
+                f"the study storage {shown(self._url)} cannot be used: it has no study {name}; "
+                "use the --storage of the search"
             ) from None
 
     def close(self) -> None:
@@ -298,7 +298,7 @@ class TrialRecord:
             # One that has an end was told, and the search killed while it wrote that down.
             has_ended = trial.measurement is not None or trial.failure is not None
             killed = Failure(
-                kind=FailureKind.INTERRUPTED, message="the search was killed while it ran"
+                kind=FailureKind.INTERRUPTED, message="the search was killed during the trial"
             )
             outcome = Outcome(
                 measurement=trial.measurement,

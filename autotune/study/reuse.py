@@ -21,7 +21,7 @@ _IDLE = frozenset(("optuna", "ray", "nvidia-ml-py"))
 
 
 def difference(study: StudySummary, question: Question, versions: Mapping[str, str]) -> str | None:
-    """What keeps a study's measurements from answering a question, in words.
+    """Why the measurements of a study do not answer a question, in words.
 
     Args:
         study: the earlier one.
@@ -34,18 +34,19 @@ def difference(study: StudySummary, question: Question, versions: Mapping[str, s
         return f"it measured {theirs.model.name}"
     if replace(theirs, model=ours.model) != ours:
         return (
-            f"it measured {theirs.method}, {theirs.seq_len} tokens a sample, "
-            f"{theirs.global_batch_size} samples a step"
+            f"it measured {theirs.method}, {theirs.seq_len} tokens per sample, "
+            f"{theirs.global_batch_size} samples per step"
         )
     if str(study.hardware) != str(question.hardware):
-        return f"it ran on {study.hardware}, this is {question.hardware}"
+        return f"it ran on {study.hardware}; this machine is {question.hardware}"
     if study.hardware.supports_bf16 != question.hardware.supports_bf16:
         ran = "computes" if study.hardware.supports_bf16 else "does not compute"
         return f"it ran on a device that {ran} bf16, unlike this one"
     for package in sorted({*versions, *study.versions} - _IDLE):
         then, now = study.versions.get(package), versions.get(package)
         if then != now:
-            return f"it ran with {package} {then or 'missing'}, now it is {now or 'missing'}"
+            there, here = then or "not installed", now or "not installed"
+            return f"it ran with {package} {there}; now it is {here}"
     return None
 
 

@@ -149,7 +149,7 @@ def storage_errors(url: str) -> Iterator[None]:
         reason = _without_secrets(lines[0] if lines else type(error).__name__, url)
         raise StorageError(
             f"the study storage {shown(url)} cannot be used: {reason}; "
-            "name another with --storage, or another folder with --out"
+            "choose another --storage, or another folder with --out"
         ) from None
 
 
@@ -182,11 +182,11 @@ def check_is_kept(url: str) -> None:
     path = _file_of(url)
     if path is not None and not path.exists():
         raise StorageError(
-            f"the study storage {shown(url)} cannot be used: there is no such file; {_HINT}"
+            f"the study storage {shown(url)} cannot be used: the file does not exist; {_HINT}"
         )
     if not _tables_of(url) >= _TABLES:
         raise StorageError(
-            f"the study storage {shown(url)} cannot be used: it holds no study; {_HINT}"
+            f"the study storage {shown(url)} cannot be used: it has no study; {_HINT}"
         )
 
 

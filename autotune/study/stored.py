@@ -46,7 +46,7 @@ def open_record(
     """
     if must_exist and storage_url is None and not folder.has_storage:
         raise StorageError(
-            f"{folder.path} has no study.db; if the search was given --storage, give the same here"
+            f"{folder.path} has no study.db; if the search used --storage, use the same here"
         )
     choices = {
         knob: tuple(dict.fromkeys((*values, space.reference.to_dict()[knob])))
@@ -99,14 +99,14 @@ def summarize(
         trials=tuple(record.trials()),
         elapsed_s=float(environment.get("elapsed_s", 0.0)),
         versions=environment.get("versions", {}),
-        objective=_objective(environment.get("objective")),
+        goal=_goal(environment.get("objective")),
         end_reason=environment.get("end_reason"),
         folder=folder.path,
         storage_url=shown(storage_url) if storage_url else None,
     )
 
 
-def _objective(name: str | None) -> Goal:
+def _goal(name: str | None) -> Goal:
     """What the last search was after, as it wrote that down; the front where it did not."""
     return Goal(name) if name is not None and name in list(Goal) else Goal.FRONT
 

@@ -94,7 +94,7 @@ class Study:
         self._learn_again()
         self._running: set[int] = set()
         self.end_reason: str | None = None
-        """Why `ask` had nothing more, in words."""
+        """Why `ask` returned None, in words."""
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -147,10 +147,10 @@ class Study:
     def _ask_new(self, remaining_s: float) -> Trial | None:
         """A strategy that was not launched yet."""
         if self._max_trials is not None and self._num_launched() >= self._max_trials:
-            self.end_reason = f"--trials {self._max_trials} were run"
+            self.end_reason = f"all {self._max_trials} trials of --trials were launched"
             return None
         if remaining_s <= 0:
-            self.end_reason = "the budget is spent"
+            self.end_reason = "the budget is used up"
             return None
         while True:
             self._hear_of_others()
@@ -194,9 +194,9 @@ class Study:
                 return proposal
             put_off.append(proposal.as_trial())
         if put_off:
-            self.end_reason = "the rest of the budget is too short for another trial"
+            self.end_reason = "the remaining budget is too short for another trial"
         else:
-            all_done = "every strategy of the space was tried or ruled out"
+            all_done = "every strategy of the space was launched or pruned"
             self.end_reason = self._sampler.end_reason or all_done
         return None
 

@@ -42,7 +42,7 @@ class StudySummary:
     elapsed_s: float
     """Wall time of all searches of this study together."""
     versions: Mapping[str, str]
-    objective: Goal = Goal.FRONT
+    goal: Goal = Goal.FRONT
     """What the last search was after."""
     end_reason: str | None = None
     """Why the last search ended, in words."""
@@ -162,7 +162,7 @@ class StudySummary:
     @property
     def best(self) -> Trial | None:
         """What the last search was after, or else the fastest; None where nothing fits."""
-        return self.best_for(self.objective) or self.best_for(Goal.THROUGHPUT)
+        return self.best_for(self.goal) or self.best_for(Goal.THROUGHPUT)
 
     @property
     def incumbent_of_the_fastest(self) -> Trial | None:

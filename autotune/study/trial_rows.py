@@ -167,7 +167,7 @@ class TrialRows:
             sql.select(trials.c.trial_id).where(which & is_running).with_for_update()
         )
         if trial_id is None:
-            raise StorageError(f"trial {number} has been ended by another search already")
+            raise StorageError(f"trial {number} was already ended by another search")
         connection.execute(
             trials.update()
             .where(trials.c.trial_id == trial_id)

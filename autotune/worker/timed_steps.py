@@ -97,7 +97,7 @@ class TimedSteps:
             is_leaner = incumbent.peak_memory_bytes <= peak_memory_bytes
             if is_leaner and incumbent.tokens_per_second > fastest:
                 return (
-                    f"it reaches at most {fastest:,.0f} tokens/s, and trial {incumbent.number} "
-                    f"has at least {incumbent.tokens_per_second:,.0f} in no more memory"
+                    f"at best {fastest:,.0f} tokens/s; trial {incumbent.number} reached "
+                    f"{incumbent.tokens_per_second:,.0f} with no more memory"
                 )
         return None

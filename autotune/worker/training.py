@@ -111,7 +111,7 @@ class Training:
                 defeat = timed.defeat(step.peak_reserved_bytes)
             if skipped > _MAX_SKIPPED_STEPS:
                 raise FloatingPointError(
-                    f"fp16 overflowed in {skipped} steps, the loss scale does not settle"
+                    f"fp16 overflowed in {skipped} steps: the loss scale does not converge"
                 )
             index += 1
         peaks = self._meter.peaks()

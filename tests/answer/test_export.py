@@ -96,7 +96,7 @@ def test_names_of_folders_steer_neither_a_script_nor_html(tmp_path: Path) -> Non
     study = replace(summary(trial), name="<b>\ncommand")
     readme = (export_trial(study, trial, tmp_path / "best") / "README.md").read_text()
     assert "study &lt;b&gt;\\u000acommand:" in readme
-    assert "by trial 1 of &lt;script&gt;\\u001b[31m." in readme
+    assert "(by trial 1 of &lt;script&gt;\\u001b[31m)." in readme
     with pytest.raises(ConfigError, match="the device kind "):
         replace(LAPTOP, device_kind="X\ncommand\n#")
 
@@ -133,7 +133,7 @@ def test_guide_of_a_pipeline_trains_by_whole_batches(tmp_path: Path) -> None:
     ast.parse(example)
     assert 'autotune.pipeline(model, "strategy.yaml")' in example
     assert "engine.train_batch(" in example
-    assert "Neither drives DeepSpeed's pipeline engine" in text
+    assert "Neither supports the pipeline engine of DeepSpeed" in text
 
 
 def test_guide_gives_the_hf_trainer_the_values_of_the_json(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from sample_study import (
     summary,
 )
 
-from autotune.answer.report import format_interval, pareto_table, render_report
+from autotune.answer.figures import format_interval
+from autotune.answer.front_table import pareto_table
+from autotune.answer.report import render_report
 from autotune.answer.report_document import report_json
 from autotune.knob_values import LossClass, Optimizer
 from autotune.machine.hardware import GIB
@@ -75,7 +77,7 @@ def test_interrupted_trials_are_said_and_are_no_failed_ones() -> None:
     assert (study.num_launched, study.counts[TrialState.FAILED]) == (1, 0)
     text = printed(render_report(study), width=200)
     assert "1 complete, 1 interrupted" in text
-    assert "trials 1; the same command runs them again" in text
+    assert "Interrupted from outside: trial 1." in text
     assert "Failed trials" not in text
 
 
@@ -87,9 +89,7 @@ def test_a_busy_machine_and_a_tie_are_said_once_each() -> None:
         if t.measurement is not None
     ]
     text = printed(render_report(summary(*busy)), width=200)
-    assert (
-        text.count("The machine was busy: beside 2 measured trials other processes took 40%") == 1
-    )
+    assert text.count("The machine was busy during 2 trials: other processes took 40% to 40%") == 1
     assert text.count("Tie: trial 1 may be as fast as trial 0") == 1
 
 
@@ -110,7 +110,7 @@ def test_a_tie_stands_beside_the_pick_in_the_table() -> None:
     cells = [str(cell) for cell in table.columns[1].cells]
     for cell, trial in zip(cells, study.front, strict=True):
         is_pick = trial in study.picks.values()
-        assert ("tie: trial " in cell) == (is_pick and trial.number < 2), cell
+        assert ("tie: " in cell) == (is_pick and trial.number < 2), cell
     assert any("tie: trial 1" in cell for cell in cells)
 
 
@@ -137,7 +137,10 @@ def test_prediction_errors_are_medians_and_95th_percentiles_of_complete_trials()
 def test_the_report_states_the_error_and_its_json_that_of_each_trial() -> None:
     study = summary(complete(0, 100, 10, predicted_gib=11))
     text = printed(render_report(study), width=200)
-    assert "95th percentile of 1 measured trials): allocated 10%, 10%; reserved 10%, 10%" in text
+    assert (
+        "Prediction error, median / 95th percentile (1 trial): allocated 10% / 10%; reserved"
+        in text
+    )
     document = report_json(study)
     assert document["prediction_errors"]["reserved"]["median"] == pytest.approx(0.1)
     assert document["trials"][0]["prediction_errors"]["reserved"] == pytest.approx(0.1)
@@ -170,11 +173,11 @@ def test_what_is_best_depends_on_the_objective_and_is_the_pick_of_that_name() ->
         which: numbers[which] for which in PICKS
     }
     for goal, number in numbers.items():
-        asked = replace(study, objective=goal)
+        asked = replace(study, goal=goal)
         assert asked.best is not None
         assert asked.best.number == number
-        words = f"Trial {number}, {goal.words}, is best for --objective {goal}"
-        assert f"{words}; it is exported to there." in " ".join(
+        words = f"Best for --objective {goal}: trial {number} ({goal.words})"
+        assert f"{words}, exported to there." in " ".join(
             printed(render_report(asked, Path("there"))).split()
         )
         best = report_json(asked, Path("there"))["best"]
@@ -184,9 +187,9 @@ def test_what_is_best_depends_on_the_objective_and_is_the_pick_of_that_name() ->
 
 
 def test_where_no_device_counts_energy_the_fastest_is_best_and_that_is_said() -> None:
-    study = replace(summary(complete(0, 300, 60), complete(1, 100, 10)), objective=Goal.ENERGY)
+    study = replace(summary(complete(0, 300, 60), complete(1, 100, 10)), goal=Goal.ENERGY)
     assert study.best is study.front[0]
-    words = "Trial 0, the fastest, is best for --objective energy, which nothing was measured of."
+    words = "Fastest: trial 0 (no trial measured --objective energy)."
     assert words in " ".join(printed(render_report(study)).split())
     assert report_json(study)["best"] == {"trial": 0, "pick": "throughput", "folder": None}
 
@@ -198,21 +201,21 @@ def test_least_energy_is_unknown_where_none_is_counted() -> None:
 
 def test_the_report_names_what_was_reused_and_why_the_search_ended() -> None:
     reused = replace(complete(4, 100, 10), reused_from="trial 7 of results/a", duration_s=0.0)
-    study = replace(summary(reused, complete(5, 90, 9)), end_reason="the budget is spent")
+    study = replace(summary(reused, complete(5, 90, 9)), end_reason="the budget is used up")
     text = printed(render_report(study), width=200)
-    assert "The search ended: the budget is spent." in text
-    assert "reused, not launched: 1 trials" in text
+    assert "The search ended: the budget is used up." in text
+    assert "Reused from earlier studies, not launched: 1 trial." in text
     assert "reused: trial 7 of results/a" in text
     assert study.num_launched == 1
     document = report_json(study)
-    assert document["end_reason"] == "the budget is spent"
+    assert document["end_reason"] == "the budget is used up"
     assert [trial["reused_from"] for trial in document["trials"]] == ["trial 7 of results/a", None]
 
 
 def test_the_report_names_trials_that_were_forced() -> None:
     forced = replace(complete(4, 100, 10), is_forced=True)
     text = printed(render_report(summary(forced, complete(5, 90, 9))), width=200)
-    assert "pruned them: trials 4; 1 of 1 fit." in text
+    assert "(--force-pruned): trial 4. 1 of 1 fit." in text
 
 
 def test_a_study_without_trials_has_no_shares() -> None:
@@ -227,11 +230,11 @@ def test_energy_has_a_column_only_where_it_was_measured() -> None:
     assert metered.measurement is not None
     measurement = replace(metered.measurement, energy_j_per_token=0.00934)
     study = summary(replace(metered, measurement=measurement), unmetered)
-    assert "mJ per" in printed(render_report(study))
+    assert "mJ/token" in printed(render_report(study))
     assert "9.34" in printed(render_report(study))
     energies = [t["measurement"]["energy_j_per_token"] for t in report_json(study)["trials"]]
     assert energies == [0.00934, None]
-    assert "mJ per" not in printed(render_report(summary(metered, unmetered)))
+    assert "mJ/token" not in printed(render_report(summary(metered, unmetered)))
 
 
 def test_mfu_follows_palm_for_full_fine_tuning() -> None:
@@ -270,7 +273,7 @@ def test_report_marks_strategies_that_change_the_loss(study: StudySummary) -> No
 
 
 def test_report_counts_complete_trials_that_do_not_fit(study: StudySummary) -> None:
-    assert "do not count as fitting: 1" in printed(render_report(study), width=200)
+    assert "does not count as fitting: 1 trial." in printed(render_report(study), width=200)
 
 
 def test_report_shows_failures_by_kind_and_keeps_their_text_as_it_is(study: StudySummary) -> None:
@@ -367,7 +370,7 @@ def test_a_front_with_every_column_fits_a_terminal_of_80() -> None:
     )
     front = printed(pareto_table(summary(trial)), width=80)
     assert max(map(len, front.splitlines())) <= 80
-    for words in ("75,967", "71,667", "79,965", "57.2", "15.3", "neutral"):
+    for words in ("75,967", "71.7k-80.0k", "57.2", "15.3", "neutral"):
         assert words in front
 
 
@@ -383,11 +386,11 @@ def test_the_report_says_what_running_the_best_again_has_shown() -> None:
         again(complete(2, 500, 10), 500, 501, 502),
     )
     text = printed(render_report(study), width=200)
-    assert "trials 0 (3 times), 1 (3 times), 2 (3 times)" in text
+    assert "interleaved runs: trial 0 (3×), trial 1 (3×), trial 2 (3×)." in text
     assert "1,001" in text
     assert "± 22" in text
-    assert "Trials 1 and 0 are a tie: they differ by 0.1% ± 0.6%." in text
-    assert re.search(r"Trial 0 is faster than trial 2, by 99\.\d% ± \d\.\d%\.", text)
+    assert "Trials 1 and 0 are tied: the difference is 0.1% ± 0.6%." in text
+    assert re.search(r"Trial 0 is faster than trial 2 by 99\.\d% ± \d\.\d%\.", text)
     document = report_json(study)
     assert [c["verdict"] for c in document["comparisons"]] == ["tie", "faster"]
     assert document["picks"]["throughput"] == 1
@@ -400,12 +403,15 @@ def test_the_fastest_is_the_fastest_and_a_confirmed_trial_that_may_be_as_fast_is
     runs = tuple(replace(confirmed.measurement, tokens_per_second=speed) for speed in speeds)
     study = summary(replace(confirmed, confirmations=runs), complete(1, 1000, 41))
     text = printed(render_report(study), width=200)
-    assert "Trial 1, the fastest, is best for --objective front" in text
-    assert "Trial 1, the fastest, ran once. Trial 0 may be as fast, by its 3 runs." in text
+    assert "Best for --objective front: trial 1 (the fastest)" in text
+    assert (
+        "Trial 1 is the fastest, but ran only once. Trial 0 may be as fast: it has 3 confirming "
+        "runs." in text
+    )
     assert report_json(study)["picks"]["throughput"] == 1
 
     far = summary(replace(confirmed, confirmations=runs), complete(1, 1100, 41))
-    assert "may be as fast, by its" not in printed(render_report(far), width=200)
+    assert "confirming runs" not in printed(render_report(far), width=200)
 
 
 def test_an_interval_as_wide_as_its_mean_says_nothing() -> None:

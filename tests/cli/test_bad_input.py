@@ -26,7 +26,7 @@ from autotune.question.presets import PRESETS
         (["--model", "tiny", "--method", "lora", "--lora-rank", "0"], "--lora-rank"),
         (["--model", "tiny", "--nvme-path", "nowhere"], "--nvme-path nowhere: no such folder"),
         (["--model", "tiny", "--nvme-path", "text.yaml"], "--nvme-path text.yaml: this is a file"),
-        (["--model", "tiny", "--nvme-path", "/proc"], "--nvme-path /proc: cannot be written"),
+        (["--model", "tiny", "--nvme-path", "/proc"], "--nvme-path /proc: not writable"),
         (["--model", "tiny", "--sampler", "best"], "--sampler 'best': choose from"),
         (["--model", "tiny", "--objective", "best"], "--objective 'best': choose from front"),
         (["--model", "tiny", "--min-gain", "1"], "--min-gain must be at least 0 and less than 1"),
@@ -43,7 +43,7 @@ from autotune.question.presets import PRESETS
         ),
         (["--model", "tiny", "--confirm", "-1"], "--confirm must be at least 0, got -1"),
         (["--model", "tiny", "--seed", "-1"], "--seed must be"),
-        (["--model", "tiny", "--method", "lora", "--lora-targets", ","], "names no layer"),
+        (["--model", "tiny", "--method", "lora", "--lora-targets", ","], "has an empty name"),
         (["--model", "tiny", "--space", "huge.yaml"], "micro_batch_size 500000000 x 2 ranks"),
         (["--model", "tiny", "--devices", "0"], "--devices must be"),
         (["--model", "tiny", "--devices", "9999"], "--devices 9999: this machine has no GPU"),
@@ -136,7 +136,7 @@ def test_a_study_whose_storage_is_damaged_is_named_and_left_alone(tmp_path: Path
 def test_a_folder_that_is_no_study_is_named(tmp_path: Path, command: str) -> None:
     ran = autotune_here(command, "nowhere", folder=tmp_path)
     assert ran.returncode == 2
-    assert "nowhere is no study folder" in ran.stderr
+    assert "nowhere is not a study folder" in ran.stderr
 
 
 def test_a_large_model_without_a_gpu_is_refused_at_once(tmp_path: Path) -> None:

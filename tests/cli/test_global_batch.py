@@ -20,25 +20,25 @@ def test_a_batch_that_is_left_out_is_the_nearest_multiple_of_the_devices(
 
 
 def test_the_batches_that_work_are_named() -> None:
-    assert nearest_batches(32, 7) == "the nearest that work are 28 and 35"
-    assert nearest_batches(3, 7) == "the least is 7"
+    assert nearest_batches(32, 7) == "choose 28 or 35"
+    assert nearest_batches(3, 7) == "choose 7 or a multiple of it"
 
 
 def test_a_plan_takes_the_nearest_batch_and_says_so(tmp_path: Path) -> None:
     plan = ("plan", "--model", "7B", "--hardware", "7xA100-80GB", "--quick")
     ran = autotune_here(*plan, folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    assert "35 is taken, the multiple of 7 devices that is nearest to 32" in ran.stderr
+    assert "Using --global-batch 35: the multiple of 7 devices that is nearest to 32" in ran.stderr
     refused = autotune_here(*plan, "--global-batch", "32", folder=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "--global-batch 32 is not divisible by 7 devices" in refused.stderr
-    assert "the nearest that work are 28 and 35" in refused.stderr
+    assert "choose 28 or 35" in refused.stderr
 
 
 def test_a_search_takes_the_nearest_batch_and_says_so(tmp_path: Path) -> None:
     search = ("search", "--model", "tiny", "--devices", "3", "--resume")
     ran = autotune_here(*search, folder=tmp_path)
-    assert "33 is taken, the multiple of 3 devices that is nearest to 32" in ran.stderr
+    assert "Using --global-batch 33: the multiple of 3 devices that is nearest to 32" in ran.stderr
     refused = autotune_here(*search, "--global-batch", "32", folder=tmp_path)
     assert "--global-batch 32 is not divisible by 3 devices; " in refused.stderr
-    assert "the nearest that work are 30 and 33" in refused.stderr
+    assert "choose 30 or 33" in refused.stderr

@@ -40,8 +40,8 @@ def test_a_search_exports_the_pick_of_its_objectives_name_and_all_name_it(
     folder = f"study/exports/trial-{number}"
     assert told["best"] == {"trial": number, "pick": goal.pick, "folder": folder}
     assert told["picks"][goal.pick] == number
-    words = f"Trial {number}, {goal.words}, is best for --objective {goal}"
-    assert f"{words}; it is exported to {folder}" in searched.stderr
+    words = f"Best for --objective {goal}: trial {number} ({goal.words})"
+    assert f"{words}, exported to {folder}" in searched.stderr
 
     reported = autotune_here("report", "study", "--json", folder=parent)
     assert json.loads(reported.stdout)["best"] == told["best"]
@@ -50,7 +50,7 @@ def test_a_search_exports_the_pick_of_its_objectives_name_and_all_name_it(
     exported = autotune_here("export", "study", "--pick", goal.pick, folder=parent)
     assert exported.returncode == 0, exported.stderr
     assert exported.stdout == f"{folder}\n"
-    assert f"Trial {number}, {goal.words}, is exported to {folder}" in exported.stderr
+    assert f"Exported trial {number} ({goal.words}) to {folder}" in exported.stderr
     record = json.loads((parent / folder / "provenance.json").read_text())
     assert record["trial"]["number"] == number
 
@@ -58,7 +58,7 @@ def test_a_search_exports_the_pick_of_its_objectives_name_and_all_name_it(
 def test_what_nothing_was_measured_of_is_no_pick(parent: Path) -> None:
     exported = autotune_here("export", "study", "--pick", "energy", folder=parent)
     assert exported.returncode == 2
-    assert "--pick energy: study measured no energy; choose from throughput" in exported.stderr
+    assert "--pick energy: the trials of study have no energy; choose from throughput" in exported.stderr
     planned = autotune_here(
         *("plan", "--model", "tiny", "--hardware", "1xL4", "--quick", "--pick", "energy"),
         folder=parent,

@@ -44,7 +44,7 @@ def test_explain_shows_the_parts_of_one_pick(tmp_path: Path) -> None:
     ran = autotune(*LORA, "--explain", "--pick", "memory", folder=tmp_path)
     assert ran.returncode == 0
     assert "Pick memory: " in ran.stdout
-    assert "of the device's memory" in ran.stdout
+    assert "of device memory" in ran.stdout
 
 
 def test_json_is_one_document(tmp_path: Path) -> None:
@@ -197,19 +197,19 @@ def test_the_export_goes_where_it_is_asked_to_and_over_nothing(tmp_path: Path) -
     ("arguments", "words"),
     [
         (("--hardware", "8xH1000"), "--hardware 8xH1000: there is no device kind"),
-        (("--hardware", "8xA1000"), "--hardware 8xA1000: A1000 is known and not supported"),
-        (("--hardware", "8xH20"), "--hardware 8xH20: H20 is known and not supported"),
+        (("--hardware", "8xA1000"), "--hardware 8xA1000: A1000 is not supported"),
+        (("--hardware", "8xH20"), "--hardware 8xH20: H20 is not supported"),
         (("--hardware", "8xL4", "--nvme", "1e300"), "--nvme must be at most 1,000,000, got 1e300"),
         (("--hardware", f"{'9' * 20}xH100"), "a host has at most 1,024 devices"),
         (("--hardware", "L4", "--nodes", "0"), "--nodes must be at least 1"),
         (("--hardware", "L4", "--host-memory", "0"), "--host-memory must be"),
         (("--hardware", "L4", "--nvme", "-1"), "--nvme must be more than 0 GiB, got -1"),
-        (("--hardware", "L4", "--calibrate-from", "nowhere"), "nowhere is no study folder"),
+        (("--hardware", "L4", "--calibrate-from", "nowhere"), "nowhere is not a study folder"),
         (("--hardware", "L4", "--headroom", "1"), "--headroom must be"),
         (("--hardware", "L4", "--pick", "best"), "--pick 'best': choose from throughput"),
         (("--hardware", "L4", "--method", "qat"), "--method 'qat': choose from full"),
         (("--hardware", "L4", "--global-batch", "0"), "--global-batch must be at least 1"),
-        (("--hardware", "3xL4", "--global-batch", "4"), "the nearest that work are 3 and 6"),
+        (("--hardware", "3xL4", "--global-batch", "4"), "choose 3 or 6"),
         (("--hardware", "L4", "--space", "defualt"), "--space defualt: no such file"),
     ],
 )
@@ -250,7 +250,7 @@ def test_a_disk_that_is_named_lets_strategies_offload_to_it(tmp_path: Path) -> N
     document = json.loads(ran.stdout)
     assert document["front"][0]["strategy"]["offload_optimizer"] == "nvme"
     assert 0 < document["front"][0]["prediction"]["disk_bytes"] < 1000 * 2**30
-    assert any("1000.0 GiB of NVMe disk, at /local_nvme" in s for s in document["assumptions"])
+    assert any("1000 GiB of NVMe disk, at /local_nvme" in s for s in document["assumptions"])
 
 
 def test_help_has_an_example_and_the_form_of_a_file(tmp_path: Path) -> None:

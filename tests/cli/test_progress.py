@@ -84,7 +84,7 @@ def test_every_view_shows_notes_and_the_end_of_each_launched_trial(kind: type[Vi
     screen = Screen(is_terminal=kind is LiveProgress)
     show(kind, screen)
     assert "libraries loaded" in screen.text
-    assert "in 10.0 GiB (predicted 1,000 tokens/s in 11.0 GiB)" in screen.text
+    assert "in 10.0 GiB (pred. 1,000 tokens/s in 11.0 GiB)" in screen.text
     assert "device out of memory in forward: CUDA [out of] memory" in screen.text
     assert "pruned" in screen.text
 
@@ -95,7 +95,7 @@ def test_a_trial_that_ended_early_says_why_and_is_none_of_those_never_launched()
     with PlainProgress(screen.console, Budget(600.0)) as view:
         view.trials_changed([beaten])
         view.trial_ended(beaten)
-    assert screen.text.endswith(f"trial 4: {beaten.strategy}: ended early: trial 1 is faster")
+    assert screen.text.endswith(f"trial 4: {beaten.strategy}: stopped early: trial 1 is faster")
     assert "without a launch" not in screen.text
 
 
@@ -109,12 +109,12 @@ def test_lines_in_a_pipe_carry_no_control_sequence_and_a_time_stamp_each() -> No
 def test_the_live_view_shows_budget_states_best_and_current_with_its_prediction() -> None:
     screen = Screen(is_terminal=True)
     show(LiveProgress, screen)
-    assert re.search(r"budget left \d+ s of 600 s", screen.text)
+    assert re.search(r"\d:\d\d of 10:00 left", screen.text)
     assert "running 1 complete 2 pruned 1 failed 1" in screen.text
     best = f"best so far: {ENDED[1].strategy}: {describe_end(ENDED[1])}"
     assert best in screen.text
-    expected = "predicted 1,000 tokens/s in 33.0 GiB"
-    assert f"running 7: {RUNNING.strategy}, {expected}: step 5 (timed) 0.25 s" in screen.text
+    expected = "pred. 1,000 tokens/s in 33.0 GiB"
+    assert f"running 7: {RUNNING.strategy} ({expected}): step 5 (timed) 0.25 s" in screen.text
 
 
 @pytest.mark.parametrize("width", [40, 60, 100])
@@ -130,11 +130,11 @@ def test_the_live_view_wipes_itself_and_hands_the_cursor_back(width: int) -> Non
 
 def test_a_prediction_stands_beside_its_measurement() -> None:
     assert describe_end(ENDED[0]) == (
-        "1,000 tokens/s in 10.0 GiB (predicted 1,000 tokens/s in 11.0 GiB)"
+        "1,000 tokens/s in 10.0 GiB (pred. 1,000 tokens/s in 11.0 GiB)"
     )
 
 
 def test_what_does_not_fit_says_so() -> None:
-    assert describe_end(complete(0, 1.0, 77.0)).endswith(", over the memory limit")
+    assert describe_end(complete(0, 1.0, 77.0)).endswith("; does not fit: over the memory limit")
     thrashing = complete(0, 1.0, 1.0, num_alloc_retries=1)
-    assert describe_end(thrashing).endswith(", but its allocator thrashes")
+    assert describe_end(thrashing).endswith("; does not count: the allocator flushed its cache")

@@ -78,7 +78,7 @@ def test_a_cpu_without_bf16_trains_in_fp32_and_says_so_once(
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr.count("no bf16 instructions") == 1
     # Two measured trials tell how fast the CPU is: until then no speed is predicted.
-    assert "(predicted 0." in ran.stderr
+    assert "(pred. 0." in ran.stderr
     answer = json.loads(ran.stdout)
     assert not answer["hardware"]["supports_bf16"]
     assert answer["reference"]["precision"] == "fp32"
@@ -120,7 +120,7 @@ def test_a_later_study_reuses_what_an_earlier_one_measured_and_says_so(
         *_TINY[:-1], "other", "--global-batch", "4", "--reuse", "study", folder=folder
     )
     assert other.returncode == 2
-    assert "--reuse study cannot be reused: it measured full, 32 tokens a sample" in other.stderr
+    assert "--reuse study cannot be reused: it measured full, 32 tokens per sample" in other.stderr
 
 
 def test_study_folder_explains_itself(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -149,9 +149,9 @@ def test_the_best_are_run_again_in_turns_and_the_report_gives_intervals(
     # One that a run shows to be slower has no part in the rest.
     [runs] = [len(trial["confirmations"]) for trial in again if trial["number"] == best]
     assert runs >= 3
-    assert f"trial {best} once more:" in ran.stderr
+    assert f"trial {best} (confirming run):" in ran.stderr
     report = autotune_here("report", "study", folder=tmp_path).stdout
-    assert "Run again, longer and in turns" in report
+    assert "Confirmed with longer, interleaved runs" in report
     assert "±" in report
     guide = tmp_path / "study" / "exports" / f"trial-{best}" / "README.md"
     assert "tokens/s over" in guide.read_text(encoding="utf-8")
@@ -389,7 +389,7 @@ def test_trials_in_another_storage_are_resumed_and_reported_from_there(
 
     elsewhere = autotune_here("report", "study", folder=tmp_path)
     assert elsewhere.returncode == 2
-    assert "give the same here" in elsewhere.stderr
+    assert "use the same here" in elsewhere.stderr
     assert not (tmp_path / "study" / "study.db").exists()
 
     other_question = [*_TINY[:-1], "elsewhere/study", "--seed", "7"]

@@ -60,7 +60,7 @@ def test_reading_makes_no_tables(tmp_path: Path, command: str, tables: str) -> N
     before = _tree(tmp_path)
     ran = autotune_here(command, "study", "--storage", "sqlite:///other.db", folder=tmp_path)
     assert ran.returncode == 2
-    assert "other.db cannot be used: it holds no study" in ran.stderr
+    assert "other.db cannot be used: it has no study" in ran.stderr
     assert _tree(tmp_path) == before
 
 
@@ -69,7 +69,7 @@ def test_a_storage_without_this_study_is_told(tmp_path: Path) -> None:
     store_study(tmp_path / "two")
     ran = autotune_here("report", "two", "--storage", "sqlite:///shared.db", folder=tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert "it holds no study two; give the --storage that the search was given" in ran.stderr
+    assert "it has no study two; use the --storage of the search" in ran.stderr
 
 
 def test_the_environment_may_name_the_storage(
@@ -86,7 +86,7 @@ def test_the_environment_may_name_the_storage(
 def test_a_folder_that_reuse_cannot_read_leaves_nothing_behind(tmp_path: Path) -> None:
     ran = autotune_here(*SEARCH, "--reuse", "nowhere", folder=tmp_path)
     assert ran.returncode == 2
-    assert "nowhere is no study folder" in ran.stderr
+    assert "nowhere is not a study folder" in ran.stderr
     assert list(tmp_path.iterdir()) == []
 
 

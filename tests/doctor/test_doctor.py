@@ -238,7 +238,7 @@ def test_a_missing_libaio_is_a_warning_with_its_package(monkeypatch: pytest.Monk
     monkeypatch.setattr(toolchain, "libaio_header", lambda: None)
     check = named(toolchain.examine_toolchain(), "async I/O")
     assert check.status is CheckStatus.WARNING
-    assert "nothing will be offloaded to NVMe" in check.detail
+    assert "offloading to NVMe will not be tried" in check.detail
     assert check.remedy == "type: apt install libaio-dev"
 
 
@@ -304,7 +304,7 @@ def test_the_table_shows_details_as_they_are_and_what_to_type() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[tune] is no markup" in text
     assert "type: pip install 'ray[tune]'" in text
-    assert "before this is mended: ray." in text
+    assert "Fix this first: ray." in text
 
 
 def test_json_carries_every_check_and_the_exit_status() -> None:

@@ -46,7 +46,7 @@ def test_a_rank_that_ends_without_a_word_is_an_error_in_one_line(
     hardware: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session.sys, "executable", "/bin/false")
-    with pytest.raises(LaunchError, match="nothing could be measured") as caught:
+    with pytest.raises(LaunchError, match="no rate could be measured") as caught:
         measure_rates(hardware)
     assert "\n" not in str(caught.value)
 
@@ -85,7 +85,7 @@ def test_what_was_found_before_a_rank_failed_is_kept(
     assert rates == Rates(kernel_launch_s=5e-6)
     assert said == [
         "nvme_bytes_per_s: OSError: no room",
-        "a rank failed before its end: planted",
+        "a rank failed: planted",
     ]
 
 
@@ -103,7 +103,7 @@ def test_doctor_measures_keeps_and_shows_the_rates_of_this_machine(tmp_path: Pat
         "device_to_host_bytes_per_s",
         "nvme_bytes_per_s",
     }
-    assert "matrix products at 16 bit: " in ran.stderr
+    assert "matrix products in 16 bit: " in ran.stderr
     kept = json.loads((tmp_path / ".config" / "autotune" / "rates" / "cpu.json").read_text())
     assert kept == document["measured"]
     shown = autotune("doctor", folder=tmp_path)
@@ -114,8 +114,8 @@ def test_doctor_measures_keeps_and_shows_the_rates_of_this_machine(tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--nvme-path", "."), "--nvme-path . is of use with --measure only"),
-        (("--devices", "1"), "--devices 1 is of use with --measure only"),
+        (("--nvme-path", "."), "--nvme-path . needs --measure; add it"),
+        (("--devices", "1"), "--devices 1 needs --measure; add it"),
         (("--measure", "--devices", "0"), "--devices must be at least 1"),
         (("--measure", "--nvme-path", "nowhere"), "--nvme-path nowhere: no such folder"),
     ],

@@ -157,7 +157,7 @@ def test_a_trial_still_running_at_the_end_of_the_budget_is_stopped(drive: Drive)
     failure = study.trials[1].failure
     assert failure is not None
     assert failure.kind is FailureKind.INTERRUPTED
-    assert failure.message == "the budget ended while it ran"
+    assert failure.message == "the budget ended during the trial"
     assert drive.clock.now == 9.0
 
 

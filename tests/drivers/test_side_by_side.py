@@ -152,7 +152,7 @@ def test_trials_still_running_at_the_end_of_the_budget_are_stopped(drive: Drive)
     drive(study, budget_s=0.5, step_time_s=0.2)
     assert time.monotonic() - began < 5
     messages = {trial.failure.message for trial in study.trials if trial.failure is not None}
-    assert messages == {"the budget ended while it ran"}
+    assert messages == {"the budget ended during the trial"}
     assert TrialState.RUNNING not in {trial.state for trial in study.trials}
 
 

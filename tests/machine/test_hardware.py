@@ -110,7 +110,7 @@ def test_ampere_has_tf32_and_no_fp8(name: str) -> None:
 
 
 def test_more_gpus_than_there_are_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--devices 3 asked for, but this machine has 2"):
+    with pytest.raises(ConfigError, match="--devices 3: this machine has 2"):
         detect_hardware(3)
 
 
@@ -126,7 +126,7 @@ def test_more_cpu_ranks_than_the_cores_carry_are_refused(monkeypatch: pytest.Mon
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert detect_hardware(8).num_devices == 8
-    with pytest.raises(ConfigError, match=r"--devices 1024: .* 8 CPU ranks are the most"):
+    with pytest.raises(ConfigError, match=r"--devices 1024: .* at most 8 CPU ranks"):
         detect_hardware(1024)
 
 
@@ -138,7 +138,7 @@ def test_an_nvme_path_is_probed_and_left_empty(tmp_path: Path) -> None:
 
 
 def test_an_nvme_path_that_cannot_be_written_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--nvme-path /proc: cannot be written"):
+    with pytest.raises(ConfigError, match="--nvme-path /proc: not writable"):
         with_nvme(detect_hardware(), Path("/proc"))
 
 

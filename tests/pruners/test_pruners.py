@@ -96,8 +96,8 @@ class TestPredictedMemoryPruner:
         )
 
         assert reason == (
-            "predicted to need 90.0 GiB, the limit is 76.0 GiB; "
-            "the largest part is optimizer states with 60.0 GiB"
+            "predicted to need 90.0 GiB; the limit per device is 76.0 GiB; "
+            "largest part: optimizer states, 60.0 GiB"
         )
 
     def test_counts_what_the_device_holds_beside_the_pool(self) -> None:
@@ -114,7 +114,7 @@ class TestPredictedMemoryPruner:
             PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST).reason_to_skip(
                 strategy(), offloaded, []
             )
-            == "predicted to need 146.0 GiB of host memory, the limit is 128.0 GiB"
+            == "predicted to need 146.0 GiB of host memory; the limit is 128.0 GiB"
         )
 
     def test_saving_a_checkpoint_counts_for_the_host(self) -> None:
@@ -122,7 +122,7 @@ class TestPredictedMemoryPruner:
         pruner = PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST)
 
         assert pruner.reason_to_skip(strategy(), saved, []) == (
-            "predicted to need 130.0 GiB of host memory (10.0 to save a checkpoint), "
+            "predicted to need 130.0 GiB of host memory (10.0 to save a checkpoint); "
             "the limit is 128.0 GiB"
         )
 
@@ -135,7 +135,7 @@ class TestPredictedMemoryPruner:
             strategy(), replace(offloaded, host_memory_lower_bytes=140 * GIB), []
         )
         assert reason == (
-            "predicted to need at least 140.0 GiB of host memory, the limit is 128.0 GiB"
+            "predicted to need at least 140.0 GiB of host memory; the limit is 128.0 GiB"
         )
 
     def test_skips_what_the_disk_cannot_hold(self) -> None:
@@ -143,7 +143,7 @@ class TestPredictedMemoryPruner:
         pruner = PredictedMemoryPruner(LIMIT, host_memory_bytes=HOST, disk_bytes=100 * GIB)
 
         assert pruner.reason_to_skip(strategy(), on_disk, []) == (
-            "offloading to NVMe needs 104.0 GiB of disk, --nvme-path has 100.0 GiB free"
+            "needs 104.0 GiB of disk to offload to; --nvme-path has 100.0 GiB free"
         )
 
     def test_a_patient_one_launches_what_is_only_expected_not_to_fit(self) -> None:
@@ -166,9 +166,8 @@ class TestDoubt:
         reason = self.reason(complete(7, 1101.0, 60.0))
 
         assert reason == (
-            "predicted to need 70.0 GiB, perhaps up to 84.0 GiB, the limit is 76.0 GiB; trial 7 "
-            "is as fast in no more memory, so it is not worth the risk (--force-pruned runs it "
-            "all the same)"
+            "predicted to need 70.0 GiB, at most 84.0 GiB; the limit is 76.0 GiB; trial 7 "
+            "is as fast with no more memory (launch it anyway with --force-pruned)"
         )
 
     @pytest.mark.parametrize(
@@ -199,7 +198,8 @@ class TestDoubt:
 class TestDominancePruner:
     def test_names_the_trial_and_where_it_failed(self) -> None:
         assert skip(failed(), micro_batch_size=16) == (
-            "trial 3 ran out of memory in backward with micro-batch 8; this needs at least as much"
+            "trial 3 ran out of device memory in backward with micro-batch 8; this strategy needs "
+            "at least as much"
         )
 
     @pytest.mark.parametrize(
@@ -247,8 +247,8 @@ class TestDominancePruner:
 
         reason = skip(trial, micro_batch_size=1, checkpoint_interval=1, fused_kernels=True)
         assert reason == (
-            "trial 3 ran out of memory in init, before any batch; "
-            "this holds at least the same states"
+            "trial 3 ran out of device memory in init, before any batch; "
+            "this strategy holds at least the same states"
         )
         assert skip(trial, micro_batch_size=1, offload_optimizer="cpu") is None
         assert skip(trial, micro_batch_size=1, master_weights="bf16") is None
@@ -270,7 +270,8 @@ class TestDominancePruner:
         other = {"zero_stage": 2, "checkpoint_interval": 4, "micro_batch_size": 1} | offloads
 
         assert skip(trial, predicted=needs, fused_kernels=True, **other) == (
-            "trial 3 ran out of host memory in backward; this offloads at least as much, 230.0 GiB"
+            "trial 3 ran out of host memory in backward; this strategy offloads at least as much, "
+            "230.0 GiB"
         )
         assert skip(trial, predicted=less, **other) is None
         assert skip(trial, predicted=needs, **other | {"zero_stage": 3}) is None

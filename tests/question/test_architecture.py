@@ -33,7 +33,10 @@ def _refusal(fields: dict[str, Any]) -> str | None:
         *((name, "is an encoder-decoder") for name in ("marian", "led", "prophetnet", "detr")),
         *((name, "is not causal") for name in ("bert", "roberta", "electra", "xlnet", "cpmant")),
         *((name, "is not causal") for name in ("xlm-roberta", "deberta-v2", "modernbert")),
-        *((name, "is no causal") for name in ("vit", "dinov2", "wav2vec2", "segformer", "resnet")),
+        *(
+            (name, "is not a causal")
+            for name in ("vit", "dinov2", "wav2vec2", "segformer", "resnet")
+        ),
         *((name, "is made of several") for name in ("clip", "llava", "gemma3", "qwen2_vl")),
         *((name, "is made of several") for name in ("mllama", "paligemma", "musicgen", "blip-2")),
         *((name, "is made of several") for name in ("llama4", "mistral3", "git", "gemma3n")),
@@ -72,10 +75,10 @@ def test_nothing_is_taken_that_transformers_has_another_head_for_alone() -> None
     ("named", "words"),
     [
         (["LlamaForSequenceClassification"], "LlamaForSequenceClassification (model_type llama)"),
-        (["LlamaForTokenClassification"], "is no causal language model"),
+        (["LlamaForTokenClassification"], "is not a causal language model"),
         (
             ["LlamaModel"],
-            "without the field `architectures` it is taken for one, LlamaForCausalLM",
+            "without the field `architectures` it is read as LlamaForCausalLM",
         ),
         ("LlamaForCausalLM", "architectures must be a list of names, got 'LlamaForCausalLM'"),
         ([None], "architectures must be a list of names"),

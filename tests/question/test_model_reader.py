@@ -132,7 +132,7 @@ def test_numbers_that_json_lacks_reach_the_model(tmp_path: Path) -> None:
 
 def test_what_has_no_attention_is_refused(tmp_path: Path) -> None:
     for model_type in ("mamba", "rwkv"):
-        with pytest.raises(ConfigError, match="no pure state-space or recurrent models"):
+        with pytest.raises(ConfigError, match="not state-space or recurrent models"):
             load_model_shape(_write(tmp_path, {"model_type": model_type, "vocab_size": 64}))
 
 
@@ -167,7 +167,7 @@ def test_a_downloaded_model_passes_the_same_border(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match=r"--model org/bert: config.json: .* is not causal"):
         load_model_shape("org/bert")
-    with pytest.raises(ConfigError, match=r"--model org/none: its config.json cannot be had"):
+    with pytest.raises(ConfigError, match=r"--model org/none: its config.json cannot be loaded"):
         load_model_shape("org/none")
 
 

@@ -80,7 +80,7 @@ def test_it_ends_when_nothing_that_is_left_is_likely_to_gain_enough() -> None:
     trials = search(sampler, len(ALL))
     assert len(trials) < len(ALL) / 2
     assert sampler.end_reason == (
-        "nothing that is left is likely to improve the highest throughput by more than 1.0% "
+        "no remaining strategy is likely to improve the highest throughput by over 1 % "
         "(--min-gain)"
     )
     assert max(m.tokens_per_second for m in measured(trials)) > 0.99 * FASTEST
@@ -94,7 +94,7 @@ def test_a_smaller_gain_is_worth_more_trials() -> None:
 def test_where_nothing_can_fit_it_ends_before_any_trial() -> None:
     sampler = make_sampler(planned("70B", "1xRTX4090"))
     assert sampler.propose([]) is None
-    assert sampler.end_reason == "nothing that is left is likely to fit"
+    assert sampler.end_reason == "no remaining strategy is likely to fit"
 
 
 def test_the_first_trials_tell_techniques_apart() -> None:

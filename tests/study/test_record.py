@@ -207,7 +207,7 @@ def test_a_file_that_is_no_storage_is_told_and_left_alone(tmp_path: Path) -> Non
     file = tmp_path / "study.db"
     file.write_text("not a database, but longer than its header would be" * 10)
     before = file.read_bytes()
-    with pytest.raises(StorageError, match=r"study\.db cannot be used: .*; name another"):
+    with pytest.raises(StorageError, match=r"study\.db cannot be used: .*; choose another"):
         open_record(f"sqlite:///{file}")
     assert file.read_bytes() == before
 

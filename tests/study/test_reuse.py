@@ -49,17 +49,17 @@ def test_another_seed_headroom_space_or_tuner_makes_no_difference() -> None:
         ),
         (
             replace(STUDY, workload=replace(WORKLOAD, seq_len=512)),
-            "it measured full, 512 tokens a sample, 64 samples a step",
+            "it measured full, 512 tokens per sample, 64 samples per step",
         ),
         (
             replace(STUDY, hardware=replace(HARDWARE, num_devices=4)),
-            "it ran on 4 x H100-80GB, this is 2 x H100-80GB",
+            "it ran on 4 x H100-80GB; this machine is 2 x H100-80GB",
         ),
         (
             replace(STUDY, versions={"torch": "2.12.0"}),
-            "it ran with torch 2.12.0, now it is 2.13.0",
+            "it ran with torch 2.12.0; now it is 2.13.0",
         ),
-        (replace(STUDY, versions={}), "it ran with torch missing, now it is 2.13.0"),
+        (replace(STUDY, versions={}), "it ran with torch not installed; now it is 2.13.0"),
     ],
 )
 def test_what_makes_a_difference_is_named(study: StudySummary, words: str) -> None:

@@ -98,7 +98,7 @@ def test_a_storage_is_checked_without_a_word_written(tmp_path: Path) -> None:
     before = _tree(tmp_path)
     for name in ("empty.db", "foreign.db", "new.db"):
         check_works(file_url(tmp_path / name))
-        with pytest.raises(StorageError, match=r"cannot be used: (it holds no|there is no)"):
+        with pytest.raises(StorageError, match=r"cannot be used: (it has no|the file does not)"):
             check_is_kept(file_url(tmp_path / name))
     for name in ("noise.db", "nowhere/new.db"):
         with pytest.raises(StorageError, match="cannot be used"):

@@ -130,13 +130,13 @@ def test_a_space_that_is_tried_out_ends_the_search(record: TrialRecord) -> None:
         assert trial is not None
         study.tell(trial, success(size))
     assert study.ask(100.0) is None
-    assert study.end_reason == "every strategy of the space was tried or ruled out"
+    assert study.end_reason == "every strategy of the space was launched or pruned"
 
 
 def test_a_spent_budget_ends_the_search(record: TrialRecord) -> None:
     study = make_study(record)
     assert study.ask(0.0) is None
-    assert study.end_reason == "the budget is spent"
+    assert study.end_reason == "the budget is used up"
     assert record.trials() == []
 
 
@@ -170,7 +170,8 @@ def test_neighbours_that_need_more_than_what_ran_out_of_memory_are_ruled_out(
     assert study.ask(100.0) is None
     reasons = {trial.reason for trial in record.trials()[1:]}
     assert reasons == {
-        "trial 0 ran out of memory in forward with micro-batch 1; this needs at least as much"
+        "trial 0 ran out of device memory in forward with micro-batch 1; this strategy needs at "
+        "least as much"
     }
 
 
@@ -186,7 +187,7 @@ def test_nothing_is_started_that_is_not_expected_to_finish(record: TrialRecord) 
 def test_a_rest_too_short_for_any_trial_ends_the_search(record: TrialRecord) -> None:
     study = make_study(record, num=19)
     assert study.ask(5.0) is None
-    assert study.end_reason == "the rest of the budget is too short for another trial"
+    assert study.end_reason == "the remaining budget is too short for another trial"
     assert record.trials() == []
 
 
@@ -201,7 +202,7 @@ def test_max_trials_counts_launches_of_earlier_sessions_but_nothing_pruned(
     assert trial is not None
     study.tell(trial, success(3))
     assert study.ask(100.0) is None
-    assert study.end_reason == "--trials 2 were run"
+    assert study.end_reason == "all 2 trials of --trials were launched"
 
 
 def test_the_best_are_run_again_when_nothing_new_is_left_and_add_no_trials(
@@ -215,7 +216,7 @@ def test_the_best_are_run_again_when_nothing_new_is_left_and_add_no_trials(
         study.tell(trial, success(trial.strategy.micro_batch_size))
     # The second is twice as fast, in twice the memory.
     assert again == [1, 0, 1, 0, 1, 0]
-    assert study.end_reason == "every strategy of the space was tried or ruled out"
+    assert study.end_reason == "every strategy of the space was launched or pruned"
     assert [len(trial.confirmations) for trial in study.trials] == [3, 3]
     assert list(map(str, record.trials())) == list(map(str, study.trials))
 
@@ -249,7 +250,7 @@ def test_what_ended_early_against_a_lucky_run_is_run_again_once_that_is_confirme
     assert lucky is not None
     assert beaten is not None
     study.tell(lucky, _steady(2000, 10))
-    study.tell(beaten, _steady(1900, 20, reason="it reaches at most 1,902 tokens/s"))
+    study.tell(beaten, _steady(1900, 20, reason="at best 1,902 tokens/s"))
     asked = []
     while (trial := study.ask(1000.0)) is not None and len(asked) < 20:
         asked.append((trial.confirms, trial.strategy.micro_batch_size))
@@ -279,7 +280,7 @@ def test_a_trial_that_ended_early_counts_as_launched_and_is_not_tried_again(
     ended = study.tell(trial, replace(success(1), reason="trial 0 is faster"))
     assert ended.state is TrialState.PRUNED
     assert study.ask(100.0) is None
-    assert study.end_reason == "--trials 1 were run"
+    assert study.end_reason == "all 1 trials of --trials were launched"
 
 
 @pytest.mark.parametrize(

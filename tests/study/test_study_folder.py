@@ -45,14 +45,14 @@ def test_another_question_is_refused_and_lets_the_lock_go(tmp_path: Path) -> Non
 
 
 def test_a_study_that_must_exist_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--resume: .* holds no study"):
+    with pytest.raises(ConfigError, match=r"--resume: .* has no study"):
         StudyFolder(tmp_path / "study").open(QUESTION, must_exist=True)
     assert not (tmp_path / "study").exists()
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ConfigError, match="not empty and holds no study"):
+    with pytest.raises(ConfigError, match="not empty and has no study"):
         StudyFolder(tmp_path).open(QUESTION)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -109,7 +109,7 @@ def test_a_question_that_cannot_be_read_is_told_by_its_file(tmp_path: Path) -> N
 
 
 def test_what_is_no_study_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="is no study folder"):
+    with pytest.raises(StorageError, match="is not a study folder"):
         StudyFolder(tmp_path).read_question()
     assert StudyFolder(tmp_path).read_environment() == {}
 
@@ -146,7 +146,7 @@ def test_a_study_that_was_there_is_not_taken_back(tmp_path: Path) -> None:
 
 def test_a_link_to_nowhere_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "study").symlink_to("nowhere")
-    with pytest.raises(ConfigError, match="this is a link to nowhere"):
+    with pytest.raises(ConfigError, match="this is a broken link"):
         StudyFolder(tmp_path / "study").open(QUESTION)
     assert (tmp_path / "study").is_symlink()
 
@@ -154,7 +154,7 @@ def test_a_link_to_nowhere_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_path_without_room_for_what_is_in_the_folder_is_refused(tmp_path: Path) -> None:
     path = tmp_path.joinpath(*["x" * 200] * 19)
     path = path / ("y" * (4050 - len(str(path))))
-    with pytest.raises(ConfigError, match="--out: the folder's path has 4,051 bytes"):
+    with pytest.raises(ConfigError, match="--out: the path of the folder has 4,051 bytes"):
         StudyFolder(path).open(QUESTION)
     assert list(tmp_path.iterdir()) == []
 
@@ -204,7 +204,7 @@ def test_an_environment_that_no_search_wrote_is_told_with_what_to_do(
     tmp_path: Path, text: str, words: str
 ) -> None:
     (tmp_path / "environment.json").write_text(text)
-    with pytest.raises(StorageError, match=f"{words}.*; remove it, the next search"):
+    with pytest.raises(StorageError, match=f"{words}.*; remove it: the next search"):
         StudyFolder(tmp_path).read_environment()
 
 

@@ -58,7 +58,7 @@ def measure_rates(
             for rank in ranks:
                 _end(rank)
         if not found:
-            raise LaunchError(f"nothing could be measured: {_last_words(folder)}")
+            raise LaunchError(f"no rate could be measured: {_last_words(folder)}")
         return Rates(**found)
 
 
@@ -109,9 +109,9 @@ def _follow(
         if not is_over:
             time.sleep(_POLL_S)
     if is_late:
-        on_failure(f"not all was measured within {deadline_s:.0f} s")
+        on_failure(f"some rates were not measured within {deadline_s:.0f} s")
     elif any(statuses):
-        on_failure(f"a rank failed before its end: {_last_words(folder)}")
+        on_failure(f"a rank failed: {_last_words(folder)}")
     return found
 
 
@@ -137,4 +137,4 @@ def _last_words(folder: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         if lines:
             return lines[-1]
-    return "the ranks ended without a word"
+    return "the ranks ended without a message"

@@ -1,0 +1,96 @@
+"""The table of the measured Pareto front.
+
+Does not know the rest of a report, nor how wide the terminal is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from autotune.answer.figures import (
+    format_gib,
+    format_interval,
+    format_millijoules,
+    format_peak,
+    format_percent,
+    format_speed,
+    plain_table,
+)
+from autotune.answer.front_rows import front_title, shown_rows, strategy_column
+from autotune.question.goal import Goal
+from autotune.study.summary import StudySummary
+from autotune.trials.trial import Trial
+
+__all__ = ["pareto_table"]
+
+_LEGEND = (
+    "±: 95 % interval over steps, or over runs if the trial was confirmed. pred.: prediction "
+    "before the launch, with its bounds. GiB: peak reserved memory of the worst rank. free: "
+    "device memory left at that peak. tie: trials whose measured speed cannot be told from the "
+    "pick's. neutral: same training result as the baseline; changing: "
+    "may alter it. Words of a strategy: autotune report --help."
+)
+
+
+def pareto_table(summary: StudySummary, *, all_rows: bool = False) -> Table:
+    """The front, fastest first. The names of picks are under their strategies."""
+    front, picks = summary.front, summary.picks
+    shown = shown_rows(front, picks.values(), all_rows=all_rows)
+    strategies = strategy_column([trial.strategy for trial in shown])
+    losses = {str(summary.loss_class(trial)) for trial in shown}
+    has_one_loss = len(losses) == 1
+    has_mfu = any(summary.mfu(trial) is not None for trial in shown)
+    has_energy = any(trial.energy_j_per_token is not None for trial in shown)
+    shared = (strategies.shared, *(losses if has_one_loss else ()))
+    table = plain_table(
+        front_title("Pareto front", num_shown=len(shown), num_rows=len(front), shared=shared)
+    )
+    table.padding = 0  # All columns fit into 80 characters.
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("strategy", overflow="fold", min_width=14)
+    table.add_column("tokens/s", justify="right", no_wrap=True)
+    table.add_column("pred.", justify="right", no_wrap=True)
+    if has_mfu:
+        table.add_column("MFU", justify="right", no_wrap=True)
+    if has_energy:
+        table.add_column("mJ/token", justify="right", no_wrap=True)
+    table.add_column("GiB", justify="right", no_wrap=True)
+    table.add_column("pred.", justify="right", no_wrap=True)
+    table.add_column("free", justify="right", no_wrap=True)
+    if not has_one_loss:
+        table.add_column("loss", no_wrap=True)
+    for trial, words in zip(shown, strategies.rows, strict=True):
+        assert trial.throughput is not None
+        prediction = trial.prediction
+        table.add_row(
+            str(trial.number),
+            _strategy_cell(trial, words, picks, summary.as_fast_as(trial)),
+            format_interval(trial.throughput),
+            format_speed(prediction) if prediction else "-",
+            *([format_percent(summary.mfu(trial))] if has_mfu else []),
+            *([format_millijoules(trial.energy_j_per_token)] if has_energy else []),
+            format_gib(trial.peak_memory_bytes),
+            format_peak(prediction) if prediction else "-",
+            format_percent(summary.headroom(trial)),
+            *([] if has_one_loss else [str(summary.loss_class(trial))]),
+        )
+    table.caption = _LEGEND
+    return table
+
+
+def _strategy_cell(
+    trial: Trial, words: str, picks: Mapping[Goal, Trial], alike: Sequence[Trial]
+) -> Text:
+    cell = Text(words)
+    names = [str(which) for which, picked in picks.items() if picked is trial]
+    if names:
+        cell.append(f"\npick: {', '.join(names)}", style="bold green")
+        if alike:
+            numbers = ", ".join(str(one.number) for one in alike)
+            cell.append(f"\ntie: {numbers}", style="yellow")
+    if trial.reused_from is not None:
+        cell.append(f"\nreused: {trial.reused_from}", style="dim")
+    return cell
