@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whenever their writer dies.
+"""Files and folders that appear whole or not at all, even if their writer is killed.
 
 Each is written under a name of ours first, beside its place, and takes its own name when it is
 complete. A draft is locked as long as its writer lives; one that is not locked was left by a

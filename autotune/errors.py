@@ -1,4 +1,4 @@
-"""Everything autotune raises on purpose.
+"""Every error that autotune raises on purpose.
 
     AutotuneError
     ├── ConfigError (a ValueError too)   what was asked is impossible: exit status 2

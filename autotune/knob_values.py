@@ -1,4 +1,4 @@
-"""The values that a knob of a strategy takes, where they are names: one enumeration a knob.
+"""The named values of knobs: one enumeration for each knob.
 
 Does not know which of them go together.
 """

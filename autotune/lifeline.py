@@ -1,4 +1,4 @@
-"""The tie of a process to the one that started it: however that one ends, this one ends too.
+"""Ends a process when the process that started it ends, however that happens.
 
 Two kinds: a signal from the kernel, which needs nothing from either process, and an input that
 closes, which leaves time to clean up. Does not know what the processes do.

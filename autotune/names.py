@@ -1,4 +1,4 @@
-"""Names that a person reads: of a device, a model, a space, a study, wherever they come from.
+"""Checks names that people read: of a device, a model, a space, a study.
 
 A name goes into scripts, terminals and Markdown. So it is checked once, where it comes in: from a
 file, an option, a driver, a label or a storage. Does not know what the name is of.
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ValidationInfo
 
 from autotune.errors import ConfigError
 
-__all__ = ["PlainName", "PrintableText", "plain_name", "printable", "visible"]
+__all__ = ["PlainName", "PrintableText", "one_line", "plain_name", "printable", "visible"]
 
 _LONGEST_NAME = 255
 """Characters; a file's name has no more bytes either."""
@@ -32,6 +32,11 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else _escape(each) for each in text)
+
+
+def one_line(text: str) -> str:
+    """The words of a text in one line: a blank for each run of white space, the rest visible."""
+    return visible(" ".join(text.split()))
 
 
 def _escape(character: str) -> str:

@@ -1,4 +1,4 @@
-"""A file that somebody else has written, read within limits: regular, of some size, not too deep.
+"""Reads a file that somebody else wrote, within limits: regular, of some size, not too deep.
 
 The limits hold before anything is built of it. A pipe, a device or a folder is refused before it
 is opened. Does not know what the file is about.

@@ -1,4 +1,4 @@
-"""A YAML 1.2 text read into a pydantic model, its first mistake named by file and line.
+"""Reads YAML 1.2 text into a pydantic model, and names the file and line of the first mistake.
 
 Limits on size, depth, values and what aliases stand for hold before anything is built. Does not
 know what the file means.

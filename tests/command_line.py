@@ -6,13 +6,16 @@ import io
 import os
 import subprocess
 import sys
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from autotune.cli import main
+from autotune.launch.launcher import Launcher
 
-__all__ = ["autotune", "autotune_here", "autotune_process"]
+__all__ = ["autotune", "autotune_here", "autotune_process", "searching_with"]
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -59,6 +62,37 @@ def autotune_here(*arguments: str, folder: Path) -> subprocess.CompletedProcess[
             status = end.code
     assert isinstance(status, int)
     return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def searching_with(launcher: Launcher) -> Iterator[None]:
+    """Searches of this process fork their trials from the server of a launcher that is warm.
+
+    Trials are real. What is spared is to load the libraries for each search, six seconds.
+    """
+    server = launcher._server
+
+    class Kept:
+        """The server as a search has it, which neither starts nor ends it."""
+
+        def __init__(self, **_: object) -> None:
+            pass
+
+        def start(self, should_stop: Callable[[], str | None]) -> float | None:
+            return 0.1 if server.is_alive else server.start(should_stop)
+
+        def close(self) -> None:
+            pass
+
+        def fork(self, *, spec: Path, folder: Path, **others: Any) -> int | None:
+            # A search's own server runs where the search does.
+            return server.fork(spec=spec.absolute(), folder=folder.absolute(), **others)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(server, name)
+
+    with patch("autotune.launch.launcher.ServerProcess", Kept):
+        yield
 
 
 def autotune_process(*arguments: str, folder: Path) -> subprocess.Popen[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -18,6 +19,10 @@ from autotune.space.strategy import Strategy
 from autotune.trials.trial import Outcome, TrialSpec
 
 os.environ["DS_ACCELERATOR"] = "cpu"
+# As in an activated environment. Trials find this Python's ninja first; if a test's own processes
+# found the system's, each would take the other's build of CPU Adam for outdated (their logs hash
+# commands differently), and compile it again.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 RunTrial = Callable[..., Outcome]
 

@@ -17,14 +17,11 @@ from typing import Any
 
 from autotune.errors import StorageError
 from autotune.space.strategy import Strategy
+from autotune.trials.measurement import RUN_TO_RUN_DEVIATION
 from autotune.trials.trial import Failure, FailureKind, Measurement, Outcome, TrialSpec
 from autotune.worker.timed_steps import TimedSteps
 
-__all__ = ["RUN_TO_RUN", "Recorded", "ReplayClock", "ReplayRunner", "read_recorded"]
-
-RUN_TO_RUN = 0.015
-"""Deviation of the logarithm of a trial's step time about that of its strategy, beside the scatter
-of its steps: two runs of the same work on one H100 were seen 3 % apart."""
+__all__ = ["Recorded", "ReplayClock", "ReplayRunner", "read_recorded"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,16 +51,9 @@ def read_recorded(path: Path) -> list[Recorded]:
 
 
 def _recorded(line: Mapping[str, Any]) -> Recorded:
-    outcome = line["outcome"]
-    measurement, failure = outcome.get("measurement"), outcome.get("failure")
     return Recorded(
         strategy=Strategy.from_dict(line["strategy"]),
-        outcome=Outcome(
-            measurement=Measurement.from_dict(measurement) if measurement else None,
-            failure=Failure.from_dict(failure) if failure else None,
-            reason=outcome.get("reason"),
-            duration_s=outcome["duration_s"],
-        ),
+        outcome=Outcome.from_dict(line["outcome"]),
     )
 
 
@@ -101,7 +91,7 @@ class ReplayRunner:
         self,
         recorded: Iterable[Recorded],
         *,
-        run_to_run: float = RUN_TO_RUN,
+        run_to_run: float = RUN_TO_RUN_DEVIATION,
         seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mutations import many
 
 from autotune.errors import ConfigError
-from autotune.names import plain_name, printable, visible
+from autotune.names import one_line, plain_name, printable, visible
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,14 @@ def test_the_visible_text_is_one_line_that_steers_nothing(text: str) -> None:
     shown = visible(text)
     assert shown.isprintable()
     assert shown == text or not text.isprintable()
+
+
+@many()
+@given(st.text(st.sampled_from(CHARACTERS)))
+def test_the_words_of_a_text_stand_in_one_line(text: str) -> None:
+    shown = one_line(text)
+    assert shown.isprintable()
+    assert shown.split() == [visible(word) for word in text.split()]
 
 
 @many()

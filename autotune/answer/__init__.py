@@ -1,1 +1,1 @@
-"""What a person is handed: progress, report, and a folder to train with."""
+"""The answer of a search: live progress, the report, and a folder to train with."""

@@ -1,4 +1,4 @@
-"""A study for programs, as one JSON document.
+"""The report of a study for programs, as one JSON document.
 
 Does not know where trials are stored.
 """
@@ -38,6 +38,7 @@ def report_json(summary: StudySummary, exported: Path | None = None) -> dict[str
         - `ties`: of the front, a `trial` and those `with` it that may be as fast.
         - `picks`: trial number by `throughput`, `memory`, `balanced` and, where devices count
           energy, `energy`; empty where nothing fits.
+        - `pick_ties`: by pick, the trials of the front that its throughput is a tie with.
         - `objective`: what the last search was after.
         - `best`: null where nothing fits, else the `trial` that is best for it, by which `pick`,
           and the `folder` that it is exported to, or null.
@@ -80,6 +81,10 @@ def report_json(summary: StudySummary, exported: Path | None = None) -> dict[str
             for tie in summary.ties
         ],
         "picks": {str(which): trial.number for which, trial in summary.picks.items()},
+        "pick_ties": {
+            str(which): [one.number for one in summary.as_fast_as(trial)]
+            for which, trial in summary.picks.items()
+        },
         "objective": str(summary.goal),
         "best": best_json(summary, exported),
         "trials": [summary.record(trial) for trial in summary.trials],

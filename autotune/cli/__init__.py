@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from autotune.cli.command import Command, one_line, usage_line
+from autotune.cli.command import Command, usage_line
 from autotune.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
 from autotune.cli.doctor import doctor
 from autotune.cli.export import EXAMPLES as EXPORT_EXAMPLES
@@ -24,6 +24,7 @@ from autotune.cli.search import EXAMPLES as SEARCH_EXAMPLES
 from autotune.cli.search import search
 from autotune.cli.streams import standard_streams
 from autotune.errors import AutotuneError, LaunchError
+from autotune.names import one_line
 
 __all__ = ["app", "main"]
 

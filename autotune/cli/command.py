@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 
 from autotune.errors import ConfigError
 
-__all__ = ["Command", "one_line", "usage_line"]
+__all__ = ["Command", "usage_line"]
 
 _MOST_CHARACTERS = 4096
 """Of one value: PATH_MAX of Linux."""
@@ -124,11 +124,3 @@ def usage_line(error: typer.TyperException) -> str:
     if context is None:
         return words
     return f"{words}{'' if words.endswith('?') else ';'} see {context.command_path} --help"
-
-
-def one_line(text: str) -> str:
-    """The same words in one line, without what would steer a terminal."""
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode("ascii")
-        for each in " ".join(text.split())
-    )

@@ -62,7 +62,7 @@ def export(
     """
     from autotune.answer.export import export_into, export_trial
     from autotune.cli.console import error_console
-    from autotune.cli.stored import read_study
+    from autotune.study.stored import read_study
 
     which = None if trial is not None else _pick(pick)
     summary = read_study(study, storage)

@@ -5,7 +5,8 @@ Does not know the commands.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -31,9 +32,12 @@ __all__ = [
     "announced_batch",
     "check_headroom",
     "default_batch",
+    "member",
     "nearest_batches",
     "read_workload",
 ]
+
+_Member = TypeVar("_Member", bound=StrEnum)
 
 _SEQ_LEN = 1024
 """Default tokens per sample; the model's maximum if that is less."""
@@ -123,6 +127,21 @@ AllRows = Annotated[
 ]
 
 
+def member(enumeration: type[_Member], value: str, flag: str) -> _Member:
+    """One of a closed set, or a message that names the flag and the set.
+
+    Raises:
+        ConfigError: the set has no such member.
+    """
+    from autotune.errors import ConfigError
+
+    try:
+        return enumeration(value)
+    except ValueError:
+        choices = ", ".join(str(each) for each in enumeration)
+        raise ConfigError(f"{flag} {value!r}: choose from {choices}") from None
+
+
 def check_headroom(headroom: float, host_headroom: float) -> None:
     """Raises ConfigError for a value that is not a fraction of memory."""
     from autotune.errors import ConfigError
@@ -171,7 +190,6 @@ def read_workload(
     Raises:
         ConfigError: an option has an impossible value; the message names its flag.
     """
-    from autotune.cli.members import member
     from autotune.question import workload
 
     _check_adapters(shape, lora_rank, lora_targets)

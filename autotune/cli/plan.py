@@ -176,15 +176,16 @@ def plan(
     from functools import partial
 
     from autotune.cli.console import answer_console, error_console, print_document
-    from autotune.cli.refusal import (
-        Asked,
-        refuse_as_nothing_fits,
-        refuse_empty_space,
-        refuse_if_nothing_fits,
-    )
+    from autotune.cli.refusal import refuse
     from autotune.errors import ConfigError
     from autotune.machine.hardware_spec import read_hardware
     from autotune.nothing_fits.command_line import CommandLine
+    from autotune.nothing_fits.feasibility import (
+        Asked,
+        refuse_empty_space,
+        shortfall,
+        shortfall_if_nothing_fits,
+    )
     from autotune.nothing_fits.larger_hardware import larger_than_planned
     from autotune.plan.calibration import learn_from
     from autotune.plan.explanation import explanation_json, render_explanation
@@ -245,7 +246,9 @@ def plan(
         ),
     )
     if calibrate_from is None:
-        refuse_if_nothing_fits(asked, error_console(), as_json=as_json, traces=False)
+        missing = shortfall_if_nothing_fits(asked, traces=False)
+        if missing is not None:
+            refuse(missing, as_json=as_json)
     script_of = None if quick else _announced()
     calibration = None
     if calibrate_from is not None:
@@ -254,8 +257,7 @@ def plan(
     refuse_empty_space(search_space, made.candidates, space)
     if not made.front:
         of_known = calibration or AnalyticPredictor(workload, ranks, known_script_of)
-        predicted = made.candidates.predicted
-        refuse_as_nothing_fits(asked, of_known, predicted, error_console(), as_json=as_json)
+        refuse(shortfall(asked, of_known, made.candidates.predicted), as_json=as_json)
     if out is not None:
         # Before the answer: if the folder cannot be written, there is no answer.
         export_plan(made, which, out)
@@ -326,8 +328,8 @@ def _measured_study(folder: Path) -> StudySummary:
     Raises:
         ConfigError: the folder has no study, or the study cannot be read.
     """
-    from autotune.cli.stored import read_study
     from autotune.errors import ConfigError, StorageError
+    from autotune.study.stored import read_study
 
     try:
         return read_study(folder, None)

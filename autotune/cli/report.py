@@ -37,7 +37,7 @@ def report(
     from autotune.answer.report import render_report
     from autotune.answer.report_document import report_json
     from autotune.cli.console import answer_console, print_document
-    from autotune.cli.stored import read_study
+    from autotune.study.stored import read_study
 
     summary = read_study(study, storage)
     exported = exported_to(summary.best, study / "exports") if summary.best else None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from autotune.cli.stored import read_study
 from autotune.errors import AutotuneError, ConfigError, StorageError
 from autotune.machine.software import Software
 from autotune.question.question import Question
 from autotune.space.search_space import SearchSpace
 from autotune.study.record import TrialRecord
 from autotune.study.reuse import difference, reusable_trials
+from autotune.study.stored import read_study
 from autotune.study.summary import StudySummary
 from autotune.trials.protocols import Predictor
 from autotune.trials.trial import Outcome

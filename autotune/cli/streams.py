@@ -1,4 +1,4 @@
-"""The standard streams, so that no command fails by where its output goes.
+"""The standard streams: no command fails because of where its output goes.
 
 Nobody reads on, a disk is full, a stream is closed, an encoding lacks a character. Does not know
 what is printed.

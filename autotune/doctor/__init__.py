@@ -1,4 +1,4 @@
-"""What this machine can do, and what is missing, each with what to type.
+"""The examination of this machine: what it can do, what is missing, and what to type about it.
 
 Looks without a CUDA context and, unless asked, without compiling or importing torch.
 """

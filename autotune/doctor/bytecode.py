@@ -1,4 +1,4 @@
-"""Whether Python keeps what it compiles: without that each search compiles its libraries anew."""
+"""Whether Python keeps its bytecode: without it each search compiles its libraries anew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One thing looked at by `autotune doctor`: what was found, and what to type about it."""
+"""One check of `autotune doctor`: what was found, and what to type about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiles what trials would compile at its first use, so that no search pays for it."""
+"""Compiles DeepSpeed's extensions ahead of time, so that no search pays for it."""
 
 from __future__ import annotations
 

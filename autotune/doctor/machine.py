@@ -1,4 +1,4 @@
-"""The machine: GPUs, cores, memory, shared memory, disk. Makes no CUDA context."""
+"""Checks of the machine: GPUs, cores, memory, shared memory, disk, without a CUDA context."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed, against the ranges that autotune's own metadata states as tested.
+"""Checks of the installed packages, against the tested ranges in autotune's own metadata.
 
 Reads metadata only: no package is imported.
 """

@@ -1,4 +1,4 @@
-"""What this machine was measured to attain, beside what its data sheet says.
+"""The measured rates of this machine, beside those of its data sheet.
 
 Does not know how it is measured, nor where it is kept.
 """

@@ -1,4 +1,4 @@
-"""What DeepSpeed compiles its extensions with, looked at without compiling anything.
+"""Checks of the tools that compile DeepSpeed's extensions, without compiling anything.
 
 CPU Adam, which `offload_optimizer` needs, and asynchronous I/O, which offloading to NVMe needs,
 are compiled at their first use and kept in torch's extensions folder. Does not know whether a

@@ -1,1 +1,1 @@
-"""Who owns the loop over ask and tell: this machine, or a cluster."""
+"""The loops over ask and tell: on this machine, or on a cluster."""

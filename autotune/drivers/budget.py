@@ -1,4 +1,4 @@
-"""How much of the time is left. Does not know what it is spent on."""
+"""How much of the time budget is left. Does not know what it is spent on."""
 
 from __future__ import annotations
 

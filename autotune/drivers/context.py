@@ -1,4 +1,4 @@
-"""On what context a loop runs trials: what every driver is told."""
+"""The context that every driver is given: budget, folders, limits, reasons to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop on this machine where trials need but a part of its devices: several at a time.
+"""The loop on this machine that runs several trials at once, each on some of the devices.
 
 Trials share the host. One that works in the host's memory, or through it over PCIe, would disturb
 the others and be disturbed: it runs alone.

@@ -1,1 +1,1 @@
-"""One trial: its processes, from the fork to the last of them gone."""
+"""The processes of one trial, from the fork until the last of them is gone."""

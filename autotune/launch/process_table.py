@@ -1,4 +1,4 @@
-"""What the operating system knows of processes: which carry a mark, which are stopped.
+"""Reads the operating system's process table: which processes carry a mark, which are stopped.
 
 Does not know what they do.
 """

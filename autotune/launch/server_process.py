@@ -1,4 +1,4 @@
-"""The launcher's end of the warm server: starts it, speaks its lines, notices when it is gone."""
+"""The launcher's end of the warm server: starts it, talks to it, notices when it is gone."""
 
 from __future__ import annotations
 

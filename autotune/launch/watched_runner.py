@@ -1,4 +1,4 @@
-"""A runner whose measurements say how much other work the machine had meanwhile.
+"""A runner that adds to each measurement how much other work the machine had meanwhile.
 
 Knows processors and GPUs; does not know how trials run.
 """

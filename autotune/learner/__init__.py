@@ -1,4 +1,4 @@
-"""What finished trials teach: predictions corrected by them, and what is believed of a table.
+"""The learner: predictions corrected by finished trials, and the sampler's posterior.
 
 Both fit the coefficients of `predictor/uncertainty`. Does not know what is sought.
 """

@@ -1,4 +1,4 @@
-"""Predictions corrected by what finished trials of the same question showed.
+"""Predictions corrected by finished trials of the same question.
 
 Few coefficients, each of something physical and held to what was known before, and what is left is
 taken over from trials that share most knobs. Does not know which strategies are tried, nor what a

@@ -1,4 +1,4 @@
-"""What is left unexplained of trials, taken over for strategies that share most of their knobs.
+"""Residuals of trials, taken over for strategies that have most of their knobs in common.
 
 Does not know what the numbers stand for.
 """

@@ -1,4 +1,4 @@
-"""What is believed of every strategy of a table, given the trials so far: step time and memory.
+"""Step time and memory of every strategy of a table, as expected after the trials so far.
 
 The predictor's own coefficients, the techniques that it calls little proven, and what these leave.
 Does not know what is sought.
@@ -27,14 +27,11 @@ from autotune.predictor.uncertainty.coefficients import (
 )
 from autotune.space.strategy import KNOBS, Strategy
 from autotune.space.strategy_table import Column, StrategyTable
+from autotune.trials.measurement import RUN_TO_RUN_DEVIATION
 from autotune.trials.prediction_table import PredictionTable
 from autotune.trials.trial import Trial
 
 __all__ = ["Surrogate"]
-
-_TIME_NOISE = 0.015
-"""Of the logarithm of a trial's step time about that of its strategy: two runs of the same work on
-one H100 were seen 3 % apart."""
 
 _MEDIAN_ERROR = 1.25
 """Of a median's standard error to a mean's, where values are normal."""
@@ -126,7 +123,7 @@ class Surrogate:
             TIME_COEFFICIENTS,
             apart=self._apart([strategy for strategy, _ in measured], rows),
             seen_apart=self._seen_apart,
-            noise=_TIME_NOISE,
+            noise=RUN_TO_RUN_DEVIATION,
             extra_noise=np.array([_scatter(m.step_times_s) for _, m in measured]),
             kernel=self._time_kernel,
             num_seen=num_seen,

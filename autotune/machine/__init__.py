@@ -1,1 +1,1 @@
-"""What it runs on: devices and host, their measured rates, the software that is installed."""
+"""The machine: devices and host, their measured rates, the software that is installed."""

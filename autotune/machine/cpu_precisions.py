@@ -1,4 +1,4 @@
-"""What a CPU has instructions for: bf16 and fp16, by its flags and by the limit set for oneDNN.
+"""The precisions that a CPU has instructions for: bf16 and fp16, by its flags and oneDNN's limit.
 
 oneDNN computes torch's matrix products. Where an instruction is missing it works on each number
 by itself, so a precision without one is correct and slow. Does not know what is trained.

@@ -1,4 +1,4 @@
-"""The kinds of GPU whose data sheets autotune has, and how a driver calls them.
+"""The kinds of GPU whose data sheets autotune has, and the names that drivers report for them.
 
 A name stands for the kind that it names whole, and for no other: an H20 is no H200, an L40 no L4,
 a laptop's RTX 4090 no RTX 4090. Does not know which GPUs are here.

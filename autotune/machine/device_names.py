@@ -1,4 +1,4 @@
-"""What a person calls a device: the kind that the name stands for whole, or why there is none.
+"""Matches a device name that a person wrote to a kind of device, or says why none matches.
 
 Does not know how many there are, nor how a file describes others.
 """

@@ -1,4 +1,4 @@
-"""The extensions that torch compiles at their first use and keeps: their place, their locks.
+"""The extensions that torch compiles at their first use and keeps: their folders, their locks.
 
 CPU Adam is one. Does not compile anything, and does not import torch.
 """

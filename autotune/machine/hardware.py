@@ -1,4 +1,4 @@
-"""What training runs on: the kind of device, how many, their memory and rates.
+"""The hardware that training runs on: kind of device, number, memory, rates.
 
 Does not know the model. Detection asks NVML and the operating system, so no CUDA context is made
 and torch is not imported.
@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -102,6 +103,19 @@ class Hardware:
         plain_name(self.device_kind, "the device kind")
         if self.nvme_path is not None:
             printable(self.nvme_path, "the NVMe path")
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Hardware:
+        """Read back what `dataclasses.asdict` gave, through JSON or not."""
+        capability, rates = record["compute_capability"], record["rates"]
+        return cls(
+            **{
+                **record,
+                "device_type": DeviceType(record["device_type"]),
+                "rates": Rates(**rates) if rates else None,
+                "compute_capability": None if capability is None else tuple(capability),
+            }
+        )
 
     @property
     def runs_triton(self) -> bool:

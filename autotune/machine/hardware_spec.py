@@ -1,4 +1,4 @@
-"""Hardware that is not here, as a user names it: `8xH100-80GB`, or a file that describes a host.
+"""Reads the hardware that a user names: `8xH100-80GB`, or a file that describes a host.
 
 Does not look at this machine, nor know what is trained.
 """

@@ -1,4 +1,4 @@
-"""What other work on the machine takes while ours is measured: its cores, and its GPUs.
+"""The load that other work puts on the machine during a trial: on its cores, and on its GPUs.
 
 Does not know what runs here, nor how long.
 """
@@ -8,8 +8,12 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from autotune.machine.hardware import DeviceType, Hardware, visible_gpus
+
+if TYPE_CHECKING:
+    import psutil
 
 __all__ = ["LoadMeter", "busy_gpu_share", "disturbance"]
 
@@ -28,18 +32,23 @@ class _Times:
     busy_s: float
     """Of all processors, at anybody's work; what a hypervisor takes counts too."""
     own_s: float
-    """Of this process and all below it, those that ended included."""
+    """Of the root process and all below it, those that ended included."""
 
 
 class LoadMeter:
-    """Watches the machine's processors from when it is made."""
+    """Watches the machine's processors from when it is made.
 
-    def __init__(self) -> None:
-        self._before = _times()
+    Args:
+        root: the process that all of our work is below, if it is not this one.
+    """
+
+    def __init__(self, root: psutil.Process | None = None) -> None:
+        self._root = root
+        self._before = _times(root)
 
     def cores_of_others(self) -> float:
         """How many cores other processes kept busy since then, on average."""
-        now = _times()
+        now = _times(self._root)
         seconds = now.clock_s - self._before.clock_s
         if seconds <= 0:
             return 0.0
@@ -47,15 +56,15 @@ class LoadMeter:
         return max(0.0, (busy_s - own_s) / seconds)
 
 
-def _times() -> _Times:
+def _times(root: psutil.Process | None) -> _Times:
     import psutil
 
     total = psutil.cpu_times()
     names = ("user", "nice", "system", "irq", "softirq", "steal")
     busy_s = sum(getattr(total, name, 0.0) for name in names)
     own_s = 0.0
-    me = psutil.Process()
-    for process in (me, *me.children(recursive=True)):
+    top = root or psutil.Process()
+    for process in (top, *top.children(recursive=True)):
         with contextlib.suppress(psutil.Error):
             own_s += sum(process.cpu_times()[:4])
     return _Times(clock_s=time.monotonic(), busy_s=busy_s, own_s=own_s)

@@ -1,4 +1,4 @@
-"""Rates that a machine was measured to attain, in the place of what a data sheet promises.
+"""Rates that a machine was measured to attain, which replace those of its data sheet.
 
 Does not know how they are measured, nor what is predicted from them.
 """

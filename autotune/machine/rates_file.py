@@ -1,4 +1,4 @@
-"""Where measured rates are kept: a JSON file for each kind of device, in the user's configuration.
+"""The file of measured rates: one JSON file for each kind of device, in the user's configuration.
 
 Does not know how they are measured, nor what is predicted from them.
 """

@@ -1,4 +1,4 @@
-"""What of a process's environment changes how fast it trains, or how much memory it holds.
+"""Environment settings of a process that change how fast it trains or how much memory it holds.
 
 The ranks of a trial write down what they had of it, and an export sets the same. Does not know
 who chooses the values.

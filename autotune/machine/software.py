@@ -1,4 +1,4 @@
-"""What is installed: package versions, a C++ compiler, optional kernels.
+"""The software that is installed: package versions, a C++ compiler, optional kernels.
 
 Looks at metadata and the PATH only, so nothing heavy is imported.
 """

@@ -1,4 +1,4 @@
-"""Devices that people own and autotune has no data sheet of: one table, with the reason of each.
+"""Devices that autotune knows and does not support, each with the reason.
 
 So that an A800 is answered by its name, and not by that of an A100. Does not know the others.
 """

@@ -1,4 +1,4 @@
-"""What to ask instead of a question that nothing fits: changes, the cheapest first.
+"""Alternatives to a question that nothing fits: changes that do fit, the cheapest first.
 
 Each is predicted as the question itself is, and offered only if it fits. No model is traced for
 it. Does not know how the answer is shown.
@@ -204,8 +204,8 @@ class _Predictions:
         limits = replace(self._question, workload=workload, hardware=hardware).limits
         predictor = AnalyticPredictor(workload, hardware, traces=False)
         predicted = predictor.predict_table(table)
-        is_expected = predicted.missing_bytes(**limits) == 0
-        is_sure = predicted.peak_device_upper_bytes <= limits["device_bytes"]
+        is_expected = predicted.missing_bytes(limits) == 0
+        is_sure = predicted.peak_device_upper_bytes <= limits.device_bytes
         rows = np.flatnonzero(is_expected & is_sure)
         rows = rows[np.argsort(-predicted.tokens_per_second[rows], kind="stable")]
         if not len(rows) and predictor.doubt is None:
@@ -236,13 +236,13 @@ def _of_space(asked: Change) -> Iterator[Change]:
         leanest = replace(
             asked,
             kind="neutral",
-            words="a loss-neutral strategy among those that save memory",
+            words="a loss-neutral strategy of the memory-saving space",
             space_name=_LEANEST_SPACE,
             options={"--space": _LEANEST_SPACE},
             is_neutral=True,
         )
         yield leanest
-        words = "whatever saves memory, which may change the loss"
+        words = "any strategy that saves memory; may change the loss"
         yield replace(leanest, kind="memory", words=words, is_neutral=False)
 
 
@@ -269,8 +269,8 @@ def _of_method(asked: Change) -> Iterator[Change]:
     is_cuda = asked.hardware.device_type is DeviceType.CUDA
     methods = [Method.FULL, Method.LORA, *([Method.QLORA] if is_cuda else [])]
     names = {
-        Method.LORA: "LoRA: adapters alone are trained",
-        Method.QLORA: "QLoRA: adapters are trained, on weights of 4 bit",
+        Method.LORA: "LoRA: train adapters only",
+        Method.QLORA: "QLoRA: train adapters on 4-bit weights",
     }
     if asked.workload.method not in methods:
         return
@@ -290,7 +290,7 @@ def _of_length(asked: Change) -> Iterator[Change]:
         yield replace(
             asked,
             kind="length",
-            words=f"samples of {seq_len:,} tokens",
+            words=f"sequences of {seq_len:,} tokens",
             workload=replace(asked.workload, seq_len=seq_len),
             options={**asked.options, "--seq-len": str(seq_len)},
         )

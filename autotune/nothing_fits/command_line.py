@@ -1,4 +1,4 @@
-"""The command line that a user typed, as one that can be pasted with other options."""
+"""The command line that a user typed, with other options, ready to paste."""
 
 from __future__ import annotations
 

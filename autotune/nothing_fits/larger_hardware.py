@@ -1,4 +1,4 @@
-"""Hardware with more memory than a question has, and the options that ask for it.
+"""Larger hardware that a question would fit, and the options that ask for it.
 
 The nearest first: more of the same devices, more memory of the host, other devices. Does not know
 what is trained on it.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from autotune.machine.hardware import DEVICE_KINDS, GIB, DeviceType, visible_gpus
+from autotune.machine.hardware import DEVICE_KINDS, GIB, DeviceType
 from autotune.machine.hardware_spec import HardwareSpec, read_hardware
 from autotune.nothing_fits.alternatives import Larger, LargerKind
 from autotune.nothing_fits.command_line import CommandLine
@@ -103,7 +103,7 @@ def _other_devices(
 
 
 def larger_than_searched(
-    question: Question, *, command: CommandLine, space_name: str, is_here: bool
+    question: Question, *, command: CommandLine, space_name: str, num_gpus_here: int
 ) -> Iterator[Larger]:
     """What a search may ask for instead: more of this machine's devices, or a plan for others.
 
@@ -111,16 +111,15 @@ def larger_than_searched(
         question: what nothing fits.
         command: as the user typed it.
         space_name: --space, as the user named it.
-        is_here: whether trials run on this machine.
+        num_gpus_here: GPUs of this machine that trials may be given.
     """
     hardware = question.hardware
     if hardware.device_type is not DeviceType.CUDA:
         return
-    num_here = len(visible_gpus()) if is_here else 0
     flag = "--devices-per-trial" if command.has("--devices-per-trial") else "--devices"
     flag = "--gpus-per-trial" if command.has("--gpus-per-trial") else flag
     count = hardware.num_devices
-    while 2 * count <= num_here:
+    while 2 * count <= num_gpus_here:
         count *= 2
         more = replace(hardware, num_devices=count)
         yield Larger(words=f"{more}", hardware=more, options={flag: str(count)})
@@ -131,7 +130,7 @@ def larger_than_searched(
     spec = read_hardware(name, num_nodes=hardware.num_nodes)
     for larger in larger_than_planned(spec, None, text=name, host_memory_gib=None, nvme_gib=None):
         if larger.hardware.num_devices > count or larger.kind is LargerKind.OTHER_DEVICES:
-            yield replace(larger, words=f"{larger.words}, to plan for", command=plan)
+            yield replace(larger, words=f"{larger.words} (a plan; nothing is run)", command=plan)
 
 
 def _plan_of(question: Question, space_name: str) -> CommandLine:

@@ -1,4 +1,4 @@
-"""The answer where nothing fits: what is missing of which memory, and the nearest that would fit.
+"""The answer where nothing fits: which memory is short by how much, and the nearest strategy.
 
 Does not predict: it is handed predictions.
 """
@@ -6,7 +6,7 @@ Does not predict: it is handed predictions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from rich import box
@@ -17,11 +17,12 @@ from rich.text import Text
 from autotune.answer.figures import format_gib
 from autotune.knob_values import LossClass
 from autotune.machine.hardware import Hardware
+from autotune.question.limits import Limits
 from autotune.space.strategy import Strategy
 from autotune.trials.breakdown import breakdown_rows
 from autotune.trials.trial import Prediction
 
-__all__ = ["Alternative", "nothing_fits", "shortfall_json"]
+__all__ = ["Alternative", "Shortfall", "render_shortfall", "shortfall_json"]
 
 _NO_LIMIT = 2**62
 
@@ -42,48 +43,49 @@ class Alternative:
     """Of that strategy, against the reference of its own question."""
 
 
-def nothing_fits(
-    closest: Sequence[tuple[Strategy, Prediction]],
-    *,
-    limits: Mapping[str, int],
-    hardware: Hardware,
-    alternatives: Sequence[Alternative],
-    doubt: str | None = None,
-) -> RenderableType:
-    """What is missing for the closest strategies, and what would fit instead.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shortfall:
+    """Why nothing of a space fits, in figures."""
 
-    Args:
-        closest: the strategies that miss the least memory, with their predictions, least first.
-        limits: room on each device, on the host and on disk, as `Prediction` takes them.
-        hardware: what the question ran on.
-        alternatives: what fits, the cheapest change first.
-        doubt: why activations are counted as another model's; None where they are not.
-    """
+    closest: Sequence[tuple[Strategy, Prediction]]
+    """The strategies that miss the least memory, least first; empty where there are none."""
+    limits: Limits
+    """Room on each device, on the host and on disk."""
+    hardware: Hardware
+    """What the question ran on."""
+    alternatives: Sequence[Alternative]
+    """What fits, the cheapest change first."""
+    doubt: str | None = None
+    """Why activations are counted as another model's; None where they are not."""
+    adapters: str | None = None
+    """What is to be known of the adapters of this method, in words; None where nothing is."""
+
+
+def render_shortfall(shortfall: Shortfall) -> RenderableType:
+    """What is missing for the closest strategies, and what would fit instead, for people."""
+    closest, limits = shortfall.closest, shortfall.limits
     if not closest:
         return Text("Nothing fits: the search space has no strategy that this question allows.")
     _, prediction = closest[0]
     first = Text.assemble(
         (f"Nothing fits: {_in_words(_shortage(prediction, limits))} missing.", "bold red"),
-        _needs(prediction, limits, hardware),
+        _needs(prediction, limits, shortfall.hardware),
     )
     parts: list[RenderableType] = [first, "", _closest_table(closest, limits)]
     if prediction.breakdown_bytes:
         parts += ["", _breakdown(prediction)]
-    if doubt:
+    if shortfall.doubt:
         parts.append(
-            Text(f"Activations are counted as those of the preset most like it: {doubt}.")
+            Text(f"Activation memory is that of the most similar preset: {shortfall.doubt}.")
         )
-    parts += ["", *_nearest_fits(alternatives)]
+    parts += ["", *_nearest_fits(shortfall.alternatives)]
+    if shortfall.adapters:
+        parts.append(Text(shortfall.adapters))
     return Group(*parts)
 
 
-def shortfall_json(
-    closest: Sequence[tuple[Strategy, Prediction]],
-    *,
-    limits: Mapping[str, int],
-    alternatives: Sequence[Alternative],
-) -> dict[str, Any]:
-    """The same as `nothing_fits` says, for `--json`.
+def shortfall_json(shortfall: Shortfall) -> dict[str, Any]:
+    """What `render_shortfall` says, for `--json`.
 
     Keys: `front` (empty, as in a report), `limit_bytes` of each device, `host_limit_bytes` that
     may be used, `missing_bytes` of the closest strategy, these by `missing_by_place` (`device`,
@@ -91,12 +93,13 @@ def shortfall_json(
     the cheapest change first: `change` in words, `command` for a shell, the `strategy` that fits
     with its `prediction` and `loss_class`.
     """
+    closest, limits = shortfall.closest, shortfall.limits
     of_closest = closest[0][1] if closest else None
     missing = _shortage(of_closest, limits) if of_closest else {}
     return {
         "front": [],
-        "limit_bytes": limits["device_bytes"],
-        "host_limit_bytes": limits["host_bytes"],
+        "limit_bytes": limits.device_bytes,
+        "host_limit_bytes": limits.host_bytes,
         "missing_bytes": sum(missing.values()),
         "missing_by_place": missing,
         "closest": [
@@ -111,17 +114,19 @@ def shortfall_json(
                 "loss_class": str(other.loss_class),
                 "prediction": asdict(other.prediction),
             }
-            for other in alternatives
+            for other in shortfall.alternatives
         ],
     }
 
 
-def _shortage(prediction: Prediction, limits: Mapping[str, int]) -> dict[str, int]:
+def _shortage(prediction: Prediction, limits: Limits) -> dict[str, int]:
     """Bytes that are missing of each memory, by its name."""
-    wide = dict.fromkeys(("device_bytes", "host_bytes", "disk_bytes"), _NO_LIMIT)
+    wide = Limits(device_bytes=_NO_LIMIT, host_bytes=_NO_LIMIT, disk_bytes=_NO_LIMIT)
     return {
-        key.removesuffix("_bytes"): prediction.missing_bytes(**wide | {key: limits.get(key, 0)})
-        for key in wide
+        limit.name.removesuffix("_bytes"): prediction.missing_bytes(
+            replace(wide, **{limit.name: getattr(limits, limit.name)})
+        )
+        for limit in fields(Limits)
     }
 
 
@@ -136,31 +141,29 @@ def _in_words(shortage: Mapping[str, int]) -> str:
     return f"{' and '.join(parts)} are" if parts else "0 GiB are"
 
 
-def _needs(prediction: Prediction, limits: Mapping[str, int], hardware: Hardware) -> str:
+def _needs(prediction: Prediction, limits: Limits, hardware: Hardware) -> str:
     words = (
         f" The closest strategy needs {format_gib(prediction.peak_device_bytes)} GiB on each "
-        f"device, and a trial may use {format_gib(limits['device_bytes'])} GiB of "
+        f"device, and a trial may use {format_gib(limits.device_bytes)} GiB of "
         f"{format_gib(hardware.device_memory_bytes)} GiB ({hardware})."
     )
     if prediction.host_memory_bytes:
         words += (
-            f" What it offloads needs {format_gib(prediction.peak_host_bytes)} GiB of host "
+            f" Its offloaded states need {format_gib(prediction.peak_host_bytes)} GiB of host "
             f"memory, at least {format_gib(prediction.host_memory_lower_bytes)} GiB and at most "
             f"{format_gib(prediction.peak_host_upper_bytes)} GiB, and a trial may use "
-            f"{format_gib(limits['host_bytes'])} GiB of "
+            f"{format_gib(limits.host_bytes)} GiB of "
             f"{format_gib(hardware.host_memory_bytes)} GiB (--host-headroom)."
         )
     if prediction.disk_bytes:
         words += (
-            f" It needs {format_gib(prediction.disk_bytes)} GiB of disk, and --nvme-path has "
-            f"{format_gib(limits.get('disk_bytes', 0))} GiB free."
+            f" It needs {format_gib(prediction.disk_bytes)} GiB of disk; --nvme-path has "
+            f"{format_gib(limits.disk_bytes)} GiB free."
         )
     return words
 
 
-def _closest_table(
-    closest: Sequence[tuple[Strategy, Prediction]], limits: Mapping[str, int]
-) -> Table:
+def _closest_table(closest: Sequence[tuple[Strategy, Prediction]], limits: Limits) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("closest strategies", overflow="fold", min_width=20)
     for heading in ("device\nGiB", "missing\nGiB", "host\nGiB", "missing\nGiB"):
@@ -186,11 +189,11 @@ def _breakdown(prediction: Prediction) -> Text:
 def _nearest_fits(alternatives: Sequence[Alternative]) -> Iterator[Text]:
     if not alternatives:
         yield Text(
-            "No change of space, method, length or number of devices is predicted to fit: a "
-            "smaller model, or devices with more memory, would have to do."
+            "No change of space, method, sequence length or number of devices is predicted to "
+            "fit. Use a smaller model, or devices with more memory."
         )
         return
-    yield Text("What is predicted to fit, the cheapest change first:")
+    yield Text("Predicted to fit, cheapest change first:")
     for other in alternatives:
         words = (
             f"  {other.words}: {format_gib(other.prediction.peak_device_bytes)} GiB on a device"

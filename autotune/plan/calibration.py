@@ -1,4 +1,4 @@
-"""What a finished study teaches about predictions for another question.
+"""Corrects a plan's predictions by a finished study of another question.
 
 Physical coefficients transfer: the parts of the peak rates that kernels attain, the time of
 launches, the allocator's slack. Does not know which strategies a plan has.

@@ -1,4 +1,4 @@
-"""The answer for hardware that is not here: what is predicted of every strategy of a space.
+"""A plan: the predictions of every strategy of a space, for hardware that is not here.
 
 Nothing is measured. Does not know how the answer is shown, nor torch.
 """
@@ -119,16 +119,16 @@ class Plan:
         that is so of no strategy.
         """
         prediction, limits = candidate.prediction, self.question.limits
-        is_in_doubt = prediction.peak_device_upper_bytes > limits["device_bytes"]
-        return not prediction.missing_bytes(**limits) and not (self._is_strict and is_in_doubt)
+        is_in_doubt = prediction.peak_device_upper_bytes > limits.device_bytes
+        return not prediction.missing_bytes(limits) and not (self._is_strict and is_in_doubt)
 
     def surely_fits(self, candidate: Candidate) -> bool:
         """Whether it fits even if it needs as much as it may."""
         prediction, limits = candidate.prediction, self.question.limits
         return (
             self.fits(candidate)
-            and prediction.peak_device_upper_bytes <= limits["device_bytes"]
-            and prediction.peak_host_upper_bytes <= limits["host_bytes"]
+            and prediction.peak_device_upper_bytes <= limits.device_bytes
+            and prediction.peak_host_upper_bytes <= limits.host_bytes
         )
 
     @cached_property
@@ -219,7 +219,7 @@ class Plan:
 
     def closest(self, num: int) -> list[Candidate]:
         """The candidates that miss the least memory, least first."""
-        rows = self.candidates.predicted.closest(num, **self.question.limits)
+        rows = self.candidates.predicted.closest(num, self.question.limits)
         return [self.candidates[row] for row in rows]
 
     @cached_property
@@ -229,14 +229,14 @@ class Plan:
     @cached_property
     def _expected_to_fit(self) -> NDArray[np.bool_]:
         fits: NDArray[np.bool_] = (
-            self.candidates.predicted.missing_bytes(**self.question.limits) == 0
+            self.candidates.predicted.missing_bytes(self.question.limits) == 0
         )
         return fits
 
     @cached_property
     def _surely_fits(self) -> NDArray[np.bool_]:
         most = self.candidates.predicted.peak_device_upper_bytes
-        fits: NDArray[np.bool_] = most <= self.question.limits["device_bytes"]
+        fits: NDArray[np.bool_] = most <= self.question.limits.device_bytes
         return fits & self._expected_to_fit
 
     @property

@@ -1,4 +1,4 @@
-"""A plan for people, as renderables of rich, and for programs, as one JSON document.
+"""The report of a plan: renderables of rich for people, one JSON document for programs.
 
 Says in every view that nothing was measured. Does not know how wide the terminal is.
 """

@@ -1,4 +1,4 @@
-"""What a strategy will need, before it runs."""
+"""The predictor: the memory and the step time of a strategy before it runs."""
 
 from autotune.predictor.analytic import AnalyticPredictor
 from autotune.predictor.reserved.simulation import ScriptSource

@@ -1,4 +1,4 @@
-"""A prediction from first principles: no trial is needed for it, and it learns from none.
+"""The predictor from first principles: it needs no trial and learns from none.
 
 Does not know which strategies are tried, nor how far off it was.
 """

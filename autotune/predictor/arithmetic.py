@@ -1,4 +1,4 @@
-"""Arithmetic that is the same for one strategy and for a table of them.
+"""Arithmetic that works alike for one strategy and for a table of strategies.
 
 What is made of several models' answers is written once. `Ask` gets an answer for a strategy, or
 for each row of a table; an answer is a number or an array, or a record of numbers or of arrays,

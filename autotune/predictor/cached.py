@@ -1,4 +1,4 @@
-"""A predictor that does not work out again what it was asked of late."""
+"""A predictor that remembers recent predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model keeps and computes, read from its real code without memory for it.
+"""The memory and the work of a model, traced from its real code without memory for it.
 
 Imports no torch: a process of its own does the tracing.
 """

@@ -1,4 +1,4 @@
-"""Traces variants of a model: reads the question from stdin, writes a line for each as it is done.
+"""Traces variants of a model: reads the question from stdin, writes a line for each result.
 
     python -m autotune.profile PID < QUESTION.json
 

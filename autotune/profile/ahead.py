@@ -1,4 +1,4 @@
-"""Scripts for whoever cannot wait: what is not known yet is traced aside, one after the other.
+"""Traces scripts in the background, one after the other, for callers that cannot wait.
 
 Does not know who asks, nor what for.
 """

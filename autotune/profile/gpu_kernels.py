@@ -1,4 +1,4 @@
-"""The kernels that a CUDA GPU would run, for code that is followed on the host.
+"""The kernels that a CUDA GPU would run, for code that is traced on the host.
 
 PyTorch chooses kernels of attention and dropout by the device of their inputs, and on the host
 others than on a GPU. Here its own operations of the GPU are called by name instead, whose autograd

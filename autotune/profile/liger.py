@@ -1,4 +1,4 @@
-"""Liger's kernels where nothing can run them: its Python code, without the launches.
+"""Liger's kernels on a host without a GPU: its Python code, without the launches.
 
 What Liger allocates and keeps is in its Python code; its Triton kernels only fill it. For a
 process of its own: a stand-in for Triton takes the place of the real one for all of its life.

@@ -1,4 +1,4 @@
-"""What the kernels of one part of a model compute and move.
+"""The operations and memory traffic of the kernels of one part of a model.
 
 Counts of operations of attention are those of PyTorch's own counter
 (`torch/utils/flop_counter.py`), halved since attention is causal. Does not know how long anything

@@ -1,4 +1,4 @@
-"""Profiles and scripts by a process apart: neither torch nor Liger's patches come into this one.
+"""Traces profiles and scripts in a separate process, which alone loads torch and Liger's patches.
 
 Asks memory first, then the disk, then traces. Does not know what they are used for.
 """

@@ -1,4 +1,4 @@
-"""What a model allocates and frees in forward and backward, in order, at any size of batch.
+"""A script: what a model allocates and frees in forward and backward, in order, for any batch.
 
 A few of its layers are written down, one group of which stands for all like it. Plain values, to
 and from JSON. Does not know how it was made, nor what the training engine allocates around it.

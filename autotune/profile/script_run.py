@@ -1,4 +1,4 @@
-"""One forward and backward on the tape, as events: what is allocated, freed, ready, and where.
+"""One forward and backward on the tape, as events: allocated, freed, ready, and where.
 
 Knows where layers begin and end, and which groups of them do the same. Does not know how the model
 was built, nor what it takes at other sizes of batch.

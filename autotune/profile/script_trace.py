@@ -1,4 +1,4 @@
-"""Follows the real code of a model, with its techniques on, and writes down what it allocates.
+"""Traces a script from the real code of a model, with its techniques on.
 
 Twice, with two sizes of batch, so that what grows with it is told from what does not. Needs a
 process in which `stand_in_for_triton` was called, for variants with Liger.

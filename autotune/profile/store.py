@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from autotune.drafts import write_file
 from autotune.profile.model_profile import ModelProfile
 from autotune.profile.script import AllocationScript
 
 __all__ = ["read_profile", "read_script", "write_record"]
 
 _Record = TypeVar("_Record")
+
+_OWNERS_FILE = 0o600
 
 
 def read_profile(digest: str) -> ModelProfile | None:
@@ -36,34 +38,9 @@ def write_record(digest: str, record: ModelProfile | AllocationScript) -> None:
     path = _path(digest)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, json.dumps(record.to_dict()).encode())
+        write_file(path, json.dumps(record.to_dict()), mode=_OWNERS_FILE)
     except OSError:
         return
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file that has no name until it is whole, so that a kill leaves no draft behind.
-
-    Where the file system knows no such files, it has a draft's name until then.
-    """
-    try:
-        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o600)
-    except OSError:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as draft:
-            draft.write(data)
-        os.replace(draft.name, path)
-        return
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        # What is there could not be read, or is the same.
-        path.unlink(missing_ok=True)
-        # Python follows the link, which stands for the file, only beside an open folder.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.link(f"/proc/self/fd/{descriptor}", path.name, dst_dir_fd=folder)
-        finally:
-            os.close(folder)
 
 
 def _read(digest: str, read: Callable[[Mapping[str, Any]], _Record]) -> _Record | None:

@@ -1,4 +1,4 @@
-"""What one forward and backward allocate, free, keep for backward and launch, in order.
+"""The tape: what one forward and backward allocate, free, keep for backward and launch, in order.
 
 A dispatch mode sees every operation below autograd, so what is written down is what the model's
 real code does. Does not know what the modules of a model are for: its user says under which label

@@ -1,4 +1,4 @@
-"""Follows forward and backward of a model without memory, and reads the tape into a profile.
+"""Traces forward and backward of a model without memory, and reads the tape into a profile.
 
 Runs the code of transformers, PEFT and Liger that a trial runs, with the kernels of a GPU, on two
 samples: what is there once for all samples counts half. Needs a process in which

@@ -1,4 +1,4 @@
-"""DeepSpeed's Ulysses where there is one process: its real code, whose exchanges have no partner.
+"""DeepSpeed's Ulysses in a single process: its real code, whose exchanges have no partner.
 
 Does not know models, nor how tokens are divided.
 """

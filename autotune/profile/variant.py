@@ -1,4 +1,4 @@
-"""What a profile is of: one model, trained in one way, at one length.
+"""The key of a profile: one model, trained in one way, at one length.
 
 Of a profile only what changes the tensors of a layer: the rest is put together from its parts. A
 script is of all that changes what is held when. Does not know how anything is traced.

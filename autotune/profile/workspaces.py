@@ -1,4 +1,4 @@
-"""What single kernels take and give back at once, where it does not grow in step with a batch.
+"""Workspaces of single kernels, which do not grow in step with a batch.
 
 Read from PyTorch 2.11 (`aten/src/ATen/native/cuda/`), for a GPU with the multiprocessors of an
 H100: others divide sums into other numbers of pieces. Does not know which kernels are launched.

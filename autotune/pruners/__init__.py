@@ -1,4 +1,4 @@
-"""What is not worth launching, behind the seam of `protocols.Pruner`."""
+"""Pruners: which strategies are not worth launching."""
 
 from autotune.pruners.dominance import DominancePruner
 from autotune.pruners.predicted_memory import PredictedMemoryPruner

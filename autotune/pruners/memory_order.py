@@ -1,4 +1,4 @@
-"""Which of two strategies needs at least as much memory, where that can be told without numbers.
+"""Compares the memory of two strategies where that can be told without numbers.
 
 A knob that is in no table here must be the same in both, as any new knob is until its order is
 known. Does not know models, machines or trials.

@@ -1,1 +1,1 @@
-"""What a study is about: the model, how it is trained, what is after."""
+"""The question of a study: the model, how it is trained, and what is sought."""

@@ -1,4 +1,4 @@
-"""Which linear layers have LoRA adapters, in the words of `--lora-targets` and `lora_targets`.
+"""The linear layers that have LoRA adapters, by the words of `--lora-targets`.
 
 A target is `all-linear`, a group of layers (`attention`, `mlp`) or the name of a layer. Does not
 know which layers there are: that is told by `ModelShape`, and by the model itself.

@@ -1,4 +1,4 @@
-"""Which architectures are decoder-only causal language models; all others are refused by name.
+"""Refuses by name every architecture that is no decoder-only causal language model.
 
 By transformers' own tables, so that a new architecture needs no entry here. Knows no sizes.
 """

@@ -1,4 +1,4 @@
-"""A model's parameters by what they belong to, counted on its own modules without memory.
+"""Counts a model's parameters by what they belong to, on its modules without memory.
 
 Biases, extra norms, tables of positions and experts are so counted as they are, whatever the
 architecture. Does not know what a model keeps or computes.

@@ -1,4 +1,4 @@
-"""A model's config.json as plain values, and what is refused before anything is made of it.
+"""Reads a model's config.json as plain values, within limits.
 
 Does not know what its fields mean, except by their names how large a number may be.
 """

@@ -1,4 +1,4 @@
-"""What a search is after, and which of its trials is wanted: one word means the same everywhere.
+"""The goals of a search, and which trial each of them picks.
 
 `--objective`, `--pick`, reports and plans all take their words from here.
 """

@@ -1,4 +1,4 @@
-"""What a search was asked: it decides whether two searches may share one study.
+"""The question of a search: it decides whether two searches may share one study.
 
 Budget, sampler and timeouts are not part of it: they say how long and how, not what.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 from autotune.machine.hardware import Hardware
 from autotune.names import plain_name, printable
+from autotune.question.limits import Limits
 from autotune.question.workload import Workload
 
 __all__ = ["Question"]
@@ -54,13 +55,13 @@ class Question:
         return int(self.hardware.host_memory_bytes * (1 - self.host_headroom))
 
     @property
-    def limits(self) -> dict[str, int]:
-        """Room on each device, on the host and on disk, as `Prediction` takes them."""
-        return {
-            "device_bytes": self.memory_limit_bytes,
-            "host_bytes": self.host_limit_bytes,
-            "disk_bytes": self.hardware.nvme_free_bytes,
-        }
+    def limits(self) -> Limits:
+        """Room on each device, on the host and on disk."""
+        return Limits(
+            device_bytes=self.memory_limit_bytes,
+            host_bytes=self.host_limit_bytes,
+            disk_bytes=self.hardware.nvme_free_bytes,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `from_dict` reads it back."""

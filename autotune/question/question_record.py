@@ -1,4 +1,4 @@
-"""What `question.json` and a storage keep of a question, checked before anything is made of it.
+"""The record of a question in `question.json` and in a storage, checked when it is read.
 
 Types as the dataclasses have them, figures within what a machine or a model can have, names that
 may be shown. Does not know where a record was kept.

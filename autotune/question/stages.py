@@ -1,4 +1,4 @@
-"""Which decoder layers each stage of a pipeline holds.
+"""The decoder layers of each stage of a pipeline.
 
 Counts only: knows no model and no torch, so that a prediction divides as a trial does.
 """

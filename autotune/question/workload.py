@@ -1,4 +1,4 @@
-"""What is trained: the model, the sequence length, the global batch, the method.
+"""The workload: the model, the sequence length, the global batch, the method.
 
 Does not know what it runs on.
 """

@@ -1,4 +1,4 @@
-"""What to try next, behind the seam of `protocols.Sampler`: our own, and Optuna's."""
+"""Samplers: which strategy to try next. Our own, and Optuna's."""
 
 from autotune.samplers.kind import SamplerKind
 from autotune.samplers.optuna import OptunaSampler

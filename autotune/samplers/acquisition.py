@@ -1,4 +1,4 @@
-"""What may still come of a space: posteriors about its rows beside what was measured.
+"""The strategies that may still improve on what was measured, and what is expected of each.
 
 Says by what share each row is expected to improve what is sought, and all of them together. Does
 not know how posteriors were formed, nor what is proposed.

@@ -1,4 +1,4 @@
-"""Which values of knobs are to blame for trials that failed by themselves.
+"""Estimates which knob values make trials crash.
 
 A value with which some trial ran is not; a failure is blamed alike on all other values that its
 strategy had. Memory is no matter of blame. Does not know what is proposed.

@@ -1,4 +1,4 @@
-"""The trials so far, as the sampler needs them: their rows and figures, and what tells anything.
+"""The trials so far, as the sampler needs them: their rows, their figures, what they teach.
 
 Does not know what is believed, nor what is sought.
 """

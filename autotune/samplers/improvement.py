@@ -1,4 +1,4 @@
-"""By how much a strategy is expected to improve what was measured, given what is believed of it.
+"""Expected improvement of what was measured, for each strategy.
 
 Expected improvement: Jones, Schonlau and Welch, Efficient Global Optimization (Journal of Global
 Optimization 13, 1998), equation 15. Of the front: the closed form for two objectives of Emmerich,

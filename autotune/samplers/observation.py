@@ -1,4 +1,4 @@
-"""What one trial teaches a sampler: objective values and how far it overran the memory.
+"""What one trial teaches a sampler: objective values, and by how much it exceeded the memory.
 
 Does not know how a sampler uses it.
 """

@@ -1,4 +1,4 @@
-"""Ranks the whole space by what is predicted and was learned, and says when enough is known.
+"""The default sampler: the largest expected improvement for the time that a trial takes.
 
 The next trial is the one that is expected to improve most on what was measured, for the time it
 takes. The first ones are chosen to teach most about those that may be best. Does not know how a
@@ -7,7 +7,7 @@ trial is run, nor how much time is left.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from autotune.learner.neighbours import Neighbours
 from autotune.learner.surrogate import Surrogate
 from autotune.predictor.analytic import AnalyticPredictor
 from autotune.question.goal import Goal
+from autotune.question.limits import Limits
 from autotune.samplers.acquisition import Acquisition, Measured
 from autotune.samplers.crash_probability import run_probability
 from autotune.samplers.history import History, Past
@@ -57,7 +58,7 @@ class PredictedSampler:
     Args:
         table: the strategies that may be tried.
         prior: the prediction from first principles.
-        limits: room on device, host and disk, as `PredictionTable.missing_bytes` takes it.
+        limits: room on device, host and disk.
         goal: what the search optimizes.
         min_gain: the search ends when the remaining strategies are expected to improve the goal by
             less than this fraction; 0 tries every strategy.
@@ -69,12 +70,12 @@ class PredictedSampler:
         table: StrategyTable,
         prior: AnalyticPredictor,
         *,
-        limits: Mapping[str, int],
+        limits: Limits,
         goal: Goal = Goal.FRONT,
         min_gain: float = 0.01,
         durations: TrialDurations | None = None,
     ) -> None:
-        self._limits = dict(limits)
+        self._limits = limits
         self._goal = goal
         self._min_gain = min_gain
         self._table = _nearest_to_front(table, prior, self._limits) if len(table) else table
@@ -87,8 +88,8 @@ class PredictedSampler:
         self._history = History(self._surrogate.place_of)
         predicted = self._surrogate.predicted
         self._tokens = float(predicted.tokens_per_second[0] * predicted.step_time_s[0])
-        self._has_room = (predicted.peak_host_bytes <= self._limits["host_bytes"]) & (
-            predicted.disk_bytes <= self._limits.get("disk_bytes", 0)
+        self._has_room = (predicted.peak_host_bytes <= self._limits.host_bytes) & (
+            predicted.disk_bytes <= self._limits.disk_bytes
         )
         self._durations = durations or TrialDurations()
         self._starts = self._table.map(start_kind).spread()
@@ -134,7 +135,7 @@ class PredictedSampler:
             return self._table.strategy(int(left[promising[np.argmax(worth)]]))
         if gains[promising[0]] > 0:
             return self._table.strategy(int(left[promising[0]]))
-        missing = self._surrogate.predicted.missing_bytes(**self._limits)
+        missing = self._surrogate.predicted.missing_bytes(self._limits)
         return self._table.strategy(int(left[np.argmin(missing[left])]))
 
     def _acquisition_of(
@@ -142,13 +143,13 @@ class PredictedSampler:
     ) -> Acquisition:
         """The acquisition of some rows. The last rows run now and count as predicted."""
         overhead = self._surrogate.predicted.device_overhead_bytes
-        limit = self._limits["device_bytes"] - float(np.median(overhead))
+        limit = self._limits.device_bytes - float(np.median(overhead))
         told, num_told = past.witnesses()
         step_time = self._surrogate.step_time(told, rows, num_seen=num_told)
         memory = self._surrogate.peak_memory(told, rows, int(limit), num_seen=num_told)
         fits = probability(
             Normal(mean=memory.mean, deviation=memory.deviation),
-            np.log(np.maximum(1.0, self._limits["device_bytes"] - overhead[rows])),
+            np.log(np.maximum(1.0, self._limits.device_bytes - overhead[rows])),
         )
         log_power = self._log_power(past.trials, rows)
         speed = self._tokens / np.exp(step_time.mean)
@@ -218,18 +219,18 @@ def _telling(posterior: Posterior, rows: NDArray[np.intp], weights: _Array) -> _
 
 
 def _nearest_to_front(
-    table: StrategyTable, prior: AnalyticPredictor, limits: Mapping[str, int]
+    table: StrategyTable, prior: AnalyticPredictor, limits: Limits
 ) -> StrategyTable:
     """The rows of a large table that might fit and are predicted nearest to the front."""
     if len(table) <= _MOST_ROWS:
         return table
     predicted = prior.predict_table(table)
-    might_fit = predicted.might_fit(**limits)
+    might_fit = predicted.might_fit(limits)
     memory = predicted.peak_memory_bytes.astype(float)
     speed = np.where(might_fit, predicted.tokens_per_second, 0.0)
     front = Front.of(memory[might_fit], speed[might_fit])
     if not len(front.speed):
-        return table.take(np.sort(predicted.closest(_MOST_ROWS, **limits)))
+        return table.take(np.sort(predicted.closest(_MOST_ROWS, limits)))
     reach = front.speed[np.searchsorted(front.memory, memory, side="right") - 1]
     nearest = np.argsort(-speed / reach, kind="stable")[:_MOST_ROWS]
     return table.take(np.sort(nearest))

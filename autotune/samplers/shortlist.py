@@ -1,4 +1,4 @@
-"""Rows of a space that are worth another look: those that came out best when all were looked at.
+"""The rows of a large space that are worth another look.
 
 Late in a study one trial moves few posteriors, and looking at every row of a large space for each
 would cost more than the trials' record does. Does not know what makes a row good.

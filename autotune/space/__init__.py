@@ -1,1 +1,1 @@
-"""What may be tried: strategies, their knobs, and which of them a question allows."""
+"""The search space: strategies, their knobs, and which of them a question allows."""

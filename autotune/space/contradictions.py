@@ -1,4 +1,4 @@
-"""Which knobs of a strategy contradict each other, whatever the model and the machine.
+"""Knobs of a strategy that contradict each other, whatever the model and the machine.
 
 One function a family of knobs; each answers in words, with the rule, the value and what to do.
 """

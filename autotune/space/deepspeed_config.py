@@ -1,4 +1,4 @@
-"""A strategy as DeepSpeed's JSON: the only file that knows DeepSpeed's keys.
+"""Writes a strategy as DeepSpeed's JSON: the only file that knows DeepSpeed's keys.
 
 The worker trains with exactly what the export writes, so what was measured is what is shipped.
 What a JSON cannot hold (checkpointing, kernels, LoRA, bitsandbytes' optimizers) is put on the

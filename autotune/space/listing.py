@@ -1,4 +1,4 @@
-"""Every possible combination of the values of knobs, as a table of strategies.
+"""Lists every possible combination of the values of knobs, as a table of strategies.
 
 Knob by knob: what is impossible whatever the later knobs say is left out at once. Does not know
 where knobs and rules come from.

@@ -1,4 +1,4 @@
-"""The strategies that a search may try: knobs with their values, and when they apply.
+"""A search space: knobs with their values, and the conditions under which they apply.
 
 Does not know files or samplers: it lists strategies, and turns a choice of values into one.
 """

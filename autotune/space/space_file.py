@@ -1,4 +1,4 @@
-"""The files of `search_spaces/`: reads one, checks it, and makes the search space of a question.
+"""Reads the files of `search_spaces/` and makes the search space of a question.
 
 Does not know strategies beyond the names of their knobs and the values that these take.
 """

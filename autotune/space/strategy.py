@@ -1,4 +1,4 @@
-"""One point of the search: every knob of one training run.
+"""A strategy: every knob of one training run.
 
 Refuses what contradicts itself. Whether it suits a model and a machine is `compatibility`'s
 question; where it came from is nobody's.

@@ -1,4 +1,4 @@
-"""`strategy.yaml` of an export: a strategy with what is needed to put it on a user's own model.
+"""`strategy.yaml` of an export: a strategy, with what puts it on a user's own model.
 
 Knows the file's form. Does not know torch, nor DeepSpeed's keys.
 """

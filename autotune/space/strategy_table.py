@@ -1,4 +1,4 @@
-"""Many strategies at once: a column of small codes for each knob that is moved.
+"""A table of many strategies: a column of small codes for each knob that is moved.
 
 What depends on a few knobs is worked out once for each combination of them that occurs, and which
 knobs those are is seen, not declared: a row that stands for a strategy notes what is read of it.

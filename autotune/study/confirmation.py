@@ -1,4 +1,4 @@
-"""Which trials to run again at the end of a search, and what the runs say about their order.
+"""Chooses the trials to run again at the end of a search, and judges their order.
 
 The fastest of many short trials is fast by luck too. So the last candidates are run again, longer
 and in turns, until their order is beyond the noise, or they are as good as equal. Does not know

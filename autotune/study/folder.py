@@ -37,7 +37,10 @@ from autotune.text_file import load_json
 __all__ = ["StudyFolder"]
 
 
-_OWN_DRAFTS = frozenset(("lock", "question.tmp"))
+_OLD_DRAFT = "question.tmp"
+"""The draft of a question, as versions before `drafts.py` named it; no longer written."""
+
+_OWN_DRAFTS = frozenset(("lock", _OLD_DRAFT))
 """All that a search leaves in a new folder that was killed before its question was written."""
 
 _LONGEST_S = 1e9
@@ -56,7 +59,7 @@ class _Environment(BaseModel):
     end_reason: Annotated[str, AfterValidator(visible)] | None = None
 
 
-_MADE_WITHIN = ("trials", "question.json", "question.tmp", "study.db", "lock")
+_MADE_WITHIN = ("trials", "question.json", _OLD_DRAFT, "study.db", "lock")
 """What there is of a new study before its first trial, the lock last."""
 
 _OWNER_ONLY = 0o700

@@ -1,4 +1,4 @@
-"""The Pareto front: what nothing else beats in both throughput and memory.
+"""The Pareto front: the trials that no other beats in both throughput and memory.
 
 Of a study only what was measured, and fits, counts. Does not know how anything was predicted.
 """

@@ -1,4 +1,4 @@
-"""How far predictions were off what was measured, for one trial and for many.
+"""The error of predictions against measurements, for one trial and for many.
 
 Does not know who predicted, nor how an error is shown.
 """

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 from autotune.errors import StorageError
 from autotune.names import printable
 from autotune.space.strategy import Strategy
-from autotune.study.confirmed import with_confirmations
+from autotune.study.reruns import with_confirmations
 from autotune.study.storage_address import check_is_kept, shown, storage_errors
 from autotune.study.trial_rows import StoredTrial, TrialRows
 from autotune.trials.trial import (
     OBJECTIVES,
     Failure,
     FailureKind,
-    Measurement,
     Outcome,
     Prediction,
     Trial,
@@ -314,9 +313,8 @@ class TrialRecord:
     def _read(self, stored: StoredTrial) -> Trial:
         attributes = stored.attributes
         try:
-            measurement = attributes.get("measurement")
-            told = attributes.get("failure")
-            failure = Failure.from_dict(told) if told else None
+            outcome = Outcome.from_dict(attributes)
+            failure = outcome.failure
             prediction = attributes.get("prediction")
             strategy = Strategy.from_dict(attributes["strategy"])
             state = _states()[stored.state]
@@ -325,10 +323,10 @@ class TrialRecord:
                 strategy=strategy,
                 state=failure.state if failure and state is TrialState.FAILED else state,
                 prediction=Prediction.from_dict(prediction) if prediction else None,
-                measurement=Measurement.from_dict(measurement) if measurement else None,
+                measurement=outcome.measurement,
                 failure=failure,
-                reason=attributes.get("reason"),
-                duration_s=attributes.get("duration_s", 0.0),
+                reason=outcome.reason,
+                duration_s=outcome.duration_s,
                 memory_limit_bytes=self._memory_limit_bytes,
                 is_forced=attributes.get("is_forced", False),
                 reused_from=_printable_source(attributes.get("reused_from")),

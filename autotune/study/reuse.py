@@ -1,4 +1,4 @@
-"""Which measurements of an earlier study answer a question too, so that they need not be launched.
+"""Measurements of an earlier study that answer a question too, and need not be launched.
 
 The same model, trained in the same way on the same kind of devices with the same software. Spaces,
 headroom, seeds and budgets may differ. Does not know where studies are kept.

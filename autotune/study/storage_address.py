@@ -1,4 +1,4 @@
-"""Where trials are kept, as a URL of SQLAlchemy: written, checked, and shown without its secrets.
+"""The URL of a study's storage: made, checked, and shown without its secrets.
 
 Does not know what is kept there.
 """

@@ -1,9 +1,11 @@
-"""A study as it stands in its folder and storage, for whoever wants to read it."""
+"""A study read from its folder and storage."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from autotune.errors import ConfigError, StorageError
-from autotune.machine.software import Software
+from autotune.machine.software import Software, detect_software
 from autotune.question.goal import Goal
 from autotune.question.question import Question
 from autotune.space.compatibility import reference_strategy
@@ -14,7 +16,7 @@ from autotune.study.record import TrialRecord
 from autotune.study.storage_address import shown
 from autotune.study.summary import StudySummary
 
-__all__ = ["open_record", "space_of", "summarize"]
+__all__ = ["open_record", "read_study", "space_of", "summarize"]
 
 
 def space_of(question: Question, software: Software) -> SearchSpace:
@@ -107,3 +109,16 @@ def summarize(
 def _goal(name: str | None) -> Goal:
     """What the last search was after, as it wrote that down; the front where it did not."""
     return Goal(name) if name is not None and name in list(Goal) else Goal.FRONT
+
+
+def read_study(path: Path, storage_url: str | None) -> StudySummary:
+    """The study in a folder.
+
+    Raises:
+        StorageError: there is none, or its storage cannot be read.
+    """
+    folder = StudyFolder(path)
+    question = folder.read_question()
+    space = space_of(question, detect_software())
+    record = open_record(folder, space, question, storage_url, must_exist=True)
+    return summarize(folder, record, question, storage_url)

@@ -1,4 +1,6 @@
-"""The study: asked for the next trial, told how it ended. Passive: drivers own the loop.
+"""The study: gives the next trial when asked, and records how it ended when told.
+
+Passive: drivers own the loop.
 
 Proposes through a sampler, predicts, skips what is not worth launching, and keeps the record.
 Does not know how trials run.
@@ -13,9 +15,8 @@ from operator import itemgetter
 from autotune.predictor.cached import CachedPredictor
 from autotune.space.strategy import Strategy
 from autotune.study.confirmation import Confirmer
-from autotune.study.confirmed import confirmed
 from autotune.study.record import TrialRecord
-from autotune.study.reopened import reopened
+from autotune.study.reruns import confirmed, reopened
 from autotune.trials.durations import TrialDurations
 from autotune.trials.protocols import Predictor, Pruner, Sampler
 from autotune.trials.refit import needs_refit

@@ -1,4 +1,4 @@
-"""What there is to say about a study: its trials, and the figures that follow from them.
+"""The summary of a study: its trials, and the figures that follow from them.
 
 Does not know where trials are stored, nor how a figure is shown.
 """
@@ -21,7 +21,7 @@ from autotune.space.strategy import Strategy
 from autotune.study.confirmation import Comparison, comparisons
 from autotune.study.pareto import confirmed_rival, pareto_front, pick
 from autotune.study.prediction_error import PredictionError, errors_of, prediction_errors
-from autotune.study.ties import Tie, ties
+from autotune.study.ties import Tie, tied_with, ties
 from autotune.trials.trial import Trial, TrialState
 
 __all__ = ["StudySummary", "model_flops_utilisation"]
@@ -120,6 +120,10 @@ class StudySummary:
     def ties(self) -> list[Tie]:
         """Trials of the front that may be as fast as others."""
         return ties(self.front, self.comparisons)
+
+    def as_fast_as(self, trial: Trial) -> list[Trial]:
+        """The other trials of the front that a measured trial's throughput is a tie with."""
+        return tied_with(trial, self.front, self.comparisons)
 
     @property
     def disturbed(self) -> list[Trial]:

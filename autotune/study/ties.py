@@ -1,4 +1,4 @@
-"""Which trials of a front are as fast as others, as far as was measured.
+"""Ties: trials of a front that cannot be told from others in speed.
 
 Does not know how a front or an interval is found, nor how a tie is shown.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from autotune.study.confirmation import Comparison, Verdict
 from autotune.trials.trial import Trial
 
-__all__ = ["Tie", "ties"]
+__all__ = ["Tie", "tied_with", "ties"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,7 @@ def ties(front: Sequence[Trial], compared: Sequence[Comparison] = ()) -> list[Ti
         front: measured trials, fastest first.
         compared: what runs in turns say about two of them.
     """
-    verdicts = {frozenset((c.first.number, c.second.number)): c.verdict for c in compared}
+    verdicts = _verdicts(compared)
     found = []
     left = list(front)
     while left:
@@ -45,10 +45,33 @@ def ties(front: Sequence[Trial], compared: Sequence[Comparison] = ()) -> list[Ti
     return found
 
 
+def tied_with(
+    trial: Trial, front: Sequence[Trial], compared: Sequence[Comparison] = ()
+) -> list[Trial]:
+    """The other trials of a front that may be as fast as this one, in the order of the front.
+
+    Each pair is asked for itself: of three trials the middle one may be a tie with both others,
+    which are none with each other.
+
+    Args:
+        trial: measured, of the front or not.
+        front: measured trials, fastest first.
+        compared: what runs in turns say about two of them.
+    """
+    verdicts = _verdicts(compared)
+    others = [other for other in front if other.number != trial.number]
+    return [other for other in others if _is_tie(trial, other, verdicts)]
+
+
+def _verdicts(compared: Sequence[Comparison]) -> dict[frozenset[int], Verdict]:
+    return {frozenset((c.first.number, c.second.number)): c.verdict for c in compared}
+
+
 def _is_tie(one: Trial, other: Trial, verdicts: dict[frozenset[int], Verdict]) -> bool:
     verdict = verdicts.get(frozenset((one.number, other.number)))
     if verdict is not None:
         return verdict is not Verdict.FASTER
     if one.throughput is None or other.throughput is None:
         return False
-    return other.throughput.upper >= one.throughput.lower
+    slower, faster = sorted((one.throughput, other.throughput), key=lambda speed: speed.mean)
+    return slower.upper >= faster.lower

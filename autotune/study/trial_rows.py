@@ -1,4 +1,4 @@
-"""A trial's rows in Optuna's tables: written when it begins, once more when it ends, and read.
+"""A trial's rows in Optuna's tables: written at its start and at its end, and read.
 
 Optuna's own functions write the same rows one at a time, and look into the database before each:
 some hundred statements a trial, and most of what a search cost. Here each half is one transaction

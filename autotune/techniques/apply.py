@@ -1,4 +1,4 @@
-"""What a DeepSpeed JSON cannot hold, put on a model: kernels, LoRA, checkpointing, optimizer.
+"""Puts on a model what a DeepSpeed JSON cannot hold: kernels, LoRA, checkpointing, optimizer.
 
 The trials and the user's own training go through the same functions here, so what was measured is
 what is shipped.

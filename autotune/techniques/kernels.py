@@ -1,4 +1,4 @@
-"""Faster kernels for the modules of a model, loss-neutral all of them."""
+"""Faster, loss-neutral kernels for the modules of a model."""
 
 from __future__ import annotations
 

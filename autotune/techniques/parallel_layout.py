@@ -1,4 +1,4 @@
-"""Which share of the work each rank has: its data, tensor, sequence and pipeline coordinate.
+"""The coordinates of each rank: its data, tensor, sequence and pipeline group.
 
 The layout is DeepSpeed's own. Ranks that divide one matrix product or one sample have neighbouring
 numbers: AutoTP makes a mesh of (data, tensor) and Ulysses takes consecutive ranks, so both are the

@@ -1,4 +1,4 @@
-"""A subclass in the place of a module's class, where a technique changes what a call does."""
+"""Replaces a module's class by a subclass, where a technique changes what a call does."""
 
 from __future__ import annotations
 

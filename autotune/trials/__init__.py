@@ -1,1 +1,1 @@
-"""What crosses every border: trials, what is predicted and measured of them, and the seams."""
+"""Trials, their predictions and measurements, and the protocols between packages."""

@@ -1,4 +1,4 @@
-"""What a predicted peak is made of, in the rows that people read.
+"""The parts of a predicted peak, in the rows that people read.
 
 The predictor has finer parts; here they are added up under the names of the field. Does not know
 how any of them is computed.

@@ -1,4 +1,4 @@
-"""How long a trial runs: its start and its steps, judged by the trials that ran before.
+"""How long a trial runs: its start and its steps, estimated from the trials before.
 
 Does not know what a trial trains, nor how much time is left.
 """
@@ -21,6 +21,7 @@ from autotune.trials.figures import TrialFigures
 from autotune.trials.measurement import Measurement
 from autotune.trials.protocols import Predictor
 from autotune.trials.trial import Prediction, Trial, TrialState
+from autotune.trials.trial_spec import TIMED_S
 
 __all__ = ["ShownDurations", "StartKind", "TrialDurations", "start_kind"]
 
@@ -36,9 +37,6 @@ _NUM_WARM_UP_STEPS = 2
 
 _NUM_TIMED_STEPS = 4
 """Timed steps of a trial, before any trial has shown how many it takes."""
-
-_LONG_STEPS_S = 4.0
-"""Timed steps end after so much time, but not before two."""
 
 _NUM_LATEST = 16
 """Trials are judged by so many of the latest: more would tell no more, and cost time."""
@@ -92,7 +90,7 @@ class ShownDurations:
             num_warm_up: steps that they do not time.
         """
         run_s = step_time_s * share_run
-        num_timed = np.clip(np.ceil(_LONG_STEPS_S / run_s), 2.0, self.num_timed)
+        num_timed = np.clip(np.ceil(TIMED_S / run_s), 2.0, self.num_timed)
         start_s = np.array(self.start_s)[starts]
         expected: _Array = start_s + (num_warm_up + num_timed) * run_s
         return expected

@@ -1,4 +1,4 @@
-"""Figures of many trials in an array, of which only what changed is read anew.
+"""Figures of many trials in an array; only what changed is read again.
 
 A study of ten thousand trials is asked for the next after each that ended: reading all of them
 would take longer than all else. Does not know what the figures mean.

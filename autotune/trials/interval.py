@@ -1,4 +1,4 @@
-"""The 95 % confidence interval of a mean, by Student's t; knows neither trials nor clocks."""
+"""The 95 % confidence interval of a mean, by Student's t."""
 
 from __future__ import annotations
 

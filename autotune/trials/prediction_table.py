@@ -1,4 +1,4 @@
-"""What is predicted of many strategies: the figures of `Prediction`, one element a row.
+"""Predictions of many strategies: the figures of `Prediction`, one array element for each row.
 
 Without what only a person looks at: moment, breakdown, parts of a step. Does not know how anything
 is predicted.
@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
+
+from autotune.question.limits import Limits
 
 __all__ = ["PredictionTable"]
 
@@ -54,32 +56,26 @@ class PredictionTable:
         """Expected peak of one host, while a checkpoint is saved."""
         return self.host_memory_bytes + self.host_save_bytes
 
-    def missing_bytes(self, *, device_bytes: int, host_bytes: int, disk_bytes: int = 0) -> _Bytes:
+    def missing_bytes(self, limits: Limits) -> _Bytes:
         """As `Prediction.missing_bytes`."""
-        device = np.maximum(0, self.peak_device_bytes - device_bytes)
-        disk = np.maximum(0, self.disk_bytes - disk_bytes)
-        missing: _Bytes = device + np.maximum(0, self.peak_host_bytes - host_bytes) + disk
+        device = np.maximum(0, self.peak_device_bytes - limits.device_bytes)
+        disk = np.maximum(0, self.disk_bytes - limits.disk_bytes)
+        missing: _Bytes = device + np.maximum(0, self.peak_host_bytes - limits.host_bytes) + disk
         return missing
 
-    def might_fit(
-        self, *, device_bytes: int, host_bytes: int, disk_bytes: int = 0
-    ) -> NDArray[np.bool_]:
+    def might_fit(self, limits: Limits) -> NDArray[np.bool_]:
         """As `Prediction.might_fit`."""
         lower = self.peak_memory_lower_bytes + self.device_overhead_bytes
         fits: NDArray[np.bool_] = (
-            (lower <= device_bytes)
-            & (self.host_memory_lower_bytes <= host_bytes)
-            & (self.disk_bytes <= disk_bytes)
+            (lower <= limits.device_bytes)
+            & (self.host_memory_lower_bytes <= limits.host_bytes)
+            & (self.disk_bytes <= limits.disk_bytes)
         )
         return fits
 
-    def closest(
-        self, num: int, *, device_bytes: int, host_bytes: int, disk_bytes: int = 0
-    ) -> list[int]:
+    def closest(self, num: int, limits: Limits) -> list[int]:
         """Rows that miss the least memory, least first; of equals those with the lower peak."""
-        missing = self.missing_bytes(
-            device_bytes=device_bytes, host_bytes=host_bytes, disk_bytes=disk_bytes
-        )
+        missing = self.missing_bytes(limits)
         rows: list[int] = np.lexsort((self.peak_memory_bytes, missing))[:num].tolist()
         return rows
 

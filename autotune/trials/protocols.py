@@ -1,4 +1,4 @@
-"""The seams, on one page: who predicts, who proposes, who prunes, who runs, who owns the loop.
+"""The protocols between packages, on one page: Predictor, Sampler, Pruner, Runner, Driver.
 
 A role with several implementations (samplers, pruners) has one contract suite under `tests/` that
 all of them pass. Those with one so far (predictor, runner, driver) are seams for the next.

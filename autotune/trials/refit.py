@@ -1,4 +1,4 @@
-"""When what was found from trials is to be found again: once enough of them are new."""
+"""Decides when enough trials are new to fit again what was fitted to trials."""
 
 from __future__ import annotations
 

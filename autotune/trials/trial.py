@@ -1,4 +1,4 @@
-"""The record that crosses every border: a trial, what was predicted of it, what came of it.
+"""The record of a trial: its strategy, its prediction and its outcome.
 
 Does not know who proposes, runs or stores trials.
 """
@@ -12,6 +12,7 @@ from enum import StrEnum
 from statistics import fmean
 from typing import Any
 
+from autotune.question.limits import Limits
 from autotune.space.strategy import Strategy
 from autotune.trials.interval import Interval, mean_interval
 from autotune.trials.measurement import SLOWEST_FIRST_STEP, Measurement
@@ -192,18 +193,18 @@ class Prediction:
         """One host is not expected to need more than this."""
         return max(self.host_memory_upper_bytes, self.peak_host_bytes)
 
-    def missing_bytes(self, *, device_bytes: int, host_bytes: int, disk_bytes: int = 0) -> int:
+    def missing_bytes(self, limits: Limits) -> int:
         """What it is expected to need beyond these limits, of device, host and disk together."""
-        device = max(0, self.peak_device_bytes - device_bytes)
-        disk = max(0, self.disk_bytes - disk_bytes)
-        return device + max(0, self.peak_host_bytes - host_bytes) + disk
+        device = max(0, self.peak_device_bytes - limits.device_bytes)
+        disk = max(0, self.disk_bytes - limits.disk_bytes)
+        return device + max(0, self.peak_host_bytes - limits.host_bytes) + disk
 
-    def might_fit(self, *, device_bytes: int, host_bytes: int, disk_bytes: int = 0) -> bool:
+    def might_fit(self, limits: Limits) -> bool:
         """Whether it fits into these limits if the predictor is as wrong as it may be."""
         return (
-            self.peak_device_lower_bytes <= device_bytes
-            and self.host_memory_lower_bytes <= host_bytes
-            and self.disk_bytes <= disk_bytes
+            self.peak_device_lower_bytes <= limits.device_bytes
+            and self.host_memory_lower_bytes <= limits.host_bytes
+            and self.disk_bytes <= limits.disk_bytes
         )
 
     @classmethod
@@ -259,6 +260,17 @@ class Outcome:
         if self.failure is not None:
             return self.failure.state
         return TrialState.PRUNED if self.reason is not None else TrialState.COMPLETE
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Outcome:
+        """Read back what `dataclasses.asdict` gave, through JSON or not; what lacks is None."""
+        measurement, failure = record.get("measurement"), record.get("failure")
+        return cls(
+            measurement=Measurement.from_dict(measurement) if measurement else None,
+            failure=Failure.from_dict(failure) if failure else None,
+            reason=record.get("reason"),
+            duration_s=record.get("duration_s", 0.0),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""All that the processes of one trial are told; does not know what came of other trials."""
+"""The specification of a trial: all that its processes are told."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 from autotune.trials.composition import Composition, composition_of
 
-__all__ = ["CONFIRMING_S", "Incumbent", "TrialSpec"]
+__all__ = ["CONFIRMING_S", "TIMED_S", "Incumbent", "TrialSpec"]
+
+TIMED_S = 4.0
+"""Timed steps of a trial end after so many seconds together, but not before two."""
 
 CONFIRMING_S = 6.0
 """Timed steps of a run that confirms a trial end after so many seconds together."""
@@ -40,7 +43,7 @@ class TrialSpec:
     """Optimizer steps before the clock starts; as many as the strategy needs if left out."""
     timed_steps: int = 20
     """Timed optimizer steps at most."""
-    timed_s: float = 4.0
+    timed_s: float = TIMED_S
     """They end after so many seconds together, but not before two."""
     relative_half_width: float = 0.02
     """They end once the 95 % interval of their mean is within this share of it; 0: they do not."""

@@ -1,4 +1,4 @@
-"""Energy that the device of one rank has used, from NVML's counter; nothing on the CPU."""
+"""Energy used by the device of one rank, from NVML's counter; nothing on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rank tells while it runs: lines in a file, and the phase it is in.
+"""Events that a rank writes while it runs: lines in a file, and its phase.
 
 Files, because what is written outlives a process that is killed.
 """

@@ -1,4 +1,4 @@
-"""Why a rank's exception ended its trial, from the exception's type and the state of memory.
+"""Classifies the failure of a trial from an exception's type and the state of memory.
 
 Never from words in a message.
 """

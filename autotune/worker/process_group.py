@@ -1,4 +1,4 @@
-"""How the ranks of one trial meet, and which device each of them uses."""
+"""Connects the ranks of one trial, and gives each its device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the timed steps of a trial are enough, and when they show that the trial is beaten.
+"""Decides which steps are timed, when they are enough, and when a trial is certain to be beaten.
 
 Pure arithmetic on times that all ranks have in common, so that all come to the same end.
 """
@@ -11,10 +11,32 @@ from autotune.trials.interval import Interval, mean_interval
 from autotune.trials.measurement import least_step_time_s
 from autotune.trials.trial import TrialSpec
 
-__all__ = ["TimedSteps"]
+__all__ = ["TimedSteps", "WarmUp"]
+
+_MAX_COMPILING_STEPS = 8
+"""So many steps more at most, so that a model that is always compiled anew is measured as such."""
 
 _LEAST_STEPS = 2
 """Of fewer nothing is known about their scatter."""
+
+
+class WarmUp:
+    """The first steps, and then all up to one after the last that compiled.
+
+    Args:
+        num_steps: steps that are never timed.
+    """
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._has_compiled = False
+
+    def covers(self, index: int, *, has_compiled: bool) -> bool:
+        """Whether a step that has run was part of it; asked of each step in turn."""
+        is_compiling = has_compiled or self._has_compiled
+        self._has_compiled = has_compiled
+        is_bounded = index < self._num_steps + _MAX_COMPILING_STEPS
+        return index < self._num_steps or (is_compiling and is_bounded)
 
 
 class TimedSteps:

@@ -1,4 +1,4 @@
-"""The short training that a trial is: a real DeepSpeed engine, a few steps, the clock."""
+"""The short training of a trial: a real DeepSpeed engine, a few steps, the clock."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ from autotune.worker.memory import memory_meter
 from autotune.worker.process_group import join
 from autotune.worker.samples import micro_batch
 from autotune.worker.stepper import stepper
-from autotune.worker.timed_steps import TimedSteps
-from autotune.worker.warm_up import WarmUp
+from autotune.worker.timed_steps import TimedSteps, WarmUp
 
 __all__ = ["Training"]
 

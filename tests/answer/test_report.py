@@ -25,8 +25,14 @@ from autotune.answer.report import render_report
 from autotune.answer.report_document import report_json
 from autotune.knob_values import LossClass, Optimizer
 from autotune.machine.hardware import GIB
-from autotune.nothing_fits.shortfall import Alternative, nothing_fits, shortfall_json
+from autotune.nothing_fits.shortfall import (
+    Alternative,
+    Shortfall,
+    render_shortfall,
+    shortfall_json,
+)
 from autotune.question.goal import PICKS, Goal
+from autotune.question.limits import Limits
 from autotune.space.strategy import Strategy
 from autotune.study.summary import StudySummary
 from autotune.trials.interval import Interval
@@ -85,6 +91,27 @@ def test_a_busy_machine_and_a_tie_are_said_once_each() -> None:
     text = printed(render_report(summary(*busy)), width=200)
     assert text.count("The machine was busy during 2 trials: other processes took 40% to 40%") == 1
     assert text.count("Tie: trial 1 may be as fast as trial 0") == 1
+
+
+def test_a_tie_stands_beside_the_pick_in_the_table() -> None:
+    # A busy machine widens intervals: 0 and 1 overlap, 2 is far from both.
+    busy = [
+        replace(
+            t,
+            measurement=replace(
+                t.measurement, step_times_s=(1.0, 1.001, 0.999, 1.0), disturbance=0.05
+            ),
+        )
+        for t in (complete(0, 45_000, 60), complete(1, 44_000, 20), complete(2, 100, 10))
+        if t.measurement is not None
+    ]
+    study = summary(*busy)
+    table = pareto_table(study)
+    cells = [str(cell) for cell in table.columns[1].cells]
+    for cell, trial in zip(cells, study.front, strict=True):
+        is_pick = trial in study.picks.values()
+        assert ("tie: trial " in cell) == (is_pick and trial.number < 2), cell
+    assert any("tie: trial 1" in cell for cell in cells)
 
 
 def test_out_of_memory_share_is_of_launched_trials(study: StudySummary) -> None:
@@ -296,9 +323,9 @@ def test_report_json_documents_each_of_its_keys(study: StudySummary) -> None:
         assert f"`{key}`" in report_json.__doc__
 
 
-LIMITS = {"device_bytes": 76 * GIB, "host_bytes": 512 * GIB, "disk_bytes": 0}
+LIMITS = Limits(device_bytes=76 * GIB, host_bytes=512 * GIB)
 LORA = Alternative(
-    words="LoRA: adapters alone are trained",
+    words="LoRA: train adapters only",
     command="autotune plan --model 7B --method lora --hardware 2xH100-80GB",
     strategy=STRATEGY,
     prediction=prediction(30),
@@ -307,25 +334,24 @@ LORA = Alternative(
 
 
 def test_nothing_fits_says_how_much_is_missing_and_of_what() -> None:
-    text = printed(
-        nothing_fits(
-            [(STRATEGY, prediction(100))], limits=LIMITS, hardware=HARDWARE, alternatives=[LORA]
-        ),
-        width=200,
+    found = Shortfall(
+        closest=[(STRATEGY, prediction(100))],
+        limits=LIMITS,
+        hardware=HARDWARE,
+        alternatives=[LORA],
     )
+    text = printed(render_shortfall(found), width=200)
     assert "24.0 GiB of each device's memory are missing" in text
     assert "optimizer states 50.0 GiB, activations 25.0 GiB" in text
-    assert "LoRA: adapters alone are trained: 30.0 GiB on a device" in text
+    assert "LoRA: train adapters only: 30.0 GiB on a device" in text
 
 
 def test_a_shortage_of_the_host_is_told_from_one_of_the_devices() -> None:
     offloaded = [(STRATEGY, replace(prediction(40), host_memory_bytes=600 * GIB))]
-    text = printed(
-        nothing_fits(offloaded, limits=LIMITS, hardware=HARDWARE, alternatives=[]), width=200
-    )
+    found = Shortfall(closest=offloaded, limits=LIMITS, hardware=HARDWARE, alternatives=[])
+    text = printed(render_shortfall(found), width=200)
     assert "Nothing fits: 88.0 GiB of host memory are missing." in text
-    document = shortfall_json(offloaded, limits=LIMITS, alternatives=[])
-    assert document["missing_by_place"] == {"device": 0, "host": 88 * GIB, "disk": 0}
+    assert shortfall_json(found)["missing_by_place"] == {"device": 0, "host": 88 * GIB, "disk": 0}
 
 
 def test_a_front_with_every_column_fits_a_terminal_of_80() -> None:

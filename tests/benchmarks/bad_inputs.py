@@ -1,4 +1,4 @@
-"""1,000 bad inputs against the real commands: how many end otherwise than by the rule.
+"""Runs 1,000 bad inputs against the real commands and counts how many break the rule.
 
 The rule: one line on stderr that names the flag or the file, nothing on stdout, exit status 2, no
 traceback, nothing written or left behind. What a mutation has left valid may pass, and where
@@ -882,6 +882,8 @@ def _import_all() -> None:
         "cli",
         "cli.session",
         "cli.refusal",
+        "nothing_fits.feasibility",
+        "sites.this_machine",
         "plan.export",
         "plan.report",
         "answer.export",

@@ -23,11 +23,11 @@ from statistics import median, quantiles
 
 from predictor_accuracy import HARDWARE
 
-from autotune.cli.stored import read_study
 from autotune.learner import CalibratedPredictor
 from autotune.predictor import AnalyticPredictor, ScriptSource
 from autotune.question.workload import Method, Workload, load_model_shape
 from autotune.space.strategy import Strategy
+from autotune.study.stored import read_study
 from autotune.trials.protocols import Predictor
 from autotune.trials.trial import Measurement, Trial, TrialState
 

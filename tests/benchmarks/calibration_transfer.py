@@ -1,4 +1,4 @@
-"""How far predictions are off that were corrected by trials of another question.
+"""How far predictions are off after they learned from trials of another question.
 
     python tests/benchmarks/calibration_transfer.py results/h100-1.1B-full-8m \\
         results/h100-13B-lora-10m results/h100-techniques/techniques.jsonl

@@ -1,4 +1,4 @@
-"""What one rank's device and host hold while DeepSpeed saves a checkpoint, and beside that.
+"""Memory of one rank's device and host while DeepSpeed saves a checkpoint.
 
 Knows an engine and Linux's accounting; knows neither strategies nor predictions.
 """

@@ -1,4 +1,4 @@
-"""The sides of a comparison on one machine: what each did, beside each other, against the goals.
+"""Compares the sides of `head_to_head.py` on one machine with each other and with the goals.
 
 Reads what each side left in the folder; runs nothing.
 """

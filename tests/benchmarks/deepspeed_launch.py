@@ -1,4 +1,4 @@
-"""The plain script under DeepSpeed's launcher: once, or by its autotuner, whose records are read.
+"""Runs the plain script under DeepSpeed's launcher: once, or by its autotuner.
 
 The autotuner needs more than DeepSpeed on one machine: `tabulate`; a `deepspeed` on the PATH, by
 which it starts each experiment; a `pdsh` there, by which it ends what an experiment left running;

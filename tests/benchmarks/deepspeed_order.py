@@ -1,4 +1,4 @@
-"""The order in which DeepSpeed Autotuning tries things, as a sampler: a baseline for the replay.
+"""DeepSpeed Autotuning's order of experiments, as a sampler: a baseline for the replay.
 
 Fast mode of version 0.19.8, its default, read from its documentation and from what it runs: for
 each ZeRO stage from 0 to 3 the least micro-batch, the largest that should fit (the next smaller

@@ -1,4 +1,4 @@
-"""What an export promises, and what a user's run of it gets in a bare environment.
+"""Compares what an export promises with a user's run of it in a bare environment.
 
     python tests/benchmarks/exported_run.py EXPORT [EXPORT ...] [--steps 12] [--out RUNS.jsonl]
 

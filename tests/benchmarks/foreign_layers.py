@@ -1,4 +1,4 @@
-"""What layers of other libraries and years keep for backward, beside those that we know.
+"""Activations kept by layers of other libraries and years, beside those that are traced here.
 
 Does not know which engine trains them.
 """

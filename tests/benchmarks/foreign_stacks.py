@@ -1,4 +1,4 @@
-"""Peak memory of other people's runs that never passed through DeepSpeed: their stacks' own rules.
+"""Peak memory of runs under other stacks than DeepSpeed, by the rules of each stack.
 
 Activations and logits are the predictor's (`token_bytes`); who keeps which copies, and for how
 long, is read from the code that ran. Does not know files, nor what was measured.

@@ -1,4 +1,4 @@
-"""Runs the studies of the README on one GPU, and keeps of each what belongs into `results/`.
+"""Runs the recorded studies on one GPU and keeps what belongs into `results/`.
 
     python tests/benchmarks/gpu_studies.py STUDY FOLDER
 

@@ -1,4 +1,4 @@
-"""What a large study costs to read and to go on with: the CPU time of whole commands.
+"""CPU time of whole commands on a large study: to read it, and to go on with it.
 
     python tests/benchmarks/large_study.py [--trials 2000] [--model tiny] [--space full]
 

@@ -1,4 +1,4 @@
-"""What collectives take between the devices of this host, by their size.
+"""Time of collectives between the devices of this host, by their size.
 
     NCCL_NVLS_ENABLE=0 python tests/benchmarks/link_rates.py OUT.jsonl
 

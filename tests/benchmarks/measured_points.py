@@ -1,4 +1,4 @@
-"""Points to hold the predictor against: trials of many architectures, lengths and techniques.
+"""Measures trials of many architectures, lengths and techniques, to judge the predictor by.
 
     python tests/benchmarks/measured_points.py SET OUT.jsonl [--seconds 540]
 

@@ -1,4 +1,4 @@
-"""What the bare step of each optimizer takes on this device, beside what is predicted of it.
+"""Time of the bare step of each optimizer on this device, beside its prediction.
 
     python tests/benchmarks/optimizer_update.py OUT.jsonl [--models 1.1B 3B] [--seconds 100]
 

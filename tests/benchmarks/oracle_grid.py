@@ -1,4 +1,4 @@
-"""Grids of strategies to be measured whole, to judge a search by what there is to find.
+"""Grids of strategies that are measured whole, to judge a search by the best that there is.
 
     python tests/benchmarks/oracle_grid.py plan QUESTION PLANNED.jsonl
 

@@ -1,4 +1,4 @@
-"""Trials that were planned and predicted before they were run, and how that came out.
+"""Runs trials that were planned and predicted before, and reports how far off they were.
 
     python tests/benchmarks/planned_trials.py run PLANNED.jsonl OUT.jsonl [--seconds 540]
     python tests/benchmarks/planned_trials.py report OUT.jsonl ... [--again] [--rates RATES.json]

@@ -1,4 +1,4 @@
-"""What each rule of pruning would have lost and spared, replayed on measured trials.
+"""What each pruning rule would have lost and saved, replayed on measured trials.
 
     python tests/benchmarks/pruning_rules.py results/h100-1.1B-full-8m \\
         results/h100-13B-lora-10m results/h100-techniques/techniques.jsonl

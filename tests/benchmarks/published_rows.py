@@ -1,4 +1,4 @@
-"""Rows of published measurements, as CSV files hold them: what each stands for in our own terms.
+"""Rows of published measurements in CSV files, in the project's own terms.
 
 Columns as `columns.md` beside the data explains them. Does not know what is predicted.
 """

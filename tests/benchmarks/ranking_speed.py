@@ -1,4 +1,4 @@
-"""How long a million strategies take to be listed, predicted and ranked, and in how much memory.
+"""Time and memory to list, predict and rank a million strategies.
 
     taskset -c 0,1 python tests/benchmarks/ranking_speed.py
 
@@ -109,7 +109,7 @@ def rank(question: Question, space: SearchSpace) -> tuple[AnalyticPredictor, Str
     with timed("predict"):
         predicted = prior.predict_table(table)
     with timed("front of what fits"):
-        fits = np.flatnonzero(predicted.missing_bytes(**question.limits) == 0)
+        fits = np.flatnonzero(predicted.missing_bytes(question.limits) == 0)
         speeds, memories = predicted.tokens_per_second, predicted.peak_memory_bytes
         front = fits[front_rows(speeds[fits], memories[fits])]
     with timed(f"the first {NUM_SHOWN} of the front in full"):

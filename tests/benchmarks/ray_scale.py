@@ -1,4 +1,4 @@
-"""What a search costs beside its trials: 64 at once under Ray Tune, and asking late in a study.
+"""Cost of a search beside its trials: 64 at once under Ray Tune, and asking late in a study.
 
     python tests/benchmarks/ray_scale.py tune [--trials 1000] [--slots 64] [--nodes 64]
     python tests/benchmarks/ray_scale.py alone [--trials 1000] [--slots 64]
@@ -100,7 +100,7 @@ def _study(
         learn=CalibratedPredictor(predictor).learn,
         pruners=(
             PredictedMemoryPruner(
-                limits["device_bytes"], host_memory_bytes=limits["host_bytes"], disk_bytes=0
+                limits.device_bytes, host_memory_bytes=limits.host_bytes, disk_bytes=0
             ),
             DominancePruner(),
         ),
@@ -243,8 +243,8 @@ def tune(
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"} | _PATIENCE
     from ray.tune import PlacementGroupFactory, Trainable
 
+    from autotune.cluster.messages import TrialOrder, TrialReport
     from autotune.drivers.ray_tune import RayTuneDriver
-    from autotune.drivers.ray_tune.messages import TrialOrder, TrialReport
 
     class SleepingTrial(Trainable):  # type: ignore[misc]
         @classmethod

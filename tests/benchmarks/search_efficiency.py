@@ -35,6 +35,7 @@ from replay import Recorded, ReplayClock, ReplayRunner, read_recorded
 
 from autotune.predictor import AnalyticPredictor
 from autotune.question.goal import Goal
+from autotune.question.limits import Limits
 from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind
 from autotune.samplers.improvement import Front, hypervolume
 from autotune.space.search_space import SearchSpace
@@ -92,14 +93,12 @@ class Oracle:
         table = self.space.table
         self.recorded = [recorded[table.strategy(row)] for row in range(len(table))]
         self.limit_bytes = int(self.hardware.device_memory_bytes * (1 - _HEADROOM))
-        self.limits = {
-            "device_bytes": self.limit_bytes,
-            "host_bytes": self.hardware.host_memory_bytes,
-            "disk_bytes": 0,
-        }
+        self.limits = Limits(
+            device_bytes=self.limit_bytes, host_bytes=self.hardware.host_memory_bytes
+        )
         self.prior = AnalyticPredictor(self.space.workload, self.hardware)
         predicted = self.prior.predict_table(table)
-        self.is_expected_to_fit = predicted.missing_bytes(**self.limits) == 0
+        self.is_expected_to_fit = predicted.missing_bytes(self.limits) == 0
         fitting = {t.strategy: self._figures(t) for t in self.recorded if self._fits(t)}
         self.figures = fitting
         self.best = max(speed for speed, _ in fitting.values())

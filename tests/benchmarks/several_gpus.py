@@ -1,4 +1,4 @@
-"""Several GPUs of one host: are predictions right where ranks must talk?
+"""Predictions against measurements on several GPUs of one host.
 
     python tests/benchmarks/several_gpus.py plan 7B 2xH100-80GB FOLDER [--number 40] \\
         [--but MEASURED.jsonl...] [--seed 0]

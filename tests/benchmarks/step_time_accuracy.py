@@ -24,12 +24,12 @@ from statistics import median, quantiles
 
 from predictor_accuracy import HARDWARE, read_point
 
-from autotune.cli.stored import read_study
 from autotune.machine.hardware import Hardware
 from autotune.machine.rates import Rates
 from autotune.predictor import AnalyticPredictor
 from autotune.question.workload import Method, Workload, load_model_shape
 from autotune.space.strategy import Strategy
+from autotune.study.stored import read_study
 from autotune.trials.trial import TrialState
 
 MODELS = Path(__file__).parent / "models"

@@ -1,4 +1,4 @@
-"""What each technique buys on one device: every knob alone against the same baseline.
+"""The effect of each technique on one device: every knob alone against the same baseline.
 
     python tests/benchmarks/technique_table.py run OUT.jsonl [--seconds 540]
     python tests/benchmarks/technique_table.py table OUT.jsonl

@@ -43,6 +43,7 @@ from autotune.learner import CalibratedPredictor
 from autotune.machine.hardware import DeviceType, Hardware, detect_hardware
 from autotune.machine.software import detect_software
 from autotune.predictor import AnalyticPredictor
+from autotune.question.limits import Limits
 from autotune.question.workload import Workload, load_model_shape
 from autotune.samplers.predicted import PredictedSampler
 from autotune.space.space_file import load_search_space
@@ -213,11 +214,7 @@ def _overhead(launcher: Launcher, workload: Workload, hardware: Hardware, second
         sampler=PredictedSampler(
             space.table,
             predictor,
-            limits={
-                "device_bytes": limit,
-                "host_bytes": hardware.host_memory_bytes,
-                "disk_bytes": 0,
-            },
+            limits=Limits(device_bytes=limit, host_bytes=hardware.host_memory_bytes),
             min_gain=0.0,
         ),
         predictor=predictor,

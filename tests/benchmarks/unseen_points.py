@@ -1,4 +1,4 @@
-"""Plans trials of models that nobody looked at while the predictor was made, drawn at random.
+"""Plans randomly drawn trials of models that the predictor was not made with.
 
     python tests/benchmarks/unseen_points.py PLANNED.jsonl [--questions 0-5]
         [--hardware 1xH200 --seed 100 --num 3]

@@ -1,4 +1,4 @@
-"""ZeRO-3 with weights and optimizer on the host: predicted and held, by one GPU and its host.
+"""Predicted and measured memory of ZeRO-3 with weights and optimizer on the host.
 
     python tests/benchmarks/zero3_offload.py OUT.jsonl [--seconds 345] [--only WORDS]
 

@@ -54,9 +54,9 @@ from autotune.question.presets import PRESETS
         (["--model", "tiny", "--out", "damaged"], "damaged/question.json cannot be read"),
         (["--model", "tiny", "--storage", "sqlite:///noise.db"], "noise.db cannot be used"),
         (["--model", "tiny", "--storage", "nonsense"], "nonsense cannot be used"),
-        (["--model", "tiny", "--nodes-per-trial", "2"], "--nodes-per-trial 2: it is about a"),
-        (["--model", "tiny", "--max-concurrent", "2"], "--max-concurrent 2: it is about a"),
-        (["--model", "tiny", "--device-kind", "H100"], "--device-kind H100: it is about a"),
+        (["--model", "tiny", "--nodes-per-trial", "2"], "--nodes-per-trial 2: it is for a"),
+        (["--model", "tiny", "--max-concurrent", "2"], "--max-concurrent 2: it is for a"),
+        (["--model", "tiny", "--device-kind", "H100"], "--device-kind H100: it is for a"),
         (["--model", "tiny", "--ray", "auto", "--devices", "2"], "--devices 2: on a cluster"),
         (["--model", "tiny", "--ray", "auto", "--max-concurrent", "0"], "--max-concurrent must"),
         (["--model", "tiny", "--ray", "ray://head:10001"], "a client of Ray cannot drive"),
@@ -151,7 +151,7 @@ def test_nothing_fits_says_what_is_missing_and_what_would_fit(tmp_path: Path) ->
     ran = autotune_here("search", "--model", "350M", "--headroom", "0.92", folder=tmp_path)
     assert ran.returncode == 1
     assert "Nothing fits" in ran.stderr
-    assert "predicted to fit" in ran.stderr
+    assert "Predicted to fit" in ran.stderr
 
 
 def test_nothing_fits_is_one_json_document_on_request(tmp_path: Path) -> None:

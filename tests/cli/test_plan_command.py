@@ -178,7 +178,7 @@ def test_where_nothing_fits_by_far_no_model_is_followed_to_say_so(
     (tmp_path / "mine" / "config.json").write_text(json.dumps(config))
     ran = autotune_here("plan", "--model", "./mine", "--hardware", "1xRTX4090", folder=tmp_path)
     assert ran.returncode == 1
-    assert "Activations are counted as those of the preset most like it" in ran.stderr
+    assert "Activation memory is that of the most similar preset" in ran.stderr
     assert not (tmp_path / "cache").exists()
 
 

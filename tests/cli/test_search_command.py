@@ -1,4 +1,8 @@
-"""The main job from outside: real searches of a tiny model on the CPU."""
+"""The main job from outside: real searches of a tiny model on the CPU.
+
+Processes of their own where what is proved is theirs: signals, kills, their environment, the start
+of a server. The others search in this process, with real trials from one warm server.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,13 @@ import shutil
 import signal
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from command_line import autotune, autotune_here, autotune_process
+from command_line import autotune, autotune_here, autotune_process, searching_with
 from plain_training import printed_losses
 from planted_model import planted_workload
 
@@ -45,6 +50,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, json.loads(ran.stdout)
 
 
+@pytest.fixture
+def warm(launcher: Launcher) -> Iterator[None]:
+    """Searches of this process have their server already."""
+    with searching_with(launcher):
+        yield
+
+
 def test_search_hands_back_a_front_and_an_export(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, answer = finished
     assert len(answer["front"]) >= 1
@@ -64,7 +76,7 @@ def test_a_cpu_without_bf16_trains_in_fp32_and_says_so_once(
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     ran = autotune(*_TINY, "--budget", "2m", "--trials", "1", "--json", folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("no instructions for bf16") == 1
+    assert ran.stderr.count("no bf16 instructions") == 1
     # Two measured trials tell how fast the CPU is: until then no speed is predicted.
     assert "(pred. 0." in ran.stderr
     answer = json.loads(ran.stdout)
@@ -82,28 +94,29 @@ def test_a_cpu_without_bf16_trains_in_fp32_and_says_so_once(
     assert "torch.bfloat16" not in guide
     # A CPU that has it asks another question.
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY")
     if cpu_precisions().bf16:
-        again = autotune(*_TINY, "--budget", "2m", folder=tmp_path)
+        again = autotune_here(*_TINY, "--budget", "2m", folder=tmp_path)
         assert again.returncode == 2
         assert "bf16 on the device not computed there, computed here" in again.stderr
 
 
 def test_a_later_study_reuses_what_an_earlier_one_measured_and_says_so(
-    finished: tuple[Path, dict[str, Any]],
+    finished: tuple[Path, dict[str, Any]], warm: None
 ) -> None:
     folder, answer = finished
     again = [*_TINY[:-1], "again", "--seed", "1", "--budget", "2m", "--trials", "1", "--json"]
     again += ["--confirm", "0"]
     for reuse in ("study", "auto"):
-        ran = autotune(*again, "--reuse", reuse, folder=folder)
+        ran = autotune_here(*again, "--reuse", reuse, folder=folder)
         assert ran.returncode == 0, ran.stderr
         trials = json.loads(ran.stdout)["trials"]
         reused = [trial for trial in trials if trial["reused_from"]]
         measured = [trial for trial in answer["trials"] if trial["state"] == "complete"]
         assert len(reused) == len(measured)
         assert {trial["reused_from"].rpartition(" of ")[2] for trial in reused} == {"study"}
-        assert sum(trial["duration_s"] > 0 for trial in trials) == 1
-    other = autotune(
+        assert sum(trial["measurement"] is not None for trial in trials) == len(measured) + 1
+    other = autotune_here(
         *_TINY[:-1], "other", "--global-batch", "4", "--reuse", "study", folder=folder
     )
     assert other.returncode == 2
@@ -118,9 +131,14 @@ def test_study_folder_explains_itself(finished: tuple[Path, dict[str, Any]]) -> 
     assert {"torch", "deepspeed", "transformers"} <= set(environment["versions"])
 
 
-def test_the_best_are_run_again_in_turns_and_the_report_gives_intervals(tmp_path: Path) -> None:
+def test_the_best_are_run_again_in_turns_and_the_report_gives_intervals(
+    tmp_path: Path, warm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Six seconds each else, which prove no more.
+    for module in ("autotune.trials.trial_spec", "autotune.study.confirmation"):
+        monkeypatch.setattr(f"{module}.CONFIRMING_S", 1.0)
     command = [*_TINY, "--budget", "4m", "--trials", "2", "--confirm", "2", "--json"]
-    ran = autotune(*command, folder=tmp_path)
+    ran = autotune_here(*command, folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
     answer = json.loads(ran.stdout)
     assert len(answer["trials"]) == 2
@@ -132,7 +150,7 @@ def test_the_best_are_run_again_in_turns_and_the_report_gives_intervals(tmp_path
     [runs] = [len(trial["confirmations"]) for trial in again if trial["number"] == best]
     assert runs >= 3
     assert f"trial {best} (confirming run):" in ran.stderr
-    report = autotune("report", "study", folder=tmp_path).stdout
+    report = autotune_here("report", "study", folder=tmp_path).stdout
     assert "Confirmed with longer, interleaved runs" in report
     assert "±" in report
     guide = tmp_path / "study" / "exports" / f"trial-{best}" / "README.md"
@@ -158,27 +176,28 @@ def test_trials_of_one_device_run_side_by_side(tmp_path: Path) -> None:
 
 def test_report_shows_the_study_again(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, answer = finished
-    ran = autotune("report", "study", "--json", folder=folder)
+    ran = autotune_here("report", "study", "--json", folder=folder)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["front"] == answer["front"]
-    assert "tokens/s" in autotune("report", "study", folder=folder).stdout
+    assert "tokens/s" in autotune_here("report", "study", folder=folder).stdout
 
 
 def test_a_study_may_be_moved(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, answer = finished
     shutil.copytree(folder / "study", tmp_path / "elsewhere")
-    ran = autotune("report", "elsewhere", "--json", folder=tmp_path)
+    ran = autotune_here("report", "elsewhere", "--json", folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["front"] == answer["front"]
 
 
 def test_the_same_question_goes_on_and_repeats_nothing(
-    finished: tuple[Path, dict[str, Any]],
+    finished: tuple[Path, dict[str, Any]], warm: None
 ) -> None:
     folder, _ = finished
-    ran = autotune(*_TINY, "--budget", "2m", "--trials", "6", "--json", folder=folder)
+    ran = autotune_here(*_TINY, "--budget", "2m", "--trials", "6", "--json", folder=folder)
     assert ran.returncode == 0, ran.stderr
     launched = [t for t in json.loads(ran.stdout)["trials"] if t["duration_s"] > 0]
+    assert all(trial["measurement"] for trial in launched)
     strategies = [json.dumps(trial["strategy"]) for trial in launched]
     assert len(strategies) == len(set(strategies)) == 6
 
@@ -188,14 +207,14 @@ def test_another_question_in_the_folder_is_refused_and_nothing_is_overwritten(
 ) -> None:
     folder, _ = finished
     before = (folder / "study" / "question.json").read_bytes()
-    ran = autotune(*_TINY[:-2], "--seed", "7", "--out", "study", folder=folder)
+    ran = autotune_here(*_TINY[:-2], "--seed", "7", "--out", "study", folder=folder)
     assert ran.returncode == 2
     assert "--seed 0 there, 7 here" in ran.stderr
     assert (folder / "study" / "question.json").read_bytes() == before
 
 
 _PLAIN_TRAINING = '''
-"""Plain DeepSpeed with an exported folder: the user's side, with the trial's weights and data."""
+"""Plain DeepSpeed with exported folders: the user's side, with the trials' weights and data."""
 import json, sys, os
 import torch, deepspeed
 import autotune
@@ -203,53 +222,63 @@ from autotune.trials.trial import TrialSpec
 from autotune.worker.model import build_model
 from autotune.worker.samples import micro_batch
 
-export, trial = sys.argv[1], sys.argv[2]
-spec = TrialSpec.from_dict(json.load(open(trial)))
-config = json.load(open(f"{export}/ds_config.json"))
 deepspeed.init_distributed("gloo")
 rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-model = build_model(spec.workload, spec.strategy, device=torch.device("cpu"),
-                    deepspeed_config=config, seed=spec.seed)
-model = autotune.apply(model, f"{export}/strategy.yaml")
-engine, *_ = deepspeed.initialize(
-    model=model,
-    model_parameters=[p for p in model.parameters() if p.requires_grad],
-    optimizer=autotune.create_optimizer(model, f"{export}/strategy.yaml"),
-    config=f"{export}/ds_config.json",
-)
-accumulation = engine.gradient_accumulation_steps()
-for step in range(3):
-    losses = []
-    for micro in range(accumulation):
-        batch = micro_batch(spec, data_rank=rank, step=step, micro=micro)
-        loss = engine(input_ids=batch, labels=batch).loss
-        engine.backward(loss)
-        engine.step()
-        losses.append(loss.detach().float())
-    mean = torch.stack(losses).mean()
-    torch.distributed.all_reduce(mean)
-    if rank == 0:
-        print("LOSS", float(mean) / world, flush=True)
+for number in sys.argv[1:]:
+    export = f"exported-{number}"
+    spec = TrialSpec.from_dict(json.load(open(f"study/trials/{int(number):04d}/trial.json")))
+    config = json.load(open(f"{export}/ds_config.json"))
+    model = build_model(spec.workload, spec.strategy, device=torch.device("cpu"),
+                        deepspeed_config=config, seed=spec.seed)
+    model = autotune.apply(model, f"{export}/strategy.yaml")
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=[p for p in model.parameters() if p.requires_grad],
+        optimizer=autotune.create_optimizer(model, f"{export}/strategy.yaml"),
+        config=f"{export}/ds_config.json",
+    )
+    accumulation = engine.gradient_accumulation_steps()
+    for step in range(3):
+        losses = []
+        for micro in range(accumulation):
+            batch = micro_batch(spec, data_rank=rank, step=step, micro=micro)
+            loss = engine(input_ids=batch, labels=batch).loss
+            engine.backward(loss)
+            engine.step()
+            losses.append(loss.detach().float())
+        mean = torch.stack(losses).mean()
+        torch.distributed.all_reduce(mean)
+        if rank == 0:
+            print("LOSS", float(mean) / world, flush=True)
 os._exit(0)
 '''
 
 
-@pytest.mark.parametrize("knobs", [{}, {"optimizer": "adamw_8bit"}, {"zero_stage": 3}])
-def test_an_export_trains_in_a_fresh_process_with_the_losses_of_its_trial(
-    tmp_path: Path, knobs: dict[str, Any]
+def test_exports_train_in_fresh_processes_with_the_losses_of_their_trials(
+    tmp_path: Path, warm: None
 ) -> None:
-    lines = {"zero_stage": 1, "checkpoint_interval": 2, "micro_batch_size": 2} | knobs
-    space = "knobs:\n" + "".join(f"  {name}: [{value}]\n" for name, value in lines.items())
+    space = """
+knobs:
+  zero_stage: [1, 3]
+  optimizer: [adamw, adamw_8bit]
+  checkpoint_interval: [2]
+  micro_batch_size: [2]
+"""
     (tmp_path / "space.yaml").write_text(space)
-    ran = autotune(*_TINY, "--space", "space.yaml", "--budget", "2m", "--json", folder=tmp_path)
+    question = (*_TINY, "--space", "space.yaml", "--sampler", "grid", "--budget", "2m", "--json")
+    ran = autotune_here(*question, folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    answer = json.loads(ran.stdout)
-    trial = next(t for t in answer["trials"] if t["number"] == answer["front"][0])
-    exported = autotune("export", "study", "--out", "exported", folder=tmp_path)
-    assert exported.returncode == 0, exported.stderr
+    trials = [trial for trial in json.loads(ran.stdout)["trials"] if trial["measurement"]]
+    assert len(trials) == 4
+    numbers = [str(trial["number"]) for trial in trials]
+    for number in numbers:
+        out = ("--trial", number, "--out", f"exported-{number}")
+        exported = autotune_here("export", "study", *out, folder=tmp_path)
+        assert exported.returncode == 0, exported.stderr
     (tmp_path / "train.py").write_text(_PLAIN_TRAINING)
-    losses = printed_losses(tmp_path, "exported", f"study/trials/{trial['number']:04d}/trial.json")
-    assert losses == pytest.approx(trial["measurement"]["losses"][:3], rel=1e-6)
+    losses = printed_losses(tmp_path, *numbers)
+    expected = [loss for trial in trials for loss in trial["measurement"]["losses"][:3]]
+    assert losses == pytest.approx(expected, rel=1e-6)
 
 
 def _wait_for_a_finished_trial(study: Path, num_trials: int = 1, timeout_s: float = 60) -> None:
@@ -268,7 +297,9 @@ def _complete(study: Path) -> list[int]:
     return [row[0] for row in rows]
 
 
-def test_a_search_killed_in_the_middle_resumes_and_has_lost_nothing(tmp_path: Path) -> None:
+def test_a_search_killed_in_the_middle_resumes_and_has_lost_nothing(
+    tmp_path: Path, warm: None
+) -> None:
     (tmp_path / "space.yaml").write_text(_LONG_SPACE)
     arguments = (*_TINY, "--global-batch", "64", "--space", "space.yaml", "--budget", "3m")
     running = autotune_process(*arguments, folder=tmp_path)
@@ -282,7 +313,7 @@ def test_a_search_killed_in_the_middle_resumes_and_has_lost_nothing(tmp_path: Pa
     assert told
     _, alive = psutil.wait_procs(below, timeout=5)
     assert alive == [], "the search left processes behind"
-    ran = autotune(*arguments, "--resume", "--json", folder=tmp_path)
+    ran = autotune_here(*arguments, "--resume", "--json", folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
     trials = json.loads(ran.stdout)["trials"]
     assert {t["number"] for t in trials if t["state"] == "complete"} >= set(told)
@@ -291,34 +322,39 @@ def test_a_search_killed_in_the_middle_resumes_and_has_lost_nothing(tmp_path: Pa
     assert len(measured) == len(set(measured)) == 4
 
 
-def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_a_second_search_is_refused_with_the_pid_of_the_first_whose_ctrl_c_keeps_everything(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "space.yaml").write_text(_LONG_SPACE)
-    running = autotune_process(
-        *_TINY, "--global-batch", "64", "--space", "space.yaml", "--budget", "5m", folder=tmp_path
-    )
-    _wait_for_a_finished_trial(tmp_path / "study")
-    time.sleep(0.5)
-    running.send_signal(signal.SIGINT)
-    stdout, stderr = running.communicate(timeout=30)
+    arguments = (*_TINY, "--global-batch", "64", "--space", "space.yaml", "--budget", "5m")
+    running = autotune_process(*arguments, folder=tmp_path)
+    try:
+        _wait_for_a_finished_trial(tmp_path / "study")
+        second = autotune_here(*arguments, folder=tmp_path)
+    finally:
+        running.send_signal(signal.SIGINT)
+        stdout, stderr = running.communicate(timeout=30)
+    assert second.returncode == 2
+    assert f"pid {running.pid}" in second.stderr
     assert running.returncode == 0, stderr
     assert "tokens/s" in stdout
-    assert "goes on from here" in stderr
+    assert "To resume, run the same command" in stderr
 
 
 def test_a_trial_that_outlives_the_budget_is_stopped_and_run_again_on_resume(
-    tmp_path: Path, tiny: Workload
+    tmp_path: Path, tiny: Workload, warm: None
 ) -> None:
     planted_workload(tmp_path / "model", "hang", tiny)
     (tmp_path / "space.yaml").write_text("knobs:\n  micro_batch_size: [2]\n")
     question = (
-        *("search", "--model", "model", "--trust-remote-code", "--seq-len", "32"),
+        *("search", "--model", str(tmp_path / "model"), "--trust-remote-code", "--seq-len", "32"),
         *("--global-batch", "8", "--space", "space.yaml", "--json"),
     )
     # A slow machine needs more than the first budget before any trial starts.
-    for budget_s in (25, 75):
+    for budget_s in (15, 75):
         arguments = (*question, "--out", f"study{budget_s}")
         started = time.monotonic()
-        ran = autotune(*arguments, "--budget", f"{budget_s}s", folder=tmp_path)
+        ran = autotune_here(*arguments, "--budget", f"{budget_s}s", folder=tmp_path)
         # It hangs for an hour; what ends it is the budget, not the five minutes of its timeout.
         assert time.monotonic() - started < 120
         assert ran.returncode == 1, ran.stderr
@@ -331,7 +367,7 @@ def test_a_trial_that_outlives_the_budget_is_stopped_and_run_again_on_resume(
 
     code = tmp_path / "model" / "modeling_planted.py"
     code.write_text(code.read_text().replace("time.sleep(3600)", "pass"))
-    ran = autotune(*arguments, "--budget", "2m", folder=tmp_path)
+    ran = autotune_here(*arguments, "--budget", "2m", folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
     first, second = json.loads(ran.stdout)["trials"]
     assert first == stopped
@@ -339,23 +375,25 @@ def test_a_trial_that_outlives_the_budget_is_stopped_and_run_again_on_resume(
     assert second["strategy"] == stopped["strategy"]
 
 
-def test_trials_in_another_storage_are_resumed_and_reported_from_there(tmp_path: Path) -> None:
+def test_trials_in_another_storage_are_resumed_and_reported_from_there(
+    tmp_path: Path, warm: None
+) -> None:
     kept = ("--storage", f"sqlite:///{tmp_path / 'other.db'}")
     for num_trials in (1, 2):
         trials = ("--trials", str(num_trials))
-        ran = autotune(*_TINY, "--budget", "2m", *kept, *trials, "--json", folder=tmp_path)
+        ran = autotune_here(*_TINY, "--budget", "2m", *kept, *trials, "--json", folder=tmp_path)
         assert ran.returncode == 0, ran.stderr
         assert [t["number"] for t in json.loads(ran.stdout)["trials"]] == list(range(num_trials))
-    reported = autotune("report", "study", *kept, folder=tmp_path).stdout
+    reported = autotune_here("report", "study", *kept, folder=tmp_path).stdout
     assert f"--storage {kept[1]}" in reported
 
-    elsewhere = autotune("report", "study", folder=tmp_path)
+    elsewhere = autotune_here("report", "study", folder=tmp_path)
     assert elsewhere.returncode == 2
     assert "use the same here" in elsewhere.stderr
     assert not (tmp_path / "study" / "study.db").exists()
 
     other_question = [*_TINY[:-1], "elsewhere/study", "--seed", "7"]
-    refused = autotune(*other_question, "--budget", "2m", *kept, folder=tmp_path)
+    refused = autotune_here(*other_question, "--budget", "2m", *kept, folder=tmp_path)
     assert refused.returncode == 2
     assert "--seed 0 there, 7 here" in refused.stderr
 
@@ -363,7 +401,7 @@ def test_trials_in_another_storage_are_resumed_and_reported_from_there(tmp_path:
 def test_a_budget_shorter_than_the_warm_up_says_so(tmp_path: Path) -> None:
     ran = autotune(*_TINY, "--budget", "1s", folder=tmp_path)
     assert ran.returncode == 1
-    assert "spent before the libraries were loaded" in " ".join(ran.stdout.split())
+    assert "ended while PyTorch and DeepSpeed were imported" in " ".join(ran.stdout.split())
     assert "Traceback" not in ran.stderr
 
 
@@ -375,24 +413,9 @@ def test_a_termination_signal_ends_as_cleanly_as_ctrl_c(tmp_path: Path) -> None:
     running.send_signal(signal.SIGTERM)
     _, stderr = running.communicate(timeout=30)
     assert running.returncode == 0, stderr
-    assert "goes on from here" in stderr
+    assert "To resume, run the same command" in stderr
     _, alive = psutil.wait_procs(below, timeout=5)
     assert alive == []
-
-
-def test_a_second_search_in_the_folder_is_refused_with_the_pid_of_the_first(
-    tmp_path: Path,
-) -> None:
-    running = autotune_process(*_TINY, "--budget", "1m", folder=tmp_path)
-    try:
-        while not (tmp_path / "study" / "study.db").exists():
-            time.sleep(0.05)
-        second = autotune(*_TINY, "--budget", "1m", folder=tmp_path)
-    finally:
-        running.send_signal(signal.SIGINT)
-        running.communicate(timeout=30)
-    assert second.returncode == 2
-    assert f"pid {running.pid}" in second.stderr
 
 
 def test_a_search_whose_server_cannot_start_prints_its_report_and_exits_with_1(

@@ -32,8 +32,10 @@ class TerminalSearch:
             os.chdir(folder)
             tiny = ("search", "--model", "tiny", "--seq-len", "32", "--global-batch", "8")
             command = [sys.executable, "-m", "autotune", *tiny, *arguments]
-            # Not the C library's environment: readline has put a COLUMNS into it.
             environment = dict(os.environ) | {"DS_ACCELERATOR": "cpu", "TERM": term}
+            # Readline puts them into the C library's environment, which workers of xdist inherit.
+            for size in ("COLUMNS", "LINES"):
+                environment.pop(size, None)
             os.execve(sys.executable, command, environment)
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, _WIDTH, 0, 0))
         self.process = psutil.Process(self._pid)
@@ -82,10 +84,10 @@ def test_the_view_follows_the_search_and_leaves_the_answer_alone_behind(tmp_path
     assert search.exit_status() == 0
     for pattern in (
         r"\d:\d\d of 1:00 left",
-        r"loading the libraries",
+        r"Importing PyTorch and DeepSpeed",
         r"complete 2",
-        r"best so far: ZeRO",
-        r"running 0: ZeRO-[^:]* GiB",
+        r"best so far: Z\d",
+        r"running 0: Z\d[^:]* GiB",
         r"\(pred\. ",
     ):
         assert re.search(pattern, search.text), pattern
@@ -104,10 +106,10 @@ def test_the_view_follows_the_search_and_leaves_the_answer_alone_behind(tmp_path
 
 def test_a_terminal_that_moves_no_cursor_gets_a_line_for_each_event(tmp_path: Path) -> None:
     search = TerminalSearch(tmp_path, "--budget", "60s", "--out", "study", term="dumb")
-    search.read_until(r"loading the libraries")
+    search.read_until(r"Importing PyTorch and DeepSpeed")
     search.press_ctrl_c()
     search.exit_status()
-    assert "ending: the running trial is stopped" in search.text
+    assert "Stopping the running trial" in search.text
     assert b"\x1b" not in search.output
 
 
@@ -116,7 +118,7 @@ def _assert_all_end(processes: list[psutil.Process]) -> None:
     assert alive == []
 
 
-@pytest.mark.parametrize("moment", ["loading the libraries", "running 0"])
+@pytest.mark.parametrize("moment", ["Importing PyTorch and DeepSpeed", "running 0"])
 def test_ctrl_c_twice_kills_and_leaves_no_process_and_a_visible_cursor(
     tmp_path: Path, moment: str
 ) -> None:
@@ -138,11 +140,11 @@ def test_ctrl_c_while_the_libraries_load_ends_at_once_and_says_how_to_go_on(
     tmp_path: Path,
 ) -> None:
     search = TerminalSearch(tmp_path, "--budget", "60s", "--out", "study")
-    search.read_until("loading the libraries")
+    search.read_until("Importing PyTorch and DeepSpeed")
     below = search.process.children(recursive=True)
     search.press_ctrl_c()
     pressed = time.monotonic()
     assert search.exit_status() == 1  # nothing was measured
     assert time.monotonic() - pressed < 5
-    assert "goes on from here" in search.text
+    assert "To resume, run the same command" in search.text
     _assert_all_end(below)

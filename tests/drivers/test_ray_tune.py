@@ -309,7 +309,7 @@ def _runs_on_the_first_two(cluster: RayNodes, folder: Path) -> None:
     status, stdout, stderr, used = _searched(cluster, folder, "--out", "study")
     assert status == 0, stderr
     assert "2 nodes, 4 x cpu" in stderr
-    assert "Not used: nodes with old-cpu; --device-kind old-cpu would use them" in stderr
+    assert "Not used: nodes with old-cpu; --device-kind old-cpu uses them" in stderr
     assert "deepspeed 0.0.1" in stderr
     assert _has_run_all(stdout)
     assert used

@@ -50,6 +50,31 @@ def test_a_process_that_is_not_ours_counts_as_other_work() -> None:
     assert meter.cores_of_others() > 0.2
 
 
+def test_what_runs_below_the_given_root_is_no_other_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work = "import time\nwhile time.process_time() < 30: pass"
+    sibling = subprocess.Popen([sys.executable, "-c", work])
+    idle = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
+    try:
+        spin = psutil.Process(sibling.pid)
+        real = psutil.cpu_times
+
+        def only_the_sibling() -> object:
+            zero = real()._replace(nice=0.0, system=0.0, irq=0.0, softirq=0.0, steal=0.0)
+            return zero._replace(user=sum(spin.cpu_times()[:2]))
+
+        monkeypatch.setattr(psutil, "cpu_times", only_the_sibling)
+        from_root, from_idle = LoadMeter(psutil.Process()), LoadMeter(psutil.Process(idle.pid))
+        time.sleep(0.5)
+        assert from_root.cores_of_others() == pytest.approx(0, abs=0.05)
+        assert from_idle.cores_of_others() > 0.1
+    finally:
+        for process in (sibling, idle):
+            process.kill()
+            process.wait()
+
+
 @pytest.mark.parametrize(
     ("share", "expected"), [(0.0, 0.0), (0.02, 0.0), (0.5, 0.5), (1.0, 1.0), (1.4, 1.0)]
 )

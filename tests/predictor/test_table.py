@@ -14,6 +14,7 @@ from autotune.machine.hardware_spec import read_hardware
 from autotune.plan.plan import ASSUMED_SOFTWARE
 from autotune.predictor import AnalyticPredictor
 from autotune.predictor import table as predictor_table
+from autotune.question.limits import Limits
 from autotune.question.workload import Method, Workload, load_model_shape
 from autotune.space.space_file import load_search_space
 from autotune.space.strategy import Strategy
@@ -95,7 +96,7 @@ def test_an_empty_table_has_an_empty_prediction() -> None:
     predictor, _ = asked("tiny", "", 1, Method.FULL)
     nothing = predictor.predict_table(StrategyTable.of([]))
     assert len(nothing) == 0
-    assert nothing.closest(3, device_bytes=1, host_bytes=1) == []
+    assert nothing.closest(3, Limits(device_bytes=1, host_bytes=1)) == []
 
 
 def distorted(predictor: AnalyticPredictor, strategies: list[Strategy]) -> list[Trial]:
@@ -142,12 +143,12 @@ def test_limits_are_held_against_rows_as_against_one_strategy() -> None:
     predictor, strategies = asked("34B", "4xA100-40GB", 1, Method.FULL)
     said = predictor.predict_table(StrategyTable.of(strategies))
     alone = [predictor.predict(strategy) for strategy in strategies]
-    limits = {"device_bytes": 36 * 2**30, "host_bytes": 600 * 2**30, "disk_bytes": 3 * 10**11}
-    missing = [one.missing_bytes(**limits) for one in alone]
-    assert said.missing_bytes(**limits).tolist() == missing
-    assert said.might_fit(**limits).tolist() == [one.might_fit(**limits) for one in alone]
+    limits = Limits(device_bytes=36 * 2**30, host_bytes=600 * 2**30, disk_bytes=3 * 10**11)
+    missing = [one.missing_bytes(limits) for one in alone]
+    assert said.missing_bytes(limits).tolist() == missing
+    assert said.might_fit(limits).tolist() == [one.might_fit(limits) for one in alone]
     assert 0 < missing.count(0) < len(missing)
-    closest = said.closest(len(missing), **limits)
+    closest = said.closest(len(missing), limits)
     assert [missing[row] for row in closest] == sorted(missing)
 
 

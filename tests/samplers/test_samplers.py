@@ -11,6 +11,7 @@ from autotune.errors import ConfigError
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.machine.software import Software
 from autotune.predictor import AnalyticPredictor
+from autotune.question.limits import Limits
 from autotune.question.workload import Workload, load_model_shape
 from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind
 from autotune.space.search_space import Knob, SearchSpace
@@ -44,7 +45,7 @@ def make_sampler(space: SearchSpace, kind: SamplerKind, seed: int = 0) -> Sample
     if kind is not SamplerKind.PREDICTED:
         return OptunaSampler(space, kind=kind, seed=seed)
     prior = AnalyticPredictor(space.workload, space.hardware)
-    limits = {"device_bytes": LIMIT_BYTES, "host_bytes": 64 * GIB}
+    limits = Limits(device_bytes=LIMIT_BYTES, host_bytes=64 * GIB)
     return PredictedSampler(space.table, prior, limits=limits, min_gain=0.0)
 
 

@@ -12,8 +12,8 @@ from autotune.answer.report_document import report_json
 from autotune.space.strategy import Strategy
 from autotune.study.confirmation import comparisons
 from autotune.study.pareto import incumbents
-from autotune.study.reopened import reopened
-from autotune.study.ties import ties
+from autotune.study.reruns import reopened
+from autotune.study.ties import tied_with, ties
 from autotune.trials.trial import Trial, TrialState
 
 STEADY = (1.0, 1.001, 0.999, 1.0)
@@ -45,6 +45,24 @@ def ended_early(
 def told(front: Sequence[Trial]) -> dict[int, list[int]]:
     found = ties(front, comparisons(front))
     return {tie.fastest.number: [other.number for other in tie.others] for tie in found}
+
+
+def test_each_trial_of_a_chain_is_a_tie_with_its_neighbours_alone() -> None:
+    noisy = (1.0, 1.02, 0.98, 1.0)
+    front = [
+        measured(number, speed, 50 - number, steps=noisy)
+        for number, speed in enumerate((1000, 960, 920))
+    ]
+    found = {t.number: [o.number for o in tied_with(t, front)] for t in front}
+    assert found == {0: [1], 1: [0, 2], 2: [1]}
+
+
+def test_picks_name_the_trials_that_they_are_a_tie_with() -> None:
+    noisy = (1.0, 1.02, 0.98, 1.0)
+    fastest, least = measured(0, 1000, 50, steps=noisy), measured(1, 990, 20, steps=noisy)
+    document = report_json(summary(fastest, least, measured(2, 100, 5)))
+    assert document["pick_ties"]["throughput"] == [1]
+    assert document["pick_ties"]["memory"] == []
 
 
 def test_trials_whose_intervals_overlap_are_a_tie() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from autotune.errors import ConfigError
-from autotune.space.compatibility.blocks import WITHOUT_MLP_MODULE
+from autotune.space.compatibility.micro_step import WITHOUT_MLP_MODULE
 from autotune.techniques.blocks import attention_blocks, decoder_layers, mlp_blocks
 
 LAYERS: dict[str, Any] = {"checkpoint_interval": 1}

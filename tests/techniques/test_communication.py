@@ -113,6 +113,8 @@ class TestRules:
         self, tiny: Workload, gpus: Hardware
     ) -> None:
         assert "several hosts" in self._words(tiny, gpus, zero_quantized_gradients=True)
+        two_hosts = replace(gpus, num_nodes=2)
+        assert self._words(tiny, two_hosts, zero_quantized_gradients=True) == ""
 
     @pytest.mark.parametrize(
         "knobs",

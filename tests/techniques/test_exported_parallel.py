@@ -30,6 +30,13 @@ _PRINT = """
     torch.distributed.all_reduce(total)
     if torch.distributed.get_rank() == 0:
         print("LOSS", float(total), flush=True)
+"""
+
+_ONE_AFTER_ANOTHER = """
+import os, runpy, sys
+for export in sys.argv[1:]:
+    os.chdir(export)
+    runpy.run_path("train.py", run_name="__main__")
 os._exit(0)
 """
 
@@ -56,8 +63,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _losses(folder: Path, model_folder: Path, num_ranks: int, **knobs: Any) -> list[float]:
-    """What the ranks of an export's guide, run as it stands, have as losses, added up."""
+def _exported(folder: Path, model_folder: Path, num_ranks: int, **knobs: Any) -> Path:
+    """An export with its guide's script, which prints the ranks' losses added up."""
     strategy = Strategy.from_dict(
         {"precision": "fp32", "micro_batch_size": 2, "optimizer": "sgd"} | knobs
     )
@@ -71,29 +78,45 @@ def _losses(folder: Path, model_folder: Path, num_ranks: int, **knobs: Any) -> l
     example = re.search(r"```python\n(.*?)```", (export / "README.md").read_text(), re.DOTALL)
     assert example is not None
     (export / "train.py").write_text("import os, torch\n" + _BATCHES + example[1] + _PRINT)
-    return printed_losses(export, num_ranks=num_ranks)
+    return export
+
+
+def _losses(folder: Path, exports: list[Path], num_ranks: int) -> list[list[float]]:
+    """What each of the guides, run as it stands, has as losses; by the same ranks in turn."""
+    (folder / "train.py").write_text(_ONE_AFTER_ANOTHER)
+    losses = printed_losses(folder, *map(str, exports), num_ranks=num_ranks)
+    assert len(losses) == 6 * len(exports)
+    return [losses[start : start + 6] for start in range(0, len(losses), 6)]
 
 
 @pytest.mark.timeout(400)
 def test_the_guide_trains_with_the_losses_of_one_rank(tmp_path: Path, model_folder: Path) -> None:
-    one = _losses(tmp_path / "one", model_folder, 1)
-    assert len(one) == 6
-    tensor = _losses(tmp_path / "t", model_folder, 2, tensor_parallel_size=2, zero_stage=1)
+    def trained(name: str, num_ranks: int, **knobs: Any) -> list[float]:
+        export = _exported(tmp_path / name, model_folder, num_ranks, **knobs)
+        return _losses(tmp_path / name, [export], num_ranks)[0]
+
+    one = trained("one", 1)
+    tensor = trained("t", 2, tensor_parallel_size=2, zero_stage=1)
     # Each rank of a tensor group has the whole loss.
     assert [total / 2 for total in tensor] == pytest.approx(one, rel=1e-4)
-    sequence = _losses(tmp_path / "s", model_folder, 2, sequence_parallel_size=2, zero_stage=3)
+    sequence = trained("s", 2, sequence_parallel_size=2, zero_stage=3)
     # Each rank of a sequence group has its share, which ZeRO-3 has to be given twice as large.
     assert [total / 2 for total in sequence] == pytest.approx(one, rel=1e-4)
 
 
 @pytest.mark.timeout(400)
 def test_the_guide_trains_in_fp16_without_zero(tmp_path: Path, model_folder: Path) -> None:
-    plain = _losses(tmp_path / "plain", model_folder, 2)
+    cases: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "groups": {"attention_precision": "fp16", "mlp_precision": "fp16"},
+        "alone": {"precision": "fp16"},
+    }
+    exports = [
+        _exported(tmp_path / name, model_folder, 2, **knobs) for name, knobs in cases.items()
+    ]
+    plain, groups, alone = _losses(tmp_path, exports, 2)
     # The second of two batches, for the third time.
     assert plain[-1] < 0.98 * plain[1]
-    knobs = {"attention_precision": "fp16", "mlp_precision": "fp16"}
-    groups = _losses(tmp_path / "groups", model_folder, 2, **knobs)
-    alone = _losses(tmp_path / "alone", model_folder, 2, precision="fp16")
     assert groups == pytest.approx(plain, rel=1e-3)
     assert alone == pytest.approx(plain, rel=1e-3)
     assert plain not in (groups, alone)

@@ -1,4 +1,4 @@
-"""Starts the ranks of a measurement, follows them, and gathers what they found.
+"""Starts the ranks of a measurement, follows them, and collects their results.
 
 Imports no torch: this process makes no CUDA context. Does not know how anything is measured.
 """

@@ -1,4 +1,4 @@
-"""What the ranks of a measurement are told, and where they write what they find."""
+"""What the ranks of a measurement are told, and the file for their results."""
 
 from __future__ import annotations
 

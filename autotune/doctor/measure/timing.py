@@ -1,4 +1,4 @@
-"""How long a piece of work takes on a device, whichever it is."""
+"""Times a piece of work on a device of any kind."""
 
 from __future__ import annotations
 

@@ -10,23 +10,23 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autotune.drivers.ray_tune.node_software import own_versions, require_versions
-from autotune.drivers.ray_tune.ray_log import without_ray_output
-from autotune.drivers.ray_tune.trial_shape import (
+from autotune.cluster.node_software import own_versions, require_versions
+from autotune.cluster.trial_shape import (
     ClusterNode,
     TrialShape,
     chosen_kind,
     trial_shape,
 )
+from autotune.drivers.ray_tune.ray_log import without_ray_output
 from autotune.errors import AutotuneError, ConfigError, LaunchError
 from autotune.machine.hardware import DeviceType, Hardware, detect_hardware, with_nvme
 
-__all__ = ["RayCluster", "kind_of_this_node", "node_hardware"]
+__all__ = ["RayCluster", "kind_of_this_node", "node_hardware", "placement_of"]
 
 _REFRESH_S = 2.0
 _CONNECT_TIMEOUT_S = 5.0
@@ -120,15 +120,8 @@ class RayCluster:
         Nodes of other kinds, and those that are refused, are ruled out; a node that has only just
         joined is not known yet, so a trial looks again where it has landed.
         """
-        placement: dict[str, Any] = {
-            "bundles": self.shape.bundles,
-            "strategy": self.shape.strategy,
-        }
         wrong = sorted([*(node.node_id for node in self.others), *self.refused])
-        if wrong:
-            selector = {"ray.io/node-id": f"!in({','.join(wrong)})"}
-            placement["bundle_label_selector"] = [selector] * self.shape.num_nodes
-        return placement
+        return placement_of(self.shape, without=wrong)
 
     def __str__(self) -> str:
         """In a line for people."""
@@ -208,6 +201,24 @@ class RayCluster:
 
         ray.shutdown()
         self._quiet.close()
+
+
+def placement_of(shape: TrialShape, *, without: Sequence[str] = ()) -> dict[str, Any]:
+    """A trial's share as `ray.util.placement_group` takes it: each bundle on a node of its own.
+
+    Args:
+        shape: the devices of a trial.
+        without: ids of nodes that it must not lie on.
+    """
+    resource = "GPU" if shape.device_type is DeviceType.CUDA else "CPU"
+    placement: dict[str, Any] = {
+        "bundles": [{resource: float(shape.devices_per_node)} for _ in range(shape.num_nodes)],
+        "strategy": "STRICT_SPREAD" if shape.num_nodes > 1 else "STRICT_PACK",
+    }
+    if without:
+        selector = {"ray.io/node-id": f"!in({','.join(without)})"}
+        placement["bundle_label_selector"] = [selector] * shape.num_nodes
+    return placement
 
 
 def _connect(address: str) -> bool:

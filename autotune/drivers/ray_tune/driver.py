@@ -1,4 +1,4 @@
-"""The loop on a cluster: Ray Tune's, over a study that it asks and tells through its searcher."""
+"""The loop on a cluster: Ray Tune's, over a study that its searcher asks and tells."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 import os
 from pathlib import Path
 
+from autotune.cluster.messages import TrialOrder
+from autotune.cluster.node_software import own_versions
 from autotune.drivers.context import BUDGET_ENDED, DriverContext
 from autotune.drivers.ray_tune.cluster import RayCluster
-from autotune.drivers.ray_tune.messages import TrialOrder
-from autotune.drivers.ray_tune.node_software import own_versions
 from autotune.drivers.ray_tune.ray_log import ray_log_into
 from autotune.drivers.ray_tune.searcher import StudySearcher
 from autotune.errors import AutotuneError, LaunchError

@@ -1,4 +1,4 @@
-"""What Ray has to say: to a file, never between the lines of the answer or the live view."""
+"""Ray's own log output, written to a file and kept out of the answer and the live view."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The study behind Tune's interface for searches: to suggest is to ask, to complete is to tell.
+"""A study behind Tune's searcher interface: to suggest is to ask, to complete is to tell.
 
 Decides how many trials run at once, from the nodes that are there; Tune places and runs them.
 """
@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
+from autotune.cluster.messages import TrialOrder, TrialReport
 from autotune.drafts import write_file
 from autotune.drivers.budget import Budget
-from autotune.drivers.ray_tune.messages import TrialOrder, TrialReport
 from autotune.trials.protocols import Progress, TrialSource
 from autotune.trials.trial import Failure, FailureKind, Outcome, Trial
 

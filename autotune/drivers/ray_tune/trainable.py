@@ -17,9 +17,9 @@ import ray
 from ray.tune import PlacementGroupFactory, Trainable
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from autotune.drivers.ray_tune.messages import TrialOrder, TrialReport
-from autotune.drivers.ray_tune.node_software import require_versions
-from autotune.drivers.ray_tune.rank_host import RankHost, ShareEnd
+from autotune.cluster.messages import TrialOrder, TrialReport
+from autotune.cluster.node_software import require_versions
+from autotune.cluster.rank_host import RankHost, ShareEnd
 from autotune.errors import ConfigError, LaunchError
 from autotune.launch.rank_process import ALL_RANKS, NodeShare, RanksEnd, outcome_of
 from autotune.machine.hardware import Hardware
@@ -137,6 +137,10 @@ class RayTrial(Trainable):  # type: ignore[misc]  # Ray is untyped
         for end in self._ends:
             files |= end.files
         outcome = outcome_of(self._order.spec, ends)
+        share = max(end.disturbance for end in self._ends)
+        if share and outcome.measurement is not None:
+            measurement = replace(outcome.measurement, disturbance=share)
+            outcome = replace(outcome, measurement=measurement)
         return TrialReport(events=tuple(events), outcome=outcome, files=files).to_result()
 
     def _stop(self, reason: str) -> None:

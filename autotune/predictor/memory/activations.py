@@ -1,4 +1,4 @@
-"""What forward keeps for backward: bytes of one token in a decoder layer and in the head.
+"""Bytes that forward keeps for backward: of one token in a decoder layer and in the head.
 
 Counted tensor by tensor from the layers of transformers 5 (`models/llama/modeling_llama.py`,
 `models/opt/modeling_opt.py`) and Liger's (`ops/rms_norm.py`, `ops/swiglu.py`), in the manner of

@@ -1,4 +1,4 @@
-"""What a strategy takes of the host's memory: what is offloaded, processes, a checkpoint's save.
+"""Host memory of a strategy: what is offloaded, processes, a checkpoint's save.
 
 Read from DeepSpeed 0.19.8 (`runtime/zero/stage_1_and_2.py`, `stage3.py`,
 `partition_parameters.py`, `runtime/engine.py`, `ops/adam/cpu_adam.py`, `runtime/swap_tensor/`).

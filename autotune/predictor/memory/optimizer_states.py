@@ -1,4 +1,4 @@
-"""What each optimizer keeps of a parameter, beside its weight and its master weight.
+"""The states that each optimizer keeps of a parameter, beside weight and master weight.
 
 Does not know where it is kept, nor over how many ranks ZeRO divides it.
 """

@@ -213,7 +213,10 @@ class MemoryModel:
             trained = greatest(allocated, beside + received, late) + fragmented
             expected = greatest(trained, built) + _ALLOCATOR_BYTES
             late = totals["backward"] + _MOST_BUCKETS_BEHIND * states.late_bucket
-            most = greatest(apart, allocated, late, built) + states.gathered_beside
+            most = greatest(apart, allocated, late, built) + states.beside_at_most
+            if self._num_ranks > 1:
+                # Blocks that travel lie where logits were, which then find no room there.
+                most = most + whole(held.fragmented_share * ask(self.tokens) * held.logits)
             upper = 1.05 * most + 2 * _ALLOCATOR_BYTES
         return PeakMemory(
             expected_bytes=expected,

@@ -1,4 +1,4 @@
-"""What is expected of the memory of the worst rank: its peak, between bounds, and its parts.
+"""The expected peak memory of the worst rank: the peak, its bounds and its parts.
 
 Does not know how any of it is found.
 """

@@ -1,4 +1,4 @@
-"""Which part of a model one rank holds, before ZeRO divides it further.
+"""The part of a model that one rank holds, before ZeRO divides it further.
 
 Tensor parallelism as DeepSpeed's AutoTP does it by the plans of transformers
 (`module_inject/auto_tp.py`, `base_model_tp_plan`): linear layers of attention, MLP and head are
@@ -10,11 +10,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from autotune.predictor.memory.precision import FP32_BYTES, GroupBytes
 from autotune.question.stages import divide_layers
 from autotune.question.workload import ModelShape
 from autotune.space.strategy import Strategy
 
-__all__ = ["Parameters", "RankShard", "ShardModel", "tokens_of_rank", "zero_size"]
+__all__ = [
+    "Parameters",
+    "RankShard",
+    "ShardModel",
+    "fraction_of_16_bit",
+    "tokens_of_rank",
+    "weight_bytes",
+    "zero_size",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,3 +160,22 @@ class ShardModel:
             head=self._output // tensor * has_head,
             largest=largest // tensor,
         )
+
+
+def weight_bytes(share: RankShard, sizes: GroupBytes) -> int:
+    """Bytes of all weights of a shard, each group in its own precision."""
+    parameters = share.parameters
+    if sizes.is_uniform:
+        return sizes.residual * parameters.total
+    return (
+        sizes.attention * parameters.attention
+        + sizes.mlp * parameters.mlp
+        + sizes.norm * parameters.other
+        + sizes.embedding * parameters.embedding
+        + sizes.lm_head * parameters.lm_head
+    )
+
+
+def fraction_of_16_bit(share: RankShard, sizes: GroupBytes) -> float:
+    """The fraction of the weights that is in 16 bit, where precisions are mixed."""
+    return (FP32_BYTES - weight_bytes(share, sizes) / share.parameters.total) / 2

@@ -28,7 +28,13 @@ from autotune.predictor.memory.precision import (
     group_bytes,
     master_bytes,
 )
-from autotune.predictor.memory.sharding import RankShard, ShardModel, zero_size
+from autotune.predictor.memory.sharding import (
+    RankShard,
+    ShardModel,
+    fraction_of_16_bit,
+    weight_bytes,
+    zero_size,
+)
 from autotune.question.workload import Method, Workload
 from autotune.space.deepspeed_config import stepped_elements
 from autotune.space.optimizers import OPTIMIZERS
@@ -92,9 +98,11 @@ class States:
     """Of the output projection: the first and widest of backward."""
     gathered_weights: int
     """ZeRO-3's full weights of the layers at work, at most."""
-    gathered_beside: int
-    """What they may come to beyond that: the limit holds back weights that are read ahead alone,
-    and several on their way lie in one buffer, out of which each is copied."""
+    beside_at_most: int
+    """What may come beside all that is counted, for the upper bound. ZeRO-3: the limit holds back
+    weights that are read ahead alone, and several on their way are copied out of one buffer.
+    Stages 1 and 2: gradients for several ranks in a flat copy
+    (`allreduce_bucket`)."""
     late_bucket: int
     """ZeRO-3's gradients of one bucket, and the weights that were gathered for them: given back
     by the host, and still in the way until streams of their own have done with them."""
@@ -210,7 +218,11 @@ class StatesModel:
             buckets_in_forward=buckets_in_forward,
             final_gradients=int(final * e),
             gathered_weights=self._gathered(strategy, share, sizes) if stage == 3 else 0,
-            gathered_beside=self._gathered_beside(strategy, share, sizes) if stage == 3 else 0,
+            beside_at_most=(
+                self._gathered_beside(strategy, share, sizes)
+                if stage == 3
+                else one * (stage > 0 and ranks > 1)
+            ),
             # All that may be late at once is no more than there is.
             late_bucket=2 * min(one, int(e * trained.num) // 3) if has_streams else 0,
             step_buffers=int(self._step_buffers(strategy, share, trained) * trained.device_share),
@@ -227,11 +239,11 @@ class StatesModel:
         is_divided = strategy.zero_stage > 0 or has_bf16_optimizer(strategy)
         gradient: float = sizes.residual
         if not sizes.is_uniform and not strategy.lora_rank:
-            gradient = _bytes_of(share, sizes) / num
+            gradient = weight_bytes(share, sizes) / num
         master: float = _master_bytes(strategy)
         if not sizes.is_uniform and not strategy.zero_stage:
             # `techniques/master_weights.py`: of 16-bit weights alone.
-            master = FP32_BYTES * _share_of_16_bit(share, sizes)
+            master = FP32_BYTES * fraction_of_16_bit(share, sizes)
         is_offloaded = strategy.offload_optimizer is not Offload.NONE and not self._is_cpu
         offloaded = strategy.offload_ratio if is_offloaded else 0.0
         return Trained(
@@ -248,7 +260,7 @@ class StatesModel:
         self, strategy: Strategy, share: RankShard, trained: Trained, sizes: GroupBytes
     ) -> float:
         """All weights of a share, adapters among them."""
-        held: float = _bytes_of(share, sizes)
+        held: float = weight_bytes(share, sizes)
         if strategy.lora_rank:
             held += sizes.residual * trained.num
         if self._workload.method is Method.QLORA:
@@ -371,25 +383,6 @@ class StatesModel:
 def has_bf16_optimizer(strategy: Strategy) -> bool:
     """Whether `BF16_Optimizer` trains it: a pipeline in bf16 without ZeRO."""
     return strategy.is_bf16_pipeline and strategy.zero_stage == 0
-
-
-def _bytes_of(share: RankShard, sizes: GroupBytes) -> int:
-    """Of all weights of a share, each group in its own precision."""
-    parameters = share.parameters
-    if sizes.is_uniform:
-        return sizes.residual * parameters.total
-    return (
-        sizes.attention * parameters.attention
-        + sizes.mlp * parameters.mlp
-        + sizes.norm * parameters.other
-        + sizes.embedding * parameters.embedding
-        + sizes.lm_head * parameters.lm_head
-    )
-
-
-def _share_of_16_bit(share: RankShard, sizes: GroupBytes) -> float:
-    """The part of the weights that is in 16 bit, where precisions are mixed."""
-    return (FP32_BYTES - _bytes_of(share, sizes) / share.parameters.total) / 2
 
 
 def _master_bytes(strategy: Strategy) -> int:

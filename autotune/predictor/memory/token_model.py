@@ -1,4 +1,4 @@
-"""What one token holds under each strategy of one workload: counted, or read from real code.
+"""The memory of one token under each strategy of one workload: counted, or read from real code.
 
 A preset is counted from its published layers, which `tests/profile/` holds against the trace, so
 that planning for it loads no torch. All other models are traced; where that cannot be done, they

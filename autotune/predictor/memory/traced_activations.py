@@ -1,4 +1,4 @@
-"""What one token holds, put together from the parts of a profile as a strategy has them.
+"""The memory of one token, put together from the parts of a profile.
 
 What is recomputed, tiled, divided over ranks or in a precision of its own is arithmetic on parts,
 so that few profiles serve all strategies. Does not know how a profile is made.

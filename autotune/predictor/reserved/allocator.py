@@ -1,4 +1,4 @@
-"""PyTorch's caching allocator with expandable segments: where each tensor of a stream would lie.
+"""PyTorch's caching allocator with expandable segments, simulated over a stream of tensors.
 
 Read from `c10/cuda/CUDACachingAllocator.cpp`: sizes are rounded to 512 bytes; the smallest free
 block that is large enough is taken, of equal ones the lowest, and what is left of it stays free;

@@ -1,4 +1,4 @@
-"""Forward and backward whose activations are described, for kernels that are not installed here.
+"""Forward and backward with described activations, for kernels that are not installed here.
 
 What is known of the model's weights stays: which module needs them when, and the order in which
 their gradients are whole. Between these lie blocks as large as what a token is counted to hold.

@@ -1,4 +1,4 @@
-"""What DeepSpeed allocates around forward and backward, in order, for one rank.
+"""The allocations that DeepSpeed makes around forward and backward, in order, for one rank.
 
 Read from DeepSpeed 0.19.8, and held against the allocations of trials on one H100. What stages do
 alike; each has a file of its own. Does not know what a model's own code allocates, which a

@@ -1,4 +1,4 @@
-"""Which whole weights ZeRO-3 has on the device when, and where they lie.
+"""The whole weights that ZeRO-3 has on the device at each moment, and where they lie.
 
 Follows `runtime/zero/partitioned_param_coordinator.py` of DeepSpeed 0.19.8: a module's weights are
 gathered before it runs and released behind it; from the third forward on, the order is known in

@@ -1,4 +1,4 @@
-"""Reserved peak of one rank: the allocator, run over what a strategy allocates, in order.
+"""Reserved peak of one rank, simulated: the allocator runs over what a strategy allocates.
 
 For strategies whose allocations are known (`ReservedModel.recipe` says which); for all others the
 caller keeps its formula. Does not know how a script comes to be: it is given one.

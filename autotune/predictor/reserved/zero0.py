@@ -1,4 +1,4 @@
-"""What DeepSpeed allocates without ZeRO, around forward and backward of one rank.
+"""The allocations without ZeRO, around forward and backward of one rank.
 
 Read from `runtime/fp16/unfused_optimizer.py` of DeepSpeed 0.19.8. Does not know a model's code.
 """

@@ -1,4 +1,4 @@
-"""What ZeRO-1 and ZeRO-2 allocate around forward and backward of one rank.
+"""The allocations of ZeRO-1 and ZeRO-2, around forward and backward of one rank.
 
 Read from `runtime/zero/stage_1_and_2.py` of DeepSpeed 0.19.8, their offload too, as far as it
 stays on the device. Does not know a model's code.

@@ -1,4 +1,4 @@
-"""What ZeRO-3 allocates around forward and backward of one rank.
+"""The allocations of ZeRO-3, around forward and backward of one rank.
 
 Read from `runtime/zero/stage3.py` of DeepSpeed 0.19.8; its optimizer may be on the host, whole.
 Does not know a model's code, nor which weights are gathered when.

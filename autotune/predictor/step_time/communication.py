@@ -1,4 +1,4 @@
-"""Time of what travels between ranks: gradients, weights, activations.
+"""Time of communication between ranks: gradients, weights, activations.
 
 Ranks stand as `techniques/parallel_layout.py` has them: those of a tensor-parallel group next to
 each other, then the sequence's, the data's, and the pipeline's furthest apart. A group within one

@@ -1,4 +1,4 @@
-"""What a machine attains: rates measured on it, or usual parts of what its data sheet promises.
+"""The rates that a machine attains: measured ones, or usual fractions of its data sheet.
 
 The home of every rate that step times are predicted from. Does not know what is computed.
 """

@@ -1,4 +1,4 @@
-"""What a decoder layer runs beside its matrix products: kernels and the bytes they move.
+"""The kernels of a decoder layer beside its matrix products, and the bytes that they move.
 
 Counted in transformers 5.24, operation by operation, and held against the operations that torch
 dispatches in forward of two small models, of one and of three layers (`tests/predictor/

@@ -1,4 +1,4 @@
-"""What one rank computes and moves through its memory in a micro-step: operations and bytes.
+"""The operations and memory traffic of one rank in a micro-step.
 
 Does not know how long anything takes, nor what travels between ranks.
 """

@@ -1,4 +1,4 @@
-"""Time of what happens once an optimizer step: clipping, the update, and what offloading moves.
+"""Time of the optimizer step: clipping, the update, and what offloading moves.
 
 Does not know forward and backward, nor communication between ranks.
 """

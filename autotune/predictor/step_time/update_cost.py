@@ -1,4 +1,4 @@
-"""What the update of one parameter takes of a device: bytes that move, and instructions.
+"""The cost of updating one parameter on a device: bytes moved, and instructions.
 
 Of the optimizer's step alone. Does not know how many parameters there are, nor at which rates.
 """

@@ -1,1 +1,1 @@
-"""How far a prediction may be off: its coefficients, their fit, bounds of a step time."""
+"""The uncertainty of predictions: coefficients, their fit, bounds of a step time."""

@@ -1,4 +1,4 @@
-"""How far a predicted step time may be off: what is not known of a machine, and of a strategy.
+"""The uncertainty of a predicted step time: what is not known of a machine, and of a strategy.
 
 Deviations are of the logarithm. Does not know what is predicted.
 """

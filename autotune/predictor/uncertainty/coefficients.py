@@ -1,4 +1,4 @@
-"""What may be wrong with a prediction from first principles: a few physical coefficients.
+"""The physical coefficients that may correct a prediction from first principles.
 
 Each is the logarithm of a factor, 0 where the prior is right. A curve is of one strategy, or of a
 table of them where its records hold arrays. Does not know how coefficients are found.

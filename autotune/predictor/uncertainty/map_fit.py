@@ -1,4 +1,4 @@
-"""Fits few coefficients to few observations, towards zero: what nothing speaks for stays there.
+"""Fits few coefficients to few observations, each shrunk towards zero.
 
 Does not know what is predicted, nor what the coefficients mean.
 """

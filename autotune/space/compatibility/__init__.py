@@ -1,4 +1,4 @@
-"""Which strategies a workload, a machine and its software allow.
+"""The strategies that a workload, a machine and its software allow.
 
 The rules that need more than the strategy itself, one module a family of knobs. Each answers in
 words, for the user.
@@ -15,10 +15,9 @@ from autotune.machine.software import Software
 from autotune.question.workload import Workload
 from autotune.space.compatibility import (
     adapters,
-    batch,
-    blocks,
     communication,
     kernels,
+    micro_step,
     offload,
     optimizer,
     parallel,
@@ -31,8 +30,8 @@ __all__ = ["conflict", "reference_strategy", "rules"]
 
 _FAMILIES: tuple[Callable[..., str | None], ...] = (
     parallel.conflict,
-    batch.conflict,
-    blocks.conflict,
+    micro_step.conflict_with_sizes,
+    micro_step.conflict_with_blocks,
     adapters.conflict,
     precision.conflict,
     optimizer.conflict,

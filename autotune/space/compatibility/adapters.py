@@ -1,4 +1,4 @@
-"""LoRA and QLoRA against the method."""
+"""Checks LoRA and QLoRA against the method."""
 
 from __future__ import annotations
 

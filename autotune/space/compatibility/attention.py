@@ -1,4 +1,4 @@
-"""Which implementations of attention transformers lacks for which architectures."""
+"""Implementations of attention that transformers lacks for some architectures."""
 
 from __future__ import annotations
 

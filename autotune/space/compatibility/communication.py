@@ -1,4 +1,4 @@
-"""Communication: buckets, overlap and ZeRO++ against the ranks, the device and the model."""
+"""Checks buckets, overlap and ZeRO++ against the ranks, the device and the model."""
 
 from __future__ import annotations
 
@@ -54,20 +54,22 @@ def _single_rank(strategy: Strategy, hardware: Hardware) -> str | None:
 def _quantized(
     strategy: Strategy, workload: Workload, hardware: Hardware, software: Software
 ) -> str | None:
-    if strategy.zero_quantized_gradients:
+    if strategy.zero_quantized_gradients and hardware.num_nodes == 1:
         # `stage3.py`, `__avg_scatter_grads`: only with more ranks than the host has devices.
         return (
             "zero_quantized_gradients needs several hosts: within one, DeepSpeed reduces "
             "gradients as they are"
         )
-    if not strategy.zero_quantized_weights:
+    knobs = ("zero_quantized_weights", "zero_quantized_gradients")
+    knob = next((knob for knob in knobs if getattr(strategy, knob)), None)
+    if knob is None:
         return None
     if hardware.device_type is not DeviceType.CUDA:
-        return "zero_quantized_weights needs a GPU: DeepSpeed's quantizer is a CUDA kernel"
+        return f"{knob} needs a GPU: DeepSpeed's quantizer is a CUDA kernel"
     if not (software.has_compiler and software.has_cuda_toolkit):
         return (
-            "zero_quantized_weights needs a C++ compiler, ninja and the CUDA toolkit (nvcc), to "
-            "compile DeepSpeed's quantizer"
+            f"{knob} needs a C++ compiler, ninja and the CUDA toolkit (nvcc), to compile "
+            "DeepSpeed's quantizer"
         )
     model, ranks = workload.model, hardware.num_devices
     linears = [*model.attention_linears.values(), *model.mlp_linears.values()]
@@ -76,7 +78,7 @@ def _quantized(
     for size in sizes:
         if size % (_QUANTIZED_AT_ONCE * ranks):
             return (
-                f"zero_quantized_weights: {ranks} ranks do not divide a weight of {size:,} "
+                f"{knob}: {ranks} ranks do not divide a weight of {size:,} "
                 f"elements of {model.name} into multiples of {_QUANTIZED_AT_ONCE}"
             )
     return None

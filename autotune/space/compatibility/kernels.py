@@ -1,4 +1,4 @@
-"""Kernels against the device, what is installed and the architecture."""
+"""Checks kernels against the device, what is installed and the architecture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Offload against the device, what can be compiled, and --nvme-path.
+"""Checks offload against the device, what can be compiled, and --nvme-path.
 
 Room in host memory and on disk is the pruner's question: it depends on the prediction.
 """

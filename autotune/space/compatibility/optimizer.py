@@ -1,4 +1,4 @@
-"""Optimizers against the device and what is installed."""
+"""Checks optimizers against the device and what is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parallel degrees against the ranks, and the model's heads and layers."""
+"""Checks parallel degrees against the ranks, and the model's heads and layers."""
 
 from __future__ import annotations
 

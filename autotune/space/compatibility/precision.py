@@ -1,4 +1,4 @@
-"""Precision against what the device computes with, and the model's shape."""
+"""Checks precisions against the device, and the model's shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The strategy that all others of a question are compared with."""
+"""The reference: the strategy that all others of a question are compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must be installed alike on all nodes of a study, since one front holds trials of them all.
+"""The software that all nodes of a study must have in common.
 
 Looks at metadata only. Does not know Ray.
 """

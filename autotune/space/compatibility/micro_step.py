@@ -1,4 +1,4 @@
-"""Checkpoints and tiles of a layer's blocks against the architecture: not all have such blocks."""
+"""Checks micro-batch, checkpoints and tiles against the global batch, the model and its blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from autotune.machine.software import Software
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 
-__all__ = ["RESIDUAL_IN_BLOCKS", "WITHOUT_MLP_MODULE", "conflict"]
+__all__ = [
+    "RESIDUAL_IN_BLOCKS",
+    "WITHOUT_MLP_MODULE",
+    "conflict_with_blocks",
+    "conflict_with_sizes",
+]
 
 WITHOUT_MLP_MODULE = frozenset(("biogpt", "opt", "xglm"))
 """Architectures whose decoder layers hold the linear layers of the MLP themselves."""
@@ -17,10 +22,34 @@ RESIDUAL_IN_BLOCKS = frozenset(("bloom", "mpt"))
 """Architectures whose blocks take the residual beside their input."""
 
 
-def conflict(
+def conflict_with_sizes(
     strategy: Strategy, workload: Workload, hardware: Hardware, software: Software
 ) -> str | None:
-    """Why the question does not allow these knobs, in words; None where it does."""
+    """Which knob exceeds the global batch, the layers or the tokens, in words; else None."""
+    batch, ranks = workload.global_batch_size, hardware.num_devices
+    if not strategy.gradient_accumulation_steps(batch, ranks):
+        data = strategy.data_parallel_size(ranks)
+        return (
+            f"micro_batch_size {strategy.micro_batch_size} x {data} ranks does not divide "
+            f"the global batch {batch}"
+        )
+    if strategy.checkpoint_interval > workload.model.num_hidden_layers:
+        return (
+            f"checkpoint_interval {strategy.checkpoint_interval} is more than the model's "
+            f"{workload.model.num_hidden_layers} layers"
+        )
+    num_tokens = workload.seq_len // strategy.sequence_parallel_size
+    for knob in ("mlp_tiles", "loss_tiles"):
+        tiles = getattr(strategy, knob)
+        if tiles > num_tokens:
+            return f"{knob} {tiles} is more than the {num_tokens} tokens of a sample on one rank"
+    return None
+
+
+def conflict_with_blocks(
+    strategy: Strategy, workload: Workload, hardware: Hardware, software: Software
+) -> str | None:
+    """Which knob needs blocks that the architecture does not have, in words; else None."""
     model = workload.model
     tiles, scope = strategy.mlp_tiles, strategy.checkpoint_scope
     needs_mlp = tiles > 1 or scope is CheckpointScope.MLP

@@ -1,4 +1,4 @@
-"""What goes between the driver and a trial on another node, as JSON: the order and the report.
+"""Messages between the driver and a trial on another node, as JSON: the order and the report.
 
 Plain text, so that Ray pickles nothing of a study, and Tune neither walks through it nor keeps it.
 """
@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from autotune.machine.hardware import DeviceType, Hardware
-from autotune.machine.rates import Rates
-from autotune.trials.trial import Failure, Measurement, Outcome, TrialSpec
+from autotune.machine.hardware import Hardware
+from autotune.trials.trial import Outcome, TrialSpec
 
 __all__ = ["TrialOrder", "TrialReport"]
 
@@ -28,7 +27,7 @@ class TrialOrder:
     """What the trial has, on all its nodes."""
     timeout_s: float
     placement: Mapping[str, Any]
-    """Arguments of `ray.util.placement_group`."""
+    """Where it may run, as the scheduler takes it."""
     study: str
     """The study's name, for the names of folders."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -49,12 +48,7 @@ class TrialOrder:
         """Read back what `to_config` gave."""
         record = json.loads(config["order"])
         record["spec"] = TrialSpec.from_dict(record["spec"])
-        hardware = record["hardware"]
-        hardware["device_type"] = DeviceType(hardware["device_type"])
-        hardware["rates"] = Rates(**hardware["rates"]) if hardware["rates"] else None
-        if hardware["compute_capability"] is not None:
-            hardware["compute_capability"] = tuple(hardware["compute_capability"])
-        record["hardware"] = Hardware(**hardware)
+        record["hardware"] = Hardware.from_dict(record["hardware"])
         return cls(**record)
 
 
@@ -81,16 +75,8 @@ class TrialReport:
         """Read back what `to_result` gave; an empty report where there is none."""
         record = json.loads(result.get("report") or "{}")
         outcome = record.get("outcome")
-        if outcome is not None:
-            measurement, failure = outcome["measurement"], outcome["failure"]
-            outcome = Outcome(
-                measurement=Measurement.from_dict(measurement) if measurement else None,
-                failure=Failure.from_dict(failure) if failure else None,
-                reason=outcome["reason"],
-                duration_s=outcome["duration_s"],
-            )
         return cls(
             events=tuple(record.get("events", ())),
-            outcome=outcome,
+            outcome=None if outcome is None else Outcome.from_dict(outcome),
             files=record.get("files", {}),
         )

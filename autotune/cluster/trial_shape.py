@@ -1,4 +1,4 @@
-"""What a trial takes of a cluster: so many devices on so many nodes, and how many such trials fit.
+"""The devices and nodes that one trial takes, and how many such trials a cluster holds.
 
 Arithmetic only: it knows neither Ray nor what is trained.
 """
@@ -44,17 +44,6 @@ class TrialShape:
     def num_devices(self) -> int:
         """Ranks of a trial."""
         return self.devices_per_node * self.num_nodes
-
-    @property
-    def bundles(self) -> list[dict[str, float]]:
-        """What is reserved on each node, in Ray's words."""
-        resource = "GPU" if self.device_type is DeviceType.CUDA else "CPU"
-        return [{resource: float(self.devices_per_node)} for _ in range(self.num_nodes)]
-
-    @property
-    def strategy(self) -> str:
-        """How Ray is to place the bundles: each on a node of its own."""
-        return "STRICT_SPREAD" if self.num_nodes > 1 else "STRICT_PACK"
 
     def capacity(self, nodes: Sequence[ClusterNode]) -> int:
         """How many trials these nodes hold at once."""

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from sample_study import HARDWARE, LAPTOP
 
-from autotune.drivers.ray_tune.cluster import node_hardware
-from autotune.drivers.ray_tune.messages import TrialOrder, TrialReport
-from autotune.drivers.ray_tune.trial_shape import ClusterNode, chosen_kind, trial_shape
+from autotune.cluster.messages import TrialOrder, TrialReport
+from autotune.cluster.trial_shape import ClusterNode, chosen_kind, trial_shape
+from autotune.drivers.ray_tune.cluster import node_hardware, placement_of
 from autotune.errors import ConfigError
 from autotune.machine.hardware import GIB, Hardware
 from autotune.question.workload import Workload
@@ -30,13 +30,13 @@ def nodes(*counts: int, like: Hardware = HARDWARE) -> list[ClusterNode]:
 def test_a_trial_takes_a_whole_gpu_node_unless_told_otherwise() -> None:
     shape = trial_shape(nodes(8, 8), num_devices=None, num_nodes=None)
     assert (shape.num_devices, shape.num_nodes) == (8, 1)
-    assert shape.bundles == [{"GPU": 8.0}]
-    assert shape.strategy == "STRICT_PACK"
+    assert placement_of(shape)["bundles"] == [{"GPU": 8.0}]
+    assert placement_of(shape)["strategy"] == "STRICT_PACK"
 
 
 def test_a_trial_on_cpus_has_two_ranks_unless_told_otherwise() -> None:
     shape = trial_shape(nodes(16, like=LAPTOP), num_devices=None, num_nodes=None)
-    assert shape.bundles == [{"CPU": 2.0}]
+    assert placement_of(shape)["bundles"] == [{"CPU": 2.0}]
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_it_is_packed_where_it_fits_and_spread_where_it_must(
 
 def test_it_is_spread_where_that_is_asked_for() -> None:
     shape = trial_shape(nodes(8, 8), num_devices=4, num_nodes=2)
-    assert shape.bundles == [{"GPU": 2.0}, {"GPU": 2.0}]
-    assert shape.strategy == "STRICT_SPREAD"
+    assert placement_of(shape)["bundles"] == [{"GPU": 2.0}, {"GPU": 2.0}]
+    assert placement_of(shape)["strategy"] == "STRICT_SPREAD"
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from autotune.errors import LaunchError
 from autotune.launch.launcher import Launcher
 from autotune.launch.rank_process import NodeShare, RanksEnd
 from autotune.launch.scratch_folder import ScratchFolder
 from autotune.machine.hardware import DeviceType, Hardware
+from autotune.machine.load import LoadMeter, disturbance
 from autotune.trials.trial import Failure, FailureKind, TrialSpec
 
 __all__ = ["RankHost", "ShareEnd"]
@@ -39,6 +42,8 @@ class ShareEnd:
     ranks: RanksEnd
     files: Mapping[str, str] = field(default_factory=dict)
     """The end of each file that it wrote."""
+    disturbance: float = 0.0
+    """The share of what it needs that work outside Ray took on this node."""
 
 
 class RankHost:
@@ -56,6 +61,7 @@ class RankHost:
         self._folder = self._scratch.path / study
         self._folder.mkdir()
         _share_cores(hardware)
+        self._hardware = hardware
         self._launcher = Launcher(
             hardware,
             model_type=model_type,
@@ -94,6 +100,8 @@ class RankHost:
         self, spec: TrialSpec, share: NodeShare, timeout_s: float, news: queue.Queue[Any]
     ) -> None:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
+        # All trials of this node are below the same parent; it is Ray's, and so not other work.
+        meter = LoadMeter(psutil.Process().parent())
         try:
             ranks = self._launcher.run_share(
                 spec,
@@ -103,7 +111,9 @@ class RankHost:
                 on_event=news.put,
                 should_stop=lambda: self._stop_reason,
             )
-            news.put(ShareEnd(ranks=ranks, files=_ends_of_files(folder)))
+            share_of_others = disturbance(self._hardware, meter.cores_of_others())
+            files = _ends_of_files(folder)
+            news.put(ShareEnd(ranks=ranks, files=files, disturbance=share_of_others))
         except LaunchError as error:
             lost = Failure(kind=FailureKind.LOST_NODE, message=str(error))
             news.put(ShareEnd(ranks=RanksEnd(ranks=(), stopped=lost)))

@@ -1,0 +1,46 @@
+"""What a search is told beside its question: where its study is kept, and how it goes about it.
+
+Does not know the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from autotune.drivers.budget import Budget
+from autotune.question.goal import Goal
+from autotune.samplers import SamplerKind
+
+__all__ = ["SearchSettings", "StudyPlace"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyPlace:
+    """Where a study is kept, and what it may take over."""
+
+    path: Path
+    """The study's folder."""
+    storage_url: str | None = None
+    """Where trials are kept; the folder's own file if left out."""
+    must_exist: bool = False
+    """Refuse to start a new study."""
+    reuse: str | None = None
+    """What --reuse names, if anything."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSettings:
+    """How a search goes about its question; none of it changes what a trial measures."""
+
+    budget: Budget
+    sampler: SamplerKind
+    goal: Goal
+    min_gain: float
+    """The search ends when nothing left is likely to improve the goal by more than this share."""
+    max_trials: int | None
+    num_forced: int
+    """Pruned strategies that are launched all the same."""
+    num_confirmed: int
+    """Of the best trials, so many are run again at the end."""
+    trial_timeout_s: float
