@@ -165,6 +165,7 @@ def test_nothing_fits_is_one_json_document_on_request(tmp_path: Path) -> None:
     assert answer["alternatives"]
 
 
+@pytest.mark.slow
 def test_a_model_folder_with_code_of_its_own_is_not_run(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()

@@ -81,14 +81,23 @@ _FILES = (
 _READ = ("question.json", "environment.json", "study.db", "exports/trial-0/provenance.json")
 
 
-@pytest.mark.parametrize("fault", _FAULTS)
+_WITH_SEARCHES = ("removed", "a folder")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, marks=[pytest.mark.slow] if fault in _WITH_SEARCHES else [])
+        for fault in _FAULTS
+    ],
+)
 def test_a_damaged_study_goes_on_or_is_refused_in_one_line(
     study: Path, tmp_path: Path, fault: str
 ) -> None:
     for name in _FILES if fault in ("removed", "cut", "a folder") else _READ:
         for command in (("report", "study"), ("export", "study"), ("search",)):
             if command == ("search",):
-                if name != "environment.json" and fault not in ("removed", "a folder"):
+                if name != "environment.json" and fault not in _WITH_SEARCHES:
                     continue
                 command = SEARCH
             shutil.rmtree(tmp_path / "study", ignore_errors=True)

@@ -75,6 +75,7 @@ def test_70b_over_64_gpus_is_planned_by_default(tmp_path: Path) -> None:
     assert document["front"]
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_configuration_is_planned(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     config = {
@@ -240,6 +241,7 @@ def test_a_recorded_study_corrects_a_plan_for_another_model(tmp_path: Path) -> N
     assert any(s.startswith("Corrected by 30 measured trials") for s in document["assumptions"])
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_named_lets_strategies_offload_to_it(tmp_path: Path) -> None:
     question = ("plan", "--quick", "--model", "13B", "--hardware", "1xL4", "--space", "full")
     assert autotune(*question, "--host-memory", "64", folder=tmp_path).returncode == 1

@@ -125,6 +125,7 @@ def distorted(predictor: AnalyticPredictor, strategies: list[Strategy]) -> list[
     return trials
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", QUESTIONS[:5], ids=lambda q: f"{q[0]}-{q[1]}-{q[3]}")
 def test_what_was_learned_corrects_a_table_as_it_does_its_strategies(
     question: tuple[str, str, int, Method],

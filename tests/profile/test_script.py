@@ -56,6 +56,7 @@ def llama(folder: Path, num_layers: int) -> ModelShape:
     return small_shape(folder, "llama", num_hidden_layers=num_layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
 def test_a_repeated_group_stands_for_all_layers(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -181,6 +181,7 @@ def test_strategies_of_another_space_are_learned_from() -> None:
     assert np.median(after - before) > 0.05
 
 
+@pytest.mark.slow
 def test_a_short_list_leaves_nothing_out_and_finds_the_same_best(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

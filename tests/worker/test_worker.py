@@ -114,7 +114,8 @@ def test_neutral_knobs_leave_the_loss_as_it_is(
 
 def test_a_gpt_shaped_preset_trains(run_trial: RunTrial) -> None:
     workload = Workload(model=load_model_shape("125M"), seq_len=16, global_batch_size=2)
-    outcome = run_trial(workload=workload, micro_batch_size=1, zero_stage=1, checkpoint_interval=4)
+    knobs = {"micro_batch_size": 1, "zero_stage": 1, "checkpoint_interval": 4}
+    outcome = run_trial(workload=workload, timed_steps=1, **knobs)
     assert outcome.measurement is not None, outcome.failure
     assert outcome.measurement.num_parameters == pytest.approx(
         workload.model.num_parameters, rel=0.001
