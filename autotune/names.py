@@ -45,7 +45,7 @@ def _escape(character: str) -> str:
 
 
 def printable(text: str, what: str, *, longest: int = _LONGEST_PATH) -> str:
-    """The same text, if all of it is printed.
+    """The text, checked: all its characters are printable.
 
     Args:
         text: such as a path.
@@ -69,7 +69,7 @@ def printable(text: str, what: str, *, longest: int = _LONGEST_PATH) -> str:
 
 
 def plain_name(text: str, what: str, *, longest: int = _LONGEST_NAME) -> str:
-    """The same text, if it is a name that means itself wherever it is written.
+    """The text, checked: a shell or markup does not interpret any of its characters.
 
     Args:
         text: the name.

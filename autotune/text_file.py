@@ -16,10 +16,10 @@ from typing import Any
 __all__ = ["MOST_BYTES", "load_json", "load_text", "parse_json"]
 
 MOST_BYTES = 4 * 2**20
-"""Of a file. Configurations with a label for each of 21,000 classes have a quarter of it."""
+"""The most bytes of a file. A configuration with 21,000 class labels has a quarter of it."""
 
 _MOST_DEPTH = 64
-"""Of lists and mappings in each other."""
+"""The most levels of nested lists and mappings."""
 
 _MOST_VALUES = 200_000
 

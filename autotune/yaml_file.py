@@ -35,10 +35,10 @@ _MOST_BYTES = 256 * 2**10
 much it reads every form in half a second."""
 
 _MOST_VALUES = 10_000
-"""Of a file, each alias counted as all that it stands for."""
+"""The most values of a file; an alias counts as all values that it stands for."""
 
 _MOST_DEPTH = 32
-"""Of lists and mappings in each other."""
+"""The most levels of nested lists and mappings."""
 
 
 class Section(BaseModel):

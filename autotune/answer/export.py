@@ -43,7 +43,7 @@ _OWNER_ONLY, _OWNERS_FILE = 0o700, 0o600
 """Permissions: an export holds paths and names of the machine that measured."""
 
 _MOST_FOLDERS = 100
-"""Of one trial's exports; each of the others holds something that is the user's by now."""
+"""The most export folders of one trial; each holds files that the user has changed."""
 
 
 class _OccupiedError(ConfigError):

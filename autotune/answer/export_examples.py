@@ -168,7 +168,7 @@ model = AutoModelForCausalLM.from_pretrained(
 def trainer_example(
     workload: Workload, hardware: Hardware, strategy: Strategy, settings: ExportSettings
 ) -> str:
-    """The same for the HF Trainer, but for the user's data set."""
+    """A whole `train.py` for the HF Trainer, but for the user's data set."""
     is_client = is_client_optimizer(strategy)
     imports = _other_imports(settings) + _model_imports(workload, "Trainer", "TrainingArguments")
     imports += _DYNAMO if strategy.zero_stage == 3 else ""
@@ -198,7 +198,7 @@ trainer.train()
 
 
 def accelerate_example(workload: Workload, strategy: Strategy, settings: ExportSettings) -> str:
-    """The same for Accelerate, but for the user's batches."""
+    """A whole `train.py` for Accelerate, but for the user's batches."""
     is_client = is_client_optimizer(strategy)
     imports = _other_imports(settings) + "from accelerate import Accelerator, DeepSpeedPlugin\n"
     imports += "" if is_client else "from accelerate.utils import DummyOptim\n"

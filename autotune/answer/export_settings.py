@@ -1,4 +1,4 @@
-"""The environment settings of a trial, as an export hands them on: for a shell, and for Python.
+"""The environment of a trial, as an export sets it: in a shell script and in Python.
 
 What the user has in his own environment goes before it. Does not know which settings there are,
 nor why a trial has them.

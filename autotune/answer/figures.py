@@ -5,6 +5,8 @@ Does not know which figures an answer has.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +23,7 @@ __all__ = [
     "format_peak",
     "format_percent",
     "format_speed",
+    "joined",
     "plain_table",
 ]
 
@@ -106,3 +109,9 @@ def format_millijoules(joules: float | None) -> str:
 def format_percent(fraction: float | None) -> str:
     """A fraction in whole percent; a dash if it is unknown."""
     return "-" if fraction is None else f"{fraction:.0%}"
+
+
+def joined(numbers: Sequence[int]) -> str:
+    """The numbers of trials, in words."""
+    *first, last = map(str, numbers)
+    return f"trials {', '.join(first)} and {last}" if first else f"trial {last}"

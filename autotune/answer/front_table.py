@@ -5,8 +5,6 @@ Does not know the rest of a report, nor how wide the terminal is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from rich.table import Table
 from rich.text import Text
 
@@ -17,10 +15,10 @@ from autotune.answer.figures import (
     format_peak,
     format_percent,
     format_speed,
+    joined,
     plain_table,
 )
 from autotune.answer.front_rows import front_title, shown_rows, strategy_column
-from autotune.question.goal import Goal
 from autotune.study.summary import StudySummary
 from autotune.trials.trial import Trial
 
@@ -29,9 +27,9 @@ __all__ = ["pareto_table"]
 _LEGEND = (
     "±: 95 % interval over steps, or over runs if the trial was confirmed. pred.: prediction "
     "before the launch, with its bounds. GiB: peak reserved memory of the worst rank. free: "
-    "device memory left at that peak. tie: trials whose measured speed cannot be told from the "
-    "pick's. neutral: same training result as the baseline; changing: "
-    "may alter it. Words of a strategy: autotune report --help."
+    "device memory left at that peak. neutral: same training result as the baseline; changing: "
+    "may alter it. tie: the difference in speed is within the noise. Words of a strategy: "
+    "autotune report --help."
 )
 
 
@@ -67,7 +65,7 @@ def pareto_table(summary: StudySummary, *, all_rows: bool = False) -> Table:
         prediction = trial.prediction
         table.add_row(
             str(trial.number),
-            _strategy_cell(trial, words, picks, summary.as_fast_as(trial)),
+            _strategy_cell(summary, trial, words),
             format_interval(trial.throughput),
             format_speed(prediction) if prediction else "-",
             *([format_percent(summary.mfu(trial))] if has_mfu else []),
@@ -81,16 +79,15 @@ def pareto_table(summary: StudySummary, *, all_rows: bool = False) -> Table:
     return table
 
 
-def _strategy_cell(
-    trial: Trial, words: str, picks: Mapping[Goal, Trial], alike: Sequence[Trial]
-) -> Text:
+def _strategy_cell(summary: StudySummary, trial: Trial, words: str) -> Text:
+    """The words of a strategy, its picks, and the trials that a pick ties with."""
     cell = Text(words)
-    names = [str(which) for which, picked in picks.items() if picked is trial]
+    names = [str(which) for which, picked in summary.picks.items() if picked is trial]
     if names:
         cell.append(f"\npick: {', '.join(names)}", style="bold green")
-        if alike:
-            numbers = ", ".join(str(one.number) for one in alike)
-            cell.append(f"\ntie: {numbers}", style="yellow")
+    alike = summary.as_fast_as(trial) if names else []
+    if alike:
+        cell.append(f"\ntie: {joined([one.number for one in alike])}", style="yellow")
     if trial.reused_from is not None:
         cell.append(f"\nreused: {trial.reused_from}", style="dim")
     return cell

@@ -16,7 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.answer.best import best_words, tie_words
-from autotune.answer.figures import format_duration, format_gib, format_percent, plain_table
+from autotune.answer.figures import (
+    format_duration,
+    format_gib,
+    format_percent,
+    joined,
+    plain_table,
+)
 from autotune.answer.front_table import pareto_table
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.question.goal import Goal
@@ -147,7 +153,7 @@ def _num_trials(num: int) -> str:
 
 
 def _trials(trials: Sequence[Trial]) -> str:
-    return _joined([trial.number for trial in trials])
+    return joined([trial.number for trial in trials])
 
 
 def _disturbance_words(disturbed: Sequence[Trial]) -> str:
@@ -169,11 +175,6 @@ def _ties(summary: StudySummary) -> Iterator[RenderableType]:
             f"Tie: {_trials(tie.others)} may be as fast as trial {tie.fastest.number}. The "
             "difference is within the noise."
         )
-
-
-def _joined(numbers: Sequence[int]) -> str:
-    *first, last = map(str, numbers)
-    return f"trials {', '.join(first)} and {last}" if first else f"trial {last}"
 
 
 def _confirmation(summary: StudySummary) -> Iterator[RenderableType]:

@@ -8,23 +8,23 @@ from __future__ import annotations
 __all__ = ["STRATEGY_LEGEND"]
 
 STRATEGY_LEGEND = """\
-Strategies are written as short words, such as "Z2 mb8 ckpt2 liger". Words:
+Words of a strategy, such as Z2 mb8 ckpt2 liger:
   Z0 Z1 Z2 Z3        ZeRO stage
   mb8                micro-batch size: 8 samples per rank
   tp2 pp2 sp2        tensor, pipeline, sequence parallel size
-  ckpt2              activation checkpointing; the input of every 2nd layer is kept
-  ckpt-attention     only the attention (or ckpt-mlp: only the MLP) is recomputed
+  ckpt2              activation checkpointing of every 2 layers
+  ckpt-attention     recompute the attention only (ckpt-mlp: the MLP)
   ckpt@cpu           checkpoints are offloaded to host memory
-  optim@cpu          optimizer states are offloaded to the host (@nvme: to disk);
-                     optim50%@cpu: half of them
+  optim@cpu          optimizer states are offloaded to the host
+                     (@nvme: to disk; optim50%@cpu: half of them)
   param@cpu          parameters are offloaded
-  mlp-tiles4         the MLP is computed in 4 tiles (loss-tiles8: logits and loss in 8)
+  mlp-tiles4         MLP in 4 tiles (loss-tiles8: logits and loss in 8)
   liger compile      Liger kernels, torch.compile
-  eager              attention implementation, or flash_attention_2; default: sdpa
+  eager              attention, or flash_attention_2; default: sdpa
   adamw_8bit         optimizer; default: adamw
   fp16 fp32          precision; default: bf16
-  mlp=fp8            precision of one group of modules (embedding, attention, mlp,
-                     norm, head)
+  mlp=fp8            precision of one group of modules: embedding,
+                     attention, mlp, norm, head
   master=bf16 tf32   precision of the master weights, of fp32 matrix products
   bucket50M          reduce_bucket_size: 50 million elements
   no-overlap         overlap_comm is off

@@ -21,7 +21,7 @@ from autotune.errors import ConfigError
 __all__ = ["Command", "usage_line"]
 
 _MOST_CHARACTERS = 4096
-"""Of one value: PATH_MAX of Linux."""
+"""The longest value in characters: PATH_MAX of Linux."""
 
 _MOST_SHOWN = 60
 """Characters of a value that a message repeats."""

@@ -1,4 +1,4 @@
-"""`autotune export`: writes a trial's strategy as a folder to train with."""
+"""`autotune export`: writes a folder to train with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`autotune plan`: predicts what trains best on hardware that is not here."""
+"""`autotune plan`: predicts the best strategies for hardware that is not here."""
 
 from __future__ import annotations
 

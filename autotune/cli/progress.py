@@ -1,4 +1,4 @@
-"""Live progress of a search on stderr: a live view, or plain lines in a pipe.
+"""Progress of a search on stderr: a live view in a terminal, plain lines in a pipe.
 
 Decides nothing.
 """

@@ -12,6 +12,7 @@ import typer
 
 from autotune.cli import search_options as declared
 from autotune.cli.options import (
+    AllRows,
     AsJson,
     GlobalBatch,
     Headroom,
@@ -87,6 +88,7 @@ def search(
     headroom: Headroom = 0.05,
     host_headroom: HostHeadroom = 0.05,
     trust_remote_code: declared.TrustRemoteCode = False,
+    all_rows: AllRows = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure training strategies and export the fastest that fits.
@@ -145,11 +147,11 @@ def _search(options: SearchOptions, *, started: float) -> bool:
             reuse=options.reuse,
         )
         with Session(question, search_space, software, place=place, site=site) as session:
-            return _answered(session, settings, console, as_json=options.as_json)
+            return _answered(session, settings, console, options)
 
 
 def _answered(
-    session: Session, settings: SearchSettings, console: Console, *, as_json: bool
+    session: Session, settings: SearchSettings, console: Console, options: SearchOptions
 ) -> bool:
     """Search and print the answer; what was measured before a failure is an answer all the same.
 
@@ -164,7 +166,9 @@ def _answered(
         session.search(settings, console)
     except LaunchError as caught:
         error = caught
-    has_answer = session.answer(as_json=as_json, console=console)
+    has_answer = session.answer(
+        as_json=options.as_json, all_rows=options.all_rows, console=console
+    )
     if error is not None:
         raise error
     return has_answer

@@ -238,6 +238,7 @@ class SearchOptions:
     headroom: float
     host_headroom: float
     trust_remote_code: bool
+    all_rows: bool
     as_json: bool
 
     def settings(self, started: float) -> SearchSettings:

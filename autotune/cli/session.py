@@ -247,7 +247,7 @@ class Session:
         )
         return spec if trial.confirms is None else spec.to_confirm()
 
-    def answer(self, *, as_json: bool, console: Console) -> bool:
+    def answer(self, *, as_json: bool, all_rows: bool, console: Console) -> bool:
         """Export the best, print the report and keep it in the folder; whether anything fits.
 
         Raises:
@@ -267,9 +267,9 @@ class Session:
         if as_json:
             print_document(report_json(summary, exported))
         else:
-            out.print(render_report(summary, exported), crop=False)
+            out.print(render_report(summary, exported, all_rows=all_rows), crop=False)
         text = io.StringIO()
-        file_console(text).print(render_report(summary, exported), crop=False)
+        file_console(text).print(render_report(summary, exported, all_rows=True), crop=False)
         self._folder.write_report(text.getvalue())
         if failed is not None:
             raise failed

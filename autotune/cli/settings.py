@@ -42,5 +42,5 @@ class SearchSettings:
     num_forced: int
     """Pruned strategies that are launched all the same."""
     num_confirmed: int
-    """Of the best trials, so many are run again at the end."""
+    """How many of the best trials are run again at the end."""
     trial_timeout_s: float

@@ -24,7 +24,7 @@ class Extension:
     """One that DeepSpeed compiles with torch."""
 
     name: str
-    """Of its folder and its library."""
+    """The name of its folder and its library."""
     words: str
     builder: str
     """The class in `deepspeed.ops.op_builder`."""

@@ -134,7 +134,7 @@ def _shared_memory() -> Check:
 
 
 def _disk(folder: Path) -> Check:
-    """Of the nearest folder that exists, since a study makes its own."""
+    """The disk of the nearest existing folder: a study creates its own folder."""
     name = "results folder"
     existing = nearest_existing(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):

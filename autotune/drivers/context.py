@@ -18,7 +18,7 @@ BUDGET_ENDED = "the budget ended during the trial"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DriverContext:
-    """The same for the loop on this machine and for the one over a cluster."""
+    """What every loop over trials needs, on this machine or over a cluster."""
 
     budget: Budget
     """When to stop; trials still running at its end are stopped."""
@@ -43,5 +43,5 @@ class DriverContext:
 
 
 def never_launched(error: LaunchError) -> Outcome:
-    """Of a trial whose processes could not be started: it is worth another try."""
+    """The outcome of a trial whose processes could not be started; it is worth another try."""
     return Outcome(failure=Failure(kind=FailureKind.LOST_NODE, message=str(error)))

@@ -143,6 +143,6 @@ class SideBySideDriver:
 
 
 def _never_run(reason: str | None) -> Outcome:
-    """Of a trial that was waiting for the others to end when the search was stopped."""
+    """The outcome of a trial that waited for others when the search was stopped."""
     message = reason or "the search ended before the trial started"
     return Outcome(failure=Failure(kind=FailureKind.INTERRUPTED, message=message))

@@ -356,7 +356,7 @@ def _dump_stacks(ranks: list[RankProcess]) -> None:
 
 
 def _interrupted(should_stop: Callable[[], str | None]) -> Failure:
-    """Of a trial that was stopped before its ranks ran."""
+    """The failure of a trial that was stopped before its ranks ran."""
     message = should_stop() or "the trial was stopped before it started"
     return Failure(kind=FailureKind.INTERRUPTED, message=message)
 

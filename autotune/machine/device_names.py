@@ -20,7 +20,7 @@ _LONGEST_NAME = 80
 """Characters of a name that a message repeats."""
 
 _LEAST_LIKENESS = 0.6
-"""Of a name that was mis-spelt to the one that was meant, as `difflib` counts, from 0 to 1."""
+"""Least similarity of a misspelt name to the one that was meant, by `difflib`, 0 to 1."""
 
 
 def shortened(text: str) -> str:
@@ -92,5 +92,5 @@ def _once(digits: str) -> str:
 
 
 def _letters(name: str) -> str:
-    """Of a plain name; that memory is in GB tells nothing apart."""
+    """The parts of a plain name; the unit GB of its memory is left out."""
     return re.sub("[0-9]", "", name).removesuffix("gb").removesuffix("g")

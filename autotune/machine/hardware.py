@@ -304,7 +304,7 @@ def shared_out(hardware: Hardware, num_devices: int) -> tuple[Hardware, int]:
 
 
 def with_nvme(hardware: Hardware, path: Path) -> Hardware:
-    """The same machine with a folder for what is offloaded to NVMe.
+    """The machine with a folder for offloading to NVMe.
 
     Writes one page there and removes it, since permissions, a read-only mount and a file system
     without O_DIRECT (which DeepSpeed's asynchronous I/O opens files with) show in no other way.

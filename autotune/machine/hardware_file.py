@@ -32,13 +32,13 @@ __all__ = [
 ]
 
 MOST_DEVICES = 1024
-"""Of a host; the largest that are sold have 72."""
+"""The most devices of a host; the largest hosts on sale have 72."""
 
 MOST_GIB = 1_000_000.0
 """A pebibyte. Above it figures mean nothing, and arithmetic of 64 bit ends."""
 
 LEAST_FIGURE, _MOST_FIGURE = 1e-6, 1e9
-"""Of what a file gives, in its own unit."""
+"""The largest figure in a file, in its own unit."""
 
 NVME_PATH = "/local_nvme"
 """Where a disk is taken to be mounted of which only the size is given."""

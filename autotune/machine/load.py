@@ -30,9 +30,9 @@ class _Times:
 
     clock_s: float
     busy_s: float
-    """Of all processors, at anybody's work; what a hypervisor takes counts too."""
+    """Busy seconds of all processors, for any process; what a hypervisor takes counts too."""
     own_s: float
-    """Of the root process and all below it, those that ended included."""
+    """CPU seconds of the root process and all its descendants, including ended ones."""
 
 
 class LoadMeter:

@@ -23,11 +23,11 @@ class Rates:
     host_to_device_bytes_per_s: float | None = None
     """Pinned copies, one device at a time."""
     device_to_host_bytes_per_s: float | None = None
-    """The same, the other way."""
+    """Bytes per second from device to pinned host memory."""
     host_memory_bytes_per_s: float | None = None
     """Copies within the host's memory, all cores together, bytes read and written."""
     nvme_bytes_per_s: float | None = None
-    """Of the disk under --nvme-path, the slower of reading and writing."""
+    """Bytes per second of the disk under --nvme-path, the slower of reading and writing."""
     link_bytes_per_s: float | None = None
     """Bytes that pass each link of a ring in a large all-reduce, per second."""
     collective_s: float | None = None

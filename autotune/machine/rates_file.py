@@ -23,7 +23,7 @@ from autotune.text_file import load_json
 __all__ = ["StoredRates", "rates_path", "read_rates", "with_measured_rates", "write_rates"]
 
 _MOST = 2.0**60
-"""Of a rate; above it arithmetic of 64 bit ends."""
+"""The largest rate; above it 64-bit arithmetic overflows."""
 
 _LONGEST_SHOWN = 60
 """Characters of a key that a message repeats."""
@@ -97,7 +97,7 @@ def read_rates(hardware: Hardware) -> StoredRates | None:
 
 
 def with_measured_rates(hardware: Hardware) -> Hardware:
-    """The same machine with the rates that were measured on it, as far as they are its own.
+    """The machine with the rates that were measured on it, as far as they are its own.
 
     On the CPU, ranks share cores, so rates are those of as many ranks alone. On GPUs links are
     known only where several devices were measured.

@@ -71,7 +71,7 @@ def larger_than_planned(
 
 
 def _with_host_memory(spec: HardwareSpec, needed_bytes: int | None) -> Iterator[Larger]:
-    """The same devices on a host with more memory."""
+    """The hardware on a host with more memory."""
     sizes = [-(-int(margin * (needed_bytes or 0)) // GIB) for margin in _HOST_MARGINS]
     for gib in sizes:
         # What is short of the host's memory by what must stay free asks for little more.
@@ -134,7 +134,7 @@ def larger_than_searched(
 
 
 def _plan_of(question: Question, space_name: str) -> CommandLine:
-    """The same question as one about hardware that is not here."""
+    """The question as one about hardware that is not here."""
     workload = question.workload
     asked = {
         "--model": workload.model.name,

@@ -38,9 +38,9 @@ class Alternative:
     strategy: Strategy
     """One that fits."""
     prediction: Prediction
-    """Of that strategy."""
+    """The prediction of `strategy`."""
     loss_class: LossClass
-    """Of that strategy, against the reference of its own question."""
+    """The loss class of `strategy`, against the reference of its own question."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

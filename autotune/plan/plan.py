@@ -65,7 +65,7 @@ class Candidates(Sequence[Candidate]):
 
     table: StrategyTable
     predicted: PredictionTable
-    """Of the table's rows."""
+    """The predictions of the rows of `table`."""
     predictor: Predictor
     """Says of one what the table leaves out."""
 

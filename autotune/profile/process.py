@@ -56,7 +56,7 @@ def profile_of(shape: ModelShape, variant: Variant, seq_len: int) -> ModelProfil
 
 
 def known_profile_of(shape: ModelShape, variant: Variant, seq_len: int) -> ModelProfile | str:
-    """The same, if it was traced before, here or in an earlier process; nothing is traced."""
+    """The profile, if it was traced before, here or in an earlier process; traces nothing."""
     if shape.source is not None:
         return "its own code is not run to predict"
     if variant.fused_kernels and not _has_liger():
@@ -90,7 +90,7 @@ def script_of(shape: ModelShape, recipe: Recipe, seq_len: int) -> AllocationScri
 def known_script_of(
     shape: ModelShape, recipe: Recipe, seq_len: int
 ) -> AllocationScript | str | None:
-    """The same, if it was traced before; None where it was not."""
+    """The script, if it was traced before; else None."""
     if shape.source is not None:
         return "its own code is not run to predict"
     if recipe.variant.fused_kernels and not _has_liger():

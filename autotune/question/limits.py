@@ -12,8 +12,8 @@ class Limits:
     """Bytes that a strategy may use."""
 
     device_bytes: int
-    """Of each device, after the headroom."""
+    """Bytes of each device, after the headroom."""
     host_bytes: int
-    """Of the memory of one host, by all its ranks together, after the headroom."""
+    """Bytes of one host, for all its ranks together, after the headroom."""
     disk_bytes: int = 0
     """Under --nvme-path, by all ranks together."""

@@ -30,7 +30,7 @@ _NUM_DRAWS = 64
 _LIKELY = 0.9
 
 _POWER_DEVIATION = 0.15
-"""Of the logarithm of power about what neighbours drew: 0.44 to 1.15 times as much as plain
+"""Deviation of the logarithm of power from that of neighbours: 0.44 to 1.15 times as much as plain
 training in the rows of `results/h100-techniques` that differ most."""
 
 _Array = NDArray[np.float64]
@@ -94,9 +94,9 @@ class Acquisition:
     chance: _Array
     """That a row runs, and fits."""
     limit_bytes: float
-    """Of what the allocator reserves."""
+    """The limit of the memory that the allocator reserves."""
     tokens: float
-    """Of a step."""
+    """Tokens of an optimizer step."""
 
     def gains(self, goal: Goal) -> _Array:
         """By what share each row alone is expected to improve what is sought."""
@@ -157,7 +157,7 @@ class Acquisition:
 
 
 def _draws(draw: np.random.Generator, posterior: Posterior, rows: _Places) -> _Array:
-    """Of the truth of some rows together, [draws, rows]."""
+    """Joint draws of the true values of some rows, [draws, rows]."""
     covariance = posterior.covariance(rows)
     covariance[np.diag_indices(len(rows))] += 1e-8
     root = np.linalg.cholesky(covariance)

@@ -27,7 +27,7 @@ _Places = NDArray[np.intp]
 
 
 class _Figures(NamedTuple):
-    """Of one trial, or of each in an array."""
+    """The figures of one trial, or of each trial in an array."""
 
     place: float
     """Its row in the table; -1 where it has none."""

@@ -41,10 +41,10 @@ On a synthetic objective over `search_spaces/full.yaml`, two seeds, TPE came to 
 """
 
 _MAX_ASKS_GP = 3
-"""The same for Gaussian processes, which are fitted anew each time."""
+"""How often a Gaussian process sampler is asked; it is fitted again each time."""
 
 _POPULATION_SIZE = 16
-"""Of NSGA-II: with Optuna's default of 50, most studies would end in the random generation."""
+"""The population of NSGA-II. With 50, Optuna's default, most studies would stay random."""
 
 _CONSTRAINT = "memory"
 

@@ -31,7 +31,7 @@ from autotune.trials.trial import Trial
 __all__ = ["PredictedSampler"]
 
 _MOST_ROWS = 20_000
-"""Of a larger space those are kept that are predicted nearest to the front."""
+"""The most rows of a space; the rows predicted nearest to the front are kept."""
 
 _NUM_TEACHING = 2
 """So many trials are chosen for what they teach, after the one that is predicted best."""
@@ -46,7 +46,7 @@ _UNLIKELY = 0.01
 """That any that is left fits, where none has fitted yet."""
 
 _LARGEST_POWER_RATIO = 0.7
-"""Of the logarithm of power between strategies."""
+"""The largest deviation of the logarithm of power between strategies."""
 
 _Array = NDArray[np.float64]
 _Mask = NDArray[np.bool_]

@@ -20,7 +20,7 @@ from autotune.trials.trial import CONFIRMING_S, Measurement, Trial
 __all__ = ["Comparison", "Confirmer", "Verdict", "candidates", "comparisons", "next_to_confirm"]
 
 LEAST_RUNS = 3
-"""Of fewer the interval is too wide to say anything: Student's quantile of two is 12.7."""
+"""The least runs; with fewer the interval says nothing: Student's quantile of two is 12.7."""
 
 _MOST_RUNS = 6
 """What is not told apart by so many is a tie for whoever trains."""
@@ -33,7 +33,7 @@ _TIE = 0.01
 
 
 _SHARE = 0.2
-"""Of the time that a search has when it begins, this much at most is kept for confirming."""
+"""The largest fraction of the time of a search that is kept for confirming runs."""
 
 _SLACK = 1.1
 """Runs of one trial differ in duration, and a moment passes between them: with the bare sum the

@@ -67,7 +67,7 @@ _OWNERS_FILE = 0o600
 """Permissions of what holds paths and host names."""
 
 _PATH_MAX = 4096
-"""Of Linux, in bytes."""
+"""The longest path of Linux in bytes."""
 
 _LONGEST_BELOW = 128
 """Bytes for the longest path within a study's folder."""

@@ -58,7 +58,7 @@ def front_of(
 def front_rows(
     tokens_per_second: NDArray[np.float64], memory_bytes: NDArray[np.int64]
 ) -> NDArray[np.intp]:
-    """The same of what stands in rows: their numbers, those of the fastest first."""
+    """The rows of the Pareto front of two arrays, fastest first."""
     order = np.lexsort((memory_bytes, -tokens_per_second))
     least = np.minimum.accumulate(memory_bytes[order])
     is_less = np.ones(len(order), bool)

@@ -17,7 +17,7 @@ __all__ = ["PredictionError", "errors_of", "prediction_errors"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictionError:
-    """Of one quantity, over the measured trials of a study; shares of what was measured."""
+    """The error of one quantity over the measured trials, as fractions of the measurement."""
 
     median: float
     p95: float

@@ -191,7 +191,7 @@ def check_is_kept(url: str) -> None:
 
 
 _TABLES = frozenset(("studies", "trials", "version_info", "alembic_version"))
-"""Of Optuna, some of those that every storage has in which a study was kept."""
+"""Some of the tables that Optuna creates in every storage."""
 
 
 def _tables_of(url: str) -> set[str]:

@@ -147,7 +147,7 @@ class Study:
     def _ask_new(self, remaining_s: float) -> Trial | None:
         """A strategy that was not launched yet."""
         if self._max_trials is not None and self._num_launched() >= self._max_trials:
-            self.end_reason = f"all {self._max_trials} trials of --trials were launched"
+            self.end_reason = f"the limit of --trials {self._max_trials} is reached"
             return None
         if remaining_s <= 0:
             self.end_reason = "the budget is used up"

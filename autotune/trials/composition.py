@@ -42,9 +42,9 @@ class Composition:
     """How the optimizer steps of a trial are run."""
 
     num_micro_steps: int
-    """Of one optimizer step on one rank."""
+    """Micro-batches of one optimizer step on one rank."""
     num_run: int
-    """Of these, so many are run."""
+    """How many of these are run."""
     num_warm_up: int = _NUM_WARM_UP
     """First optimizer steps that are not timed."""
 

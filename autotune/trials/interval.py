@@ -55,7 +55,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 @lru_cache(maxsize=65536)
 def _mean_interval(values: tuple[float, ...]) -> Interval:
-    """The same, worked out once: a search asks for each trial's again and again."""
+    """The 95 % interval of the mean, cached: a search asks for each trial's again and again."""
     if not values:
         raise ValueError("no values have no mean")
     if len(values) < 2:

@@ -22,7 +22,7 @@ _Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictionTable:
-    """Of each strategy of a table, in its order; all arrays have one element a row."""
+    """The predictions of a table of strategies, in its order; arrays have one element per row."""
 
     peak_memory_bytes: _Bytes
     peak_memory_lower_bytes: _Bytes

@@ -26,7 +26,7 @@ class Predictor(Protocol):
         ...
 
     def predict_table(self, table: StrategyTable) -> PredictionTable:
-        """The same of every strategy of a table, in its order: a million in seconds."""
+        """The predictions of every strategy of a table, in its order: a million in seconds."""
         ...
 
 

@@ -67,7 +67,7 @@ class TrialSpec:
         return self.composition.num_warm_up if self.warmup_steps is None else self.warmup_steps
 
     def to_confirm(self) -> TrialSpec:
-        """The same for longer, and to its end: what a trial of the final choice is run as."""
+        """The spec of a confirming run: longer, and never stopped early."""
         return replace(
             self,
             timed_steps=2 * self.timed_steps,

@@ -20,7 +20,7 @@ class EnergyMeter(Protocol):
 
 
 class GpuEnergyMeter:
-    """Of one GPU; older ones than Volta, and parts of a GPU (MIG), have no counter.
+    """The energy counter of one GPU. GPUs older than Volta and MIG parts have none.
 
     Args:
         uuid: NVML's name of the GPU, `GPU-` in front.
@@ -49,7 +49,7 @@ class GpuEnergyMeter:
 
 
 class NoEnergyMeter:
-    """Of a device that counts no energy."""
+    """The counter of a device that does not count energy."""
 
     def joules(self) -> float | None:
         """Absent, which is not zero."""

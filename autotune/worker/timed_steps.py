@@ -17,7 +17,7 @@ _MAX_COMPILING_STEPS = 8
 """So many steps more at most, so that a model that is always compiled anew is measured as such."""
 
 _LEAST_STEPS = 2
-"""Of fewer nothing is known about their scatter."""
+"""The scatter of fewer steps is unknown."""
 
 
 class WarmUp:
@@ -68,7 +68,7 @@ class TimedSteps:
 
     @property
     def step_time_s(self) -> Interval:
-        """Of the mean optimizer step."""
+        """The interval of the mean optimizer step."""
         return mean_interval(self._times_s)
 
     @property

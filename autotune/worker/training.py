@@ -41,7 +41,7 @@ class _Step:
     loss: float
     """Mean over this rank's samples."""
     seconds: float
-    """Of the slowest rank, for all its micro-batches, run or not."""
+    """Seconds of the slowest rank for all micro-batches, run or not."""
     spent_s: float
     """What it took to run those that were."""
     joules: float | None

@@ -237,3 +237,12 @@ def test_an_export_for_several_hosts_is_launched_on_all_of_them(tmp_path: Path) 
     folder = export_plan(plan, Goal.THROUGHPUT, tmp_path / "out")
     script = (folder / "launch.sh").read_text()
     assert "--num_gpus 4 --num_nodes 2 --hostfile hostfile" in script
+
+
+def test_a_plan_and_its_explanation_are_readable_at_80_columns(quick: Plan) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(render_plan(quick, all_rows=True), render_explanation(quick, Goal.THROUGHPUT))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text

@@ -68,7 +68,7 @@ def _num_built(config: dict[str, Any]) -> int:
     ("name", "words"),
     [
         ("13b", "did you mean 13B"),
-        ("does-not-exist", "Give a preset (tiny"),
+        ("does-not-exist", r"Give a preset \(tiny"),
         ("./nowhere", "no such preset or folder"),
     ],
 )

@@ -202,7 +202,7 @@ def test_max_trials_counts_launches_of_earlier_sessions_but_nothing_pruned(
     assert trial is not None
     study.tell(trial, success(3))
     assert study.ask(100.0) is None
-    assert study.end_reason == "all 2 trials of --trials were launched"
+    assert study.end_reason == "the limit of --trials 2 is reached"
 
 
 def test_the_best_are_run_again_when_nothing_new_is_left_and_add_no_trials(
@@ -280,7 +280,7 @@ def test_a_trial_that_ended_early_counts_as_launched_and_is_not_tried_again(
     ended = study.tell(trial, replace(success(1), reason="trial 0 is faster"))
     assert ended.state is TrialState.PRUNED
     assert study.ask(100.0) is None
-    assert study.end_reason == "all 1 trials of --trials were launched"
+    assert study.end_reason == "the limit of --trials 1 is reached"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ _SMALL_ELEMENTS = 16
 
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """Of the product of two square matrices: 2 n**3 operations."""
+    """FLOP/s of the product of two square matrices: 2 n**3 operations."""
     side = _MATRIX_SIDES[device.type]
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = torch.empty(side, side, device=device, dtype=dtype)
@@ -37,20 +37,20 @@ def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def memory_bytes_per_s(device: torch.device) -> float:
-    """Of copies within the device's memory: every byte is read and written."""
+    """Bytes per second of copies within device memory: every byte is read and written."""
     source = torch.zeros(_COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     return 2 * source.numel() / seconds_of(lambda: target.copy_(source), device)
 
 
 def kernel_launch_s(device: torch.device) -> float:
-    """Of an addition of a few numbers that autograd records: next to nothing for the device."""
+    """Seconds to launch an addition of a few numbers that autograd records."""
     leaf = torch.zeros(_SMALL_ELEMENTS, device=device, requires_grad=True)
     return seconds_of(lambda: leaf.add(1.0), device)
 
 
 def host_to_device_bytes_per_s(device: torch.device) -> float:
-    """Of copies from pinned memory."""
+    """Bytes per second of copies from pinned memory."""
     on_host, on_device = _pinned_and_device(device)
     return on_host.numel() / seconds_of(
         lambda: on_device.copy_(on_host, non_blocking=True), device
@@ -58,7 +58,7 @@ def host_to_device_bytes_per_s(device: torch.device) -> float:
 
 
 def device_to_host_bytes_per_s(device: torch.device) -> float:
-    """Of copies to pinned memory."""
+    """Bytes per second of copies to pinned memory."""
     on_host, on_device = _pinned_and_device(device)
     return on_host.numel() / seconds_of(
         lambda: on_host.copy_(on_device, non_blocking=True), device
@@ -66,7 +66,7 @@ def device_to_host_bytes_per_s(device: torch.device) -> float:
 
 
 def host_memory_bytes_per_s() -> float:
-    """Of copies within the host's memory by all its cores."""
+    """Bytes per second of copies within host memory by all cores."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     try:

@@ -37,12 +37,14 @@ def meet(folder: Path, *, rank: int, num_ranks: int, device: torch.device) -> No
 
 
 def all_reduce_s(device: torch.device) -> float:
-    """Of a single number: what a collective takes that moves nothing."""
+    """Seconds of an all-reduce of one number: the latency of a collective."""
     return _seconds(torch.zeros(1, device=device), _NUM_SMALL[device.type])
 
 
 def link_bytes_per_s(device: torch.device, all_reduce_s: float) -> float:
-    """Of 64 MiB in fp32: of n ranks in a ring, 2 (n - 1) / n of them pass each link.
+    """Bytes per second of an all-reduce of 64 MiB in fp32.
+
+    Of n ranks in a ring, 2 (n - 1) / n of them pass each link.
 
     Patarasuk and Yuan, Bandwidth optimal all-reduce (JPDC 69(2), 2009).
 
@@ -58,7 +60,7 @@ def link_bytes_per_s(device: torch.device, all_reduce_s: float) -> float:
 
 
 def _seconds(tensor: torch.Tensor, num_calls: int) -> float:
-    """Of one all-reduce; as many on every rank, since each waits for the others."""
+    """Seconds of one all-reduce; every rank runs equally many, since each waits for the others."""
     dist.all_reduce(tensor)
     rounds = []
     for _ in range(_NUM_ROUNDS):

@@ -171,7 +171,7 @@ class RayTuneDriver:
 
 
 def _name_of(trial: object) -> str:
-    """Of a trial in Tune: short, whatever its configuration."""
+    """The name of a trial in Tune: short, whatever its configuration."""
     return str(getattr(trial, "trial_id", trial))
 
 

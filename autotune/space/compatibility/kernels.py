@@ -17,7 +17,7 @@ LIGER_MODEL_TYPES = frozenset(
 """Architectures for which Liger 0.8 has fused kernels."""
 
 _MAX_FLASH_HEAD_DIM = 256
-"""Of FlashAttention 2."""
+"""The largest head of FlashAttention 2."""
 
 
 def conflict(
