@@ -58,7 +58,10 @@ def test_a_search_exports_the_pick_of_its_objectives_name_and_all_name_it(
 def test_what_nothing_was_measured_of_is_no_pick(parent: Path) -> None:
     exported = autotune_here("export", "study", "--pick", "energy", folder=parent)
     assert exported.returncode == 2
-    assert "--pick energy: the trials of study have no energy; choose from throughput" in exported.stderr
+    assert (
+        "--pick energy: the trials of study have no energy; choose from throughput"
+        in exported.stderr
+    )
     planned = autotune_here(
         *("plan", "--model", "tiny", "--hardware", "1xL4", "--quick", "--pick", "energy"),
         folder=parent,
