@@ -15,7 +15,7 @@ from autotune.space.strategy import Strategy
 from autotune.trials.trial import TrialSpec
 from autotune.worker.engine import build_engine
 
-NUM_STEPS = 3
+NUM_STEPS = 5
 
 
 def communication_facts(
