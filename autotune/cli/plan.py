@@ -244,13 +244,14 @@ def plan(
             nvme_gib=nvme,
         ),
     )
+    known = None
     if calibrate_from is None:
-        refuse_if_nothing_fits(asked, error_console(), as_json=as_json, traces=False)
+        known = refuse_if_nothing_fits(asked, error_console(), as_json=as_json, traces=False)
     script_of = None if quick else _announced()
     calibration = None
     if calibrate_from is not None:
         calibration = learn_from(_measured_study(calibrate_from), question, script_of)
-    made = make_plan(question, spec, search_space, calibration, script_of)
+    made = make_plan(question, spec, search_space, calibration, script_of, known)
     refuse_empty_space(search_space, made.candidates, space)
     if not made.front:
         of_known = calibration or AnalyticPredictor(workload, ranks, known_script_of)

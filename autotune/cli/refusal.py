@@ -72,7 +72,7 @@ def refuse_large_model_on_cpu(workload: Workload, hardware: Hardware, console: C
 
 def refuse_if_nothing_fits(
     asked: Asked, console: Console, *, as_json: bool, traces: bool = True
-) -> None:
+) -> AnalyticPredictor:
     """Say at once what is missing where no strategy of the space can fit.
 
     Args:
@@ -80,6 +80,9 @@ def refuse_if_nothing_fits(
         console: where the words go.
         as_json: print a document on stdout besides.
         traces: whether a model may be traced where what is counted leaves it open.
+
+    Returns:
+        What was asked, which knows the space's table.
     """
     question, table = asked.question, asked.space.table
     refuse_empty_space(asked.space, table, asked.space_name)
@@ -90,7 +93,8 @@ def refuse_if_nothing_fits(
         if not predicted.might_fit(question.limits).any():
             refuse_as_nothing_fits(asked, predictor, predicted, console, as_json=as_json)
         if predictor.doubt is None:
-            return
+            break
+    return predictor
 
 
 def refuse_empty_space(space: SearchSpace, found: Sized, name: str) -> None:

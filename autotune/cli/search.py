@@ -323,11 +323,12 @@ def search(
                 question, command=command, space_name=space, is_here=ray is None
             ),
         )
-        refuse_if_nothing_fits(asked, console, as_json=as_json)
+        predictor = refuse_if_nothing_fits(asked, console, as_json=as_json)
         session = Session(
             question,
             search_space,
             software,
+            predictor,
             path=out or Path("results") / _default_name(workload, hardware),
             storage_url=storage,
             must_exist=resume,

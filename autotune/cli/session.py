@@ -68,6 +68,7 @@ class Session:
         question: what is asked.
         space: the strategies that may be tried.
         software: what is installed, for the record.
+        predictor: of the question, which knows the space's table by now.
         path: the study's folder.
         storage_url: where trials are kept; the folder's own file if left out.
         must_exist: refuse to start a new study.
@@ -80,6 +81,7 @@ class Session:
         question: Question,
         space: SearchSpace,
         software: Software,
+        predictor: AnalyticPredictor,
         *,
         path: Path,
         storage_url: str | None,
@@ -91,6 +93,7 @@ class Session:
         self._num_places = num_places
         self._space = space
         self._software = software
+        self._predictor = predictor
         self._folder = StudyFolder(path)
         self._storage_url = storage_url
         self._must_exist = must_exist
@@ -148,7 +151,7 @@ class Session:
         """
         question, limit = self._question, self._question.memory_limit_bytes
         scripts = ScriptsAhead()
-        predictor = AnalyticPredictor(question.workload, question.hardware, scripts)
+        predictor = self._predictor.simulating(scripts)
         table = self._space.table
         predicted = predictor.predict_table(table)
         missing_bytes = predicted.missing_bytes(question.limits)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autotune.machine.software import detect_software
 from autotune.study.folder import StudyFolder
-from autotune.study.stored import open_record, space_of, summarize
+from autotune.study.stored import read_record, summarize
 from autotune.study.summary import StudySummary
 
 __all__ = ["read_study"]
@@ -20,6 +19,5 @@ def read_study(path: Path, storage_url: str | None) -> StudySummary:
     """
     folder = StudyFolder(path)
     question = folder.read_question()
-    space = space_of(question, detect_software())
-    record = open_record(folder, space, question, storage_url, must_exist=True)
+    record = read_record(folder, question, storage_url)
     return summarize(folder, record, question, storage_url)
