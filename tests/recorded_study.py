@@ -9,8 +9,9 @@ from command_line import autotune_here
 from sample_study import complete, prediction
 
 from autotune.machine.software import detect_software
+from autotune.space.space_file import load_search_space
 from autotune.study.folder import StudyFolder
-from autotune.study.stored import open_record, space_of
+from autotune.study.stored import open_record
 from autotune.trials.trial import Outcome
 
 __all__ = ["SEARCH", "record_study"]
@@ -29,7 +30,9 @@ def record_study(parent: Path, figures: list[tuple[float, float]]) -> Path:
     assert autotune_here(*SEARCH, folder=parent).returncode == 1
     folder = StudyFolder(parent / "study")
     question = folder.read_question()
-    space = space_of(question, detect_software())
+    space = load_search_space(
+        question.space_name, question.workload, question.hardware, detect_software()
+    )
     record = open_record(folder, space, question, None)
     for row, (tokens_per_second, gib) in enumerate(figures):
         measurement = complete(0, tokens_per_second, gib).measurement

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from stored_study import store_study
 
 import autotune
 
@@ -127,6 +128,22 @@ def test_help_and_planning_load_no_gpu_library() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_a_report_reads_a_study_without_its_space(tmp_path: Path) -> None:
+    """The models of the space's file take a quarter of a second, and torch takes two."""
+    code = (
+        "import sys; from autotune.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'deepspeed', 'ray', 'transformers', 'autotune.space.space_file'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    study = store_study(tmp_path / "study")
+    command = [sys.executable, "-c", code, "report", str(study)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Pareto" in ran.stdout
+    assert ran.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_search_on_one_machine_does_not_load_ray() -> None:

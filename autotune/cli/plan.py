@@ -245,15 +245,16 @@ def plan(
             nvme_gib=nvme,
         ),
     )
+    known = None
     if calibrate_from is None:
-        missing = shortfall_if_nothing_fits(asked, traces=False)
+        missing, known = shortfall_if_nothing_fits(asked, traces=False)
         if missing is not None:
             refuse(missing, as_json=as_json)
     script_of = None if quick else _announced()
     calibration = None
     if calibrate_from is not None:
         calibration = learn_from(_measured_study(calibrate_from), question, script_of)
-    made = make_plan(question, spec, search_space, calibration, script_of)
+    made = make_plan(question, spec, search_space, calibration, script_of, known)
     refuse_empty_space(search_space, made.candidates, space)
     if not made.front:
         of_known = calibration or AnalyticPredictor(workload, ranks, known_script_of)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from autotune.cli.session import Session
     from autotune.cli.settings import SearchSettings
     from autotune.machine.hardware import Hardware
+    from autotune.predictor import AnalyticPredictor
     from autotune.question.question import Question
     from autotune.question.workload import Workload
     from autotune.sites import Site
@@ -139,14 +140,15 @@ def _search(options: SearchOptions, *, started: float) -> bool:
             host_headroom=options.host_headroom,
             seed=options.seed,
         )
-        _refuse_if_nothing_fits(options, question, search_space, site)
+        predictor = _refuse_if_nothing_fits(options, question, search_space, site)
         place = StudyPlace(
             path=options.out or Path("results") / _default_name(workload, hardware),
             storage_url=options.storage,
             must_exist=options.resume,
             reuse=options.reuse,
         )
-        with Session(question, search_space, software, place=place, site=site) as session:
+        session = Session(question, search_space, software, predictor, place=place, site=site)
+        with session:
             return _answered(session, settings, console, options)
 
 
@@ -176,8 +178,12 @@ def _answered(
 
 def _refuse_if_nothing_fits(
     options: SearchOptions, question: Question, space: SearchSpace, site: Site
-) -> None:
-    """Say at once what is missing where no strategy of the space can fit."""
+) -> AnalyticPredictor:
+    """Say at once what is missing where no strategy of the space can fit.
+
+    Returns:
+        The question's predictor, which knows the table of the space.
+    """
     from autotune.cli.refusal import refuse
     from autotune.nothing_fits.command_line import CommandLine
     from autotune.nothing_fits.feasibility import Asked, shortfall_if_nothing_fits
@@ -196,9 +202,10 @@ def _refuse_if_nothing_fits(
             num_gpus_here=site.num_gpus_here,
         ),
     )
-    missing = shortfall_if_nothing_fits(asked)
+    missing, predictor = shortfall_if_nothing_fits(asked)
     if missing is not None:
         refuse(missing, as_json=options.as_json)
+    return predictor
 
 
 def _in_whole_batches(

@@ -53,6 +53,7 @@ class Session:
         question: what is asked.
         space: the strategies that may be tried.
         software: what is installed, for the record.
+        predictor: of the question; it knows the table of the space by now.
         place: where the study is kept.
         site: where its trials run.
     """
@@ -62,6 +63,7 @@ class Session:
         question: Question,
         space: SearchSpace,
         software: Software,
+        predictor: AnalyticPredictor,
         *,
         place: StudyPlace,
         site: Site,
@@ -69,6 +71,7 @@ class Session:
         self._question = question
         self._space = space
         self._software = software
+        self._predictor = predictor
         self._place = place
         self._site = site
         self._folder = StudyFolder(place.path)
@@ -117,7 +120,7 @@ class Session:
         """
         question, budget = self._question, settings.budget
         scripts = ScriptsAhead()
-        predictor = AnalyticPredictor(question.workload, question.hardware, scripts)
+        predictor = self._predictor.simulating(scripts)
         num_reused = take_over(self._earlier, self._record, self._space, predictor)
         study, sampler = wired_study(
             self._record, question, self._space, predictor, settings, build_s=self._site.build_s

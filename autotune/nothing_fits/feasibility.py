@@ -86,12 +86,17 @@ def refuse_empty_space(space: SearchSpace, found: Sized, name: str) -> None:
         )
 
 
-def shortfall_if_nothing_fits(asked: Asked, *, traces: bool = True) -> Shortfall | None:
+def shortfall_if_nothing_fits(
+    asked: Asked, *, traces: bool = True
+) -> tuple[Shortfall | None, AnalyticPredictor]:
     """What is missing where no strategy of the space can fit; None where one might.
 
     Args:
         asked: the question.
         traces: whether a model may be traced where what is counted leaves it open.
+
+    Returns:
+        What is missing, and the predictor that was asked, which knows the space's table by now.
 
     Raises:
         ConfigError: the space has no strategy at all.
@@ -103,10 +108,10 @@ def shortfall_if_nothing_fits(asked: Asked, *, traces: bool = True) -> Shortfall
         predictor = AnalyticPredictor(question.workload, question.hardware, traces=may_trace)
         predicted = predictor.predict_table(table)
         if not predicted.might_fit(question.limits).any():
-            return shortfall(asked, predictor, predicted)
+            return shortfall(asked, predictor, predicted), predictor
         if predictor.doubt is None:
-            return None
-    return None
+            break
+    return None, predictor
 
 
 def shortfall(asked: Asked, predictor: Predictor, predicted: PredictionTable) -> Shortfall:

@@ -250,6 +250,7 @@ def make_plan(
     space: SearchSpace,
     calibration: Calibration | None = None,
     script_of: ScriptSource | None = None,
+    known: AnalyticPredictor | None = None,
 ) -> Plan:
     """Predict every strategy of the space.
 
@@ -259,8 +260,10 @@ def make_plan(
         space: of the same question; a space too large to list is drawn from.
         calibration: of the same question; predictions are the uncorrected ones if left out.
         script_of: as for `AnalyticPredictor`; a calibration has its own.
+        known: a predictor of the same question, whose table is not worked out again.
     """
-    predictor = calibration or AnalyticPredictor(question.workload, question.hardware, script_of)
+    known = known or AnalyticPredictor(question.workload, question.hardware)
+    predictor: Calibration | AnalyticPredictor = calibration or known.simulating(script_of)
     return Plan(
         question=question,
         spec=spec,

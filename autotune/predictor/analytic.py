@@ -65,6 +65,7 @@ class AnalyticPredictor:
         traces: bool = True,
     ) -> None:
         self._workload = workload
+        self._hardware = hardware
         self._is_cpu = hardware.device_type is DeviceType.CPU
         # A CPU has no data sheet here.
         self._knows_rates = not self._is_cpu or hardware.rates is not None
@@ -78,6 +79,17 @@ class AnalyticPredictor:
         self._explained = lru_cache(_NUM_LATEST)(self._explain)
         self._latest: tuple[StrategyTable, PredictionTable] | None = None
         self._device_overhead_bytes = DEVICE_OVERHEAD_BYTES[hardware.device_type]
+
+    def simulating(self, script_of: ScriptSource | None) -> AnalyticPredictor:
+        """The same question's predictor that knows the order of allocations, and may trace.
+
+        The last table is not worked out again, since simulation changes none of it; unless it was
+        in doubt, which tracing may end.
+        """
+        other = AnalyticPredictor(self._workload, self._hardware, script_of)
+        if self.doubt is None:
+            other._latest = self._latest
+        return other
 
     @property
     def doubt(self) -> str | None:

@@ -5,6 +5,7 @@ Does not know strategies beyond the names of their knobs and the values that the
 
 from __future__ import annotations
 
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,12 +75,18 @@ def _entry_model(name: str) -> type[_Entry]:
     )
 
 
-_entries: dict[str, Any] = {name: (_entry_model(name), None) for name in KNOBS}
-_SpaceDocument = create_model(
-    "SpaceDocument",
-    __base__=_Document,
-    knobs=(create_model("Knobs", __base__=_Knobs, **_entries), ...),
-)
+@cache
+def _space_document() -> type[_Document]:
+    """The model of a whole file; made when the first is read, since it takes a quarter second."""
+    entries: dict[str, Any] = {name: (_entry_model(name), None) for name in KNOBS}
+    knobs = create_model("Knobs", __base__=_Knobs, **entries)
+    return create_model("SpaceDocument", __base__=_Document, knobs=(knobs, ...))
+
+
+@lru_cache(maxsize=16)
+def _document(text: str, path: str) -> _Document:
+    """What a text says. Where nothing fits, the same spaces are asked of many questions."""
+    return parse_yaml(text, path, _space_document())
 
 
 def bundled_spaces() -> dict[str, Path]:
@@ -124,7 +131,7 @@ def parse_search_space(
     Raises:
         ConfigError: there is a mistake in it; the message has path and line.
     """
-    document = parse_yaml(text, path, _SpaceDocument)
+    document = _document(text, path)
     return SearchSpace(
         name=Path(path).stem,
         knobs=_knobs(document.knobs, workload),

@@ -5,49 +5,50 @@ from __future__ import annotations
 from pathlib import Path
 
 from autotune.errors import ConfigError, StorageError
-from autotune.machine.software import Software, detect_software
 from autotune.question.goal import Goal
 from autotune.question.question import Question
 from autotune.space.compatibility import reference_strategy
 from autotune.space.search_space import SearchSpace
-from autotune.space.space_file import parse_search_space
 from autotune.study.folder import StudyFolder
 from autotune.study.record import TrialRecord
 from autotune.study.storage_address import shown
 from autotune.study.summary import StudySummary
 
-__all__ = ["open_record", "read_study", "space_of", "summarize"]
+__all__ = ["open_record", "read_record", "read_study", "summarize"]
 
 
-def space_of(question: Question, software: Software) -> SearchSpace:
-    """The search space of a question, from the copy that the question keeps."""
-    return parse_search_space(
-        question.space_text,
-        f"{question.space_name}.yaml",
-        question.workload,
-        question.hardware,
-        software,
+def read_record(folder: StudyFolder, question: Question, storage_url: str | None) -> TrialRecord:
+    """The trials of a study folder, to be read alone.
+
+    They need no search space, whose file takes longer to read than they do.
+
+    Raises:
+        StorageError: the storage cannot be opened, or there is none.
+    """
+    if storage_url is None and not folder.has_storage:
+        raise StorageError(
+            f"{folder.path} has no study.db; if the search used --storage, use the same here"
+        )
+    return TrialRecord(
+        storage_url or folder.storage_url,
+        folder.name,
+        owner=folder.owner,
+        choices={},
+        memory_limit_bytes=question.memory_limit_bytes,
+        must_exist=True,
+        is_shared=storage_url is not None,
     )
 
 
 def open_record(
-    folder: StudyFolder,
-    space: SearchSpace,
-    question: Question,
-    storage_url: str | None,
-    *,
-    must_exist: bool = False,
+    folder: StudyFolder, space: SearchSpace, question: Question, storage_url: str | None
 ) -> TrialRecord:
-    """The trials of a study folder, made if there are none yet and `must_exist` is not set.
+    """The trials of a study folder, to be added to; made if there are none yet.
 
     Raises:
         ConfigError: the storage holds the answer to another question under the folder's name.
-        StorageError: the storage cannot be opened, or there is none.
+        StorageError: the storage cannot be opened.
     """
-    if must_exist and storage_url is None and not folder.has_storage:
-        raise StorageError(
-            f"{folder.path} has no study.db; if the search used --storage, use the same here"
-        )
     choices = {
         knob: tuple(dict.fromkeys((*values, space.reference.to_dict()[knob])))
         for knob, values in space.choices.items()
@@ -58,16 +59,14 @@ def open_record(
         owner=folder.owner,
         choices=choices,
         memory_limit_bytes=question.memory_limit_bytes,
-        must_exist=must_exist,
         is_shared=storage_url is not None,
     )
-    if not must_exist:
-        answered = Question.from_dict(record.keep_question(question.to_dict()))
-        if differences := question.differences(answered):
-            raise ConfigError(
-                f"--storage: its study {folder.name} answers another question: "
-                f"{'; '.join(differences)}. Ask the same one, or name another folder with --out"
-            )
+    answered = Question.from_dict(record.keep_question(question.to_dict()))
+    if differences := question.differences(answered):
+        raise ConfigError(
+            f"--storage: its study {folder.name} answers another question: "
+            f"{'; '.join(differences)}. Ask the same one, or name another folder with --out"
+        )
     return record
 
 
@@ -119,6 +118,5 @@ def read_study(path: Path, storage_url: str | None) -> StudySummary:
     """
     folder = StudyFolder(path)
     question = folder.read_question()
-    space = space_of(question, detect_software())
-    record = open_record(folder, space, question, storage_url, must_exist=True)
+    record = read_record(folder, question, storage_url)
     return summarize(folder, record, question, storage_url)

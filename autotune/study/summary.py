@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from autotune.trials.trial import Trial, TrialState
 __all__ = ["StudySummary", "model_flops_utilisation"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class StudySummary:
     """A finished or running study."""
 
@@ -106,12 +107,12 @@ class StudySummary:
         """Trials that an earlier study measured."""
         return [trial for trial in self.trials if trial.reused_from is not None]
 
-    @property
+    @cached_property
     def front(self) -> list[Trial]:
         """The Pareto front, fastest first."""
         return pareto_front(self.trials)
 
-    @property
+    @cached_property
     def comparisons(self) -> list[Comparison]:
         """What runs in turns say about the order of the trials that were run again."""
         return comparisons([trial for trial in self.trials if trial.fits])

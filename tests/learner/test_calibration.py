@@ -15,12 +15,11 @@ import pytest
 from sample_study import HARDWARE, WORKLOAD, failed, pruned
 
 from autotune.learner import CalibratedPredictor
-from autotune.machine.software import Software
 from autotune.predictor import AnalyticPredictor
 from autotune.predictor.uncertainty.coefficients import MemoryCurve, TimeCurve
 from autotune.space.strategy import Strategy
 from autotune.study.folder import StudyFolder
-from autotune.study.stored import open_record, space_of
+from autotune.study.stored import read_record
 from autotune.trials.protocols import Predictor
 from autotune.trials.trial import FailureKind, Measurement, Prediction, Trial, TrialState
 
@@ -96,8 +95,7 @@ def stored(name: str) -> tuple[AnalyticPredictor, tuple[Trial, ...]]:
     """The complete trials of a recorded study, and the present prior of its question."""
     folder = StudyFolder(ROOT / "results" / name)
     question = folder.read_question()
-    software = Software(versions={}, has_liger=True, has_compiler=True)
-    record = open_record(folder, space_of(question, software), question, None, must_exist=True)
+    record = read_record(folder, question, None)
     trials = tuple(t for t in record.trials() if t.state is TrialState.COMPLETE)
     return AnalyticPredictor(question.workload, question.hardware), trials
 
