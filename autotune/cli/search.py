@@ -269,6 +269,7 @@ def search(
     from autotune.question.question import Question
     from autotune.question.workload import load_model_shape
     from autotune.samplers import SamplerKind
+    from autotune.space.search_space import MOST_STRATEGIES
     from autotune.space.space_file import load_search_space
 
     limit = Budget(parse_duration(budget, "--budget"), started=started)
@@ -323,6 +324,9 @@ def search(
                 question, command=command, space_name=space, is_here=ray is None
             ),
         )
+        if len(search_space.table) > MOST_STRATEGIES:
+            words = f"ranking {len(search_space.table):,} strategies by what is predicted of them"
+            console.print(words, markup=False, highlight=False)
         predictor = refuse_if_nothing_fits(asked, console, as_json=as_json)
         session = Session(
             question,
