@@ -121,6 +121,7 @@ def _search(options: SearchOptions, *, started: float) -> bool:
     from autotune.nothing_fits.feasibility import refuse_large_model_on_cpu
     from autotune.question.question import Question
     from autotune.sites import open_site
+    from autotune.space.search_space import MOST_STRATEGIES
     from autotune.space.space_file import load_search_space
 
     settings, workload, console = options.settings(started), options.workload(), error_console()
@@ -140,6 +141,9 @@ def _search(options: SearchOptions, *, started: float) -> bool:
             host_headroom=options.host_headroom,
             seed=options.seed,
         )
+        if len(search_space.table) > MOST_STRATEGIES:
+            words = f"Ranking {len(search_space.table):,} strategies by their predictions…"
+            console.print(words, markup=False, highlight=False)
         predictor = _refuse_if_nothing_fits(options, question, search_space, site)
         place = StudyPlace(
             path=options.out or Path("results") / _default_name(workload, hardware),

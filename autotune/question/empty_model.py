@@ -6,8 +6,10 @@ architecture. Imports transformers and torch when it is used.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from autotune.question.model_config import transformers_config
@@ -21,12 +23,26 @@ class _Enough(Exception):
     """The layers behind are of kinds that have run."""
 
 
+@cache
+def _import_libraries() -> None:
+    """Import what builds a model, and keep Python's garbage collection out of it from then on.
+
+    All that is there to stay. The last collection, when the process ends, takes most of a second
+    to go through it.
+    """
+    import torch  # noqa: F401
+    from transformers import masking_utils, modeling_layers, modeling_utils  # noqa: F401
+
+    gc.freeze()
+
+
 def build_empty_model(record: Mapping[str, Any]) -> Any:
     """The model of a configuration, on the meta device.
 
     Raises:
         Exception: whatever the architecture's code raises that cannot be built so.
     """
+    _import_libraries()
     import torch
     from transformers import AutoModelForCausalLM
 

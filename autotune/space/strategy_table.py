@@ -22,7 +22,7 @@ __all__ = ["Codes", "Column", "StrategyTable"]
 Codes = NDArray[np.integer[Any]]
 """One small number a row: the place of its value among few."""
 
-_NUM_SAMPLES = 48
+_NUM_SAMPLES = 8
 """Rows that are asked first, to see which knobs are read."""
 
 _LEAST_KEYS = 2**16

@@ -160,3 +160,20 @@ def test_techniques_of_rows_read_no_knob_that_they_do_not_depend_on() -> None:
     # Else every row would be asked for alone.
     assert "micro_batch_size" not in found.knobs
     assert "reduce_bucket_size" not in found.knobs
+
+
+def test_a_table_is_worked_out_once_for_a_predictor_and_for_one_that_simulates_too() -> None:
+    predictor, strategies = asked("70B", "8xH100-80GB", 1, Method.FULL, space="default")
+    table = StrategyTable.of(strategies[:2])
+    said = predictor.predict_table(table)
+    assert predictor.simulating(lambda *_: None).predict_table(table) is said
+
+
+def test_a_table_in_doubt_is_worked_out_again_by_a_predictor_that_may_trace() -> None:
+    preset = load_model_shape("tiny")
+    model = replace(preset, name="not a preset", config={"model_type": "llama", "unseen": 1})
+    workload = Workload(model=model, seq_len=512, global_batch_size=32)
+    counted = AnalyticPredictor(workload, CPU, traces=False)
+    counted.predict_table(StrategyTable.of([Strategy()]))
+    assert counted.doubt is not None
+    assert counted.simulating(None)._latest is None
