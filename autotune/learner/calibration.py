@@ -144,9 +144,9 @@ class CalibratedPredictor:
         prediction, parts = self._prior.explain(strategy)
         if self._time is not None:
             unproven = self._prior.techniques(strategy)
-            doubts = [unproven[name] for name in unproven if name not in self._seen]
+            deviations = [unproven[name] for name in unproven if name not in self._seen]
             curve = TimeCurve(parts)
-            prediction = _with_step_time(prediction, self._time, strategy, curve, doubts)
+            prediction = _with_step_time(prediction, self._time, strategy, curve, deviations)
         if self._memory is not None:
             prediction = _with_memory(prediction, self._memory, strategy, self._num_trials)
         return prediction
@@ -184,10 +184,10 @@ def _with_step_time(
     correction: _Correction,
     strategy: Strategy,
     curve: TimeCurve,
-    doubts: Sequence[float],
+    deviations: Sequence[float],
 ) -> Prediction:
     factor = _time_factor(correction.log_value(strategy, curve), prediction.step_time_s)
-    below, above = log_bounds(curve, correction.fit, doubts, rest=correction.scatter)
+    below, above = log_bounds(curve, correction.fit, deviations, rest=correction.scatter)
     step_time_s = prediction.step_time_s * factor
     return replace(
         prediction,
@@ -249,14 +249,14 @@ def _samples(prior: AnalyticPredictor, trials: Iterable[Trial]) -> tuple[_Sample
     ]
     usable.sort(key=lambda t: (_written(t[0]), t[1].step_time_s, t[1].peak_memory_bytes))
     strategies = [strategy for strategy, _ in usable]
-    doubts = [prior.techniques(strategy) for strategy in strategies]
-    shared = set(doubts[0]).intersection(*doubts) if doubts else set()
-    used = frozenset[str]().union(*doubts)
+    deviations = [prior.techniques(strategy) for strategy in strategies]
+    shared = set(deviations[0]).intersection(*deviations) if deviations else set()
+    used = frozenset[str]().union(*deviations)
     explained = [prior.explain(strategy) for strategy in strategies]
     # What a technique of some trials is off by says nothing of the machine.
     of_techniques = [
         math.hypot(*(deviation for name, deviation in of_one.items() if name not in shared))
-        for of_one in doubts
+        for of_one in deviations
     ]
     times = _Samples(
         strategies=strategies,

@@ -28,7 +28,7 @@ _LENGTHS = (0.7, 1.4, 2.8)
 """Factors of the deviation that is left, and knobs over which it fades: those are taken that make
 the observations most likely."""
 
-_DOUBT = 0.5
+_SCALE_DEVIATION = 0.5
 """Deviation of the logarithm of the scale before any observation."""
 
 _NUM_ROUNDS = 4
@@ -159,7 +159,7 @@ class _Process:
             unscaled = self._own(seen, seen, apart)
             for scale in _SCALES:
                 likelihood = self._condition(scale**2 * unscaled)
-                likelihood -= math.log(scale) ** 2 / (2 * _DOUBT**2)
+                likelihood -= math.log(scale) ** 2 / (2 * _SCALE_DEVIATION**2)
                 if likelihood > best:
                     best, chosen = likelihood, (scale, length)
         self._scale, self._length = chosen

@@ -122,11 +122,11 @@ class AnalyticPredictor:
         self, strategy: Strategy, simulated: ReservedPeak | None
     ) -> tuple[Prediction, StepParts]:
         peak, parts = self._peak(strategy, simulated), self._time.parts(strategy)
-        shares = self._memory.states.shares(strategy)
+        shards = self._memory.states.shards(strategy)
         unproven = tuple(self.techniques(strategy).values())
         below, above = log_bounds(TimeCurve(parts), _PRIOR_FIT, unproven)
         prediction = Prediction(
-            **self._figures(ask_about(strategy), shares, peak, parts),
+            **self._figures(ask_about(strategy), shards, peak, parts),
             step_time_lower_s=parts.total_s * math.exp(-below),
             step_time_upper_s=parts.total_s * math.exp(above),
             is_time_known=self._knows_rates,
@@ -154,15 +154,15 @@ class AnalyticPredictor:
     def explain_table(self, table: StrategyTable) -> Iterator[tuple[PredictionTable, Explanation]]:
         """Predictions of a table part by part, and what they are made of."""
         for part in explain_table(table, self._memory, self._time):
-            shares = part.table.map(self._memory.states.shares)
-            yield PredictionTable(**self._figures(part.ask, shares, part.peak, part.parts)), part
+            shards = part.table.map(self._memory.states.shards)
+            yield PredictionTable(**self._figures(part.ask, shards, part.peak, part.parts)), part
 
     def _figures(
-        self, ask: Ask, shares: Any, peak: PeakMemory, parts: StepParts
+        self, ask: Ask, shards: Any, peak: PeakMemory, parts: StepParts
     ) -> dict[str, Any]:
         """What is predicted of one strategy and of a table alike."""
         step_time_s = parts.total_s
-        host: HostMemory = ask(self._host_memory, shares)
+        host: HostMemory = ask(self._host_memory, shards)
         return {
             "peak_memory_bytes": peak.expected_bytes,
             "peak_allocated_bytes": peak.allocated_bytes,
@@ -179,7 +179,7 @@ class AnalyticPredictor:
             "tokens_per_second": self._workload.tokens_per_step / step_time_s,
         }
 
-    def _host_memory(self, strategy: Strategy, shares: tuple[RankShard, ...]) -> HostMemory:
+    def _host_memory(self, strategy: Strategy, shards: tuple[RankShard, ...]) -> HostMemory:
         """What a strategy takes of each host; on the CPU that is in the peak already."""
         if self._is_cpu:
             return HostMemory(expected=0, lower=0, upper=0, save=0)
@@ -189,7 +189,7 @@ class AnalyticPredictor:
             num_ranks=self._num_ranks,
             num_nodes=self._num_nodes,
             accumulation=self._memory.states.accumulation(strategy),
-            activations=self._memory.host_bytes(ask_about(strategy), shares),
+            activations=self._memory.host_bytes(ask_about(strategy), shards),
         )
 
     def _disk_bytes(self, strategy: Strategy) -> int:

@@ -47,8 +47,8 @@ def explain_table(
     """Peak memory and step time of each row, in order."""
     if not len(table):
         return
-    shares = table.map(memory.states.shares)
-    num_stages = np.array([len(stages) for stages in shares.values])[shares.codes]
+    shards = table.map(memory.states.shards)
+    num_stages = np.array([len(stages) for stages in shards.values])[shards.codes]
     block = (np.cumsum(num_stages) - 1) // _BLOCK_ROWS
     borders = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(table)]
     for start, end in itertools.pairwise(borders):
@@ -62,21 +62,21 @@ def _explain(
     rows = np.repeat(np.arange(len(table)), num_stages)
     starts = np.cumsum(num_stages) - num_stages
     stages = table.take(rows)
-    shares = stages.map(memory.states.shares)
+    shards = stages.map(memory.states.shards)
     stage = Column(
         codes=np.arange(len(rows)) - starts[rows],
         values=range(int(num_stages.max())),
         knobs=frozenset(),
     )
-    share = stages.map(lambda _, shares, stage: shares[stage], shares, stage)
+    shard = stages.map(lambda _, shards, stage: shards[stage], shards, stage)
     accumulation = stages.map(memory.states.accumulation)
     is_accumulating = stages.map(lambda _, number: number > 1, accumulation)
 
     def ask(function: Callable[..., Any], *others: Column) -> Any:
         return stages.map(function, *others).spread()
 
-    peaks = memory.peak_of(ask, share, is_accumulating)
-    parts = time.parts_of(ask, share, shares, accumulation)
+    peaks = memory.peak_of(ask, shard, is_accumulating)
+    parts = time.parts_of(ask, shard, shards, accumulation)
     return Explanation(
         table=table,
         peak=memory.of_all_stages(_StageRows(peaks, rows, starts)),
