@@ -1,7 +1,7 @@
 """Memory and time of a whole table of strategies, block by block, as for a single one.
 
-What depends on few knobs is asked of the same models once for each combination of them; the rest
-is the models' own arithmetic, on arrays. Does not know formulas.
+A value that depends on few knobs is asked of the models once for each combination of them. The
+rest is the models' own arithmetic, on arrays. Does not know formulas.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from autotune.space.strategy_table import Column, StrategyTable
 __all__ = ["Explanation", "explain_table"]
 
 _BLOCK_ROWS = 2**17
-"""Rows, each stage of a pipeline one, that are worked out at a time: it bounds what is held."""
+"""Rows that are computed at a time, one for each stage of a pipeline: this limits the memory."""
 
 _Array = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
-    """Of consecutive rows of a table; the records hold one element a row."""
+    """Peak memory and step time of consecutive rows of a table, one element a row."""
 
     table: StrategyTable
-    """These rows alone."""
+    """The table of these rows alone."""
     peak: PeakMemory
     parts: StepParts
 
@@ -88,8 +88,8 @@ class _StageRows:
     """Records of all stages, one after the other for each row of a table.
 
     Args:
-        records: one, of arrays.
-        rows: the row that each stage is of.
+        records: one record of arrays, one element a stage.
+        rows: the row that each stage belongs to.
         starts: the place of each row's first stage.
     """
 
@@ -106,7 +106,7 @@ class _StageRows:
         return _take(self._records, found[np.searchsorted(found, self._starts)])
 
     def total(self, number: Callable[[Any], Any]) -> Any:
-        """The sum of a number of each record, of each row."""
+        """The sum of a number over the stages of each row."""
         return np.add.reduceat(number(self._records), self._starts)
 
 
