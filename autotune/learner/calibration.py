@@ -1,7 +1,7 @@
 """Predictions corrected by finished trials of the same question.
 
-Few coefficients, each of something physical and held to what was known before, and what is left is
-taken over from trials that share most knobs. Does not know which strategies are tried, nor what a
+Fits few coefficients, each of a physical quantity and held to its prior. What remains is taken
+from trials that have most knobs in common. Does not know which strategies are tried, nor what a
 correction is used for.
 """
 
@@ -37,27 +37,28 @@ from autotune.trials.trial import Prediction, Trial, TrialState
 __all__ = ["CalibratedPredictor"]
 
 _LARGEST_MEMORY_CORRECTION = math.log(1.15)
-"""Memory is arithmetic: what is further off is an exception, and no reason to move the others."""
+"""Largest correction of memory, as a logarithm: what is further off is an exception, since memory
+is arithmetic, and no reason to move the others."""
 
 _LARGEST_TIME_CORRECTION = math.log(4.0)
 _LARGEST_TIME_RESIDUAL = math.log(2.0)
 
 _TIME_SCATTER = 0.06
-"""Of the logarithm of a measured step time about a fitted machine: 3 % between two runs of the
-same work on one H100, and what coefficients cannot mend of one question."""
+"""Deviation of the logarithm of a measured step time about a fitted machine: 3 % between two runs
+of the same work on one H100, and what coefficients cannot mend of one question."""
 
 _MEMORY_SCATTER = 0.015
 
 _PRIOR_TRIALS = 10
-"""The prior's interval weighs as much as so many trials."""
+"""Weight of the prior's interval, in trials."""
 
 _INTERVAL_SCATTERS = 2.5
 
 _NUM_LATEST = 1024
-"""Strategies whose written form is kept: each is learned from again and again."""
+"""Strategies whose written form is cached: the same trials are learned from repeatedly."""
 
 _TO_DEVIATION = 1.48
-"""From the median of absolute errors to their standard deviation, where they are normal."""
+"""Factor from the median of absolute errors to their standard deviation, if they are normal."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,25 +71,25 @@ class _Samples:
     scatters: NDArray[np.float64]
     """Deviation of each measurement from what any coefficients can say."""
     techniques: frozenset[str]
-    """That are little proven, and that some of them use."""
+    """Little-proven techniques that some of the strategies use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Correction:
-    """What was learned of one quantity."""
+    """What the trials teach about one quantity: step time or memory."""
 
     fit: Fit
     neighbours: Neighbours | None
     """None where the trials are of another question."""
     scatter: float
-    """Root mean square of what is left of the trials, and of what was expected to be."""
+    """Root mean square of the residuals of the trials and of the expected residuals."""
 
     def log_value(self, strategy: Strategy, curve: Curve) -> float:
         value = float(curve.log_value(self.fit.at))
         return value + self.neighbours.residual(strategy) if self.neighbours else value
 
     def log_values(self, table: StrategyTable, curve: Curve) -> Any:
-        """The same for each row of a table, whose curve is of arrays."""
+        """Logarithm of the quantity for each row of a table; the curve holds arrays."""
         values = curve.log_value(self.fit.at)
         return values + self.neighbours.residuals(table) if self.neighbours else values
 
@@ -140,19 +141,19 @@ class CalibratedPredictor:
         return CalibratedPredictor(self._prior, trials)
 
     def predict(self, strategy: Strategy) -> Prediction:
-        """Peak memory and step time of one strategy, with their doubt."""
+        """Peak memory and step time of one strategy, with their uncertainty."""
         prediction, parts = self._prior.explain(strategy)
         if self._time is not None:
             unproven = self._prior.techniques(strategy)
-            doubts = [unproven[name] for name in unproven if name not in self._seen]
+            deviations = [unproven[name] for name in unproven if name not in self._seen]
             curve = TimeCurve(parts)
-            prediction = _with_step_time(prediction, self._time, strategy, curve, doubts)
+            prediction = _with_step_time(prediction, self._time, strategy, curve, deviations)
         if self._memory is not None:
             prediction = _with_memory(prediction, self._memory, strategy, self._num_trials)
         return prediction
 
     def predict_table(self, table: StrategyTable) -> PredictionTable:
-        """The same of every strategy of a table, in its order."""
+        """Peak memory and step time of every strategy of a table, in its order."""
         return PredictionTable.joined(
             [self._corrected(*of_part) for of_part in self._prior.explain_table(table)]
         )
@@ -184,10 +185,10 @@ def _with_step_time(
     correction: _Correction,
     strategy: Strategy,
     curve: TimeCurve,
-    doubts: Sequence[float],
+    deviations: Sequence[float],
 ) -> Prediction:
     factor = _time_factor(correction.log_value(strategy, curve), prediction.step_time_s)
-    below, above = log_bounds(curve, correction.fit, doubts, rest=correction.scatter)
+    below, above = log_bounds(curve, correction.fit, deviations, rest=correction.scatter)
     step_time_s = prediction.step_time_s * factor
     return replace(
         prediction,
@@ -208,7 +209,7 @@ def _time_factor(log_s: Any, step_time_s: Any) -> Any:
 def _with_memory(
     prediction: Prediction, correction: _Correction, strategy: Strategy, num_trials: int
 ) -> Prediction:
-    """The expected peak moved, and what it is made of in its shares."""
+    """The prediction with a corrected peak; its parts are scaled by the same factor."""
     log_bytes = correction.log_value(strategy, MemoryCurve.of(prediction))
     moved = _moved_peak(prediction, log_bytes, correction.scatter, num_trials)
     factor = moved["peak_memory_bytes"] / prediction.peak_memory_bytes
@@ -219,7 +220,7 @@ def _with_memory(
 def _moved_peak(
     prediction: Prediction | PredictionTable, log_bytes: Any, scatter: float, num_trials: int
 ) -> dict[str, Any]:
-    """The expected peak moved within the prior's interval, and the interval with it."""
+    """The corrected peak, kept within the prior's interval, and the interval around it."""
     limit, before = _LARGEST_MEMORY_CORRECTION, prediction.peak_memory_bytes
     lower, upper = prediction.peak_memory_lower_bytes, prediction.peak_memory_upper_bytes
     ratio = least(limit, greatest(-limit, log_bytes - logarithm(before)))
@@ -237,7 +238,7 @@ def _moved_peak(
 
 
 def _samples(prior: AnalyticPredictor, trials: Iterable[Trial]) -> tuple[_Samples, _Samples]:
-    """Of step time and of memory, in an order that does not depend on that of the trials."""
+    """Samples of step time and of memory, in an order independent of the trials' order."""
     usable = [
         (trial.strategy, trial.measurement)
         for trial in trials
@@ -249,14 +250,14 @@ def _samples(prior: AnalyticPredictor, trials: Iterable[Trial]) -> tuple[_Sample
     ]
     usable.sort(key=lambda t: (_written(t[0]), t[1].step_time_s, t[1].peak_memory_bytes))
     strategies = [strategy for strategy, _ in usable]
-    doubts = [prior.techniques(strategy) for strategy in strategies]
-    shared = set(doubts[0]).intersection(*doubts) if doubts else set()
-    used = frozenset[str]().union(*doubts)
+    deviations = [prior.techniques(strategy) for strategy in strategies]
+    shared = set(deviations[0]).intersection(*deviations) if deviations else set()
+    used = frozenset[str]().union(*deviations)
     explained = [prior.explain(strategy) for strategy in strategies]
-    # What a technique of some trials is off by says nothing of the machine.
+    # The error of a technique that only some trials use says nothing about the machine.
     of_techniques = [
         math.hypot(*(deviation for name, deviation in of_one.items() if name not in shared))
-        for of_one in doubts
+        for of_one in deviations
     ]
     times = _Samples(
         strategies=strategies,
@@ -287,25 +288,25 @@ def _learn(
     largest: float,
     is_own: bool,
 ) -> _Correction | None:
-    """The coefficients, and what they leave.
+    """Fit the coefficients of one quantity, and keep the residuals of the trials.
 
     Args:
-        samples: of one quantity.
-        coefficients: what is known of it.
-        scatter: of a measurement about the truth.
+        samples: trials of one quantity.
+        coefficients: what is known of each before any trial.
+        scatter: deviation of a measurement about the truth.
         before: the scatter that is expected, which weighs as much as `_PRIOR_TRIALS` trials.
-        largest: that is taken over from neighbours.
+        largest: limit of the residual that is taken from neighbours.
         is_own: whether the samples are of the question that is predicted.
 
     Returns:
-        None for the prior.
+        None where there are fewer than two samples: the prior holds.
     """
     num = len(samples.strategies)
     if num < 2:
         return None
     found = fit(samples.curve, samples.log_measured, coefficients, scatters=samples.scatters)
     left = samples.log_measured - samples.curve.log_value(found.at)
-    # What is met by no other trial may be an exception.
+    # A residual that no other trial has may be an exception.
     usual = max(scatter, _TO_DEVIATION * float(np.median(np.abs(left))))
     clipped = np.clip(left, -3 * usual, 3 * usual)
     squares = float((clipped**2).sum()) + _PRIOR_TRIALS * before**2

@@ -1,8 +1,8 @@
 """A Gaussian process over the strategies of a table, around a curve with a few coefficients.
 
 Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), sections 2.2 and 2.7: the
-coefficients are random effects that all strategies share, and what they leave is alike for
-strategies that share most knobs. Does not know what the quantity is.
+coefficients are random effects common to all strategies, and residuals are alike for strategies
+with most knobs in common. Does not know what the quantity is.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _BATCH = "micro_batch_size"
 
 _SCALES = (0.25, 0.4, 0.63, 1.0, 1.6, 2.5, 4.0)
 _LENGTHS = (0.7, 1.4, 2.8)
-"""Factors of the deviation that is left, and knobs over which it fades: those are taken that make
-the observations most likely."""
+"""Candidates for the kernel: factors of the residual deviation, and the number of knobs over which
+the correlation fades. The most likely pair is taken."""
 
-_DOUBT = 0.5
+_SCALE_DEVIATION = 0.5
 """Deviation of the logarithm of the scale before any observation."""
 
 _NUM_ROUNDS = 4
 
 _SETTLED = 1e-3
-"""Of its spread: a coefficient that moves less has been found."""
+"""Fraction of its spread: a coefficient that moves less has converged."""
 
 _Array = NDArray[np.float64]
 _Places = NDArray[np.intp]
@@ -44,7 +44,7 @@ class _RowsCurve(Curve, Protocol):
     """A curve of rows."""
 
     def take(self, rows: _Places) -> _RowsCurve:
-        """Of some of them."""
+        """The curve of some rows."""
         ...
 
 
@@ -54,16 +54,16 @@ class Features:
 
     num: int
     knobs: dict[str, Column]
-    """Those that are compared."""
+    """Knobs by which strategies are compared, by name."""
     effects: _Array
     """[rows, effects]: deviation that each row has in common with others of the same column."""
     deviation: _Array
-    """[rows]: of what the curve and the effects leave."""
+    """[rows]: deviation of the residual that the curve and the effects leave."""
     curve: _RowsCurve
-    """Over arrays of one element a row."""
+    """Curve over arrays of one element a row."""
 
     def take(self, rows: _Places) -> Features:
-        """Some rows."""
+        """The features of some rows."""
         return replace(
             self,
             num=len(rows),
@@ -78,7 +78,7 @@ class Features:
         return self._of_rows(self.curve.log_value(at))
 
     def slopes(self, at: Sequence[float]) -> _Array:
-        """Its derivatives, [rows, coefficients]."""
+        """Derivatives of the curve by each coefficient, [rows, coefficients]."""
         return np.stack([self._of_rows(slope) for slope in self.curve.slopes(at)], axis=1)
 
     def _of_rows(self, value: Any) -> _Array:
@@ -88,15 +88,15 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kernel:
-    """The scale of what is left, and over how many knobs it fades, as last found."""
+    """The scale of the residuals, and over how many knobs they fade, as last found."""
 
     scale: float = 1.0
     length: float = _LENGTHS[1]
     num_seen: int = 0
-    """Observations that they were sought among."""
+    """Observations from which scale and length were found."""
 
     def is_outdated(self, num_seen: int) -> bool:
-        """Whether scale and length are to be sought again."""
+        """Whether scale and length are to be searched again."""
         return needs_refit(num_seen, self.num_seen)
 
 
@@ -106,23 +106,23 @@ class Posterior:
 
     mean: _Array
     deviation: _Array
-    """Of the truth, without the noise of measuring it."""
+    """Deviation of the true value, without the noise of measuring it."""
     noise: float
     """Deviation of a measurement about the truth."""
     _process: _Process
 
     @property
     def kernel(self) -> Kernel:
-        """As it was found."""
+        """The kernel that was found."""
         return self._process.kernel
 
     def covariance(self, rows: _Places) -> _Array:
-        """Between some rows."""
+        """Covariance between some rows, [rows, rows]."""
         return self._process.covariance(rows)
 
 
 class _Process:
-    """Conditioned on observations; the curve is linear about `at`."""
+    """A Gaussian process conditioned on observations; the curve is linear about `at`."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class _Process:
         self._slopes = table.slopes(self._at)
 
     def _seek_kernel(self, seen: Features, apart: _Array) -> None:
-        """Scale and length by their posterior."""
+        """Find scale and length by their posterior."""
         best = -math.inf
         self._linearise(seen)
         for length in _LENGTHS:
@@ -159,13 +159,13 @@ class _Process:
             unscaled = self._own(seen, seen, apart)
             for scale in _SCALES:
                 likelihood = self._condition(scale**2 * unscaled)
-                likelihood -= math.log(scale) ** 2 / (2 * _DOUBT**2)
+                likelihood -= math.log(scale) ** 2 / (2 * _SCALE_DEVIATION**2)
                 if likelihood > best:
                     best, chosen = likelihood, (scale, length)
         self._scale, self._length = chosen
 
     def _fit(self, seen: Features, apart: _Array) -> None:
-        """Coefficients by Gauss and Newton."""
+        """Find the coefficients by the Gauss-Newton method."""
         own = self._own(seen, seen, apart)
         self._linearise(seen)
         self._condition(own)
@@ -183,7 +183,7 @@ class _Process:
         self._inverse_root = np.linalg.inv(self._root)
 
     def _linearise(self, seen: Features) -> None:
-        """What the observations leave, and what they have in common, about the coefficients."""
+        """Compute residuals and covariance of the observations, linear about the coefficients."""
         at = self._at
         self._seen_slopes = seen.slopes(at)
         self._left = self._observed - seen.mean(at) + self._seen_slopes @ np.array(at)
@@ -203,12 +203,12 @@ class _Process:
         return self._shared(a, b, slopes_a, slopes_b) + self._own(a, b, distance)
 
     def _shared(self, a: Features, b: Features, slopes_a: _Array, slopes_b: _Array) -> _Array:
-        """By coefficients and effects that rows have in common."""
+        """Covariance by coefficients and effects that rows have in common, [a, b]."""
         matrix: _Array = (slopes_a * self._spreads**2) @ slopes_b.T + a.effects @ b.effects.T
         return matrix
 
     def _own(self, a: Features, b: Features, distance: _Array) -> _Array:
-        """By what is left of strategies that share most knobs."""
+        """Covariance of residuals, [a, b]: large for strategies with most knobs in common."""
         matrix: _Array = np.exp(distance * (-1 / self._length))
         matrix *= (self._scale**2 * a.deviation)[:, None]
         matrix *= b.deviation
@@ -256,13 +256,13 @@ def condition(
     Args:
         table: the rows.
         seen: the observed strategies; None where there are none.
-        observed: their logarithms.
-        coefficients: what is known of those of the curve.
+        observed: logarithms of the observed values.
+        coefficients: what is known of the curve's coefficients.
         apart: the `distances` between rows and observed strategies.
-        seen_apart: those between observed strategies.
+        seen_apart: the `distances` between observed strategies.
         noise: deviation of a measurement about the truth.
-        extra_noise: of single observations, beside that.
-        kernel: as found before; sought anew if left out.
+        extra_noise: additional deviation of single observations.
+        kernel: scale and length as found before; searched if left out.
         num_seen: how much was observed, where not all of it is given.
     """
     noises = np.hypot(noise, np.broadcast_to(extra_noise, len(observed)))

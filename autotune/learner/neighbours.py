@@ -1,4 +1,4 @@
-"""Residuals of trials, taken over for strategies that have most of their knobs in common.
+"""Residuals of trials, applied to strategies that have most of their knobs in common.
 
 Does not know what the numbers stand for.
 """
@@ -18,7 +18,7 @@ from autotune.space.strategy_table import StrategyTable
 __all__ = ["Neighbours"]
 
 _PRIOR_WEIGHT = 2.0
-"""Of two trials that left nothing unexplained, and are always there."""
+"""Weight of two imaginary trials with a residual of 0, which are always there."""
 
 _BATCH = "micro_batch_size"
 _WORDS = tuple(knob for knob in KNOBS if knob != _BATCH)
@@ -29,13 +29,13 @@ _read = attrgetter(*_WORDS)
 class Neighbours:
     """Nearest neighbours, held to zero (Nadaraya and Watson's kernel average, 1964).
 
-    Of two strategies' distance each knob is one, and a doubled micro-batch half of one; a trial's
-    weight is exp(-distance).
+    The distance of two strategies counts 1 for each knob that differs, and a half for a doubled
+    micro-batch. A trial's weight is exp(-distance).
 
     Args:
-        strategies: of the trials.
-        left: what each left unexplained.
-        largest: what is taken over is at most this.
+        strategies: the strategies of the trials.
+        left: residual of each trial.
+        largest: limit of the magnitude of an expected residual.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class Neighbours:
         self._by_size: dict[int, list[float]] = {}
 
     def residual(self, strategy: Strategy) -> float:
-        """What is expected to be left unexplained of a strategy; 0 far from all trials."""
+        """The expected residual of a strategy; 0 far from all trials."""
         of_knobs = self._weights_by_knobs(_read(strategy))
         weights = list(map(mul, of_knobs, self._weights_by_size(strategy.micro_batch_size)))
         expected: float = sum(map(mul, weights, self._left)) / (sum(weights) + _PRIOR_WEIGHT)
         return max(-self._largest, min(self._largest, expected))
 
     def residuals(self, table: StrategyTable) -> NDArray[np.float64]:
-        """The same for each row of a table."""
+        """The expected residual of each row of a table."""
         sizes = table.map(lambda strategy: math.log2(strategy.micro_batch_size)).spread()
         by_distance = np.exp(-np.arange(len(_WORDS) + 1.0))
         weights = np.full(len(table), _PRIOR_WEIGHT)

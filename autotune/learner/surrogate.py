@@ -1,6 +1,6 @@
 """Step time and memory of every strategy of a table, as expected after the trials so far.
 
-The predictor's own coefficients, the techniques that it calls little proven, and what these leave.
+Combines the predictor's coefficients, the techniques that it calls little proven, and residuals.
 Does not know what is sought.
 """
 
@@ -34,36 +34,37 @@ from autotune.trials.trial import Trial
 __all__ = ["Surrogate"]
 
 _MEDIAN_ERROR = 1.25
-"""Of a median's standard error to a mean's, where values are normal."""
+"""Ratio of a median's standard error to a mean's, where values are normal."""
 
 _MEMORY_NOISE = 0.004
 
 _NUM_SCATTERS = 512
-"""Trials whose scatter is kept."""
+"""Trials whose scatter is cached."""
 
 _MOST_COLUMNS = 3
-"""Distances are kept of so many times as many strategies as are asked for."""
+"""Limit of cached distances, in multiples of the number of strategies that are asked for."""
 
 _DEVIATIONS_IN_BOUNDS = 8.0
-"""From the lower to the upper bound of memory, which hold nearly everything that was seen."""
+"""Deviations from the lower to the upper bound of memory, which enclose nearly all peaks."""
 
 _OUT_OF_MEMORY_NOISE = 0.02
-"""How much a peak that was never reached may be beyond the limit, or what was expected."""
+"""Deviation of the logarithm of a peak that was never reached: by how much it may exceed the limit
+or the expected peak."""
 
 _Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Views:
-    """Strategies in rows, as the two processes see them."""
+    """Strategies in rows, as the two Gaussian processes see them."""
 
     predicted_bytes: NDArray[np.int64]
-    """Reserved at the peak."""
+    """Predicted bytes that are reserved at the peak."""
     time: Features
     memory: Features
 
     def take(self, rows: NDArray[np.intp]) -> _Views:
-        """Some rows."""
+        """The views of some rows."""
         return _Views(
             predicted_bytes=self.predicted_bytes[rows],
             time=self.time.take(rows),
@@ -75,7 +76,7 @@ class Surrogate:
     """The posterior about the strategies of one table.
 
     Args:
-        table: all that may be proposed; some ten thousand at most, and not empty.
+        table: all strategies that may be proposed; some ten thousand at most, and not empty.
         prior: the prediction from first principles.
     """
 
@@ -86,7 +87,7 @@ class Surrogate:
         self._table = table
         self._places: dict[Strategy, int | None] = {}
         self.predicted, self._views = self._explained(table)
-        """What the prior says of the table, and how it is seen."""
+        """The prior's predictions for the table, and its view as features."""
         self._columns: dict[Strategy, _Array] = {}
         self._last_apart: tuple[Sequence[Strategy], Any, _Array] = ((), None, np.empty((0, 0)))
         self._time_kernel, self._memory_kernel = Kernel(), Kernel()
@@ -94,7 +95,7 @@ class Surrogate:
         self._seen_apart: _Array = np.empty((0, 0))
 
     def place_of(self, strategy: Strategy) -> int | None:
-        """Its row in the table; None where it has none."""
+        """The row of a strategy in the table; None where it has none."""
         if strategy not in self._places:
             self._places[strategy] = self._table.find(strategy)
         return self._places[strategy]
@@ -102,11 +103,11 @@ class Surrogate:
     def step_time(
         self, trials: Sequence[Trial], rows: NDArray[np.intp], *, num_seen: int | None = None
     ) -> Posterior:
-        """The logarithm of the seconds of a step.
+        """The posterior of the logarithm of the seconds of a step.
 
         Args:
-            trials: that are learned from; what thrashed is no witness.
-            rows: those of the table that are asked for.
+            trials: trials to learn from; those that flushed the allocator's cache are left out.
+            rows: rows of the table that are asked for.
             num_seen: how many trials there were to choose `trials` from.
         """
         measured = [
@@ -139,12 +140,12 @@ class Surrogate:
         *,
         num_seen: int | None = None,
     ) -> Posterior:
-        """The logarithm of the bytes that the allocator reserves.
+        """The posterior of the logarithm of the bytes that the allocator reserves.
 
         Args:
-            trials: that are learned from; what ran out of memory needs `limit_bytes` at least.
-            rows: those of the table that are asked for.
-            limit_bytes: for the allocator.
+            trials: trials to learn from; one that ran out of memory needs at least `limit_bytes`.
+            rows: rows of the table that are asked for.
+            limit_bytes: memory that the allocator may reserve.
             num_seen: how many trials there were to choose `trials` from.
         """
         # On the CPU the resident set may not have grown at all.
@@ -179,7 +180,7 @@ class Surrogate:
         return posterior
 
     def _apart(self, strategies: Sequence[Strategy], rows: NDArray[np.intp]) -> _Array:
-        """Distances of some rows from some strategies, each worked out once."""
+        """Distances of rows from strategies, [rows, strategies]; each is computed once."""
         # Both processes mostly ask for the same.
         if self._last_apart[0] == strategies and self._last_apart[1] is rows:
             return self._last_apart[2]
@@ -269,14 +270,14 @@ def _techniques(prior: AnalyticPredictor, table: StrategyTable) -> Any:
 
 @lru_cache(_NUM_SCATTERS)
 def _scatter(step_times_s: tuple[float, ...]) -> float:
-    """Standard error of the logarithm of their median; 0 where there is one alone."""
+    """Standard error of the logarithm of the median of step times; 0 for a single one."""
     if len(step_times_s) < 2:
         return 0.0
     return float(_MEDIAN_ERROR * np.std(np.log(step_times_s), ddof=1) / len(step_times_s) ** 0.5)
 
 
 def _joined(records: Sequence[Any]) -> Any:
-    """Records of arrays, one after the other."""
+    """Several records of arrays, concatenated field by field."""
     if len(records) == 1:
         return records[0]
     names = [field.name for field in fields(records[0])]

@@ -38,7 +38,7 @@ DEVICE_OVERHEAD_BYTES = {DeviceType.CUDA: 1_806_000_000, DeviceType.CPU: 350_000
 rank just forked."""
 
 _NUM_LATEST = 1024
-"""Explanations that are kept: a study learns from the same trials again and again."""
+"""Explanations that are cached: a study learns from the same trials repeatedly."""
 
 _PRIOR_FIT = prior_fit(TIME_COEFFICIENTS)
 """What is known of the time's coefficients before any trial."""
@@ -50,10 +50,10 @@ class AnalyticPredictor:
     Args:
         workload: what is trained.
         hardware: what it runs on.
-        script_of: where the order of a model's allocations is known from; `profile.script_of`
-            traces it, which takes seconds the first time.
-        traces: whether activations of a model that was not seen before are traced, likewise; they
-            are counted otherwise, with wider bounds, and `doubt` says so.
+        script_of: source of the order of a model's allocations; `profile.script_of` traces it,
+            which takes seconds the first time.
+        traces: whether activations of a model that was not seen before are traced, which takes
+            seconds; otherwise they are counted, with wider bounds, and `doubt` says so.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class AnalyticPredictor:
         self._device_overhead_bytes = DEVICE_OVERHEAD_BYTES[hardware.device_type]
 
     def simulating(self, script_of: ScriptSource | None) -> AnalyticPredictor:
-        """The same question's predictor that knows the order of allocations, and may trace.
+        """A predictor of this question that knows the order of allocations, and may trace.
 
-        The last table is not worked out again, since simulation changes none of it; unless it was
-        in doubt, which tracing may end.
+        The last table is kept, since simulation changes none of it. It is computed again where
+        activations were a guess (`doubt`), which tracing may replace.
         """
         other = AnalyticPredictor(self._workload, self._hardware, script_of)
         if self.doubt is None:
@@ -97,7 +97,7 @@ class AnalyticPredictor:
         return self._memory.token_model.doubt
 
     def predict(self, strategy: Strategy) -> Prediction:
-        """Peak memory and step time of one strategy, with their doubt."""
+        """Peak memory and step time of one strategy, with their uncertainty."""
         return self.explain(strategy)[0]
 
     def explain(self, strategy: Strategy) -> tuple[Prediction, StepParts]:
@@ -105,7 +105,7 @@ class AnalyticPredictor:
         return self._explained(strategy, self.simulated(strategy))
 
     def simulated(self, strategy: Strategy) -> ReservedPeak | None:
-        """What the allocator comes to, where that is known by now."""
+        """The simulated peak of the allocator; None where it is not known yet."""
         return self._reserved.peak(strategy) if self._reserved else None
 
     def peak_memory(self, strategy: Strategy) -> PeakMemory:
@@ -122,11 +122,11 @@ class AnalyticPredictor:
         self, strategy: Strategy, simulated: ReservedPeak | None
     ) -> tuple[Prediction, StepParts]:
         peak, parts = self._peak(strategy, simulated), self._time.parts(strategy)
-        shares = self._memory.states.shares(strategy)
+        shards = self._memory.states.shards(strategy)
         unproven = tuple(self.techniques(strategy).values())
         below, above = log_bounds(TimeCurve(parts), _PRIOR_FIT, unproven)
         prediction = Prediction(
-            **self._figures(ask_about(strategy), shares, peak, parts),
+            **self._figures(ask_about(strategy), shards, peak, parts),
             step_time_lower_s=parts.total_s * math.exp(-below),
             step_time_upper_s=parts.total_s * math.exp(above),
             is_time_known=self._knows_rates,
@@ -138,13 +138,13 @@ class AnalyticPredictor:
         return prediction, parts
 
     def techniques(self, strategy: Strategy) -> Mapping[str, float]:
-        """What a strategy does that is little proven, and by how much it may be off for it."""
+        """Little-proven techniques of a strategy, and the deviation of its step time for each."""
         return techniques(strategy, self._num_ranks)
 
     def predict_table(self, table: StrategyTable) -> PredictionTable:
-        """The same of every strategy of a table, in its order.
+        """Peak memory and step time of every strategy of a table, in its order.
 
-        The last table is not worked out twice: a search asks for its own at several places.
+        The last table is cached: a search asks for the same table at several places.
         """
         if self._latest is None or self._latest[0] is not table:
             parts = [predicted for predicted, _ in self.explain_table(table)]
@@ -152,17 +152,17 @@ class AnalyticPredictor:
         return self._latest[1]
 
     def explain_table(self, table: StrategyTable) -> Iterator[tuple[PredictionTable, Explanation]]:
-        """Predictions of a table part by part, and what they are made of."""
+        """Predictions of a table block by block, each with the parts that it is made of."""
         for part in explain_table(table, self._memory, self._time):
-            shares = part.table.map(self._memory.states.shares)
-            yield PredictionTable(**self._figures(part.ask, shares, part.peak, part.parts)), part
+            shards = part.table.map(self._memory.states.shards)
+            yield PredictionTable(**self._figures(part.ask, shards, part.peak, part.parts)), part
 
     def _figures(
-        self, ask: Ask, shares: Any, peak: PeakMemory, parts: StepParts
+        self, ask: Ask, shards: Any, peak: PeakMemory, parts: StepParts
     ) -> dict[str, Any]:
-        """What is predicted of one strategy and of a table alike."""
+        """The figures that are predicted for one strategy and for a table alike, by field name."""
         step_time_s = parts.total_s
-        host: HostMemory = ask(self._host_memory, shares)
+        host: HostMemory = ask(self._host_memory, shards)
         return {
             "peak_memory_bytes": peak.expected_bytes,
             "peak_allocated_bytes": peak.allocated_bytes,
@@ -179,8 +179,8 @@ class AnalyticPredictor:
             "tokens_per_second": self._workload.tokens_per_step / step_time_s,
         }
 
-    def _host_memory(self, strategy: Strategy, shares: tuple[RankShard, ...]) -> HostMemory:
-        """What a strategy takes of each host; on the CPU that is in the peak already."""
+    def _host_memory(self, strategy: Strategy, shards: tuple[RankShard, ...]) -> HostMemory:
+        """Host memory of a strategy on each host; 0 on the CPU, where the peak includes it."""
         if self._is_cpu:
             return HostMemory(expected=0, lower=0, upper=0, save=0)
         return host_memory(
@@ -189,11 +189,11 @@ class AnalyticPredictor:
             num_ranks=self._num_ranks,
             num_nodes=self._num_nodes,
             accumulation=self._memory.states.accumulation(strategy),
-            activations=self._memory.host_bytes(ask_about(strategy), shares),
+            activations=self._memory.host_bytes(ask_about(strategy), shards),
         )
 
     def _disk_bytes(self, strategy: Strategy) -> int:
-        """Of all ranks together: master weights, moments, gradients; and the weights.
+        """Bytes on NVMe of all ranks together: master weights, moments, gradients, and weights.
 
         Measured: 15.0 bytes a parameter of 16 for the optimizer, whose gradients of less than
         1 MiB stay in memory, as such weights do.
@@ -211,6 +211,6 @@ class AnalyticPredictor:
 
 
 def _moment_in_words(moment: str, strategy: Strategy) -> str:
-    """Where layers are computed again, backward is at its peak while it does so."""
+    """The name of a moment; with checkpoints, backward's peak is in recomputation."""
     is_repeated = moment == "backward" and strategy.checkpoint_interval > 0
     return "recomputation of a layer" if is_repeated else moment

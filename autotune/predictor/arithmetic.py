@@ -1,9 +1,9 @@
 """Arithmetic that works alike for one strategy and for a table of strategies.
 
-What is made of several models' answers is written once. `Ask` gets an answer for a strategy, or
-for each row of a table; an answer is a number or an array, or a record of numbers or of arrays,
-one element a row. The functions do what numbers do not share with numpy's arrays. Types name the
-case of one strategy.
+A formula over the answers of several models is written once. `Ask` gets an answer for a strategy,
+or for each row of a table. An answer is a number or an array, or a record of numbers or of arrays,
+one element a row. The functions cover the operations in which numbers differ from numpy's arrays.
+Types name the case of one strategy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Ask = Callable[..., Any]
 """`ask(function, *others)` is what the function gives for a strategy and the others.
 
 The function does not know of tables: it is asked once for each strategy that differs in what it
-reads. Of a table the others are columns.
+reads. For a table the others are columns.
 """
 
 
@@ -61,7 +61,7 @@ class Stages(Protocol):
 
 
 class StagesOfOne:
-    """Those of one strategy.
+    """Records of all stages of a pipeline for one strategy.
 
     Args:
         records: one a stage.
@@ -80,7 +80,7 @@ class StagesOfOne:
 
 
 def greatest(first: Any, *others: Any) -> Any:
-    """The greatest, row by row where any of them is an array."""
+    """The greatest of several numbers, row by row where any of them is an array."""
     for other in others:
         if isinstance(first, np.ndarray) or isinstance(other, np.ndarray):
             first = np.maximum(first, other)
@@ -102,7 +102,7 @@ def exponential(number: Any) -> Any:
 
 
 def logarithm(number: Any) -> Any:
-    """The natural one."""
+    """The natural logarithm of a number."""
     return np.log(number) if isinstance(number, np.ndarray) else math.log(number)
 
 
@@ -112,12 +112,12 @@ def least(first: Any, second: Any) -> Any:
 
 
 def next_power_of_2(number: Any) -> Any:
-    """The least power of two that is no less."""
+    """The least power of two that is not below a number."""
     if isinstance(number, np.ndarray):
         return 2.0 ** np.ceil(np.log2(number))
     return 2.0 ** math.ceil(math.log2(number))
 
 
 def whole(number: Any) -> Any:
-    """Without its fraction, as `int` takes it away."""
+    """A number truncated towards zero, as `int` does it."""
     return number.astype(np.int64) if isinstance(number, np.ndarray) else int(number)

@@ -13,11 +13,12 @@ from autotune.trials.trial import Prediction
 __all__ = ["CachedPredictor"]
 
 _NUM_LATEST = 256
-"""A study asks for the latest trials and for those that ran out of memory before each trial."""
+"""Predictions that are cached: before each trial a study asks for those of the latest trials and
+of trials that ran out of memory."""
 
 
 class CachedPredictor:
-    """Another predictor's answers.
+    """The answers of another predictor, cached.
 
     Args:
         predictor: gives the same answer whenever it is asked the same.
@@ -28,9 +29,9 @@ class CachedPredictor:
         self._predict = lru_cache(_NUM_LATEST)(predictor.predict)
 
     def predict(self, strategy: Strategy) -> Prediction:
-        """As the predictor's."""
+        """The predictor's answer for one strategy."""
         return self._predict(strategy)
 
     def predict_table(self, table: StrategyTable) -> PredictionTable:
-        """As the predictor's."""
+        """The predictor's answer for a table; it is not cached."""
         return self._predictor.predict_table(table)

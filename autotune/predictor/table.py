@@ -1,7 +1,7 @@
 """Memory and time of a whole table of strategies, block by block, as for a single one.
 
-What depends on few knobs is asked of the same models once for each combination of them; the rest
-is the models' own arithmetic, on arrays. Does not know formulas.
+A value that depends on few knobs is asked of the models once for each combination of them. The
+rest is the models' own arithmetic, on arrays. Does not know formulas.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from autotune.space.strategy_table import Column, StrategyTable
 __all__ = ["Explanation", "explain_table"]
 
 _BLOCK_ROWS = 2**17
-"""Rows, each stage of a pipeline one, that are worked out at a time: it bounds what is held."""
+"""Rows that are computed at a time, one for each stage of a pipeline: this limits the memory."""
 
 _Array = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
-    """Of consecutive rows of a table; the records hold one element a row."""
+    """Peak memory and step time of consecutive rows of a table, one element a row."""
 
     table: StrategyTable
-    """These rows alone."""
+    """The table of these rows alone."""
     peak: PeakMemory
     parts: StepParts
 
@@ -47,8 +47,8 @@ def explain_table(
     """Peak memory and step time of each row, in order."""
     if not len(table):
         return
-    shares = table.map(memory.states.shares)
-    num_stages = np.array([len(stages) for stages in shares.values])[shares.codes]
+    shards = table.map(memory.states.shards)
+    num_stages = np.array([len(stages) for stages in shards.values])[shards.codes]
     block = (np.cumsum(num_stages) - 1) // _BLOCK_ROWS
     borders = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(table)]
     for start, end in itertools.pairwise(borders):
@@ -62,21 +62,21 @@ def _explain(
     rows = np.repeat(np.arange(len(table)), num_stages)
     starts = np.cumsum(num_stages) - num_stages
     stages = table.take(rows)
-    shares = stages.map(memory.states.shares)
+    shards = stages.map(memory.states.shards)
     stage = Column(
         codes=np.arange(len(rows)) - starts[rows],
         values=range(int(num_stages.max())),
         knobs=frozenset(),
     )
-    share = stages.map(lambda _, shares, stage: shares[stage], shares, stage)
+    shard = stages.map(lambda _, shards, stage: shards[stage], shards, stage)
     accumulation = stages.map(memory.states.accumulation)
     is_accumulating = stages.map(lambda _, number: number > 1, accumulation)
 
     def ask(function: Callable[..., Any], *others: Column) -> Any:
         return stages.map(function, *others).spread()
 
-    peaks = memory.peak_of(ask, share, is_accumulating)
-    parts = time.parts_of(ask, share, shares, accumulation)
+    peaks = memory.peak_of(ask, shard, is_accumulating)
+    parts = time.parts_of(ask, shard, shards, accumulation)
     return Explanation(
         table=table,
         peak=memory.of_all_stages(_StageRows(peaks, rows, starts)),
@@ -88,8 +88,8 @@ class _StageRows:
     """Records of all stages, one after the other for each row of a table.
 
     Args:
-        records: one, of arrays.
-        rows: the row that each stage is of.
+        records: one record of arrays, one element a stage.
+        rows: the row that each stage belongs to.
         starts: the place of each row's first stage.
     """
 
@@ -106,7 +106,7 @@ class _StageRows:
         return _take(self._records, found[np.searchsorted(found, self._starts)])
 
     def total(self, number: Callable[[Any], Any]) -> Any:
-        """The sum of a number of each record, of each row."""
+        """The sum of a number over the stages of each row."""
         return np.add.reduceat(number(self._records), self._starts)
 
 

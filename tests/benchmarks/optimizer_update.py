@@ -196,8 +196,8 @@ def predicted_s(case: Case, workload: Workload, hardware: Hardware) -> float:
     """The same, as the predictor has it."""
     machine = replace(hardware, num_devices=1)
     states = StatesModel(workload, machine)
-    share = states.shares(case.strategy)[0]
-    return OptimizerStepModel(workload, machine, states).optimizer_s(case.strategy, share)
+    shard = states.shards(case.strategy)[0]
+    return OptimizerStepModel(workload, machine, states).optimizer_s(case.strategy, shard)
 
 
 def machine_of(hardware: Hardware, device: torch.device) -> dict[str, Any]:

@@ -169,9 +169,9 @@ class HeavierLayers(MemoryModel):
     extra = 0.0
     """Bytes of a token and layer."""
 
-    def _held(self, strategy: Strategy, share: RankShard) -> HeldBytes:
-        held = super()._held(strategy, share)
-        num_kept = 0 if strategy.checkpoint_interval else share.num_layers * share.num_in_flight
+    def _held(self, strategy: Strategy, shard: RankShard) -> HeldBytes:
+        held = super()._held(strategy, shard)
+        num_kept = 0 if strategy.checkpoint_interval else shard.num_layers * shard.num_in_flight
         return replace(
             held,
             loss=held.loss + num_kept * self.extra,

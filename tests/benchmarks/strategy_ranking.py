@@ -97,12 +97,12 @@ class MegatronTime(TimeModel):
 
     wait_s = 0.0
 
-    def parts_of(self, ask: Ask, share: Any, shares: Any, accumulation: Any) -> StepParts:
+    def parts_of(self, ask: Ask, shard: Any, shards: Any, accumulation: Any) -> StepParts:
         """As if each layer waited, with the other Adam."""
-        parts = super().parts_of(ask, share, shares, accumulation)
+        parts = super().parts_of(ask, shard, shards, accumulation)
         return replace(
             parts,
-            link_s=parts.link_s + share.num_layers * self.wait_s,
+            link_s=parts.link_s + shard.num_layers * self.wait_s,
             update_s=parts.update_s * FUSED_ADAM_BYTES / DEEPSPEED_ADAM_BYTES,
             update_host_s=0.0,
         )
@@ -148,7 +148,7 @@ def predict(rows: Sequence[Row], fitted: Mapping[str, float]) -> list[float]:
             of_all = replace(rates, collective_s=levels * fitted["collective_s"])
             machine = replace(row.machine, rates=of_all)
             memory = MemoryModel(row.workload, machine)
-            memory.states._shares = UniformShares(row.workload.model)
+            memory.states._shards = UniformShares(row.workload.model)
             model = models[row.group] = MegatronTime(row.workload, machine, memory)
             model.wait_s = fitted["wait_s"]
         seconds.append(model.parts(row.strategy).total_s)

@@ -35,7 +35,7 @@ class TokenBytes:
     layer_backward: int
     """Alive in one layer's backward at its widest, beyond what layers and head have kept."""
     head: int
-    """Saved by the final norm and the output projection, and what all layers share."""
+    """Saved by the final norm and the output projection, and what all layers shard."""
     loss: int
     """Alive only around the loss: logits and what is computed from them."""
     host_layer: int

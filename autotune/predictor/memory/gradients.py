@@ -26,7 +26,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """What the optimizer sees of one rank's share, and in how many bytes."""
+    """What the optimizer sees of one rank's shard, and in how many bytes."""
 
     num: int
     owned: float
@@ -38,7 +38,7 @@ class Trained:
     is_converted: bool
     """Whether gradients are converted to the master's precision."""
     is_offloaded: bool
-    device_share: float
+    device_fraction: float
     """The part of states and master weights that is on the device."""
 
 
@@ -61,7 +61,7 @@ def held_gradients(strategy: Strategy, trained: Trained, is_accumulating: bool) 
     stage = strategy.zero_stage
     if stage == 3 and trained.is_offloaded:
         # Of sub-groups that stay on the device, in the master's precision.
-        return trained.owned * trained.device_share * trained.master / trained.gradient
+        return trained.owned * trained.device_fraction * trained.master / trained.gradient
     if stage == 3:
         return trained.owned
     if not is_accumulating or (stage == 2 and trained.is_offloaded):

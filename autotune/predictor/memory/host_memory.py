@@ -28,10 +28,10 @@ _PROCESS_UPPER_BYTES = 3 * _GIB
 """What a rank holds beside tensors once it has worked with a GPU: 0.60 to 0.70 GiB in eight trials
 on one H100. At most as much as that and a Python process of its own."""
 
-_DOUBT = 0.05
+_UNCERTAINTY = 0.05
 """Of what is expected to be offloaded, upwards."""
 
-_DOUBT_ON_DISK = 0.5
+_UNCERTAINTY_ON_DISK = 0.5
 """The same where a part of it is on disk: its buffers on the host were never measured."""
 
 
@@ -74,10 +74,10 @@ def host_memory(
         return HostMemory(expected=0, lower=0, upper=0, save=int(save))
     live, ranks = live / num_nodes, num_ranks // num_nodes
     pooled = pooled_bytes(workload, strategy, num_ranks) / num_nodes
-    doubt = _DOUBT_ON_DISK if strategy.uses_nvme else _DOUBT
-    lower = live * (1 - (doubt if strategy.uses_nvme else 0))
+    uncertainty = _UNCERTAINTY_ON_DISK if strategy.uses_nvme else _UNCERTAINTY
+    lower = live * (1 - (uncertainty if strategy.uses_nvme else 0))
     expected = live + pooled + ranks * _PROCESS_BYTES
-    upper = (1 + doubt) * (live + pooled) + ranks * _PROCESS_UPPER_BYTES
+    upper = (1 + uncertainty) * (live + pooled) + ranks * _PROCESS_UPPER_BYTES
     return HostMemory(
         expected=int(expected),
         lower=int(lower),

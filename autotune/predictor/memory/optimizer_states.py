@@ -35,7 +35,7 @@ def state_bytes(form: StateForm, master: int) -> float:
 
 
 def optimizer_state_bytes(
-    strategy: Strategy, shape: ModelShape, share: RankShard, num_trained: int
+    strategy: Strategy, shape: ModelShape, shard: RankShard, num_trained: int
 ) -> float:
     """Bytes of states for one parameter that is trained, as a mean over the shard.
 
@@ -43,29 +43,29 @@ def optimizer_state_bytes(
     """
     facts, moment = OPTIMIZERS[strategy.optimizer], master_bytes(strategy)
     if facts.is_factored:
-        part = share.num_layers / shape.num_hidden_layers
+        part = shard.num_layers / shape.num_hidden_layers
         return FP32_BYTES * 2 * shape.linear_sides * part / max(num_trained, 1)
     if facts.needs_whole_matrices:
-        return _muon(strategy, share, num_trained, moment)
+        return _muon(strategy, shard, num_trained, moment)
     if facts.is_8bit:
-        return len(facts.states) * _8bit_moment(strategy, share, num_trained)
+        return len(facts.states) * _8bit_moment(strategy, shard, num_trained)
     return sum(state_bytes(form, moment) for form in facts.states)
 
 
-def _muon(strategy: Strategy, share: RankShard, num_trained: int, moment: int) -> float:
+def _muon(strategy: Strategy, shard: RankShard, num_trained: int, moment: int) -> float:
     """One momentum of matrices, which ZeRO keeps in the precision of gradients.
 
     `zero/muon/original_muon.py`; `stage_1_and_2.py`, `_muon_momentum_buffer`; `stage3.py`,
     `_create_momentum_buffer`.
     """
-    num_matrices = num_trained if strategy.lora_rank else share.parameters.linears
+    num_matrices = num_trained if strategy.lora_rank else shard.parameters.linears
     momentum = element_bytes(strategy) if strategy.zero_stage else moment
     return (momentum * num_matrices + 2 * moment * (num_trained - num_matrices)) / max(
         num_trained, 1
     )
 
 
-def _8bit_moment(strategy: Strategy, share: RankShard, num_trained: int) -> float:
+def _8bit_moment(strategy: Strategy, shard: RankShard, num_trained: int) -> float:
     """Embeddings keep theirs in fp32, wherever the optimizer sees which parameter is which.
 
     Dettmers et al., 8-bit Optimizers (arXiv 2110.02861), section 2.3; `techniques/optimizers.py`.
@@ -73,5 +73,5 @@ def _8bit_moment(strategy: Strategy, share: RankShard, num_trained: int) -> floa
     moment = state_bytes(StateForm.BLOCKWISE_8BIT, FP32_BYTES)
     if flattens_parameters(strategy) or strategy.lora_rank:
         return moment
-    in_fp32 = share.parameters.embedding / max(num_trained, 1)
+    in_fp32 = shard.parameters.embedding / max(num_trained, 1)
     return moment + (FP32_BYTES - moment) * in_fp32

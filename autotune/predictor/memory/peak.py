@@ -49,7 +49,7 @@ _LEAST_FRACTIONS: Mapping[str, float] = {
 }
 """The part of each that is sure to be there: arithmetic is sure, a layer's unusual code is not."""
 
-_DOUBTED_FRACTION = 0.75
+_UNCERTAIN_FRACTION = 0.75
 """Of activations that were counted for another architecture than the model's.
 
 Measured: of ten architectures on one H100 GPT-2 was missed by most, 0.7 of what was counted."""
@@ -57,8 +57,8 @@ Measured: of ten architectures on one H100 GPT-2 was missed by most, 0.7 of what
 _LEAST_FRACTION_CPU = 0.6
 """The CPU counts pages that were touched, and its kernels keep other things for backward."""
 
-_FRAGMENTED_SHARE = 0.25
-_FRAGMENTED_SHARE_FUSED = 0.05
+_FRAGMENTED_FRACTION = 0.25
+_FRAGMENTED_FRACTION_FUSED = 0.05
 """Part of what other moments need apart that the allocator keeps, unusable, at the peak.
 
 Measured: 26 trials on one H100 with expandable segments. Pooled, 0.36 without Liger (0.06 to 0.24
@@ -101,11 +101,11 @@ class HeldBytes:
     """In the loss of the very first step, where it differs; else 0."""
     has_early_gradient: bool
     """Whether the output projection has a gradient at the loss already."""
-    fragmented_share: float
+    fragmented_fraction: float
     """Part of what other moments need apart that the allocator cannot use again."""
     gathered_to_save: int
     """Not of a token: a whole weight at a time, while a checkpoint is saved."""
-    doubted_share: float
+    uncertain_fraction: float
     """Part by which they may be wrong, beyond what all predictions may."""
 
 
@@ -135,8 +135,8 @@ class MemoryModel:
     def peak(self, strategy: Strategy) -> PeakMemory:
         """The peak of the worst rank, and its doubt: a part stands for what no tensor can use."""
         ask, is_accumulating = ask_about(strategy), self.states.accumulation(strategy) > 1
-        shares = self.states.shares(strategy)
-        peaks = (self.peak_of(ask, share, is_accumulating) for share in shares)
+        shards = self.states.shards(strategy)
+        peaks = (self.peak_of(ask, shard, is_accumulating) for shard in shards)
         return self.of_all_stages(StagesOfOne(peaks))
 
     @staticmethod
@@ -149,41 +149,41 @@ class MemoryModel:
         """Tokens of one micro-batch on one rank."""
         return tokens_of_rank(strategy, self._workload.seq_len)
 
-    def host_bytes(self, ask: Ask, shares: Any) -> int:
+    def host_bytes(self, ask: Ask, shards: Any) -> int:
         """What is moved to the host's memory of the activations, of all ranks together.
 
         Args:
             ask: about one strategy, or about a table of them.
-            shares: of all stages.
+            shards: of all stages.
         """
-        of_token, tokens = ask(self._host_token_bytes, shares), ask(self.tokens)
-        num_bytes: int = of_token * tokens * self._num_ranks // ask(_num_stages, shares)
+        of_token, tokens = ask(self._host_token_bytes, shards), ask(self.tokens)
+        num_bytes: int = of_token * tokens * self._num_ranks // ask(_num_stages, shards)
         return num_bytes
 
-    def _host_token_bytes(self, strategy: Strategy, shares: tuple[RankShard, ...]) -> int:
+    def _host_token_bytes(self, strategy: Strategy, shards: tuple[RankShard, ...]) -> int:
         """Of one token, what is moved to the host on one rank of each stage."""
         if self._is_cpu or strategy.offload_checkpoints is Offload.NONE:
             return 0
         token = self.token_model.of(strategy)
         return sum(
-            share.num_in_flight
+            shard.num_in_flight
             * (
-                _num_inputs(strategy, share) * token.layer_input
-                + share.num_layers * token.host_layer
+                _num_inputs(strategy, shard) * token.layer_input
+                + shard.num_layers * token.host_layer
             )
-            for share in shares
+            for shard in shards
         )
 
-    def peak_of(self, ask: Ask, share: Any, is_accumulating: Any) -> PeakMemory:
+    def peak_of(self, ask: Ask, shard: Any, is_accumulating: Any) -> PeakMemory:
         """The peak on the ranks of one stage.
 
         Args:
             ask: about one strategy, or about a table of them.
-            share: of the stage.
+            shard: of the stage.
             is_accumulating: whether several micro-steps make a step.
         """
-        states: States = ask(self.states.of_share, share, is_accumulating)
-        held: HeldBytes = ask(self._held, share)
+        states: States = ask(self.states.of_shard, shard, is_accumulating)
+        held: HeldBytes = ask(self._held, shard)
         moments = self._moments(states, held, ask(self.tokens))
         totals = {name: sum(parts.values()) for name, parts in moments.items()}
         allocated = greatest(*totals.values())
@@ -198,12 +198,12 @@ class MemoryModel:
             )
         )
         widest = greatest(held.loss + held.logits, held.backward)
-        doubted = held.doubted_share * ask(self.tokens) * widest
+        uncertain = held.uncertain_fraction * ask(self.tokens) * widest
         if self._is_cpu:
             expected, lower = allocated + _PROCESS_BYTES, _LEAST_FRACTION_CPU * lower
             upper = 1.5 * apart + _PROCESS_UPPER_BYTES
         else:
-            fragmented = whole(held.fragmented_share * greatest(0, apart - allocated))
+            fragmented = whole(held.fragmented_fraction * greatest(0, apart - allocated))
             # What is received has a segment of its own, in which nothing else has room.
             received = states.received_gradients
             beside = greatest(
@@ -216,13 +216,13 @@ class MemoryModel:
             most = greatest(apart, allocated, late, built) + states.beside_at_most
             if self._num_ranks > 1:
                 # Blocks that travel lie where logits were, which then find no room there.
-                most = most + whole(held.fragmented_share * ask(self.tokens) * held.logits)
+                most = most + whole(held.fragmented_fraction * ask(self.tokens) * held.logits)
             upper = 1.05 * most + 2 * _ALLOCATOR_BYTES
         return PeakMemory(
             expected_bytes=expected,
             allocated_bytes=allocated,
-            lower_bytes=whole(greatest(lower - doubted, 0)),
-            upper_bytes=greatest(whole(upper + doubted), expected),
+            lower_bytes=whole(greatest(lower - uncertain, 0)),
+            upper_bytes=greatest(whole(upper + uncertain), expected),
             managed_bytes=states.paged_states,
             moments=moments,
             slack="process" if self._is_cpu else "allocator",
@@ -298,30 +298,30 @@ class MemoryModel:
             },
         }
 
-    def _held(self, strategy: Strategy, share: RankShard) -> HeldBytes:
+    def _held(self, strategy: Strategy, shard: RankShard) -> HeldBytes:
         """What one token holds on a rank of one stage.
 
         `techniques/checkpointing.py` keeps every layer's input in the very first forward.
         """
         token = self.token_model.of(strategy)
-        num_layers, num_inputs = share.num_layers, _num_inputs(strategy, share)
+        num_layers, num_inputs = shard.num_layers, _num_inputs(strategy, shard)
         is_moved = strategy.offload_checkpoints is Offload.CPU and not self._is_cpu
         # Of inputs on the host, one is back at a time.
         inputs = min(num_inputs, 1 if is_moved else num_inputs) * token.layer_input
         at_once = min(strategy.checkpoint_interval, num_layers) if num_inputs else num_layers
         # Of other micro-batches in the pipeline, and what is sent and received between stages.
         kept = inputs if num_inputs else num_layers * token.layer
-        flying = (share.num_in_flight - 1) * kept + (
-            0 if share.is_whole else 2
+        flying = (shard.num_in_flight - 1) * kept + (
+            0 if shard.is_whole else 2
         ) * token.layer_input
-        own_head = token.head if share.has_head else 0
+        own_head = token.head if shard.has_head else 0
         first = 0
         if num_inputs and strategy.checkpoint_interval > 1 and not is_moved:
-            first = share.num_in_flight * num_layers * token.layer_input + own_head
+            first = shard.num_in_flight * num_layers * token.layer_input + own_head
         is_fused = strategy.fused_kernels
         return HeldBytes(
             loss=kept + flying + own_head,
-            logits=token.loss if share.has_head else 0,
+            logits=token.loss if shard.has_head else 0,
             backward=(inputs if num_inputs else 0)
             + at_once * token.layer
             + token.recomputed
@@ -333,13 +333,13 @@ class MemoryModel:
             + flying,
             first_loss=first,
             # In tiles, or Liger's chunks, the output projection has a gradient after the first.
-            has_early_gradient=(strategy.loss_tiles > 1 or is_fused) and share.has_head,
-            fragmented_share=_FRAGMENTED_SHARE_FUSED if is_fused else _FRAGMENTED_SHARE,
-            gathered_to_save=self._gathered_to_save(strategy, share),
-            doubted_share=_DOUBTED_FRACTION if self.token_model.doubt else 0.0,
+            has_early_gradient=(strategy.loss_tiles > 1 or is_fused) and shard.has_head,
+            fragmented_fraction=_FRAGMENTED_FRACTION_FUSED if is_fused else _FRAGMENTED_FRACTION,
+            gathered_to_save=self._gathered_to_save(strategy, shard),
+            uncertain_fraction=_UNCERTAIN_FRACTION if self.token_model.doubt else 0.0,
         )
 
-    def _gathered_to_save(self, strategy: Strategy, share: RankShard) -> int:
+    def _gathered_to_save(self, strategy: Strategy, shard: RankShard) -> int:
         """The largest weight whole, before it is copied to the host.
 
         `engine.py`, `_zero3_consolidated_16bit_state_dict` module by module, and with tensor
@@ -351,16 +351,16 @@ class MemoryModel:
         is_divided = strategy.zero_stage == 3 and zero_size(strategy, self._num_ranks) > 1
         if degree == 1 and not is_divided:
             return 0
-        return element_bytes(strategy) * share.parameters.largest * degree
+        return element_bytes(strategy) * shard.parameters.largest * degree
 
 
-def _num_stages(strategy: Strategy, shares: tuple[RankShard, ...]) -> int:
-    return len(shares)
+def _num_stages(strategy: Strategy, shards: tuple[RankShard, ...]) -> int:
+    return len(shards)
 
 
-def _num_inputs(strategy: Strategy, share: RankShard) -> int:
+def _num_inputs(strategy: Strategy, shard: RankShard) -> int:
     """Inputs of layers that checkpointing keeps; 0 where it keeps other things."""
     interval = strategy.checkpoint_interval
     if not interval or strategy.checkpoint_scope is not CheckpointScope.LAYER:
         return 0
-    return -(-share.num_layers // interval)
+    return -(-shard.num_layers // interval)

@@ -83,14 +83,14 @@ def tokens_of_rank(strategy: Strategy, seq_len: int) -> int:
 
 
 class ShardModel:
-    """The shares of any strategy's ranks, for one model."""
+    """The shards of any strategy's ranks, for one model."""
 
     def __init__(self, shape: ModelShape) -> None:
         self._shape = shape
-        self._shares: dict[tuple[int, int, int], tuple[RankShard, ...]] = {}
+        self._shards: dict[tuple[int, int, int], tuple[RankShard, ...]] = {}
 
     def of(self, strategy: Strategy, accumulation: int) -> tuple[RankShard, ...]:
-        """One share a stage: which of them is the worst depends on what is asked.
+        """One shard a stage: which of them is the worst depends on what is asked.
 
         With 1F1B the i-th of p stages has up to p - i micro-batches in flight, of those there are
         (`runtime/pipe/schedule.py`, `TrainSchedule.num_pipe_buffers`; Narayanan et al., arXiv
@@ -98,10 +98,10 @@ class ShardModel:
         """
         tensor, num_stages = strategy.tensor_parallel_size, strategy.pipeline_parallel_size
         key = (tensor, num_stages, min(num_stages, accumulation))
-        shares = self._shares.get(key)
-        if shares is None:
-            shares = self._shares[key] = self._divide(*key)
-        return shares
+        shards = self._shards.get(key)
+        if shards is None:
+            shards = self._shards[key] = self._divide(*key)
+        return shards
 
     def _divide(self, tensor: int, num_stages: int, num_in_flight: int) -> tuple[RankShard, ...]:
         sizes = self._stage_sizes(min(num_stages, self._shape.num_hidden_layers))
@@ -143,7 +143,7 @@ class ShardModel:
         attention = sum(i * o for i, o in shape.attention_linears.values())
         mlp = shape.linear_parameters_per_layer - attention
         is_tied = shape.tie_word_embeddings
-        # The last stage has a copy of its own of an embedding that its head shares.
+        # The last stage has a copy of its own of an embedding that its head shards.
         holds_embedding = has_embedding or (has_head and is_tied)
         linears = [*shape.attention_linears.values(), *shape.mlp_linears.values()]
         # The experts of a mixture are one weight.
@@ -162,9 +162,9 @@ class ShardModel:
         )
 
 
-def weight_bytes(share: RankShard, sizes: GroupBytes) -> int:
+def weight_bytes(shard: RankShard, sizes: GroupBytes) -> int:
     """Bytes of all weights of a shard, each group in its own precision."""
-    parameters = share.parameters
+    parameters = shard.parameters
     if sizes.is_uniform:
         return sizes.residual * parameters.total
     return (
@@ -176,6 +176,6 @@ def weight_bytes(share: RankShard, sizes: GroupBytes) -> int:
     )
 
 
-def fraction_of_16_bit(share: RankShard, sizes: GroupBytes) -> float:
+def fraction_of_16_bit(shard: RankShard, sizes: GroupBytes) -> float:
     """The fraction of the weights that is in 16 bit, where precisions are mixed."""
-    return (FP32_BYTES - weight_bytes(share, sizes) / share.parameters.total) / 2
+    return (FP32_BYTES - weight_bytes(shard, sizes) / shard.parameters.total) / 2

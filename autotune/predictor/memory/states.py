@@ -131,7 +131,7 @@ class StatesModel:
         self._device_bytes = hardware.device_memory_bytes
         self._is_cpu = hardware.device_type is DeviceType.CPU
         self._num_layers = workload.model.num_hidden_layers
-        self._shares = ShardModel(workload.model)
+        self._shards = ShardModel(workload.model)
         self._trainable: dict[tuple[int, str], int] = {}
 
     def num_trainable(self, strategy: Strategy) -> int:
@@ -141,56 +141,56 @@ class StatesModel:
             self._trainable[key] = self._workload.num_trainable_parameters(*key)
         return self._trainable[key]
 
-    def trained_of(self, strategy: Strategy, share: RankShard) -> int:
-        """Parameters of a share that the optimizer sees.
+    def trained_of(self, strategy: Strategy, shard: RankShard) -> int:
+        """Parameters of a shard that the optimizer sees.
 
         Adapters do not go with tensor parallelism, which would divide some of them.
         """
         if not strategy.lora_rank:
-            return share.parameters.total
-        return self.num_trainable(strategy) * share.num_layers // self._num_layers
+            return shard.parameters.total
+        return self.num_trainable(strategy) * shard.num_layers // self._num_layers
 
     def accumulation(self, strategy: Strategy) -> int:
         """Micro-steps of one optimizer step; 1 where the batch cannot be divided."""
         batch = self._workload.global_batch_size
         return max(1, strategy.gradient_accumulation_steps(batch, self._num_ranks))
 
-    def shares(self, strategy: Strategy) -> tuple[RankShard, ...]:
-        """The shares of the model that ranks have, one a stage."""
-        return self._shares.of(strategy, self.accumulation(strategy))
+    def shards(self, strategy: Strategy) -> tuple[RankShard, ...]:
+        """The shards of the model that ranks have, one a stage."""
+        return self._shards.of(strategy, self.accumulation(strategy))
 
-    def of(self, strategy: Strategy, share: RankShard | None = None) -> States:
+    def of(self, strategy: Strategy, shard: RankShard | None = None) -> States:
         """What one strategy holds on the ranks of one stage, by default the first."""
-        share = share or self.shares(strategy)[0]
-        return self.of_share(strategy, share, self.accumulation(strategy) > 1)
+        shard = shard or self.shards(strategy)[0]
+        return self.of_shard(strategy, shard, self.accumulation(strategy) > 1)
 
-    def of_share(self, strategy: Strategy, share: RankShard, is_accumulating: bool) -> States:
+    def of_shard(self, strategy: Strategy, shard: RankShard, is_accumulating: bool) -> States:
         """The same, for who knows already whether several micro-steps make a step.
 
         On the CPU offloading moves nothing: the host's memory is the device's.
         """
         sizes = group_bytes(strategy)
-        trained = self._trained(strategy, share, sizes)
-        weights = self._weights(strategy, share, trained, sizes)
+        trained = self._trained(strategy, shard, sizes)
+        weights = self._weights(strategy, shard, trained, sizes)
         ranks = zero_size(strategy, self._num_ranks)
         stage = strategy.zero_stage
         resident = init_weights = weights / (ranks if stage == 3 else 1)
         if strategy.offload_param is not Offload.NONE and not self._is_cpu:
             # What is below the threshold of persistence: norms.
-            resident = sizes.norm * share.parameters.other
-            init_weights = sizes.residual * share.parameters.largest
+            resident = sizes.norm * shard.parameters.other
+            init_weights = sizes.residual * shard.parameters.largest
         hpz = strategy.zero_hpz_partition_size
-        states = optimizer_state_bytes(strategy, self._workload.model, share, trained.num)
-        held_states = int(states * trained.owned * trained.device_share)
+        states = optimizer_state_bytes(strategy, self._workload.model, shard, trained.num)
+        held_states = int(states * trained.owned * trained.device_fraction)
         common: dict[str, Any] = {
             "weights": int(resident),
             "second_weights": int(weights / hpz) if hpz > 1 else 0,
-            "master_weights": int(trained.master * trained.owned * trained.device_share),
+            "master_weights": int(trained.master * trained.owned * trained.device_fraction),
             "optimizer_states": held_states,
-            "staged_states": self._staged_states(strategy, share, trained),
+            "staged_states": self._staged_states(strategy, shard, trained),
             "paged_states": held_states if OPTIMIZERS[strategy.optimizer].is_paged else 0,
             "has_early_states": stage not in (1, 2),
-            "first_gradient": self._first_gradient(strategy, share, sizes),
+            "first_gradient": self._first_gradient(strategy, shard, sizes),
             "init_weights": int(init_weights),
         }
         if has_bf16_optimizer(strategy):
@@ -211,39 +211,41 @@ class StatesModel:
         has_staging = trained.is_offloaded and stage < 3 and not strategy.lora_rank
         return States(
             **common,
-            offload_buffers=sizes.lm_head * share.parameters.largest if has_staging else 0,
+            offload_buffers=sizes.lm_head * shard.parameters.largest if has_staging else 0,
             accumulated_gradients=int(held * e),
             received_gradients=int(e * trained.owned) if is_received else 0,
             buckets=buckets,
             buckets_in_forward=buckets_in_forward,
             final_gradients=int(final * e),
-            gathered_weights=self._gathered(strategy, share, sizes) if stage == 3 else 0,
+            gathered_weights=self._gathered(strategy, shard, sizes) if stage == 3 else 0,
             beside_at_most=(
-                self._gathered_beside(strategy, share, sizes)
+                self._gathered_beside(strategy, shard, sizes)
                 if stage == 3
                 else one * (stage > 0 and ranks > 1)
             ),
             # All that may be late at once is no more than there is.
             late_bucket=2 * min(one, int(e * trained.num) // 3) if has_streams else 0,
-            step_buffers=int(self._step_buffers(strategy, share, trained) * trained.device_share),
-            offload_copies=self._offload_copies(strategy, share, trained),
-            first_copies=self._offload_copies(strategy, share, trained) if stage == 3 else 0,
+            step_buffers=int(
+                self._step_buffers(strategy, shard, trained) * trained.device_fraction
+            ),
+            offload_copies=self._offload_copies(strategy, shard, trained),
+            first_copies=self._offload_copies(strategy, shard, trained) if stage == 3 else 0,
             buckets_in_step=buckets_in_forward if stage == 3 else 0,
             init_buffers=int(self._init_buffers(strategy, trained, weights, states)),
             init_beside=int(self._init_beside(strategy, trained, weights)),
         )
 
-    def _trained(self, strategy: Strategy, share: RankShard, sizes: GroupBytes) -> Trained:
-        num = self.trained_of(strategy, share)
+    def _trained(self, strategy: Strategy, shard: RankShard, sizes: GroupBytes) -> Trained:
+        num = self.trained_of(strategy, shard)
         ranks = zero_size(strategy, self._num_ranks)
         is_divided = strategy.zero_stage > 0 or has_bf16_optimizer(strategy)
         gradient: float = sizes.residual
         if not sizes.is_uniform and not strategy.lora_rank:
-            gradient = weight_bytes(share, sizes) / num
+            gradient = weight_bytes(shard, sizes) / num
         master: float = _master_bytes(strategy)
         if not sizes.is_uniform and not strategy.zero_stage:
             # `techniques/master_weights.py`: of 16-bit weights alone.
-            master = FP32_BYTES * fraction_of_16_bit(share, sizes)
+            master = FP32_BYTES * fraction_of_16_bit(shard, sizes)
         is_offloaded = strategy.offload_optimizer is not Offload.NONE and not self._is_cpu
         offloaded = strategy.offload_ratio if is_offloaded else 0.0
         return Trained(
@@ -253,60 +255,60 @@ class StatesModel:
             master=master,
             is_converted=master != gradient,
             is_offloaded=is_offloaded,
-            device_share=1.0 - offloaded,
+            device_fraction=1.0 - offloaded,
         )
 
     def _weights(
-        self, strategy: Strategy, share: RankShard, trained: Trained, sizes: GroupBytes
+        self, strategy: Strategy, shard: RankShard, trained: Trained, sizes: GroupBytes
     ) -> float:
-        """All weights of a share, adapters among them."""
-        held: float = weight_bytes(share, sizes)
+        """All weights of a shard, adapters among them."""
+        held: float = weight_bytes(shard, sizes)
         if strategy.lora_rank:
             held += sizes.residual * trained.num
         if self._workload.method is Method.QLORA:
-            attention, mlp = share.parameters.attention, share.parameters.mlp
+            attention, mlp = shard.parameters.attention, shard.parameters.mlp
             held -= sizes.attention * attention + sizes.mlp * mlp
             held += _NF4_BYTES * (attention + mlp)
         return held
 
-    def _staged_states(self, strategy: Strategy, share: RankShard, trained: Trained) -> int:
+    def _staged_states(self, strategy: Strategy, shard: RankShard, trained: Trained) -> int:
         """Stages 1 and 2 write it into a copy, which stays (`_muon_staging_momentum`)."""
         if strategy.optimizer is not Optimizer.MUON or strategy.zero_stage not in (1, 2):
             return 0
-        num = trained.num if strategy.lora_rank else share.parameters.linears
+        num = trained.num if strategy.lora_rank else shard.parameters.linears
         return int(trained.gradient * num * trained.owned / trained.num)
 
-    def _first_gradient(self, strategy: Strategy, share: RankShard, sizes: GroupBytes) -> int:
+    def _first_gradient(self, strategy: Strategy, shard: RankShard, sizes: GroupBytes) -> int:
         if strategy.lora_rank:
             return 0
-        if share.has_head:
-            return sizes.lm_head * share.parameters.head
-        return sizes.residual * share.parameters.largest
+        if shard.has_head:
+            return sizes.lm_head * shard.parameters.head
+        return sizes.residual * shard.parameters.largest
 
-    def _gathered(self, strategy: Strategy, share: RankShard, sizes: GroupBytes) -> int:
+    def _gathered(self, strategy: Strategy, shard: RankShard, sizes: GroupBytes) -> int:
         """Whole weights at once; from NVMe nothing is read ahead or kept for its next use.
 
         Measured: one rank's part on the device is the whole weight, and nothing is copied.
         """
-        parameters = share.parameters
+        parameters = shard.parameters
         if zero_size(strategy, self._num_ranks) == 1 and strategy.offload_param is Offload.NONE:
             return 0
         if strategy.offload_param is Offload.NVME:
             return sizes.residual * min(2 * parameters.largest, parameters.total)
         return sizes.residual * min(parameters.total, _LIVE_ELEMENTS)
 
-    def _gathered_beside(self, strategy: Strategy, share: RankShard, sizes: GroupBytes) -> int:
-        parameters, num_ranks = share.parameters, zero_size(strategy, self._num_ranks)
+    def _gathered_beside(self, strategy: Strategy, shard: RankShard, sizes: GroupBytes) -> int:
+        parameters, num_ranks = shard.parameters, zero_size(strategy, self._num_ranks)
         if parameters.total <= _LIVE_ELEMENTS or strategy.offload_param is Offload.NVME:
             return 0
         if num_ranks == 1:
             has_any = strategy.offload_param is not Offload.NONE
             return sizes.residual * parameters.largest if has_any else 0
         # Of a layer: embeddings are read by themselves.
-        largest = parameters.linears // max(1, share.num_layers)
+        largest = parameters.linears // max(1, shard.num_layers)
         return sizes.residual * (parameters.largest + min(largest, 2 * _PREFETCHED_ELEMENTS))
 
-    def _step_buffers(self, strategy: Strategy, share: RankShard, trained: Trained) -> float:
+    def _step_buffers(self, strategy: Strategy, shard: RankShard, trained: Trained) -> float:
         """Averaged gradients, their flat copy, and that copy in the master's precision.
 
         `stage_1_and_2.py`, `step`: all three are alive when the last is made: with bf16 and an
@@ -327,12 +329,12 @@ class StatesModel:
             # torch's AdamW on the CPU is not fused: its denominator takes two more copies.
             needed = max(needed, 3 * max(master, e) * owned)
         if strategy.optimizer is Optimizer.MUON:
-            needed += 2 * _MUON_COPIES * share.parameters.largest
+            needed += 2 * _MUON_COPIES * shard.parameters.largest
             if strategy.zero_stage and self._num_ranks > 1:
                 needed += min(_MUON_GATHERED_BYTES, 2 * e * trained.num)
         return needed
 
-    def _offload_copies(self, strategy: Strategy, share: RankShard, trained: Trained) -> int:
+    def _offload_copies(self, strategy: Strategy, shard: RankShard, trained: Trained) -> int:
         """Each gradient has its norm taken and is converted, one after the other.
 
         `stage3.py`, `partition_grads`: of this rank's part, beside it, at most a quarter billion
@@ -340,7 +342,7 @@ class StatesModel:
         """
         if not trained.is_offloaded or strategy.lora_rank:
             return 0
-        largest = share.parameters.largest
+        largest = shard.parameters.largest
         if strategy.zero_stage < 3:
             return int(max(NORM_BYTES, trained.master) * largest)
         part = largest / zero_size(strategy, self._num_ranks)
@@ -356,7 +358,7 @@ class StatesModel:
         room for it, then clone their partition on its way to the master; wherever the optimizer
         is. Stages 0 and 3 take a first optimizer step over gradients of zeros.
         """
-        e, master, here = trained.gradient, trained.master, trained.device_share
+        e, master, here = trained.gradient, trained.master, trained.device_fraction
         if strategy.zero_stage in (1, 2):
             flat = e * trained.num * self._flattens_here(trained, weights)
             return max(flat, (e + master * here) * trained.owned)

@@ -40,7 +40,7 @@ None where it is not known yet."""
 _CONTEXT_BYTES = 1_400_000_000
 """What the allocator cannot have of a GPU: 1.30 GiB in 24 trials on an H100 (context, kernels)."""
 
-_DOUBT = 0.08
+_UNCERTAINTY = 0.08
 """Of a peak that the allocator was run for, in both directions.
 
 Measured: 38 trials of nine architectures beside Llama on one H100, to which nothing was fitted:
@@ -101,13 +101,13 @@ class ReservedPeak:
     @property
     def lower_bytes(self) -> int:
         """A full device goes on with all free memory given back: then live tensors at least."""
-        lower = int((1 - _DOUBT) * self.reserved_bytes)
+        lower = int((1 - _UNCERTAINTY) * self.reserved_bytes)
         return min(lower, self.allocated_bytes) if self.num_retries else lower
 
     @property
     def upper_bytes(self) -> int:
         """What it may come to."""
-        return int((1 + _DOUBT) * self.reserved_bytes)
+        return int((1 + _UNCERTAINTY) * self.reserved_bytes)
 
     def instead_of(self, counted: PeakMemory, *, num_ranks: int) -> PeakMemory:
         """The peak of the worst rank as simulated.

@@ -22,11 +22,11 @@ from autotune.space.strategy import Strategy
 
 __all__ = ["CommunicationModel", "tensor_sums"]
 
-_EXPOSED_SHARE = 0.5
+_EXPOSED_FRACTION = 0.5
 """Part of the gradients' communication that backward does not hide (`overlap_comm`)."""
 
-_8BIT_SHARE = 0.5
-_4BIT_SHARE = 0.25
+_8BIT_FRACTION = 0.5
+_4BIT_FRACTION = 0.25
 """Of the bytes at 16 bit, without the scales of blocks. ZeRO++ (arXiv 2306.10209), section 3."""
 
 
@@ -47,7 +47,7 @@ class CommunicationModel:
         self._rates = effective_rates(hardware)
         self._per_node = hardware.devices_per_node
 
-    def micro_step_s(self, strategy: Strategy, share: RankShard) -> float:
+    def micro_step_s(self, strategy: Strategy, shard: RankShard) -> float:
         """Of every micro-step, beside what a pipeline hides.
 
         ZeRO (arXiv 1910.02054), section 7: stages 2 and 3 reduce gradients, and stage 3 gathers
@@ -55,28 +55,28 @@ class CommunicationModel:
         """
         if self._num_ranks == 1:
             return 0.0
-        seconds = self._tensor_s(strategy, share) + self._sequence_s(strategy, share)
-        if not share.is_whole:
+        seconds = self._tensor_s(strategy, shard) + self._sequence_s(strategy, shard)
+        if not shard.is_whole:
             seconds += self._between_stages_s(strategy)
         if strategy.zero_stage < 2:
             return seconds
-        exposed = _EXPOSED_SHARE if overlaps(strategy) else 1.0
-        trained = self._states.trained_of(strategy, share)
+        exposed = _EXPOSED_FRACTION if overlaps(strategy) else 1.0
+        trained = self._states.trained_of(strategy, shard)
         seconds += exposed * self._gradients_s(strategy, trained)
         if strategy.zero_stage == 3:
-            num_bytes = element_bytes(strategy) * share.parameters.total
+            num_bytes = element_bytes(strategy) * shard.parameters.total
             seconds += exposed * self._gathers_s(strategy, num_bytes)
         return seconds
 
-    def step_s(self, strategy: Strategy, share: RankShard) -> float:
+    def step_s(self, strategy: Strategy, shard: RankShard) -> float:
         """Of every step: stages 0 and 1 reduce, stages 1 and 2 gather what is new."""
         if strategy.zero_stage == 3:
             return 0.0
-        e, trained = element_bytes(strategy), self._states.trained_of(strategy, share)
+        e, trained = element_bytes(strategy), self._states.trained_of(strategy, shard)
         ranks, apart = zero_size(strategy, self._num_ranks), strategy.tensor_parallel_size
         seconds = 0.0
         if strategy.zero_stage < 2:
-            exposed = _EXPOSED_SHARE if strategy.zero_stage and overlaps(strategy) else 1.0
+            exposed = _EXPOSED_FRACTION if strategy.zero_stage and overlaps(strategy) else 1.0
             seconds += exposed * self._gradients_s(strategy, trained)
         if strategy.zero_stage or has_bf16_optimizer(strategy):
             # New weights are gathered (`bf16_optimizer.py` does so, too).
@@ -100,7 +100,7 @@ class CommunicationModel:
             copied = 2 * (e + travel)
         passes = 2.0
         if strategy.zero_stage == 3:
-            passes = _4BIT_SHARE if strategy.zero_quantized_gradients else 1.0
+            passes = _4BIT_FRACTION if strategy.zero_quantized_gradients else 1.0
         seconds = self._ring_s(passes * travel * trained, ranks, apart)
         seconds += copied * trained / self._rates.traffic_bytes_per_s
         return seconds + self._starts_s(strategy, trained, ranks)
@@ -112,7 +112,7 @@ class CommunicationModel:
         `_all_gather_coalesced`).
         """
         ranks, apart = zero_size(strategy, self._num_ranks), strategy.tensor_parallel_size
-        first = num_bytes * (_8BIT_SHARE if strategy.zero_quantized_weights else 1.0)
+        first = num_bytes * (_8BIT_FRACTION if strategy.zero_quantized_weights else 1.0)
         hpz = strategy.zero_hpz_partition_size
         whole = self._ring_s(first, ranks, apart)
         return whole + (self._ring_s(num_bytes, hpz, apart) if hpz > 1 else whole)
@@ -124,7 +124,7 @@ class CommunicationModel:
         buckets = num_elements // max(1, strategy.reduce_bucket_size)
         return buckets * self._start_s(ranks, strategy.tensor_parallel_size)
 
-    def _tensor_s(self, strategy: Strategy, share: RankShard) -> float:
+    def _tensor_s(self, strategy: Strategy, shard: RankShard) -> float:
         """AutoTP's sums: of each row-parallel output, of each column-parallel input's gradient.
 
         `module_inject/layers.py`, `RowParallel` and `ColumnParallel`; nothing of it is hidden. The
@@ -134,14 +134,14 @@ class CommunicationModel:
         if degree == 1:
             return 0.0
         shape, hidden = self._workload.model, self._hidden_bytes(strategy)
-        sums = share.num_layers * tensor_sums(shape, strategy)
+        sums = shard.num_layers * tensor_sums(shape, strategy)
         seconds = sums * self._all_reduce_s(hidden, degree)
-        if share.has_head and not shape.tie_word_embeddings:
+        if shard.has_head and not shape.tie_word_embeddings:
             logits = hidden * shape.vocab_size / shape.hidden_size
             seconds += self._ring_s(logits, degree, 1) + self._all_reduce_s(hidden, degree)
         return seconds
 
-    def _sequence_s(self, strategy: Strategy, share: RankShard) -> float:
+    def _sequence_s(self, strategy: Strategy, shard: RankShard) -> float:
         """Ulysses: query, key, value and output exchanged in each attention, and their gradients.
 
         Jacobs et al. (arXiv 2309.14509), section 3.2: all-to-all, of which (s - 1) / s travels.
@@ -157,7 +157,7 @@ class CommunicationModel:
         moved = self._hidden_bytes(strategy) * width / shape.hidden_size
         apart = strategy.tensor_parallel_size
         once = self._ring_s(moved, degree, apart) + 4 * self._start_s(degree, apart)
-        return share.num_layers * passes * once
+        return shard.num_layers * passes * once
 
     def _between_stages_s(self, strategy: Strategy) -> float:
         """Hidden states to the next stage, and their gradients back (`pipe/p2p.py`)."""

@@ -64,10 +64,10 @@ class StepParts:
     """Of a micro-step: the least time in which the host launches it."""
     has_hooks: bool
     """Whether ZeRO-3's hooks of every module are part of that."""
-    forward_host_share: float
+    forward_host_fraction: float
     """The part of `host_s` before backward, where both start together: ZeRO waits for its streams
     behind every backward. 0 where they do not."""
-    backward_device_share: float
+    backward_device_fraction: float
     """Of the device's work, where both start together; 1 where they do not."""
     moved_s: float
     """Of a micro-step: what travels between host and device."""
@@ -92,7 +92,8 @@ class StepParts:
         Where both start together, backward begins no earlier than forward is launched.
         """
         after_forward_s = (
-            self.forward_host_share * self.host_s + self.backward_device_share * self.device_s
+            self.forward_host_fraction * self.host_s
+            + self.backward_device_fraction * self.device_s
         )
         launched_s: float = greatest(self.device_s, self.host_s, after_forward_s)
         return launched_s + self.moved_s
@@ -124,9 +125,9 @@ class TimeModel:
 
     def parts(self, strategy: Strategy) -> StepParts:
         """One optimizer step, all its micro-steps, the slowest rank."""
-        shares = self._states.shares(strategy)
+        shards = self._states.shards(strategy)
         ask, accumulation = ask_about(strategy), self._states.accumulation(strategy)
-        parts = (self.parts_of(ask, share, shares, accumulation) for share in shares)
+        parts = (self.parts_of(ask, shard, shards, accumulation) for shard in shards)
         return self.of_all_stages(StagesOfOne(parts))
 
     @staticmethod
@@ -155,15 +156,15 @@ class TimeModel:
         Where the host is too slow to keep the device at work, forward and backward last as long as
         it takes. Filling and draining a pipeline is a part of its own.
         """
-        shares = self._states.shares(strategy)
+        shards = self._states.shards(strategy)
         accumulation = self._states.accumulation(strategy)
-        share = max(shares, key=lambda share: sum(self._device_s(strategy, share)))
+        shard = max(shards, key=lambda shard: sum(self._device_s(strategy, shard)))
         tokens = self._memory.tokens(strategy)
         own, plain, again = (
-            sum(self._seconds(tokens, self._work(strategy, share, times)))
+            sum(self._seconds(tokens, self._work(strategy, shard, times)))
             for times in (None, _NOTHING, _ALL)
         )
-        once = max(shares, key=lambda share: self._update.step_s(strategy, share))
+        once = max(shards, key=lambda shard: self._update.step_s(strategy, shard))
         away_s = self._update.moved_s(strategy, once)
         optimizer_s = self._update.step_s(strategy, once) - away_s
         # Where the host is the slower, what travels between ranks is hidden.
@@ -183,41 +184,41 @@ class TimeModel:
         scale = parts.total_s / sum(seconds.values())
         return {name: scale * length for name, length in seconds.items() if length > _ROUNDING_S}
 
-    def parts_of(self, ask: Ask, share: Any, shares: Any, accumulation: Any) -> StepParts:
+    def parts_of(self, ask: Ask, shard: Any, shards: Any, accumulation: Any) -> StepParts:
         """One optimizer step of one stage.
 
         Args:
             ask: about one strategy, or about a table of them.
-            share: of the stage.
-            shares: of all stages.
+            shard: of the stage.
+            shards: of all stages.
             accumulation: micro-steps of one optimizer step.
         """
-        compute_s, traffic_s = self._seconds(ask(self._memory.tokens), ask(self._work, share))
+        compute_s, traffic_s = self._seconds(ask(self._memory.tokens), ask(self._work, shard))
         # Down and up again, on the stream that computes.
-        offloaded = self._memory.host_bytes(ask, shares) / self._hardware.num_devices
-        moved_s = ask(self._update.micro_step_s, share)
+        offloaded = self._memory.host_bytes(ask, shards) / self._hardware.num_devices
+        moved_s = ask(self._update.micro_step_s, shard)
         moved_s += offloaded / self._rates.to_host_bytes_per_s
         moved_s += offloaded / self._rates.to_device_bytes_per_s
-        update_s, is_away = ask(self._update.step_s, share), ask(_is_away)
-        gradients_s = ask(self._update.gradients_s, share, accumulation)
+        update_s, is_away = ask(self._update.step_s, shard), ask(_is_away)
+        gradients_s = ask(self._update.gradients_s, shard, accumulation)
         return StepParts(
             num_micro_steps=ask(_num_micro_steps, accumulation),
             compute_s=compute_s,
             traffic_s=traffic_s,
-            link_s=ask(self._links.micro_step_s, share),
-            host_s=ask(self._launch_s, share),
+            link_s=ask(self._links.micro_step_s, shard),
+            host_s=ask(self._launch_s, shard),
             has_hooks=ask(_has_hooks),
-            forward_host_share=ask(self._forward_host_share),
-            backward_device_share=ask(self._backward_device_share),
+            forward_host_fraction=ask(self._forward_host_fraction),
+            backward_device_fraction=ask(self._backward_device_fraction),
             moved_s=moved_s,
             update_s=chosen(is_away, 0.0, update_s),
-            update_host_s=ask(self._launch_update_s, share),
-            link_once_s=ask(self._links.step_s, share),
+            update_host_s=ask(self._launch_update_s, shard),
+            link_once_s=ask(self._links.step_s, shard),
             moved_once_s=gradients_s + chosen(is_away, update_s, 0.0),
         )
 
-    def _launch_s(self, strategy: Strategy, share: RankShard) -> float:
-        return self._host.micro_step_s(strategy, share.num_layers)
+    def _launch_s(self, strategy: Strategy, shard: RankShard) -> float:
+        return self._host.micro_step_s(strategy, shard.num_layers)
 
     def _starts_together(self, strategy: Strategy) -> bool:
         """Whether the host waits for the device behind every backward.
@@ -227,10 +228,10 @@ class TimeModel:
         overlaps_here = overlaps(strategy) and self._hardware.num_devices > 1
         return strategy.zero_stage == 3 or (strategy.zero_stage == 2 and overlaps_here)
 
-    def _forward_host_share(self, strategy: Strategy) -> float:
-        return self._host.forward_share(strategy) if self._starts_together(strategy) else 0.0
+    def _forward_host_fraction(self, strategy: Strategy) -> float:
+        return self._host.forward_fraction(strategy) if self._starts_together(strategy) else 0.0
 
-    def _backward_device_share(self, strategy: Strategy) -> float:
+    def _backward_device_fraction(self, strategy: Strategy) -> float:
         """Backward takes twice forward's time, once where weights are frozen."""
         if not self._starts_together(strategy):
             return 1.0
@@ -238,12 +239,12 @@ class TimeModel:
         backward = (1 if strategy.lora_rank else 2) + (times.attention + times.mlp) / 2
         return backward / (1 + backward)
 
-    def _launch_update_s(self, strategy: Strategy, share: RankShard) -> float:
-        return self._host.step_s(strategy, share.num_layers)
+    def _launch_update_s(self, strategy: Strategy, shard: RankShard) -> float:
+        return self._host.step_s(strategy, shard.num_layers)
 
-    def _device_s(self, strategy: Strategy, share: RankShard) -> tuple[float, float]:
+    def _device_s(self, strategy: Strategy, shard: RankShard) -> tuple[float, float]:
         """Forward and backward of one micro-batch on the device: products, and the rest."""
-        return self._seconds(self._memory.tokens(strategy), self._work(strategy, share))
+        return self._seconds(self._memory.tokens(strategy), self._work(strategy, shard))
 
     def _seconds(self, tokens: int, work: OperationCounts) -> tuple[float, float]:
         rates = self._rates
@@ -262,23 +263,23 @@ class TimeModel:
         A piece has the power of two of tokens at or above an even share of them: of few, reading
         the head's weights takes longer than multiplying by them.
         """
-        share = tokens / greatest(1, work.loss_pieces)
-        num_pieces = chosen(work.loss_pieces > 0, tokens / next_power_of_2(share), 0.0)
+        part = tokens / greatest(1, work.loss_pieces)
+        num_pieces = chosen(work.loss_pieces > 0, tokens / next_power_of_2(part), 0.0)
         read_s = num_pieces * work.loss_piece_bytes / self._rates.stream_bytes_per_s
         multiplied_s = tokens * work.loss_flops / self._rates.matmul_flops_per_s
         longer_s: float = greatest(0.0, read_s - multiplied_s)
         return longer_s
 
     def _work(
-        self, strategy: Strategy, share: RankShard, times: Repeats | None = None
+        self, strategy: Strategy, shard: RankShard, times: Repeats | None = None
     ) -> OperationCounts:
-        return self._counts(strategy, share, times)
+        return self._counts(strategy, shard, times)
 
     def _count(
-        self, strategy: Strategy, share: RankShard, times: Repeats | None
+        self, strategy: Strategy, shard: RankShard, times: Repeats | None
     ) -> OperationCounts:
-        adapters = self._states.trained_of(strategy, share) if strategy.lora_rank else 0
-        return micro_step_counts(self._workload, self._hardware, strategy, share, adapters, times)
+        adapters = self._states.trained_of(strategy, shard) if strategy.lora_rank else 0
+        return micro_step_counts(self._workload, self._hardware, strategy, shard, adapters, times)
 
 
 def _num_micro_steps(strategy: Strategy, accumulation: int) -> int:

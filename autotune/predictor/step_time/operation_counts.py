@@ -115,7 +115,7 @@ def micro_step_counts(
     workload: Workload,
     hardware: Hardware,
     strategy: Strategy,
-    share: RankShard,
+    shard: RankShard,
     adapters: int,
     times: Repeats | None = None,
 ) -> OperationCounts:
@@ -131,12 +131,12 @@ def micro_step_counts(
         workload: the model, the sequence length, the method.
         hardware: for the rates of precisions.
         strategy: what is done.
-        share: the layers that this rank has.
+        shard: the layers that this rank has.
         adapters: parameters of LoRA on them; 0 where all weights are trained.
         times: how often forward is repeated, if not as the strategy does.
     """
     times = times or repeats(strategy)
-    return _WorkCount(workload, hardware, strategy, share, adapters, times).total()
+    return _WorkCount(workload, hardware, strategy, shard, adapters, times).total()
 
 
 class _WorkCount:
@@ -147,20 +147,20 @@ class _WorkCount:
         workload: Workload,
         hardware: Hardware,
         strategy: Strategy,
-        share: RankShard,
+        shard: RankShard,
         adapters: int,
         times: Repeats,
     ) -> None:
         self._workload = workload
         self._shape = workload.model
         self._strategy = strategy
-        self._share = share
+        self._shard = shard
         self._adapters = adapters
         self._repeats = times
         self._sizes = group_bytes(strategy)
         self._slowdowns = group_slowdowns(strategy, hardware)
         self._attention_slowdown = attention_slowdown(strategy, hardware)
-        self._tensor = share.tensor_parallel_size
+        self._tensor = shard.tensor_parallel_size
         self._kernels = layer_kernels(
             self._shape,
             self._tensor,
@@ -169,7 +169,7 @@ class _WorkCount:
 
     def total(self) -> OperationCounts:
         """All parts."""
-        rest, num_layers = self._repeats, self._share.num_layers
+        rest, num_layers = self._repeats, self._shard.num_layers
         queries = self._shape.num_attention_heads * self._shape.head_dim / self._tensor
         is_eager = self._strategy.attention is Attention.EAGER
         pairs = self._workload.seq_len * queries * num_layers
@@ -194,13 +194,13 @@ class _WorkCount:
             loss_pieces=self._loss_pieces(),
             loss_piece_bytes=self._head_passes()
             * self._sizes.lm_head
-            * self._share.parameters.head,
-            loss_flops=(4 if self._adapters else 6) * self._share.parameters.head,
+            * self._shard.parameters.head,
+            loss_flops=(4 if self._adapters else 6) * self._shard.parameters.head,
         )
 
     def _matmul(self) -> float:
         """Of linear layers, adapters and the output projection."""
-        parameters, times = self._share.parameters, self._repeats
+        parameters, times = self._shard.parameters, self._repeats
         per_weight = 4 if self._adapters else 6
         slow = self._slowdowns
         experts = experts_per_token(self._shape) / self._shape.num_experts
@@ -243,7 +243,7 @@ class _WorkCount:
     def _weight_traffic(self) -> float:
         """Each pass reads the weights; of those that are trained, gradients are gathered."""
         times, size = self._repeats, self._sizes.residual
-        parameters = self._share.parameters
+        parameters = self._shard.parameters
         if self._workload.method is Method.QLORA:
             return 0.0
         read = (
@@ -259,9 +259,9 @@ class _WorkCount:
 
         `ops/fused_linear_cross_entropy.py`, `inc_factor`.
         """
-        if not self._strategy.fused_kernels or not self._share.has_head:
+        if not self._strategy.fused_kernels or not self._shard.has_head:
             return 0
-        return -(-self._share.parameters.head // self._shape.hidden_size**2)
+        return -(-self._shard.parameters.head // self._shape.hidden_size**2)
 
     def _head_passes(self) -> int:
         """Times that a piece reads or writes something of the head's size.
@@ -284,8 +284,8 @@ class _WorkCount:
             + (passes + times.attention) * attention
             + (passes + times.mlp) * mlp * strategy.mlp_tiles
         )
-        head = _HEAD_KERNELS * strategy.loss_tiles * self._share.has_head
-        return self._share.num_layers * of_layer + head
+        head = _HEAD_KERNELS * strategy.loss_tiles * self._shard.has_head
+        return self._shard.num_layers * of_layer + head
 
     def _border_traffic(self, sizes: GroupBytes) -> float:
         """Casts of what enters and leaves attention and MLP, where theirs is another precision."""
@@ -295,7 +295,7 @@ class _WorkCount:
 
     def _loss_traffic(self) -> float:
         """Logits written, read as fp32, exponentiated, and the same for their gradient."""
-        if not self._share.has_head:
+        if not self._shard.has_head:
             return 0.0
         of_logit = 8 if self._strategy.fused_kernels else 40 + 16 * self._repeats.head
         divisor = self._tensor if self._shape.tie_word_embeddings else 1
@@ -305,7 +305,7 @@ class _WorkCount:
         forward, backward = _EAGER_BYTES
         moved = (1 + self._repeats.attention) * forward + backward
         scores = self._shape.num_attention_heads * self._workload.seq_len / self._tensor
-        return moved * self._sizes.attention / 2 * scores * self._share.num_layers
+        return moved * self._sizes.attention / 2 * scores * self._shard.num_layers
 
     def _adapter_traffic(self) -> float:
         forward, backward = _ADAPTER_FORWARD_BYTES, _ADAPTER_BACKWARD_BYTES
@@ -318,7 +318,7 @@ class _WorkCount:
                 side * ((1 + times) * forward[place] + backward[place])
                 for place, side in enumerate(sides)
             )
-        return moved * self._sizes.residual / 2 * self._share.num_layers / self._tensor
+        return moved * self._sizes.residual / 2 * self._shard.num_layers / self._tensor
 
     def _adapted(self, group: ModuleGroup) -> list[tuple[int, int]]:
         """Inputs and outputs of each linear layer with an adapter in one layer."""
@@ -337,7 +337,7 @@ class _WorkCount:
         """QLoRA: each pass unpacks every weight, backward once."""
         if self._workload.method is not Method.QLORA:
             return 0.0
-        parameters, times = self._share.parameters, self._repeats
+        parameters, times = self._shard.parameters, self._repeats
         return _DEQUANTIZE_BYTES * (
             (2 + times.attention) * parameters.attention + (2 + times.mlp) * parameters.mlp
         )
@@ -360,7 +360,7 @@ class _WorkCount:
         for group, layers, times in parts:
             if self._strategy.precision_of(group) is not GroupPrecision.FP8:
                 continue
-            num = self._share.num_layers if group is not ModuleGroup.LM_HEAD else 1
+            num = self._shard.num_layers if group is not ModuleGroup.LM_HEAD else 1
             for inputs, outputs in layers.values():
                 in_backward = (outputs + inputs) * (cost + _TRANSPOSE_BYTES)
                 of_token += num * ((1 + times) * cost * inputs + in_backward)
@@ -369,5 +369,5 @@ class _WorkCount:
 
     @property
     def _head_sides(self) -> tuple[int, int]:
-        has_head = self._share.has_head
+        has_head = self._shard.has_head
         return self._shape.hidden_size * has_head, self._shape.vocab_size * has_head

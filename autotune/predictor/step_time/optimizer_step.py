@@ -55,37 +55,37 @@ class OptimizerStepModel:
         self._rates = effective_rates(hardware)
         self._bytes_per_s = self._rates.traffic_bytes_per_s
 
-    def step_s(self, strategy: Strategy, share: RankShard) -> float:
+    def step_s(self, strategy: Strategy, shard: RankShard) -> float:
         """Copies, clipping and the update, of this rank's parameters.
 
         Bytes a parameter as `stage_1_and_2.py`, `step`, moves them: flattening 4, conversion 6,
         norm 2, clipping 8, copying back 6, all less with smaller masters; and the optimizer.
         """
-        owned = self._owned(strategy, share)
+        owned = self._owned(strategy, shard)
         around = _AROUND_BYTES[strategy.master_weights] * owned / self._bytes_per_s
-        here = around + self.optimizer_s(strategy, share)
+        here = around + self.optimizer_s(strategy, shard)
         if strategy.offload_optimizer is Offload.NONE:
             return here
         away = strategy.offload_ratio
         adam_s = _CPU_ADAM_BYTES * self._num_ranks / self._rates.host_bytes_per_s
-        return away * owned * adam_s + self.moved_s(strategy, share) + (1 - away) * here
+        return away * owned * adam_s + self.moved_s(strategy, shard) + (1 - away) * here
 
-    def optimizer_s(self, strategy: Strategy, share: RankShard) -> float:
+    def optimizer_s(self, strategy: Strategy, shard: RankShard) -> float:
         """The optimizer's own step on the device, of all parameters of this rank.
 
         The device computes while it moves: what takes longer counts.
         """
-        owned, work, rates = self._owned(strategy, share), update_cost(strategy), self._rates
+        owned, work, rates = self._owned(strategy, shard), update_cost(strategy), self._rates
         computed_s = work.instructions / rates.instructions_per_s
         seconds = owned * max(work.moved_bytes / self._bytes_per_s, computed_s)
         seconds += owned * work.paged_bytes * _PREFETCH_S_PER_BYTE
         if strategy.optimizer is Optimizer.MUON:
-            part = owned / max(1, self._states.trained_of(strategy, share))
-            flops = _NEWTON_SCHULZ_FLOPS * self._hidden_size * share.parameters.linears
+            part = owned / max(1, self._states.trained_of(strategy, shard))
+            flops = _NEWTON_SCHULZ_FLOPS * self._hidden_size * shard.parameters.linears
             seconds += part * flops / self._rates.matmul_flops_per_s
         return seconds
 
-    def moved_s(self, strategy: Strategy, share: RankShard) -> float:
+    def moved_s(self, strategy: Strategy, shard: RankShard) -> float:
         """The part of `step_s` in which offloaded states travel: gradients, weights, files.
 
         All gradients go to the host, whatever part of the states is there (`stage3.py`,
@@ -99,21 +99,21 @@ class OptimizerStepModel:
         if strategy.offload_optimizer is Offload.NVME:
             files = _NVME_BYTES_PER_PARAMETER * self._num_ranks / rates.nvme_bytes_per_s
             seconds += away * files
-        return self._owned(strategy, share) * seconds
+        return self._owned(strategy, shard) * seconds
 
-    def micro_step_s(self, strategy: Strategy, share: RankShard) -> float:
+    def micro_step_s(self, strategy: Strategy, shard: RankShard) -> float:
         """Weights that are offloaded, brought to the device in forward and again in backward."""
         if strategy.offload_param is Offload.NONE or self._is_cpu:
             return 0.0
         passes = 2 + (strategy.checkpoint_interval > 0)
-        part = share.parameters.total / zero_size(strategy, self._num_ranks)
+        part = shard.parameters.total / zero_size(strategy, self._num_ranks)
         moved = passes * element_bytes(strategy) * part
         seconds = moved / _HOST_WEIGHT_BYTES_PER_S
         if strategy.offload_param is Offload.NVME:
             seconds += moved * self._num_ranks / self._rates.nvme_bytes_per_s
         return seconds
 
-    def gradients_s(self, strategy: Strategy, share: RankShard, accumulation: int) -> float:
+    def gradients_s(self, strategy: Strategy, shard: RankShard, accumulation: int) -> float:
         """Gradients that accumulate on the host, over all micro-steps of a step.
 
         Stages 2 and 3 copy each micro-step's there; from the second on what is there comes to the
@@ -124,10 +124,10 @@ class OptimizerStepModel:
         is_offloaded = strategy.offload_optimizer is not Offload.NONE and not self._is_cpu
         if not is_offloaded or strategy.zero_stage < 2 or accumulation == 1:
             return 0.0
-        moved = element_bytes(strategy) * self._owned(strategy, share)
+        moved = element_bytes(strategy) * self._owned(strategy, shard)
         down = accumulation / self._rates.to_host_bytes_per_s
         return moved * (down + (accumulation - 1) / self._rates.to_device_bytes_per_s)
 
-    def _owned(self, strategy: Strategy, share: RankShard) -> float:
-        trained = self._states.trained_of(strategy, share)
+    def _owned(self, strategy: Strategy, shard: RankShard) -> float:
+        trained = self._states.trained_of(strategy, shard)
         return trained / zero_size(strategy, self._num_ranks) if strategy.zero_stage else trained

@@ -1,4 +1,4 @@
-"""The uncertainty of a predicted step time: what is not known of a machine, and of a strategy.
+"""The uncertainty of a predicted step time: by the machine, and by a strategy's techniques.
 
 Deviations are of the logarithm. Does not know what is predicted.
 """
@@ -24,8 +24,8 @@ from autotune.space.strategy import Strategy
 __all__ = ["MODEL_DEVIATION", "log_bounds", "techniques"]
 
 MODEL_DEVIATION = 0.05
-"""Of what coefficients cannot mend. Measured: what is left of 150 trials on one H100 after they
-are fitted has a median of 2 %, and of 8 % at the ninetieth percentile."""
+"""Deviation that coefficients cannot mend. Measured: residuals of 150 trials on one H100 after the
+fit have a median of 2 %, and 8 % at the ninetieth percentile."""
 
 _QUANTILE = 2.1
 """Deviations to each side that hold 95 %: a little more than a normal distribution's 1.96."""
@@ -33,11 +33,11 @@ _QUANTILE = 2.1
 _OFFLOADS = {"offload_optimizer": 0.15, "offload_param": 0.8, "offload_checkpoints": 0.15}
 _TILES, _COMPILED, _FP8, _FP32, _EAGER = 0.2, 0.15, 0.15, 0.12, 0.1
 _ADAPTERS, _ZERO3, _FUSED, _RANKS = 0.08, 0.25, 0.07, 0.2
-"""More, for techniques of which few trials were ever seen: about as far off as those were."""
+"""Additional deviations for techniques with few trials so far: about the error of those trials."""
 
 
 def techniques(strategy: Strategy, num_ranks: int) -> Mapping[str, float]:
-    """What a strategy does that is little proven, and the deviation that this brings."""
+    """Little-proven techniques of a strategy, and the deviation that each adds."""
     found = {
         knob: deviation
         for knob, deviation in _OFFLOADS.items()
@@ -64,13 +64,13 @@ def techniques(strategy: Strategy, num_ranks: int) -> Mapping[str, float]:
 def log_bounds(
     curve: TimeCurve, known: Fit, unproven: Sequence[float], *, rest: float = MODEL_DEVIATION
 ) -> tuple[float, float]:
-    """How far the logarithm of a step time may lie below and above what is expected: 95 %.
+    """Distances of the 95 % bounds of a step time's logarithm below and above its expected value.
 
     Args:
-        curve: the step time by its coefficients.
+        curve: the step time as a function of the coefficients.
         known: the coefficients, and their covariance.
-        unproven: deviations of the techniques that no trial has shown.
-        rest: deviation of what neither explains.
+        unproven: deviations of the techniques that no trial has used.
+        rest: deviation that neither coefficients nor techniques explain.
     """
     slopes = curve.slopes(known.at)
     variance = sum(

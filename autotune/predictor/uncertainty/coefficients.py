@@ -1,7 +1,7 @@
 """The physical coefficients that may correct a prediction from first principles.
 
-Each is the logarithm of a factor, 0 where the prior is right. A curve is of one strategy, or of a
-table of them where its records hold arrays. Does not know how coefficients are found.
+Each is the logarithm of a factor, 0 where the prior is right. A curve describes one strategy, or a
+table of strategies where its records hold arrays. Does not know how coefficients are found.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from autotune.trials.trial import Prediction
 __all__ = ["ACTIVATIONS", "MEMORY_COEFFICIENTS", "TIME_COEFFICIENTS", "MemoryCurve", "TimeCurve"]
 
 _OVERHEAD_S = 0.01
-"""The unit of the fixed overhead of a step."""
+"""Unit of the coefficient for the fixed overhead of a step, in seconds."""
 
 TIME_COEFFICIENTS = (
     Coefficient(spread=0.12, lower=-0.9, upper=0.9),  # Time of matrix products and attention.
-    Coefficient(spread=0.15, lower=-0.9, upper=0.9),  # Of memory traffic, and of the update.
-    Coefficient(spread=0.35, lower=-1.4, upper=1.4),  # Of the host, where the device waits for it.
-    Coefficient(spread=0.35, lower=-1.4, upper=1.4),  # The same with ZeRO-3's hooks of modules.
-    Coefficient(spread=0.5, lower=-1.4, upper=1.4),  # Of what travels between ranks.
-    Coefficient(spread=0.4, lower=-1.4, upper=1.4),  # Between host and device.
+    Coefficient(spread=0.15, lower=-0.9, upper=0.9),  # Memory traffic and the update.
+    Coefficient(spread=0.35, lower=-1.4, upper=1.4),  # Host, where the device waits for it.
+    Coefficient(spread=0.35, lower=-1.4, upper=1.4),  # Host, ZeRO-3 hooks.
+    Coefficient(spread=0.5, lower=-1.4, upper=1.4),  # Communication between ranks.
+    Coefficient(spread=0.4, lower=-1.4, upper=1.4),  # Transfers between host and device.
     Coefficient(spread=1.0, lower=0.0, upper=10.0),  # Overhead of a step, in its unit.
 )
-"""Spreads: how far apart fits to single sets of records were on one kind of device, and more for
-devices that none is from: the host's launches took 8.1 µs on one host and about 5 on another."""
+"""Coefficients of the step time. A spread is how far apart fits to single sets of records were on
+one kind of device, and more for devices without records: the host's launches took 8.1 µs on one
+host and about 5 on another."""
 
 _SLACK = ("allocator", "process")
 ACTIVATIONS = ("activations", "logits")
-"""Parts of a peak that the first coefficient of memory stands for."""
+"""Parts of a peak that the first coefficient of memory scales."""
 
 MEMORY_COEFFICIENTS = (
     Coefficient(spread=0.05, lower=-0.3, upper=0.3),  # Activations and logits.
@@ -49,7 +50,7 @@ _PARTS = tuple(field.name for field in fields(StepParts))
 
 
 class TimeCurve:
-    """The step time of one strategy, or of several."""
+    """The step time of one strategy, or of several, as a function of the coefficients."""
 
     __slots__ = ("_parts",)
 
@@ -58,15 +59,15 @@ class TimeCurve:
 
     @classmethod
     def of_each(cls, parts: Sequence[StepParts]) -> TimeCurve:
-        """Of several strategies, one element each."""
-        # Its types name the case of one strategy.
+        """The curve of several strategies, one element each."""
+        # Types name the case of one strategy.
         arrays: dict[str, Any] = {
             name: np.array([getattr(of_one, name) for of_one in parts]) for name in _PARTS
         }
         return cls(StepParts(**arrays))
 
     def take(self, rows: NDArray[np.intp]) -> TimeCurve:
-        """Some of its elements."""
+        """The curve of some elements."""
         return TimeCurve(
             StepParts(**{name: _taken(getattr(self._parts, name), rows) for name in _PARTS})
         )
@@ -77,17 +78,17 @@ class TimeCurve:
         return seconds
 
     def slopes(self, at: Sequence[float]) -> tuple[float, ...]:
-        """By each coefficient: the part of the step that it stands for."""
+        """Derivatives by each coefficient: the fraction of the step that it stands for."""
         terms = self._terms(at)
         total = sum(terms)
         overhead = _OVERHEAD_S / total
         return (*(term / total for term in terms[:-1]), overhead)
 
     def hidden(self, at: Sequence[float], covariance: Sequence[Sequence[float]]) -> float:
-        """By how much the logarithm grows where what is hidden now is a deviation longer.
+        """Growth of the logarithm where the hidden work takes one deviation longer.
 
-        The host launches behind the device's work, or the other way round: slopes say nothing of
-        the one that waits.
+        Host and device overlap, and the longer of them hides the other: slopes say nothing about
+        the hidden one.
         """
         parts = self._parts
         place = 3 if parts.has_hooks else 2
@@ -103,7 +104,7 @@ class TimeCurve:
         return max(0.0, over) * parts.num_micro_steps * longer / math.fsum(self._terms(at))
 
     def _terms(self, at: Sequence[float]) -> tuple[float, ...]:
-        """Seconds that each coefficient stands for."""
+        """Seconds of a step that each coefficient scales."""
         parts, num = self._parts, self._parts.num_micro_steps
         compute, traffic, plain, hooked, linked, moved = (math.exp(value) for value in at[:6])
         compute_s, traffic_s = compute * parts.compute_s, traffic * parts.traffic_s
@@ -111,11 +112,13 @@ class TimeCurve:
         device_s, host_s = compute_s + traffic_s + link_s, host * parts.host_s
         is_waiting = host_s > device_s
         after_forward_s = (
-            parts.forward_host_share * host_s + parts.backward_device_share * device_s
+            parts.forward_host_fraction * host_s + parts.backward_device_fraction * device_s
         )
         is_mixed = after_forward_s > greatest(host_s, device_s)
-        of_host = chosen(is_mixed, parts.forward_host_share, chosen(is_waiting, 1.0, 0.0))
-        worked = num * chosen(is_mixed, parts.backward_device_share, chosen(is_waiting, 0.0, 1.0))
+        of_host = chosen(is_mixed, parts.forward_host_fraction, chosen(is_waiting, 1.0, 0.0))
+        worked = num * chosen(
+            is_mixed, parts.backward_device_fraction, chosen(is_waiting, 0.0, 1.0)
+        )
         launched_s = num * of_host * host_s + host * parts.update_host_s
         return (
             worked * compute_s,
@@ -129,7 +132,7 @@ class TimeCurve:
 
 
 class MemoryCurve:
-    """The peak memory of one strategy, or of several, at the moment that the prior says."""
+    """The peak memory of one strategy, or of several, at the moment that the prior predicts."""
 
     __slots__ = ("_activations", "_rest", "_slack")
 
@@ -150,7 +153,7 @@ class MemoryCurve:
 
     @classmethod
     def of_each(cls, predictions: Sequence[Prediction]) -> MemoryCurve:
-        """Of several predictions, one element each."""
+        """The curve of several predictions, one element each."""
         curves = [cls.of(prediction) for prediction in predictions]
         return cls(
             np.array([prediction.peak_memory_bytes for prediction in predictions]),
@@ -159,19 +162,19 @@ class MemoryCurve:
         )
 
     def take(self, rows: NDArray[np.intp]) -> MemoryCurve:
-        """Some of its elements."""
+        """The curve of some elements."""
         activations, slack = _taken(self._activations, rows), _taken(self._slack, rows)
         peak = activations + slack + _taken(self._rest, rows)
         return MemoryCurve(peak, activation_bytes=activations, slack_bytes=slack)
 
     def log_value(self, at: Sequence[float]) -> float:
-        """Logarithm of the bytes."""
+        """Logarithm of the bytes of the peak."""
         activations, slack = self._scaled(at)
         size: float = logarithm(self._rest + activations + slack)
         return size
 
     def slopes(self, at: Sequence[float]) -> tuple[float, ...]:
-        """By each coefficient: the part of the peak that it stands for."""
+        """Derivatives by each coefficient: the fraction of the peak that it stands for."""
         activations, slack = self._scaled(at)
         total = self._rest + activations + slack
         return activations / total, slack / total

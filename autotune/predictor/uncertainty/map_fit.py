@@ -18,17 +18,17 @@ __all__ = ["Coefficient", "Curve", "Fit", "fit", "prior_fit"]
 _NUM_ROUNDS = 8
 
 _SETTLED = 1e-4
-"""Of its spread: coefficients that move less have been found."""
+"""Fraction of its spread: a coefficient that moves less has converged."""
 
 _FREEDOM = 4
-"""Degrees of freedom of Student's t that errors are taken to follow: an exception is met now and
-then, and moves little."""
+"""Degrees of freedom of Student's t, which errors are taken to follow: exceptions are expected,
+and move the coefficients little."""
 
 _LEAST_SLOPE = 0.1
-"""An observation of which less depends on a coefficient is no witness to it."""
+"""Least slope at which an observation is a witness to a coefficient."""
 
 _LEAST_WITNESSES = 2
-"""With fewer a coefficient stays where it was."""
+"""Least number of witnesses to a coefficient; with fewer it stays at 0."""
 
 _Array = NDArray[np.float64]
 
@@ -38,7 +38,7 @@ class Coefficient:
     """What is known of a coefficient before any observation: it is about 0."""
 
     spread: float
-    """Standard deviation."""
+    """Standard deviation of the prior."""
     lower: float = -math.inf
     upper: float = math.inf
 
@@ -46,15 +46,15 @@ class Coefficient:
 class Curve(Protocol):
     """Logarithms of observations as functions of the coefficients.
 
-    Each value is an array of one element for each observation, or a number that all share.
+    Each value is an array of one element for each observation, or one number for all of them.
     """
 
     def log_value(self, at: Sequence[float]) -> Any:
-        """The logarithm of what is predicted."""
+        """The logarithm of the predicted value."""
         ...
 
     def slopes(self, at: Sequence[float]) -> tuple[Any, ...]:
-        """Its derivative by each coefficient."""
+        """The derivative of the logarithm by each coefficient."""
         ...
 
 
@@ -63,13 +63,13 @@ class Fit:
     """What is known of the coefficients after the observations."""
 
     at: tuple[float, ...]
-    """The most likely values."""
+    """The most likely values of the coefficients."""
     covariance: tuple[tuple[float, ...], ...]
-    """How far off they may be, and which together."""
+    """Covariance of the coefficients about these values, [coefficients, coefficients]."""
 
 
 def prior_fit(coefficients: Sequence[Coefficient]) -> Fit:
-    """What is known before any observation."""
+    """The fit before any observation: zeros, with the variances of the priors."""
     spreads = [coefficient.spread**2 for coefficient in coefficients]
     places = range(len(spreads))
     covariance = tuple(tuple(spreads[i] if i == j else 0.0 for j in places) for i in places)
@@ -90,9 +90,9 @@ def fit(
     Distribution (JASA 84, 1989). The covariance is that of the last linearisation.
 
     Args:
-        curve: of all observations.
-        observed: their logarithms.
-        coefficients: what is known of each.
+        curve: the curve of all observations.
+        observed: logarithms of the observations.
+        coefficients: what is known of each coefficient before.
         scatters: standard deviation of each observation's logarithm about the curve.
     """
     logs, variances = np.asarray(observed, float), np.square(np.asarray(scatters, float))
@@ -115,5 +115,5 @@ def fit(
 
 
 def _slopes(curve: Curve, at: _Array, num: int) -> _Array:
-    """[coefficients, observations]."""
+    """Derivatives of the curve, [coefficients, observations]."""
     return np.stack([np.broadcast_to(slope, num) for slope in curve.slopes(at.tolist())])

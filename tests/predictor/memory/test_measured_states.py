@@ -19,7 +19,7 @@ def predicted_states(workload: Workload, hardware: Hardware, knobs: dict[str, An
     """Of the worst stage."""
     strategy = Strategy.from_dict({"micro_batch_size": 2} | knobs)
     model = StatesModel(workload, hardware)
-    return max(model.of(strategy, share).optimizer_states for share in model.shares(strategy))
+    return max(model.of(strategy, shard).optimizer_states for shard in model.shards(strategy))
 
 
 @pytest.mark.parametrize(

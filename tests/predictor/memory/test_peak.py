@@ -123,11 +123,11 @@ def test_the_first_stage_holds_as_many_micro_batches_as_there_are_stages() -> No
     workload = Workload(model=load_model_shape("7B"), seq_len=2048, global_batch_size=64)
     model = MemoryModel(workload, h100(4))
     strategy = Strategy(pipeline_parallel_size=4, micro_batch_size=1)
-    first, *_, last = model.states.shares(strategy)
+    first, *_, last = model.states.shards(strategy)
 
     assert (first.num_in_flight, last.num_in_flight) == (4, 1)
     one_batch = Strategy(pipeline_parallel_size=4, micro_batch_size=64)
-    assert model.states.shares(one_batch)[0].num_in_flight == 1
+    assert model.states.shards(one_batch)[0].num_in_flight == 1
 
 
 def test_a_pipeline_needs_less_than_the_whole_model_and_more_than_its_part() -> None:

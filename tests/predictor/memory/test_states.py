@@ -30,7 +30,7 @@ def states(
     workload = Workload(model=load_model_shape(model), seq_len=512, global_batch_size=batch)
     model_ = StatesModel(workload, replace(ONE, num_devices=num_devices))
     strategy = Strategy.from_dict(knobs)
-    return model_.of(strategy, model_.shares(strategy)[stage])
+    return model_.of(strategy, model_.shards(strategy)[stage])
 
 
 def test_the_bucket_is_the_one_that_deepspeed_is_given(cpu_hardware: Hardware) -> None:

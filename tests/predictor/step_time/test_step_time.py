@@ -64,17 +64,17 @@ def step_s(
 
 def work(model: str = "7B", *, method: Method = Method.FULL, **knobs: Any) -> OperationCounts:
     question, chosen = workload(model, method=method), strategy(**knobs)
-    share = ShardModel(question.model).of(chosen, 1)[0]
+    shard = ShardModel(question.model).of(chosen, 1)[0]
     adapters = question.num_trainable_parameters(chosen.lora_rank) if chosen.lora_rank else 0
-    return micro_step_counts(question, hardware(), chosen, share, adapters)
+    return micro_step_counts(question, hardware(), chosen, shard, adapters)
 
 
 def link_s(*, num_devices: int = 4, **knobs: Any) -> float:
     """Communication of one micro-step and of a step."""
     question, machine, chosen = workload(), hardware(num_devices=num_devices), strategy(**knobs)
     states = StatesModel(question, machine)
-    links, share = CommunicationModel(question, machine, states), states.shares(chosen)[0]
-    return links.micro_step_s(chosen, share) + links.step_s(chosen, share)
+    links, shard = CommunicationModel(question, machine, states), states.shards(chosen)[0]
+    return links.micro_step_s(chosen, shard) + links.step_s(chosen, shard)
 
 
 LORA = {"lora_rank": 16}
@@ -278,8 +278,8 @@ class TestLinks:
         seconds = []
         for machine in (near, replace(near, num_nodes=2), replace(near, num_nodes=16)):
             states = StatesModel(question, machine)
-            links, share = CommunicationModel(question, machine, states), states.shares(chosen)[0]
-            seconds.append(links.micro_step_s(chosen, share))
+            links, shard = CommunicationModel(question, machine, states), states.shards(chosen)[0]
+            seconds.append(links.micro_step_s(chosen, shard))
 
         # Eight ports side by side, then one.
         assert seconds == sorted(seconds)
@@ -291,7 +291,7 @@ class TestLinks:
         chosen = strategy(zero_stage=0, tensor_parallel_size=8)
         near_s, far_s = (
             CommunicationModel(question, machine, states).micro_step_s(
-                chosen, states.shares(chosen)[0]
+                chosen, states.shards(chosen)[0]
             )
             for machine in (near, replace(near, num_nodes=2))
             for states in [StatesModel(question, machine)]
@@ -433,8 +433,8 @@ class TestFusedLoss:
         narrow = work(fused_kernels=True)
         shape = replace(load_model_shape("7B"), vocab_size=256_000)
         wide = replace(workload(), model=shape)
-        share = ShardModel(shape).of(strategy(fused_kernels=True), 1)[0]
-        of_wide = micro_step_counts(wide, hardware(), strategy(fused_kernels=True), share, 0)
+        shard = ShardModel(shape).of(strategy(fused_kernels=True), 1)[0]
+        of_wide = micro_step_counts(wide, hardware(), strategy(fused_kernels=True), shard, 0)
 
         assert narrow.loss_pieces == 8
         assert of_wide.loss_pieces == 63

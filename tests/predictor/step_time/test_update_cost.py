@@ -47,8 +47,8 @@ def workload(model: str = "1.1B") -> Workload:
 def optimizer_s(kind: str, strategy: Strategy, model: str = "1.1B") -> float:
     machine = hardware(kind)
     states = StatesModel(workload(model), machine)
-    share = states.shares(strategy)[0]
-    return OptimizerStepModel(workload(model), machine, states).optimizer_s(strategy, share)
+    shard = states.shards(strategy)[0]
+    return OptimizerStepModel(workload(model), machine, states).optimizer_s(strategy, shard)
 
 
 @pytest.mark.parametrize(
