@@ -26,4 +26,4 @@ def test_a_search_predicts_its_space_once(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("autotune.samplers.predicted._MOST_ROWS", 10)
     ran = autotune_here(*SEARCH, folder=tmp_path)
     assert sizes.count(max(sizes)) == 1
-    assert ran.stderr.startswith(f"ranking {max(sizes)} strategies")
+    assert ran.stderr.startswith(f"Ranking {max(sizes):,} strategies")
