@@ -39,8 +39,8 @@ class TokenBytes:
     loss: int
     """Alive only around the loss: logits and what is computed from them."""
     host_layer: int
-    """Of one layer, moved to the host until backward; the checkpointed input of a layer is not
-    among it."""
+    """Bytes of one layer that are moved to the host until backward; the checkpointed input of a
+    layer is not among it."""
 
 
 def token_bytes(
@@ -51,7 +51,7 @@ def token_bytes(
     seq_len: int,
     is_cpu: bool = False,
 ) -> TokenBytes:
-    """What one token holds.
+    """The bytes that one token holds, by part.
 
     Tensor parallelism divides heads and the MLP's width, and the logits of a head that shares the
     embedding's weights (`module_inject/auto_tp.py`; other heads gather them). Under sequence
@@ -130,7 +130,7 @@ class _TokenCount:
         )
 
     def _attention(self) -> int:
-        """Of attention, from its input on.
+        """Bytes that attention saves, from its input on.
 
         With flash attention query, key, value, output and the log-sum-exp: Dao et al.,
         FlashAttention (arXiv 2205.14135), algorithm 1. The output projection's input is the output
@@ -152,7 +152,7 @@ class _TokenCount:
         return outside + inside // self._tensor
 
     def _mlp(self) -> int:
-        """Of the MLP, from its input on.
+        """Bytes that the MLP saves, from its input on.
 
         What the activation function and the gate save, and the input of the last linear layer.
         SwiGLU: gate, its activation and up; Liger computes the activation again. ReLU saves its
@@ -184,7 +184,7 @@ class _TokenCount:
         return inside + e.residual * shape.hidden_size + whole
 
     def _attention_backward(self) -> int:
-        """Where there are scores: two gradients of theirs in fp32.
+        """Bytes of the scores' two gradients in fp32; 0 where there are no scores.
 
         A copy of the scores in 16 bit is gone by then.
         """

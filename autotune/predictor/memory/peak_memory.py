@@ -14,21 +14,22 @@ __all__ = ["PeakMemory"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeakMemory:
-    """Of the worst rank, as the allocator holds it."""
+    """Peak memory of the worst rank, as the allocator holds it."""
 
     expected_bytes: int
     allocated_bytes: int
-    """Of live tensors: what is expected without the allocator's slack."""
+    """Bytes of live tensors: what is expected without the allocator's slack."""
     lower_bytes: int
     upper_bytes: int
     managed_bytes: int
-    """Of managed memory, which the device holds and the allocator does not know of."""
+    """Bytes of managed memory, which the device holds and the allocator does not know of."""
     moments: dict[str, dict[str, int]]
     """What each moment of a step holds, by part."""
     slack: str
     """What is expected beside live tensors, in a word."""
     init_beside_bytes: int = 0
-    """Reserved beside them at initialisation, by what cannot use room that was given back."""
+    """Bytes reserved beside live tensors at initialisation, by what cannot use room that was given
+    back."""
 
     @property
     def moment(self) -> str:

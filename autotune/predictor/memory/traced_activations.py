@@ -128,7 +128,7 @@ class _Layer:
         if "mlp" in held:
             held["mlp"] /= strategy.mlp_tiles
         self.recomputed = max(held.values(), default=0.0)
-        """Of the part that backward computes again, the larger where both are."""
+        """Bytes of the part that backward computes again; the larger where both parts are."""
         self.beyond = self._beyond(gap - inputs, own)
         """What backward holds at its widest on top of what is kept."""
 
@@ -163,7 +163,7 @@ class _Layer:
         return max(*peaks.values(), forward)
 
     def _peak(self, part: str) -> float:
-        """Of gradients and what goes with them; inside attention and MLP divided over ranks."""
+        """Peak of backward in one part; within attention and MLP it is divided over ranks."""
         layer = self._profiles[self._size[part]]
         peak = layer.backward_peaks[part]
         if self._is_lean and part == "mlp":

@@ -25,7 +25,7 @@ _SMALL_PAGE_BYTES = 2 * 2**20
 
 
 class _Device:
-    """What the segments of all streams share."""
+    """The state of a device, common to the segments of all streams."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
@@ -57,12 +57,12 @@ class Allocator:
         self._free_blocks: list[tuple[int, int]] = []
         """Size and address, ascending; none of them at the end."""
         self._size_at: dict[int, int] = {}
-        """Of free blocks, by where they start."""
+        """Size of each free block, by its start."""
         self._start_of: dict[int, int] = {}
-        """Of free blocks, by where they end."""
+        """Start of each free block, by its end."""
         self._live: dict[int, int] = {}
         self._part_of: dict[int, str] = {}
-        """Of live blocks, what they are for."""
+        """Purpose of each live block, by its address."""
         self._put_aside: set[int] = set()
         self._holes: dict[int, int] = {}
         """Size of what was given back, by where it starts."""
@@ -72,12 +72,12 @@ class Allocator:
 
     @property
     def peak_allocated_bytes(self) -> int:
-        """Of live blocks together, at most so far."""
+        """Peak so far of the bytes of live blocks together."""
         return self._device.peak_allocated
 
     @property
     def peak_reserved_bytes(self) -> int:
-        """What was mapped, at most so far."""
+        """Peak so far of the mapped bytes."""
         small = sum(
             -(-segment._peak_small // _SMALL_PAGE_BYTES) * _SMALL_PAGE_BYTES
             for segment in self._device.segments

@@ -29,17 +29,17 @@ class Described:
     checkpoint_interval: int
     """Layers that keep but the input of the first of them, and are computed again; 0 for none."""
     head_gradient_bytes: int
-    """Of the output projection's, where the loss makes it; else 0."""
+    """Bytes of the output projection's gradient, where the loss makes it; else 0."""
 
     def kept_bytes(self, layer: int) -> int:
-        """Of one layer, from forward until its backward."""
+        """Bytes that one layer keeps from forward until its backward."""
         if not self.checkpoint_interval:
             return self.num_tokens * self.token.layer
         is_first = layer % self.checkpoint_interval == 0
         return self.num_tokens * self.token.layer_input * is_first
 
     def again_bytes(self, layer: int) -> int:
-        """Computed again when backward comes to a layer, and held until it is through with it."""
+        """Bytes computed again when backward comes to a layer, and held until its end."""
         span = min(self.checkpoint_interval, self.num_layers)
         is_last = layer == self.num_layers - 1 or (layer + 1) % max(span, 1) == 0
         return self.num_tokens * self.token.layer * span * is_last if span else 0
