@@ -19,7 +19,8 @@ from autotune.space.strategy import Strategy
 __all__ = ["TokenBytes", "experts_per_token", "token_bytes"]
 
 _LOSS_BYTES_PER_LOGIT = 12
-"""Cross-entropy in fp32, in backward: log-probabilities, their gradient, that of the logits."""
+"""Bytes of cross-entropy in fp32, in backward: log-probabilities, their gradient, that of the
+logits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,13 +32,14 @@ class TokenBytes:
     layer: int
     """All that one decoder layer saves for backward."""
     recomputed: int
-    """What backward computes again of a part of one layer, and holds while it is at that part."""
+    """Bytes that backward recomputes in a part of one layer, and holds until it leaves that
+    part."""
     layer_backward: int
-    """Alive in one layer's backward at its widest, beyond what layers and head have kept."""
+    """Bytes alive in one layer's backward at its widest, beyond what layers and head have kept."""
     head: int
-    """Saved by the final norm and the output projection, and what all layers shard."""
+    """Bytes of the final norm and output projection, and of tensors common to all layers."""
     loss: int
-    """Alive only around the loss: logits and what is computed from them."""
+    """Bytes alive only around the loss: logits and what is computed from them."""
     host_layer: int
     """Bytes of one layer that are moved to the host until backward; the checkpointed input of a
     layer is not among it."""
@@ -236,7 +238,7 @@ class _Targets:
 
 
 def _norm_bytes(shape: ModelShape, e: GroupBytes, is_lean: bool, *, is_trained: bool) -> int:
-    """What one norm saves.
+    """Bytes that one norm saves for backward.
 
     LayerNorm and Liger's RMSNorm save their input. The RMSNorm of transformers saves the input in
     fp32, and for the gradient of its weight the normalized input.

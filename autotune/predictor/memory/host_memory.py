@@ -25,8 +25,8 @@ _GIB = 2**30
 
 _PROCESS_BYTES = int(0.65 * _GIB)
 _PROCESS_UPPER_BYTES = 3 * _GIB
-"""What a rank holds beside tensors once it has worked with a GPU: 0.60 to 0.70 GiB in eight trials
-on one H100. At most as much as that and a Python process of its own."""
+"""Bytes that a rank holds beside tensors once it has worked with a GPU: 0.60 to 0.70 GiB in eight
+trials on one H100. At most as much as that and a Python process of its own."""
 
 _UNCERTAINTY = 0.05
 """Uncertainty of the offloaded bytes, upwards, as a fraction of them."""
@@ -47,7 +47,7 @@ class HostMemory:
     lower: int
     upper: int
     save: int
-    """What `save_checkpoint` adds for a moment."""
+    """Bytes that `save_checkpoint` adds for a moment."""
 
 
 def host_memory(
@@ -59,7 +59,7 @@ def host_memory(
     accumulation: int,
     activations: int,
 ) -> HostMemory:
-    """What a strategy takes of each host.
+    """Host memory of a strategy on each host.
 
     Args:
         workload: what is trained.
@@ -90,7 +90,7 @@ def host_memory(
 def saved_bytes(
     workload: Workload, strategy: Strategy, num_ranks: int, num_nodes: int
 ) -> tuple[float, float]:
-    """What saving adds on the host of rank 0: by `save_checkpoint`, and of whole 16-bit weights.
+    """Bytes saving adds on rank 0's host: `save_checkpoint`'s, and whole 16-bit weights.
 
     `torch.save` copies what is on a device to the host one storage at a time, and writes what is
     on the host from where it lies; all ranks do so at once. Whole weights are gathered by rank 0

@@ -99,7 +99,7 @@ class HeldBytes:
     backward: int
     end_of_backward: int
     first_loss: int
-    """In the loss of the very first step, where it differs; else 0."""
+    """Bytes in the loss of the very first step, where they differ; else 0."""
     has_early_gradient: bool
     """Whether the output projection has a gradient at the loss already."""
     fragmented_fraction: float
@@ -151,7 +151,7 @@ class MemoryModel:
         return tokens_of_rank(strategy, self._workload.seq_len)
 
     def host_bytes(self, ask: Ask, shards: Any) -> int:
-        """What is moved to the host's memory of the activations, of all ranks together.
+        """Bytes of activations that are moved to the host, of all ranks together.
 
         Args:
             ask: about one strategy, or about a table of them.
@@ -231,7 +231,7 @@ class MemoryModel:
         )
 
     def _moments(self, states: States, held: HeldBytes, tokens: int) -> dict[str, dict[str, int]]:
-        """What each moment holds.
+        """Bytes of each part at each moment of a step.
 
         For a whole model, bf16, an fp32 master and AdamW on one rank, the optimizer step comes to
         22 bytes a parameter with ZeRO-1, 12 with master and states in bf16: as measured.
@@ -300,7 +300,7 @@ class MemoryModel:
         }
 
     def _held(self, strategy: Strategy, shard: RankShard) -> HeldBytes:
-        """What one token holds on a rank of one stage.
+        """Bytes that one token holds on a rank of one stage.
 
         `techniques/checkpointing.py` keeps every layer's input in the very first forward.
         """

@@ -24,9 +24,9 @@ class PeakMemory:
     managed_bytes: int
     """Bytes of managed memory, which the device holds and the allocator does not know of."""
     moments: dict[str, dict[str, int]]
-    """What each moment of a step holds, by part."""
+    """Bytes that each moment of a step holds, by part."""
     slack: str
-    """What is expected beside live tensors, in a word."""
+    """Name of the part that is expected beside live tensors."""
     init_beside_bytes: int = 0
     """Bytes reserved beside live tensors at initialisation, by what cannot use room that was given
     back."""
@@ -55,6 +55,6 @@ class PeakMemory:
 
     @property
     def breakdown_bytes(self) -> dict[str, int]:
-        """What the peak is made of; sums up to `expected_bytes`."""
+        """Bytes of each part of the peak; they sum up to `expected_bytes`."""
         parts = {part: size for part, size in self.moments[self.moment].items() if size}
         return parts | {self.slack: self.expected_bytes - sum(parts.values())}

@@ -45,7 +45,7 @@ class Parameters:
     total: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Add them up, once."""
+        """Compute the total once."""
         total = self.attention + self.mlp + self.other + self.embedding + self.lm_head
         object.__setattr__(self, "total", total)
 

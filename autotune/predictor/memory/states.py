@@ -87,7 +87,7 @@ class States:
     offload_buffers: int
     """Staging for what moves between device and host."""
     accumulated_gradients: int
-    """Held from one micro-step to the next, and so on top of the activations."""
+    """Gradients held from one micro-step to the next, and so on top of the activations."""
     buckets: int
     """Reduction buckets; from the first gradient of a micro-step on."""
     buckets_in_forward: int
@@ -102,7 +102,7 @@ class States:
     gathered_weights: int
     """ZeRO-3's full weights of the layers at work, at most."""
     beside_at_most: int
-    """What may come beside all that is counted, for the upper bound. ZeRO-3: the limit holds back
+    """Bytes beside all that is counted, for the upper bound. ZeRO-3: the limit holds back
     weights that are read ahead alone, and several on their way are copied out of one buffer.
     Stages 1 and 2: gradients for several ranks in a flat copy
     (`allreduce_bucket`)."""
@@ -121,7 +121,7 @@ class States:
     init_weights: int
     """Weights while the engine is built."""
     init_buffers: int
-    """Copies made while the engine is built, on top of them."""
+    """Copies made while the engine is built, on top of the weights."""
     init_beside: int
     """One more copy while the engine is built, after weights were given back, in whose place it
     has no room."""
@@ -266,7 +266,7 @@ class StatesModel:
     def _weights(
         self, strategy: Strategy, shard: RankShard, trained: Trained, sizes: GroupBytes
     ) -> float:
-        """All weights of a shard, adapters among them."""
+        """Bytes of all weights of a shard, including adapters."""
         held: float = weight_bytes(shard, sizes)
         if strategy.lora_rank:
             held += sizes.residual * trained.num
@@ -277,7 +277,7 @@ class StatesModel:
         return held
 
     def _staged_states(self, strategy: Strategy, shard: RankShard, trained: Trained) -> int:
-        """Bytes of Muon's next momentum: stages 1 and 2 copy it (`_muon_staging_momentum`)."""
+        """Bytes of Muon's next momentum: stages 1 and 2 keep a copy (`_muon_staging_momentum`)."""
         if strategy.optimizer is not Optimizer.MUON or strategy.zero_stage not in (1, 2):
             return 0
         num = trained.num if strategy.lora_rank else shard.parameters.linears
@@ -357,7 +357,7 @@ class StatesModel:
     def _init_buffers(
         self, strategy: Strategy, trained: Trained, weights: float, states: float
     ) -> float:
-        """What building the engine needs beside the weights.
+        """Bytes that building the engine needs beside the weights.
 
         Stages 1 and 2 flatten all weights into a copy, by way of the host where the device has no
         room for it, then clone their partition on its way to the master; wherever the optimizer
@@ -388,7 +388,7 @@ class StatesModel:
 
 
 def has_bf16_optimizer(strategy: Strategy) -> bool:
-    """Whether `BF16_Optimizer` trains it: a pipeline in bf16 without ZeRO."""
+    """Whether `BF16_Optimizer` trains a strategy: a pipeline in bf16 without ZeRO."""
     return strategy.is_bf16_pipeline and strategy.zero_stage == 0
 
 

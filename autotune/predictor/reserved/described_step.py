@@ -21,7 +21,7 @@ _Told = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Described:
-    """What a micro-batch holds."""
+    """Activations that a micro-batch is described to hold."""
 
     token: TokenBytes
     num_tokens: int
@@ -91,7 +91,7 @@ class _Weaver:
         yield from (*self._head, loss, _freed(loss))
 
     def backward(self, events: list[_Told]) -> Iterator[_Told]:
-        """Layers give it back as gradients become whole, the last first."""
+        """Layers free their blocks as gradients become whole, the last layer first."""
         num_ready = sum(kind == Event.READY for kind, _, _ in events)
         num_layers, seen = self._what.num_layers, 0
         again, at = self._begin(num_layers - 1)
@@ -112,7 +112,7 @@ class _Weaver:
         yield self._kept[layer]
 
     def _begin(self, layer: int) -> tuple[list[_Told], int]:
-        """What a layer's backward needs more than what it has kept."""
+        """Blocks that a layer's backward needs beside those it has kept."""
         what = self._what
         again = what.again_bytes(layer)
         events = []

@@ -30,7 +30,7 @@ class _Gathering:
     """Several weights on their way in one flat buffer, out of which each is copied."""
 
     buffer: int | None
-    """None for a single weight, whose buffer is its own."""
+    """Address of the flat buffer; None for a single weight, whose buffer is its own."""
     weights: Sequence[int]
     num_waiting: int
     """Number of the weights whose modules have not asked for them yet."""

@@ -95,7 +95,7 @@ class ReservedPeak:
     moment: str
     """Moment at which the most was reserved for the first time."""
     parts: tuple[tuple[str, int], ...]
-    """What is live then, by what it is for; without blocks of up to 1 MiB."""
+    """Bytes live at that moment, by purpose; without blocks of up to 1 MiB."""
     is_described: bool = False
     """Whether activations are counted, since their kernels are not installed here."""
 
@@ -161,7 +161,7 @@ class ReservedModel:
         self._peaks: dict[tuple[Recipe, int, EnginePlan], ReservedPeak] = {}
 
     def recipe(self, strategy: Strategy) -> Recipe | None:
-        """By what a strategy's script is found; None where its allocations are not known."""
+        """The recipe of a strategy's script; None where its allocations are not known."""
         if not self._is_known(strategy):
             return None
         workload = self._workload
@@ -185,7 +185,7 @@ class ReservedModel:
         )
 
     def peak(self, strategy: Strategy) -> ReservedPeak | None:
-        """The reserved peak; None where it cannot be told."""
+        """The reserved peak of a strategy; None where it cannot be simulated."""
         recipe = self.recipe(strategy)
         if recipe is None:
             return None

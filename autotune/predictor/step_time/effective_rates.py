@@ -76,7 +76,7 @@ layer at micro-batch 4, which take 4.4 ms on the host of one H100 and 1.39 ms on
 core."""
 
 _MEASURED_LAUNCH_S = 14.4e-6
-"""What `autotune doctor` measures of a kernel on a host for which `_LAUNCH_S` holds: the driver's
+"""Launch time that `autotune doctor` measures on a host for which `_LAUNCH_S` holds: the driver's
 part does not grow with the size of a layer. Of two H200, one host, on which trials that wait for
 it took as long as `_LAUNCH_S` says."""
 

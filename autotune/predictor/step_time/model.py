@@ -151,7 +151,7 @@ class TimeModel:
         )
 
     def activities_s(self, strategy: Strategy, parts: StepParts) -> dict[str, float]:
-        """What the seconds of one optimizer step are spent on; they sum up to `parts.total_s`.
+        """Seconds of one optimizer step by activity; they sum up to `parts.total_s`.
 
         Where the host is too slow to keep the device at work, forward and backward last as long as
         it takes. Filling and draining a pipeline is a part of its own.
@@ -258,7 +258,7 @@ class TimeModel:
         return tokens * products_s, moved_s
 
     def _pieces_s(self, tokens: int, work: OperationCounts) -> float:
-        """What a fused loss takes longer than its products, where its pieces are small.
+        """Additional seconds of a fused loss over its products, where its pieces are small.
 
         A piece has the power of two of tokens at or above an even share of them: of few, reading
         the head's weights takes longer than multiplying by them.

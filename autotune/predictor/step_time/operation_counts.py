@@ -103,7 +103,7 @@ class Repeats:
 
 
 def repeats(strategy: Strategy) -> Repeats:
-    """What checkpoints and tiles repeat; a tile within a checkpointed layer runs three times."""
+    """How often each part is repeated; a tile within a checkpointed layer runs three times."""
     is_on, scope = strategy.checkpoint_interval > 0, strategy.checkpoint_scope
     whole = int(is_on and scope is CheckpointScope.LAYER)
     return Repeats(
@@ -244,7 +244,7 @@ class _WorkCount:
         return 2 * (2 + self._repeats.attention) * copied * self._sizes.attention
 
     def _weight_traffic(self) -> float:
-        """Each pass reads the weights; of those that are trained, gradients are gathered."""
+        """Bytes of weights that each pass reads, and of gradients of the trained ones."""
         times, size = self._repeats, self._sizes.residual
         parameters = self._shard.parameters
         if self._workload.method is Method.QLORA:

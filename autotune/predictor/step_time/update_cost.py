@@ -21,7 +21,7 @@ class UpdateCost:
 
     moved_bytes: float
     instructions: float
-    """0 where memory surely takes longer."""
+    """Instructions of a thread; 0 where memory surely takes longer."""
     paged_bytes: float
     """Bytes in managed memory, each page of which is asked for before."""
 
