@@ -19,7 +19,8 @@ from autotune.space.strategy import Strategy
 __all__ = ["TokenBytes", "experts_per_token", "token_bytes"]
 
 _LOSS_BYTES_PER_LOGIT = 12
-"""Cross-entropy in fp32, in backward: log-probabilities, their gradient, that of the logits."""
+"""Bytes of cross-entropy in fp32, in backward: log-probabilities, their gradient, that of the
+logits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,16 +32,17 @@ class TokenBytes:
     layer: int
     """All that one decoder layer saves for backward."""
     recomputed: int
-    """What backward computes again of a part of one layer, and holds while it is at that part."""
+    """Bytes that backward recomputes in a part of one layer, and holds until it leaves that
+    part."""
     layer_backward: int
-    """Alive in one layer's backward at its widest, beyond what layers and head have kept."""
+    """Bytes alive in one layer's backward at its widest, beyond what layers and head have kept."""
     head: int
-    """Saved by the final norm and the output projection, and what all layers shard."""
+    """Bytes of the final norm and output projection, and of tensors common to all layers."""
     loss: int
-    """Alive only around the loss: logits and what is computed from them."""
+    """Bytes alive only around the loss: logits and what is computed from them."""
     host_layer: int
-    """Of one layer, moved to the host until backward; the checkpointed input of a layer is not
-    among it."""
+    """Bytes of one layer that are moved to the host until backward; the checkpointed input of a
+    layer is not among it."""
 
 
 def token_bytes(
@@ -51,7 +53,7 @@ def token_bytes(
     seq_len: int,
     is_cpu: bool = False,
 ) -> TokenBytes:
-    """What one token holds.
+    """The bytes that one token holds, by part.
 
     Tensor parallelism divides heads and the MLP's width, and the logits of a head that shares the
     embedding's weights (`module_inject/auto_tp.py`; other heads gather them). Under sequence
@@ -130,7 +132,7 @@ class _TokenCount:
         )
 
     def _attention(self) -> int:
-        """Of attention, from its input on.
+        """Bytes that attention saves, from its input on.
 
         With flash attention query, key, value, output and the log-sum-exp: Dao et al.,
         FlashAttention (arXiv 2205.14135), algorithm 1. The output projection's input is the output
@@ -152,7 +154,7 @@ class _TokenCount:
         return outside + inside // self._tensor
 
     def _mlp(self) -> int:
-        """Of the MLP, from its input on.
+        """Bytes that the MLP saves, from its input on.
 
         What the activation function and the gate save, and the input of the last linear layer.
         SwiGLU: gate, its activation and up; Liger computes the activation again. ReLU saves its
@@ -184,7 +186,7 @@ class _TokenCount:
         return inside + e.residual * shape.hidden_size + whole
 
     def _attention_backward(self) -> int:
-        """Where there are scores: two gradients of theirs in fp32.
+        """Bytes of the scores' two gradients in fp32; 0 where there are no scores.
 
         A copy of the scores in 16 bit is gone by then.
         """
@@ -236,7 +238,7 @@ class _Targets:
 
 
 def _norm_bytes(shape: ModelShape, e: GroupBytes, is_lean: bool, *, is_trained: bool) -> int:
-    """What one norm saves.
+    """Bytes that one norm saves for backward.
 
     LayerNorm and Liger's RMSNorm save their input. The RMSNorm of transformers saves the input in
     fp32, and for the gradient of its weight the normalized input.

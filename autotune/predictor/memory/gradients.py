@@ -26,11 +26,11 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """What the optimizer sees of one rank's shard, and in how many bytes."""
+    """The trained parameters of one rank's shard, and in how many bytes."""
 
     num: int
     owned: float
-    """After ZeRO has divided it."""
+    """Parameters of this rank after ZeRO has divided them."""
     gradient: float
     """Bytes of a gradient, as of the weight; of several precisions their mean."""
     master: float
@@ -39,7 +39,7 @@ class Trained:
     """Whether gradients are converted to the master's precision."""
     is_offloaded: bool
     device_fraction: float
-    """The part of states and master weights that is on the device."""
+    """The fraction of states and master weights that is on the device."""
 
 
 def bucket(strategy: Strategy, trained: Trained, sizes: GroupBytes) -> int:

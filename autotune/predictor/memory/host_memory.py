@@ -25,19 +25,20 @@ _GIB = 2**30
 
 _PROCESS_BYTES = int(0.65 * _GIB)
 _PROCESS_UPPER_BYTES = 3 * _GIB
-"""What a rank holds beside tensors once it has worked with a GPU: 0.60 to 0.70 GiB in eight trials
-on one H100. At most as much as that and a Python process of its own."""
+"""Bytes that a rank holds beside tensors once it has worked with a GPU: 0.60 to 0.70 GiB in eight
+trials on one H100. At most as much as that and a Python process of its own."""
 
 _UNCERTAINTY = 0.05
-"""Of what is expected to be offloaded, upwards."""
+"""Uncertainty of the offloaded bytes, upwards, as a fraction of them."""
 
 _UNCERTAINTY_ON_DISK = 0.5
-"""The same where a part of it is on disk: its buffers on the host were never measured."""
+"""Uncertainty of the offloaded bytes where a part is on disk: the buffers on the host were never
+measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HostMemory:
-    """Of all ranks of one host together, in bytes; all 0 where nothing is offloaded but the save.
+    """Host memory of all ranks of one host, in bytes; 0 where nothing is offloaded but the save.
 
     In training it is expected between the bounds; the upper one allows for saving in any way.
     """
@@ -46,7 +47,7 @@ class HostMemory:
     lower: int
     upper: int
     save: int
-    """What `save_checkpoint` adds for a moment."""
+    """Bytes that `save_checkpoint` adds for a moment."""
 
 
 def host_memory(
@@ -58,7 +59,7 @@ def host_memory(
     accumulation: int,
     activations: int,
 ) -> HostMemory:
-    """What a strategy takes of each host.
+    """Host memory of a strategy on each host.
 
     Args:
         workload: what is trained.
@@ -89,7 +90,7 @@ def host_memory(
 def saved_bytes(
     workload: Workload, strategy: Strategy, num_ranks: int, num_nodes: int
 ) -> tuple[float, float]:
-    """What saving adds on the host of rank 0: by `save_checkpoint`, and of whole 16-bit weights.
+    """Bytes saving adds on rank 0's host: `save_checkpoint`'s, and whole 16-bit weights.
 
     `torch.save` copies what is on a device to the host one storage at a time, and writes what is
     on the host from where it lies; all ranks do so at once. Whole weights are gathered by rank 0
@@ -167,7 +168,7 @@ def offloaded_bytes(
 
 
 def _flat_states(workload: Workload, strategy: Strategy, part: float) -> float:
-    """Of one rank under ZeRO-1 and ZeRO-2, which make one flat tensor of its part.
+    """Bytes on the host of one rank under ZeRO-1 or ZeRO-2, which make its part one flat tensor.
 
     Pinned: master weights, their gradients, the weights on their way back, and the largest
     weight's gradient. Not pinned: both moments.
@@ -182,7 +183,7 @@ def _flat_states(workload: Workload, strategy: Strategy, part: float) -> float:
 def _states_in_sub_groups(
     workload: Workload, strategy: Strategy, num_ranks: int, part: float
 ) -> float:
-    """Of one rank under ZeRO-3.
+    """Bytes on the host of one rank under ZeRO-3.
 
     Pinned: gradients, sub-group by sub-group for the step and in one piece of the weights' dtype
     for accumulation. Not pinned: master weights and both moments. A ratio is of sub-groups, of
@@ -231,12 +232,12 @@ def _weights_in_order(model: ModelShape) -> Iterator[int]:
 
 @lru_cache
 def _pinned_one_by_one(model: ModelShape, weight_bytes: int, num_ranks: int) -> float:
-    """Of one rank: its part of each weight that is no vector, pinned by itself."""
+    """Bytes of one rank: its part of each weight matrix, pinned by itself."""
     return sum(_pinned(weight_bytes * num / num_ranks) for num in _weights_in_order(model))
 
 
 def _accumulated_gradients(workload: Workload, strategy: Strategy, trained: int) -> float:
-    """Of all ranks under ZeRO-2: one pinned tensor a weight, between micro-steps.
+    """Bytes of all ranks under ZeRO-2: one pinned tensor a weight, between micro-steps.
 
     ZeRO-1 accumulates on the device, masters in bf16 in their own gradients.
     """

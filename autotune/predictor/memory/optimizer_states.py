@@ -66,7 +66,7 @@ def _muon(strategy: Strategy, shard: RankShard, num_trained: int, moment: int) -
 
 
 def _8bit_moment(strategy: Strategy, shard: RankShard, num_trained: int) -> float:
-    """Embeddings keep theirs in fp32, wherever the optimizer sees which parameter is which.
+    """Bytes of one 8-bit moment; embeddings keep fp32 where the optimizer can tell parameters.
 
     Dettmers et al., 8-bit Optimizers (arXiv 2110.02861), section 2.3; `techniques/optimizers.py`.
     """

@@ -47,10 +47,11 @@ _LEAST_FRACTIONS: Mapping[str, float] = {
     "gathered weights": 0.0,
     "flattened weights": 0.0,
 }
-"""The part of each that is sure to be there: arithmetic is sure, a layer's unusual code is not."""
+"""The fraction of each part that is sure to be there: arithmetic is sure, a layer's unusual code
+is not."""
 
 _UNCERTAIN_FRACTION = 0.75
-"""Of activations that were counted for another architecture than the model's.
+"""Uncertainty of activations that were counted for another architecture than the model's.
 
 Measured: of ten architectures on one H100 GPT-2 was missed by most, 0.7 of what was counted."""
 
@@ -66,7 +67,7 @@ at large batches, about 1 where the optimizer step is the peak) and 0.06 with it
 """
 
 _WORKSPACE_BYTES = 64 * _MIB
-"""Of cuBLAS, for the threads of forward and of backward, from PyTorch's allocator.
+"""Workspace of cuBLAS, for the threads of forward and of backward, from PyTorch's allocator.
 
 Hopper's default (`ATen/cuda/CublasHandlePool.cpp`), seen in allocation histories of an H100; of
 older GPUs 8 MiB each.
@@ -77,7 +78,7 @@ _ALLOCATOR_BYTES = 192 * _MIB
 
 _BUCKETS_BEHIND = 2
 _MOST_BUCKETS_BEHIND = 3
-"""Of ZeRO-3's gradients, how many the device is behind the host in backward: as the simulation
+"""Buckets of ZeRO-3's gradients that the device is behind the host in backward: as the simulation
 takes it, and at most: the host waits for the third (`stage3.py`, `max_param_reduce_events`)."""
 
 _PROCESS_BYTES = 100 * _MIB
@@ -90,23 +91,23 @@ Measured: 70 to 160 MiB, four trials of two ranks with the presets tiny and 125M
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldBytes:
-    """Of one token's activations on one rank: what each moment holds, and what comes with it."""
+    """Bytes of one token's activations on one rank at each moment, and what comes with it."""
 
     loss: int
     logits: int
-    """Around the loss alone."""
+    """Bytes around the loss alone."""
     backward: int
     end_of_backward: int
     first_loss: int
-    """In the loss of the very first step, where it differs; else 0."""
+    """Bytes in the loss of the very first step, where they differ; else 0."""
     has_early_gradient: bool
     """Whether the output projection has a gradient at the loss already."""
     fragmented_fraction: float
     """Part of what other moments need apart that the allocator cannot use again."""
     gathered_to_save: int
-    """Not of a token: a whole weight at a time, while a checkpoint is saved."""
+    """Bytes of a rank, not of a token: a whole weight at a time, while a checkpoint is saved."""
     uncertain_fraction: float
-    """Part by which they may be wrong, beyond what all predictions may."""
+    """Additional uncertainty of activations, as a fraction of them."""
 
 
 class MemoryModel:
@@ -129,11 +130,11 @@ class MemoryModel:
         self._num_ranks = hardware.num_devices
         self._is_cpu = hardware.device_type is DeviceType.CPU
         self.states = StatesModel(workload, hardware)
-        """Shared with who else asks for them: they keep what they have counted."""
+        """The model of states, which other models use as well: it caches its counts."""
         self.token_model = TokenModel(workload, is_cpu=self._is_cpu, traces=traces)
 
     def peak(self, strategy: Strategy) -> PeakMemory:
-        """The peak of the worst rank, and its doubt: a part stands for what no tensor can use."""
+        """The peak of the worst rank, its bounds, and the part that no tensor can use."""
         ask, is_accumulating = ask_about(strategy), self.states.accumulation(strategy) > 1
         shards = self.states.shards(strategy)
         peaks = (self.peak_of(ask, shard, is_accumulating) for shard in shards)
@@ -150,7 +151,7 @@ class MemoryModel:
         return tokens_of_rank(strategy, self._workload.seq_len)
 
     def host_bytes(self, ask: Ask, shards: Any) -> int:
-        """What is moved to the host's memory of the activations, of all ranks together.
+        """Bytes of activations that are moved to the host, of all ranks together.
 
         Args:
             ask: about one strategy, or about a table of them.
@@ -161,7 +162,7 @@ class MemoryModel:
         return num_bytes
 
     def _host_token_bytes(self, strategy: Strategy, shards: tuple[RankShard, ...]) -> int:
-        """Of one token, what is moved to the host on one rank of each stage."""
+        """Bytes of one token that are moved to the host, on one rank of each stage."""
         if self._is_cpu or strategy.offload_checkpoints is Offload.NONE:
             return 0
         token = self.token_model.of(strategy)
@@ -230,7 +231,7 @@ class MemoryModel:
         )
 
     def _moments(self, states: States, held: HeldBytes, tokens: int) -> dict[str, dict[str, int]]:
-        """What each moment holds.
+        """Bytes of each part at each moment of a step.
 
         For a whole model, bf16, an fp32 master and AdamW on one rank, the optimizer step comes to
         22 bytes a parameter with ZeRO-1, 12 with master and states in bf16: as measured.
@@ -299,7 +300,7 @@ class MemoryModel:
         }
 
     def _held(self, strategy: Strategy, shard: RankShard) -> HeldBytes:
-        """What one token holds on a rank of one stage.
+        """Bytes that one token holds on a rank of one stage.
 
         `techniques/checkpointing.py` keeps every layer's input in the very first forward.
         """

@@ -14,21 +14,22 @@ __all__ = ["PeakMemory"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeakMemory:
-    """Of the worst rank, as the allocator holds it."""
+    """Peak memory of the worst rank, as the allocator holds it."""
 
     expected_bytes: int
     allocated_bytes: int
-    """Of live tensors: what is expected without the allocator's slack."""
+    """Bytes of live tensors: what is expected without the allocator's slack."""
     lower_bytes: int
     upper_bytes: int
     managed_bytes: int
-    """Of managed memory, which the device holds and the allocator does not know of."""
+    """Bytes of managed memory, which the device holds and the allocator does not know of."""
     moments: dict[str, dict[str, int]]
-    """What each moment of a step holds, by part."""
+    """Bytes that each moment of a step holds, by part."""
     slack: str
-    """What is expected beside live tensors, in a word."""
+    """Name of the part that is expected beside live tensors."""
     init_beside_bytes: int = 0
-    """Reserved beside them at initialisation, by what cannot use room that was given back."""
+    """Bytes reserved beside live tensors at initialisation, by what cannot use room that was given
+    back."""
 
     @property
     def moment(self) -> str:
@@ -54,6 +55,6 @@ class PeakMemory:
 
     @property
     def breakdown_bytes(self) -> dict[str, int]:
-        """What the peak is made of; sums up to `expected_bytes`."""
+        """Bytes of each part of the peak; they sum up to `expected_bytes`."""
         parts = {part: size for part, size in self.moments[self.moment].items() if size}
         return parts | {self.slack: self.expected_bytes - sum(parts.values())}

@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 NORM_BYTES = 8
-"""ZeRO adds up squares in fp64 (`runtime/utils.py`, `get_norm_dtype`)."""
+"""Bytes of a square in a norm: ZeRO adds up squares in fp64 (`runtime/utils.py`,
+`get_norm_dtype`)."""
 
 FP32_BYTES = 4
 
@@ -42,15 +43,15 @@ _FP32_SLOWDOWN_WITHOUT_HBM = 2.0
 """On others fp32 is half as fast as 16 bit, and TF32 no faster: 82.6 of 165 on an RTX 4090."""
 
 _FP32_SLOWDOWN_CPU = 2.0
-"""Of a CPU with instructions for bf16. Measured on one core with AVX512-BF16: 161 GFLOP/s in bf16,
-80 in fp32."""
+"""Slowdown of fp32 on a CPU with instructions for bf16. Measured on one core with AVX512-BF16: 161
+GFLOP/s in bf16, 80 in fp32."""
 
 _EMULATED_SLOWDOWN = 30.0
-"""Of a CPU without instructions for a precision. Measured on one core kept to AVX2: 30 GFLOP/s in
-fp32, 0.6 to 1.3 in bf16."""
+"""Slowdown of a CPU without instructions for a precision. Measured on one core kept to AVX2: 30
+GFLOP/s in fp32, 0.6 to 1.3 in bf16."""
 
 _FP8_SLOWDOWN = 0.5
-"""989 to 1979 TFLOP/s on an H100."""
+"""Time of a matrix product in fp8, in that of one at 16 bit: 989 to 1979 TFLOP/s on an H100."""
 
 _HBM_BYTES_PER_S = 1.5e12
 """Above this bandwidth a GPU is of the kind that has HBM, and NVLink."""
@@ -58,10 +59,10 @@ _HBM_BYTES_PER_S = 1.5e12
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GroupBytes:
-    """Of one weight, gradient or activation of each group."""
+    """Bytes of one weight, gradient or activation of each group."""
 
     residual: int
-    """Between the modules of a layer, and for all that is in no group."""
+    """Bytes between the modules of a layer, and of all that is in no group."""
     embedding: int
     attention: int
     mlp: int
@@ -72,12 +73,12 @@ class GroupBytes:
 
 
 def element_bytes(strategy: Strategy) -> int:
-    """Of what is in no group of its own: the residual stream, adapters, what travels."""
+    """Bytes of one number in no group of its own: the residual stream, adapters, what travels."""
     return _BYTES[strategy.precision]
 
 
 def master_bytes(strategy: Strategy) -> int:
-    """Of one master weight, where there are any, and of a moment kept in its precision."""
+    """Bytes of one master weight, where there are any, and of a moment in its precision."""
     return 2 if strategy.master_weights is MasterWeights.BF16 else FP32_BYTES
 
 
@@ -97,7 +98,7 @@ _UNIFORM = {
 
 
 def group_bytes(strategy: Strategy) -> GroupBytes:
-    """Of each group of modules."""
+    """Bytes of one number in each group of modules."""
     if (
         strategy.mlp_precision is _SAME
         and strategy.attention_precision is _SAME

@@ -32,20 +32,20 @@ class Parameters:
 
     attention: int
     mlp: int
-    """Of all experts."""
+    """Parameters of the MLPs, with all experts."""
     other: int
     """Norms, biases, routers."""
     embedding: int
     lm_head: int
-    """0 where it shares the embedding's."""
+    """Parameters of the output projection; 0 where it shares the embedding's."""
     head: int
-    """Of the output projection, its own or shared; 0 where another stage has it."""
+    """Parameters of the output projection, its own or shared; 0 where another stage has it."""
     largest: int
-    """Of the largest single weight."""
+    """Parameters of the largest single weight."""
     total: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Add them up, once."""
+        """Compute the total once."""
         total = self.attention + self.mlp + self.other + self.embedding + self.lm_head
         object.__setattr__(self, "total", total)
 
@@ -57,7 +57,7 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RankShard:
-    """Of one stage of a pipeline, or of the whole model where there is none."""
+    """The part of a model that a rank holds: a stage of a pipeline, or the whole model."""
 
     num_layers: int
     has_head: bool

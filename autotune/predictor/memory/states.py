@@ -46,13 +46,15 @@ _LIVE_ELEMENTS = 1_000_000_000
 """ZeRO-3 keeps so many gathered parameters at most (`zero/config.py`, `max_live_parameters`)."""
 
 _PREFETCHED_ELEMENTS = 50_000_000
-"""Read ahead at once (`stage3_prefetch_bucket_size`), and at most one weight more."""
+"""Elements that ZeRO-3 reads ahead at once (`stage3_prefetch_bucket_size`), and at most one weight
+more."""
 
 _NORM_ELEMENTS = 250_000_000
-"""Whose squares are added up at once (`stage3.py`, `_constant_buffered_norm2`)."""
+"""Elements whose squares are added up at once (`stage3.py`, `_constant_buffered_norm2`)."""
 
 _NF4_BYTES = 0.516
-"""4 bit, with an absmax of 8 bit for 64 weights and one of fp32 for 256 of those.
+"""Bytes of a weight in 4 bit, with an absmax of 8 bit for 64 weights and one of fp32 for 256 of
+those.
 
 Dettmers et al., QLoRA (arXiv 2305.14314), section 3: double quantization.
 """
@@ -76,30 +78,31 @@ class States:
     master_weights: int
     optimizer_states: int
     paged_states: int
-    """The part of them in managed memory, which moves to the host where the device has no room."""
+    """The part of the optimizer states in managed memory, which moves to the host where the device
+    has no room."""
     staged_states: int
     """Muon's next momentum, beside the one that the optimizer has."""
     has_early_states: bool
-    """Whether they are there before the first step: stages 1 and 2 make them in it."""
+    """Whether optimizer states are there before the first step: stages 1 and 2 make them in it."""
     offload_buffers: int
     """Staging for what moves between device and host."""
     accumulated_gradients: int
-    """Held from one micro-step to the next, and so on top of the activations."""
+    """Gradients held from one micro-step to the next, and so on top of the activations."""
     buckets: int
     """Reduction buckets; from the first gradient of a micro-step on."""
     buckets_in_forward: int
-    """The part of them that is there in forward already."""
+    """The part of the buckets that is there in forward already."""
     received_gradients: int
-    """Of this rank's part, with room for all of it from the first bucket that travels in backward
-    on, on a stream of its own; 0 where none does."""
+    """Gradients of this rank's part, with room for all of it from the first bucket that travels in
+    backward on, on a stream of its own; 0 where none does."""
     final_gradients: int
     """All gradients that are held when backward ends."""
     first_gradient: int
-    """Of the output projection: the first and widest of backward."""
+    """Gradient of the output projection: the first and widest of backward."""
     gathered_weights: int
     """ZeRO-3's full weights of the layers at work, at most."""
     beside_at_most: int
-    """What may come beside all that is counted, for the upper bound. ZeRO-3: the limit holds back
+    """Bytes beside all that is counted, for the upper bound. ZeRO-3: the limit holds back
     weights that are read ahead alone, and several on their way are copied out of one buffer.
     Stages 1 and 2: gradients for several ranks in a flat copy
     (`allreduce_bucket`)."""
@@ -109,17 +112,19 @@ class States:
     step_buffers: int
     """Copies of gradients made for the optimizer step, the gradients included."""
     offload_copies: int
-    """Of the largest gradient on its way to the host: its part, and that in another precision."""
+    """Copies of the largest gradient on its way to the host: its part, and that in another
+    precision."""
     first_copies: int
-    """The same where they are there beside the gradient itself."""
+    """The offload copies where they are there beside the gradient itself."""
     buckets_in_step: int
     """The part of the buckets that is there in the optimizer step."""
     init_weights: int
     """Weights while the engine is built."""
     init_buffers: int
-    """Copies made while the engine is built, on top of them."""
+    """Copies made while the engine is built, on top of the weights."""
     init_beside: int
-    """One of them more, after weights were given back, in whose place it has no room."""
+    """One more copy while the engine is built, after weights were given back, in whose place it
+    has no room."""
 
 
 class StatesModel:
@@ -165,7 +170,7 @@ class StatesModel:
         return self.of_shard(strategy, shard, self.accumulation(strategy) > 1)
 
     def of_shard(self, strategy: Strategy, shard: RankShard, is_accumulating: bool) -> States:
-        """The same, for who knows already whether several micro-steps make a step.
+        """What one strategy holds on the ranks of one stage, in bytes.
 
         On the CPU offloading moves nothing: the host's memory is the device's.
         """
@@ -261,7 +266,7 @@ class StatesModel:
     def _weights(
         self, strategy: Strategy, shard: RankShard, trained: Trained, sizes: GroupBytes
     ) -> float:
-        """All weights of a shard, adapters among them."""
+        """Bytes of all weights of a shard, including adapters."""
         held: float = weight_bytes(shard, sizes)
         if strategy.lora_rank:
             held += sizes.residual * trained.num
@@ -272,7 +277,7 @@ class StatesModel:
         return held
 
     def _staged_states(self, strategy: Strategy, shard: RankShard, trained: Trained) -> int:
-        """Stages 1 and 2 write it into a copy, which stays (`_muon_staging_momentum`)."""
+        """Bytes of Muon's next momentum: stages 1 and 2 keep a copy (`_muon_staging_momentum`)."""
         if strategy.optimizer is not Optimizer.MUON or strategy.zero_stage not in (1, 2):
             return 0
         num = trained.num if strategy.lora_rank else shard.parameters.linears
@@ -352,7 +357,7 @@ class StatesModel:
     def _init_buffers(
         self, strategy: Strategy, trained: Trained, weights: float, states: float
     ) -> float:
-        """What building the engine needs beside the weights.
+        """Bytes that building the engine needs beside the weights.
 
         Stages 1 and 2 flatten all weights into a copy, by way of the host where the device has no
         room for it, then clone their partition on its way to the master; wherever the optimizer
@@ -383,12 +388,12 @@ class StatesModel:
 
 
 def has_bf16_optimizer(strategy: Strategy) -> bool:
-    """Whether `BF16_Optimizer` trains it: a pipeline in bf16 without ZeRO."""
+    """Whether `BF16_Optimizer` trains a strategy: a pipeline in bf16 without ZeRO."""
     return strategy.is_bf16_pipeline and strategy.zero_stage == 0
 
 
 def _master_bytes(strategy: Strategy) -> int:
-    """Of one master weight; 0 where the optimizer updates the weights themselves."""
+    """Bytes of one master weight; 0 where the optimizer updates the weights themselves."""
     if strategy.precision is Precision.FP32 and strategy.zero_stage == 0:
         return 0
     return master_bytes(strategy)

@@ -31,7 +31,7 @@ def traced_token_bytes(
     is_tied: bool,
     is_cpu: bool,
 ) -> TokenBytes:
-    """What one token holds on one rank.
+    """The bytes that one token holds on one rank.
 
     Layers of several kinds count with their mean where all are held, and with the greatest where
     one is at work.
@@ -80,7 +80,7 @@ def _loss(
     has_liger: bool,
     is_tied: bool,
 ) -> float:
-    """Around the loss; in tiles with the gradient of the whole input, which they are pieces of."""
+    """Bytes around the loss; in tiles they include the gradient of the whole input."""
     if has_liger:
         return profile.loss
     if strategy.fused_kernels:
@@ -123,17 +123,17 @@ class _Layer:
         gap = sum(own[part] for part in self._repeated)
         inputs = sum(self._input for part in self._repeated if not _has_input(saved, part))
         self.kept = whole - gap + inputs
-        """Until backward reaches the layer."""
+        """Bytes kept until backward reaches the layer."""
         held = {part: own[part] for part in self._repeated}
         if "mlp" in held:
             held["mlp"] /= strategy.mlp_tiles
         self.recomputed = max(held.values(), default=0.0)
-        """Of the part that backward computes again, the larger where both are."""
+        """Bytes of the part that backward computes again; the larger where both parts are."""
         self.beyond = self._beyond(gap - inputs, own)
-        """What backward holds at its widest on top of what is kept."""
+        """Bytes that backward holds at its widest on top of those kept."""
 
     def _saved(self) -> dict[_Key, float]:
-        """Bytes by who keeps them; each keeper has them in its own precision."""
+        """Bytes by the parts that keep them, each in its own precision."""
         tables = {size: _table(self._groups(layer)) for size, layer in self._profiles.items()}
         keys = dict.fromkeys(key for table in tables.values() for key in table)
         return {
@@ -163,7 +163,7 @@ class _Layer:
         return max(*peaks.values(), forward)
 
     def _peak(self, part: str) -> float:
-        """Of gradients and what goes with them; inside attention and MLP divided over ranks."""
+        """Peak of backward in one part; within attention and MLP it is divided over ranks."""
         layer = self._profiles[self._size[part]]
         peak = layer.backward_peaks[part]
         if self._is_lean and part == "mlp":
@@ -179,7 +179,7 @@ def _table(groups: tuple[Saved, ...]) -> dict[_Key, float]:
 
 
 def _own(saved: Mapping[_Key, float], part: str) -> float:
-    """What one part alone keeps, and does not get from outside."""
+    """Bytes that one part alone keeps, without its input from outside."""
     return sum(
         size for (parts, inputs), size in saved.items() if parts == (part,) and part not in inputs
     )

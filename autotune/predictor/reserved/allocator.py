@@ -25,7 +25,7 @@ _SMALL_PAGE_BYTES = 2 * 2**20
 
 
 class _Device:
-    """What the segments of all streams share."""
+    """The state of a device, common to the segments of all streams."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
@@ -55,29 +55,29 @@ class Allocator:
         self._device: _Device = beside._device if beside else _Device(capacity_bytes)
         self._device.segments.append(self)
         self._free_blocks: list[tuple[int, int]] = []
-        """Size and address, ascending; none of them at the end."""
+        """Size and address of free blocks, ascending; none lies at the end of the segment."""
         self._size_at: dict[int, int] = {}
-        """Of free blocks, by where they start."""
+        """Size of each free block, by its start."""
         self._start_of: dict[int, int] = {}
-        """Of free blocks, by where they end."""
+        """Start of each free block, by its end."""
         self._live: dict[int, int] = {}
         self._part_of: dict[int, str] = {}
-        """Of live blocks, what they are for."""
+        """Purpose of each live block, by its address."""
         self._put_aside: set[int] = set()
         self._holes: dict[int, int] = {}
-        """Size of what was given back, by where it starts."""
+        """Size of each range that was given back, by its start."""
         self._end = 0
         self._mapped_end = 0
         self._small = self._peak_small = 0
 
     @property
     def peak_allocated_bytes(self) -> int:
-        """Of live blocks together, at most so far."""
+        """Peak so far of the bytes of live blocks together."""
         return self._device.peak_allocated
 
     @property
     def peak_reserved_bytes(self) -> int:
-        """What was mapped, at most so far."""
+        """Peak so far of the mapped bytes."""
         small = sum(
             -(-segment._peak_small // _SMALL_PAGE_BYTES) * _SMALL_PAGE_BYTES
             for segment in self._device.segments
@@ -86,7 +86,7 @@ class Allocator:
 
     @property
     def moment(self) -> str:
-        """What happens now, in a word."""
+        """Name of the current moment."""
         return self._device.moment
 
     @moment.setter
@@ -95,12 +95,12 @@ class Allocator:
 
     @property
     def peak_moment(self) -> str:
-        """What happened when the most was mapped for the first time."""
+        """Name of the moment at which the peak was first mapped."""
         return self._device.peak_moment
 
     @property
     def peak_parts(self) -> Mapping[str, int]:
-        """Bytes of the large blocks that were live then, by what they were for."""
+        """Bytes of the large blocks that were live at the peak, by purpose."""
         return self._device.peak_parts
 
     @property
@@ -110,13 +110,13 @@ class Allocator:
 
     @property
     def mapped_bytes(self) -> int:
-        """What is mapped of this segment now, in whole pages."""
+        """Bytes of this segment that are mapped now, in whole pages."""
         return _pages(self._mapped(self._mapped_end))
 
     def allocate(self, size_bytes: int, part: str = "") -> int:
-        """Place a block for a purpose; its address, by which it is freed again.
+        """Place a block for a purpose; returns its address, by which it is freed.
 
-        That of a small one is below 0, and tells its size.
+        The address of a small block is below 0, and tells its size.
         """
         size = -(-size_bytes // _ROUND_BYTES) * _ROUND_BYTES
         device = self._device

@@ -21,7 +21,7 @@ _Told = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Described:
-    """What a micro-batch holds."""
+    """Activations that a micro-batch is described to hold."""
 
     token: TokenBytes
     num_tokens: int
@@ -29,17 +29,17 @@ class Described:
     checkpoint_interval: int
     """Layers that keep but the input of the first of them, and are computed again; 0 for none."""
     head_gradient_bytes: int
-    """Of the output projection's, where the loss makes it; else 0."""
+    """Bytes of the output projection's gradient, where the loss makes it; else 0."""
 
     def kept_bytes(self, layer: int) -> int:
-        """Of one layer, from forward until its backward."""
+        """Bytes that one layer keeps from forward until its backward."""
         if not self.checkpoint_interval:
             return self.num_tokens * self.token.layer
         is_first = layer % self.checkpoint_interval == 0
         return self.num_tokens * self.token.layer_input * is_first
 
     def again_bytes(self, layer: int) -> int:
-        """Computed again when backward comes to a layer, and held until it is through with it."""
+        """Bytes computed again when backward comes to a layer, and held until its end."""
         span = min(self.checkpoint_interval, self.num_layers)
         is_last = layer == self.num_layers - 1 or (layer + 1) % max(span, 1) == 0
         return self.num_tokens * self.token.layer * span * is_last if span else 0
@@ -91,7 +91,7 @@ class _Weaver:
         yield from (*self._head, loss, _freed(loss))
 
     def backward(self, events: list[_Told]) -> Iterator[_Told]:
-        """Layers give it back as gradients become whole, the last first."""
+        """Layers free their blocks as gradients become whole, the last layer first."""
         num_ready = sum(kind == Event.READY for kind, _, _ in events)
         num_layers, seen = self._what.num_layers, 0
         again, at = self._begin(num_layers - 1)
@@ -112,7 +112,7 @@ class _Weaver:
         yield self._kept[layer]
 
     def _begin(self, layer: int) -> tuple[list[_Told], int]:
-        """What a layer's backward needs more than what it has kept."""
+        """Blocks that a layer's backward needs beside those it has kept."""
         what = self._what
         again = what.again_bytes(layer)
         events = []

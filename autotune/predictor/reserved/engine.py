@@ -39,7 +39,7 @@ _CUBLAS_BYTES = 32 * 2**20
 (`aten/src/ATen/cuda/CublasHandlePool.cpp`)."""
 
 _MICRO_STEPS = 2
-"""The first of a step keeps gradients; all others add to them."""
+"""Micro-steps that are simulated: the first of a step keeps gradients, all others add to them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,33 +48,34 @@ class EnginePlan:
 
     zero_stage: int
     num_ranks: int
-    """Over which ZeRO divides."""
+    """Ranks over which ZeRO divides."""
     accumulation: int
     element_bytes: int
     master_bytes: int
     group_elements: int
-    """Of a group of the optimizer at most: ZeRO makes one flat tensor of each."""
+    """Limit of elements in a group of the optimizer: ZeRO makes one flat tensor of each."""
     state_bytes: tuple[float, ...]
-    """Of a trained parameter, one for each tensor that the optimizer keeps on the device."""
+    """Bytes of a trained parameter, one number for each tensor that the optimizer keeps on the
+    device."""
     bucket_elements: int
     reduce_bytes: int
-    """Of an element while it travels."""
+    """Bytes of an element while it travels."""
     overlaps: bool
     """Whether gradients travel while backward goes on, on a stream of their own."""
     sub_group_elements: int
-    """Of a step of ZeRO-3."""
+    """Elements of a sub-group of ZeRO-3, which are stepped over at once."""
     is_offloaded: bool
     """Whether the optimizer is on the host."""
     tied_bytes: int
-    """Of an output projection that is made before it shares the embedding's weights."""
+    """Bytes of an output projection that is made before it shares the embedding's weights."""
     flattens_on_device: bool
     """Whether weights and a copy of them fit the device."""
     logits_bytes: int
-    """Of a micro-batch, whole; 0 where they are made in pieces."""
+    """Bytes of the logits of a micro-batch, whole; 0 where they are made in pieces."""
 
 
 class Engine:
-    """What all stages do alike."""
+    """The training engine: what all ZeRO stages do alike."""
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class Engine:
         micro_step: MicroStep,
         first: MicroStep | None = None,
     ) -> None:
-        """Of a model that does `first` in the very first micro-step, where that differs."""
+        """Build the engine; `first` is the very first micro-step, where that differs."""
         self._allocator = allocator
         self._allocate = allocator.allocate
         self._plan = plan
@@ -101,7 +102,7 @@ class Engine:
         self._has_states = False
         self._gradients: dict[int, int] = {}
         self._is_first = self._is_last = True
-        """Of the micro-steps of a step."""
+        """Whether the micro-step is the first, and the last, of its step."""
         self._prepare()
 
     def _prepare(self) -> None:
@@ -138,7 +139,7 @@ class Engine:
         """A module is about to need its weights."""
 
     def _release(self, weights: tuple[int, ...]) -> None:
-        """It has done with them."""
+        """A module has finished with its weights."""
 
     def _end_backward(self) -> None:
         raise NotImplementedError
@@ -208,7 +209,7 @@ class Engine:
         return converted
 
     def _make_states(self, num: int) -> None:
-        """Of the flat parameters of one group, all its tensors in turn."""
+        """Allocate the state tensors of one flat group, one after the other."""
         for size in self._plan.state_bytes:
             self._allocate(int(size * num), Part.STATES)
 

@@ -30,10 +30,10 @@ class _Gathering:
     """Several weights on their way in one flat buffer, out of which each is copied."""
 
     buffer: int | None
-    """None for a single weight, whose buffer is its own."""
+    """Address of the flat buffer; None for a single weight, whose buffer is its own."""
     weights: Sequence[int]
     num_waiting: int
-    """Of them, those whose modules have not asked for them yet."""
+    """Number of the weights whose modules have not asked for them yet."""
     is_complete: bool = False
 
 
@@ -60,7 +60,7 @@ class GatheredWeights:
         self._elements = elements
         self._element_bytes = element_bytes
         self._buffers: dict[int, int] = {}
-        """Of whole weights."""
+        """Address of each whole weight."""
         self._on_their_way: dict[int, _Gathering] = {}
         self._num_gathered = 0
         self._num_forwards = 0

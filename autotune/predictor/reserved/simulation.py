@@ -38,10 +38,11 @@ ScriptSource = Callable[[ModelShape, Recipe, int], AllocationScript | str | None
 None where it is not known yet."""
 
 _CONTEXT_BYTES = 1_400_000_000
-"""What the allocator cannot have of a GPU: 1.30 GiB in 24 trials on an H100 (context, kernels)."""
+"""Bytes of a GPU that the allocator cannot use: 1.30 GiB in 24 trials on an H100 (context,
+kernels)."""
 
 _UNCERTAINTY = 0.08
-"""Of a peak that the allocator was run for, in both directions.
+"""Uncertainty of a simulated peak, as a fraction of it, in both directions.
 
 Measured: 38 trials of nine architectures beside Llama on one H100, to which nothing was fitted:
 36 within 0.5 %, the others off by 5.7 and 7.3 %.
@@ -85,16 +86,16 @@ knob, a new one among them, is not at its default."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReservedPeak:
-    """Of all steps."""
+    """The reserved peak over all steps."""
 
     reserved_bytes: int
     allocated_bytes: int
     num_retries: int
     """How often the device was full, and free memory was given back to go on."""
     moment: str
-    """At which the most was reserved for the first time."""
+    """Moment at which the most was reserved for the first time."""
     parts: tuple[tuple[str, int], ...]
-    """What is live then, by what it is for; without blocks of up to 1 MiB."""
+    """Bytes live at that moment, by purpose; without blocks of up to 1 MiB."""
     is_described: bool = False
     """Whether activations are counted, since their kernels are not installed here."""
 
@@ -106,7 +107,7 @@ class ReservedPeak:
 
     @property
     def upper_bytes(self) -> int:
-        """What it may come to."""
+        """Upper bound of the reserved peak."""
         return int((1 + _UNCERTAINTY) * self.reserved_bytes)
 
     def instead_of(self, counted: PeakMemory, *, num_ranks: int) -> PeakMemory:
@@ -136,7 +137,7 @@ class ReservedModel:
     Args:
         workload: what is trained.
         hardware: what it runs on.
-        states: shared with who else asks it.
+        states: the model of states, which other models use as well.
         script_of: where scripts come from.
         token_of: what one token is counted to hold, for kernels that cannot be followed here.
     """
@@ -160,7 +161,7 @@ class ReservedModel:
         self._peaks: dict[tuple[Recipe, int, EnginePlan], ReservedPeak] = {}
 
     def recipe(self, strategy: Strategy) -> Recipe | None:
-        """By what a strategy's script is found; None where its allocations are not known."""
+        """The recipe of a strategy's script; None where its allocations are not known."""
         if not self._is_known(strategy):
             return None
         workload = self._workload
@@ -184,7 +185,7 @@ class ReservedModel:
         )
 
     def peak(self, strategy: Strategy) -> ReservedPeak | None:
-        """The reserved peak; None where it cannot be told."""
+        """The reserved peak of a strategy; None where it cannot be simulated."""
         recipe = self.recipe(strategy)
         if recipe is None:
             return None
@@ -243,7 +244,10 @@ class ReservedModel:
         return self._micro_steps[key]
 
     def _describe(self, recipe: Recipe, strategy: Strategy) -> MicroStep | None:
-        """Of fused kernels that are not installed here: their rows stand beside simulated ones."""
+        """Describe a micro-step of fused kernels that are not installed here.
+
+        Its rows stand beside simulated ones.
+        """
         if not recipe.variant.fused_kernels:
             return None
         shape, seq_len, num_samples = (

@@ -10,7 +10,8 @@ from autotune.predictor.reserved.engine import Engine, Part
 __all__ = ["Stage0"]
 
 _ALLREDUCE_ELEMENTS = 500_000_000
-"""Of the engine's flat copy without ZeRO (`engine.py`, `buffered_allreduce_fallback`)."""
+"""Limit of elements in the engine's flat copy without ZeRO (`engine.py`,
+`buffered_allreduce_fallback`)."""
 
 
 class Stage0(Engine):

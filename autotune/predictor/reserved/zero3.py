@@ -32,7 +32,7 @@ class Stage3(Engine):
         self._pending: list[int] = []
         """Weights whose gradients wait in the bucket."""
         self._late: deque[list[tuple[Allocator, int]]] = deque([[]])
-        """What was given back since each of the latest buckets was reduced."""
+        """Blocks that were given back since each of the latest buckets was reduced."""
         self._has_streams = plan.overlaps and plan.num_ranks > 1
         self._gathering, self._reducing = (
             Allocator(beside=allocator) if self._has_streams else allocator for _ in range(2)
@@ -147,7 +147,7 @@ class Stage3(Engine):
         self._late[-1].append((allocator, address))
 
     def _free_gathered(self, address: int) -> None:
-        """In forward the host is not ahead, which has hooks of every module to run."""
+        """Free a gathered weight; in forward the host, with its hooks, is not ahead."""
         if self._pending or len(self._late) > 1:
             self._give_back(self._gathering, address)
         else:

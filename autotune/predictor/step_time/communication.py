@@ -27,7 +27,8 @@ _EXPOSED_FRACTION = 0.5
 
 _8BIT_FRACTION = 0.5
 _4BIT_FRACTION = 0.25
-"""Of the bytes at 16 bit, without the scales of blocks. ZeRO++ (arXiv 2306.10209), section 3."""
+"""Fraction of the bytes at 16 bit, without the scales of blocks. ZeRO++ (arXiv 2306.10209),
+section 3."""
 
 
 def tensor_sums(shape: ModelShape, strategy: Strategy) -> int:
@@ -48,7 +49,7 @@ class CommunicationModel:
         self._per_node = hardware.devices_per_node
 
     def micro_step_s(self, strategy: Strategy, shard: RankShard) -> float:
-        """Of every micro-step, beside what a pipeline hides.
+        """Communication of every micro-step, in seconds, beside what a pipeline hides.
 
         ZeRO (arXiv 1910.02054), section 7: stages 2 and 3 reduce gradients, and stage 3 gathers
         the weights in forward and again in backward.
@@ -69,7 +70,7 @@ class CommunicationModel:
         return seconds
 
     def step_s(self, strategy: Strategy, shard: RankShard) -> float:
-        """Of every step: stages 0 and 1 reduce, stages 1 and 2 gather what is new."""
+        """Communication of every step: stages 0 and 1 reduce, 1 and 2 gather new weights."""
         if strategy.zero_stage == 3:
             return 0.0
         e, trained = element_bytes(strategy), self._states.trained_of(strategy, shard)
@@ -118,7 +119,7 @@ class CommunicationModel:
         return whole + (self._ring_s(num_bytes, hpz, apart) if hpz > 1 else whole)
 
     def _starts_s(self, strategy: Strategy, num_elements: float, ranks: int) -> float:
-        """What many small buckets cost beyond one."""
+        """Additional start time of many small buckets over a single one."""
         if ranks == 1:
             return 0.0
         buckets = num_elements // max(1, strategy.reduce_bucket_size)
@@ -168,7 +169,7 @@ class CommunicationModel:
         return 2 * (self._hidden_bytes(strategy) / bandwidth + self._start_s(2, apart))
 
     def _hidden_bytes(self, strategy: Strategy) -> float:
-        """Of the hidden states of one micro-batch on one rank."""
+        """Bytes of the hidden states of one micro-batch on one rank."""
         tokens = tokens_of_rank(strategy, self._workload.seq_len)
         return tokens * self._workload.model.hidden_size * element_bytes(strategy)
 
@@ -194,7 +195,7 @@ class CommunicationModel:
         return num_bytes * (ranks - 1) / ranks / bandwidth
 
     def _start_s(self, ranks: int, apart: int) -> float:
-        """Until the first byte of a collective arrives: a tree over its ranks, and over hosts.
+        """Latency of a collective up to its first byte: a tree over its ranks, and over hosts.
 
         Sanders et al., Two-tree algorithms (Parallel Computing 35(12), 2009), which NCCL uses.
         """

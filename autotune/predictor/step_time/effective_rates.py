@@ -46,18 +46,18 @@ _INSTRUCTIONS_PER_S = {
     "RTX4090": 41.3e12,
     "RTX3090": 17.8e12,
 }
-"""Of threads: each multiprocessor has four schedulers, which issue to 32 threads a cycle. Half of
-the fp32 FLOP/s of the data sheet, where there are as many fp32 lanes; as many as those where there
-are half as many lanes, up to the A100."""
+"""Thread instructions per second: each multiprocessor has four schedulers, which issue to 32
+threads a cycle. Half of the fp32 FLOP/s of the data sheet, where there are as many fp32 lanes; as
+many as those where there are half as many lanes, up to the A100."""
 
 _UNKNOWN_INSTRUCTIONS = 0.04
-"""Of a device that the table does not have, for one FLOP of its matrix products: between the
-A100's 0.06 and the H100's 0.03. Assumed."""
+"""Instructions of a device that the table does not have, for one FLOP of its matrix products:
+between the A100's 0.06 and the H100's 0.03. Assumed."""
 
 _INSTRUCTION_FRACTION = 0.54
-"""Fraction of them by kernels whose blocks wait for each of their loads. Measured on one H200
-(`tests/benchmarks/optimizer_update.py`): 28.0 ps for 510 instructions, 16.3 ps for 300, in fp32
-and in bf16 alike, and so not for want of bandwidth."""
+"""Fraction of the instruction rate that kernels attain whose blocks wait for each of their loads.
+Measured on one H200 (`tests/benchmarks/optimizer_update.py`): 28.0 ps for 510 instructions, 16.3
+ps for 300, in fp32 and in bf16 alike, and so not for want of bandwidth."""
 
 _ATTENTION_FRACTION = 0.60
 _ATTENTION_FRACTION_HOPPER = 0.50
@@ -68,14 +68,15 @@ lower peaks: FlashAttention-2 0.7 of an A100's and 0.35 of an H100's (Dao, arXiv
 section 4; Shah et al., arXiv 2407.08608, section 1), for which 0.6 is assumed."""
 
 _KERNEL_S = 2e-6
-"""Of a kernel on the device beside its work: start, ramp and tail. Assumed."""
+"""Time of a kernel on the device beside its work: start, ramp and tail. Assumed."""
 
 _LAUNCH_S = 8.1e-6
-"""One small kernel from Python with autograd. From forward and backward of a Llama's layer at
-micro-batch 4, which take 4.4 ms on the host of one H100 and 1.39 ms on the reference core."""
+"""Host time of one small kernel from Python with autograd. From forward and backward of a Llama's
+layer at micro-batch 4, which take 4.4 ms on the host of one H100 and 1.39 ms on the reference
+core."""
 
 _MEASURED_LAUNCH_S = 14.4e-6
-"""What `autotune doctor` measures of a kernel on a host for which `_LAUNCH_S` holds: the driver's
+"""Launch time that `autotune doctor` measures on a host for which `_LAUNCH_S` holds: the driver's
 part does not grow with the size of a layer. Of two H200, one host, on which trials that wait for
 it took as long as `_LAUNCH_S` says."""
 
@@ -91,27 +92,27 @@ _NVME_BYTES_PER_S = 3e9
 """Assumed: one drive on PCIe 4.0 x4, reading or writing, shared by the ranks."""
 
 _LINK_FRACTION = 0.7
-"""Of NVLink's peak in one direction: NCCL's bus bandwidth in all-reduces of a gigabyte,
+"""Fraction of NVLink's peak in one direction: NCCL's bus bandwidth in all-reduces of a gigabyte,
 about 230 of 300 GB/s on an A100 and 360 of 450 on an H100 (nccl-tests, public runs)."""
 
 _PCIE_LINK_FRACTION = 0.5
-"""Of PCIe's, which two neighbours in a ring share on its way through the host. Assumed."""
+"""Fraction of PCIe's peak: two neighbours in a ring use it through the host. Assumed."""
 
 _LOOPBACK_BYTES_PER_S = 1e9
-"""Between processes on the CPU. Assumed."""
+"""Bytes per second between processes on the CPU. Assumed."""
 
 _NETWORK_BYTES_PER_S = 20e9
 _NETWORK_BYTES_PER_S_PCIE = 1.5e9
-"""Of one device between hosts. Assumed: a port of 200 Gb/s for each GPU with HBM, as in a DGX
-A100; one port of 100 Gb/s for eight others."""
+"""Bytes per second of one device between hosts. Assumed: a port of 200 Gb/s for each GPU with HBM,
+as in a DGX A100; one port of 100 Gb/s for eight others."""
 
 COLLECTIVE_S = 17e-6
-"""Of any collective, before its first level."""
+"""Latency of any collective, before the first level of its tree."""
 
 _LEVEL_S = 20e-6
-"""Until a collective's first byte has passed one level of a tree. Assumed; with it 37 µs of two
-ranks, as measured on two H200 over NVLink, where sizes of up to 64 MiB take 37 µs more than their
-bytes do at the bandwidth of a gigabyte."""
+"""Time until a collective's first byte has passed one level of a tree. Assumed; with it 37 µs of
+two ranks, as measured on two H200 over NVLink, where sizes of up to 64 MiB take 37 µs more than
+their bytes do at the bandwidth of a gigabyte."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,33 +121,33 @@ class EffectiveRates:
 
     matmul_flops_per_s: float
     attention_flops_per_s: float
-    """Of very long samples; half of it at `ATTENTION_HALF_TOKENS`."""
+    """FLOP/s of attention over very long samples; half of it at `ATTENTION_HALF_TOKENS`."""
     traffic_bytes_per_s: float
-    """Of kernels that also reduce, convert or gather."""
+    """Bytes per second of kernels that also reduce, convert or gather."""
     stream_bytes_per_s: float
-    """Of plain copies and additions of large tensors."""
+    """Bytes per second of plain copies and additions of large tensors."""
     instructions_per_s: float
-    """Of threads, as kernels attain that do more than move."""
+    """Thread instructions per second of kernels that do more than move data."""
     kernel_s: float
-    """Of every kernel on the device, beside its work."""
+    """Time of every kernel on the device, beside its work."""
     launch_s: float
-    """The host's, for one small kernel; 0 where the device is the host."""
+    """Time of the host to launch one small kernel; 0 where the device is the host."""
     to_device_bytes_per_s: float
     to_host_bytes_per_s: float
     host_bytes_per_s: float
-    """Of the host's memory, all ranks together."""
+    """Bytes per second of the host's memory, all ranks together."""
     nvme_bytes_per_s: float
-    """All ranks together."""
+    """Bytes per second of NVMe, all ranks together."""
     link_bytes_per_s: float
-    """Of each link of a ring within a host."""
+    """Bytes per second of each link of a ring within a host."""
     network_bytes_per_s: float
-    """Of each device's part in what goes between hosts."""
+    """Bytes per second of each device between hosts."""
     level_s: float
-    """Until a collective's first byte has passed one level of a tree of ranks."""
+    """Time until a collective's first byte has passed one level of a tree of ranks."""
 
 
 def effective_rates(hardware: Hardware) -> EffectiveRates:
-    """What is measured goes before what is usual."""
+    """The rates of a machine: measured ones where there are any, else usual ones."""
     is_cpu = hardware.device_type is DeviceType.CPU
     rates = hardware.rates or Rates()
     matmul = rates.matmul_flops_per_s or hardware.flops_per_s * _MATMUL_FRACTION
@@ -195,7 +196,7 @@ def _level_s(hardware: Hardware) -> float:
 
 
 def _links(hardware: Hardware) -> tuple[float, float]:
-    """Between two devices of a host, and between one and the host."""
+    """Bytes per second between two devices of a host, and between a device and the host."""
     kind = DEVICE_KINDS.get(hardware.device_kind)
     pcie = kind.pcie_bytes_per_s if kind else _UNKNOWN_PCIE
     nvlink = kind.nvlink_bytes_per_s if kind else _UNKNOWN_NVLINK * has_hbm(hardware)
@@ -207,4 +208,5 @@ def _links(hardware: Hardware) -> tuple[float, float]:
 
 _UNKNOWN_PCIE = 31.5e9
 _UNKNOWN_NVLINK = 300e9
-"""Of a device that the table does not have: PCIe 4.0 x16, and with HBM the A100's NVLink."""
+"""Link rates of a device that the table does not have: PCIe 4.0 x16, and with HBM the A100's
+NVLink."""

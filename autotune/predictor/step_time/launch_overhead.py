@@ -37,51 +37,54 @@ class _LayerTime:
 
 _PLAIN = _LayerTime(forward_s=0.52e-3, backward_s=0.87e-3)
 _ADAPTERS = _LayerTime(forward_s=0.47e-3, backward_s=0.37e-3)
-"""On top, where all seven have adapters."""
+"""Additional launch time where all seven linear layers have adapters."""
 
 _4BIT = _LayerTime(forward_s=1.36e-3, backward_s=0.83e-3)
-"""On top, where all seven are of 4 bit."""
+"""Additional launch time where all seven linear layers are in 4 bit."""
 
 _ZERO3 = _LayerTime(forward_s=2.70e-3, backward_s=2.38e-3)
-"""In the place of `_PLAIN`: hooks of every module gather and release its weights. Processor time
-of the thread; two ranks take no longer than one, with a process group that sends nothing."""
+"""Launch time with ZeRO-3, instead of `_PLAIN`: hooks of every module gather and release its
+weights. Processor time of the thread; two ranks take no longer than one, with a process group that
+sends nothing."""
 
 _ZERO3_ADAPTERS = _LayerTime(forward_s=4.71e-3, backward_s=2.30e-3)
-"""On top: each adapter has three modules with hooks of their own."""
+"""Additional launch time of adapters with ZeRO-3: each has three modules with hooks of their
+own."""
 
 _NUM_LINEARS = 7
 
 _MLP_FRACTION = 0.13
-"""Of a layer's launches: an MLP alone took 0.07 of 0.55 ms, and has a third of the hooks."""
+"""Fraction of a layer's launches in the MLP: an MLP alone took 0.07 of 0.55 ms, and has a third of
+the hooks."""
 
 _CHECKPOINT_S = 0.49e-3
-"""A region under torch's checkpoint, beside what it runs again: states of random generators kept
-and restored. Measured on one H100: a layer at micro-batch 8 took 7.9 ms with, 4.4 without, and
-fits four MLP tiles a layer as well; scaled to the reference core."""
+"""Time of a region under torch's checkpoint, beside what it runs again: states of random
+generators kept and restored. Measured on one H100: a layer at micro-batch 8 took 7.9 ms with, 4.4
+without, and fits four MLP tiles a layer as well; scaled to the reference core."""
 
 _COLLECTIVE_LAUNCHES = 7
-"""Of one collective, from Python. Assumed."""
+"""Launches of one collective from Python. Assumed."""
 
 _EXCHANGE = _LayerTime(forward_s=0.54e-3, backward_s=0.45e-3)
-"""On top, where Ulysses exchanges heads for tokens: DeepSpeed's wrapper and torch's up to NCCL.
-Measured on the reference core with torch's process group that sends nothing."""
+"""Additional launch time where Ulysses exchanges heads for tokens: DeepSpeed's wrapper and torch's
+up to NCCL. Measured on the reference core with torch's process group that sends nothing."""
 
 _EXCHANGES = (5, 4)
 """Collectives of Ulysses in forward, one of which is of positions, and in backward."""
 
 _ENQUEUE_LAUNCHES = 4.6
-"""Of one collective, in NCCL. Measured: 37 µs a call of no size on two H200."""
+"""Launches of one collective in NCCL. Measured: 37 µs a call of no size on two H200."""
 
 _GATHERED_ELEMENTS = 50_000_000
-"""Of weights that ZeRO-3 gathers in one call (`stage3_prefetch_bucket_size`)."""
+"""Elements of weights that ZeRO-3 gathers in one call (`stage3_prefetch_bucket_size`)."""
 
 _TENSOR_LAUNCHES = 20
-"""Of a ZeRO step for each weight tensor: copied, its norm taken, clipped, copied back. A layer of
-nine took 0.46 ms of the reference core."""
+"""Launches of a ZeRO step for each weight tensor: copied, its norm taken, clipped, copied back. A
+layer of nine took 0.46 ms of the reference core."""
 
 _OFFLOAD_LAUNCHES = 25
-"""More for each tensor whose gradient goes to the host by itself. Measured on one H100: 0.12 s of
-560 adapters' tensors."""
+"""Additional launches for each tensor whose gradient goes to the host by itself. Measured on one
+H100: 0.12 s of 560 adapters' tensors."""
 
 
 class LaunchOverheadModel:
@@ -108,7 +111,7 @@ class LaunchOverheadModel:
         return num_layers * (self._slowdown * seconds + launches * self._launch_s)
 
     def forward_fraction(self, strategy: Strategy) -> float:
-        """The part of it that is before backward."""
+        """The fraction of a micro-step's launch time that is before backward."""
         forward, backward = self._layer_s(strategy)
         again = _again(repeats(strategy))
         regions = _CHECKPOINT_S * _num_regions(strategy)
@@ -146,7 +149,7 @@ class LaunchOverheadModel:
         return forward * pieces + talk, backward * pieces + talk_back
 
     def _collectives_s(self, strategy: Strategy) -> tuple[float, float]:
-        """Of Ulysses' exchanges, and of ZeRO-3's gathering on several ranks."""
+        """Launch time of Ulysses' exchanges, and of ZeRO-3's gathering on several ranks."""
         enqueue = _ENQUEUE_LAUNCHES * REFERENCE_LAUNCH_S
         forward = backward = 0.0
         if strategy.sequence_parallel_size > 1:

@@ -18,25 +18,29 @@ __all__ = ["LayerKernels", "layer_kernels"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerKernels:
-    """Of one layer and token, in forward at 16 bit; bytes read and written together."""
+    """Kernels of one layer, and bytes of one token, in forward at 16 bit.
+
+    Bytes are read and written together.
+    """
 
     norm_bytes: float
     norm_kernels: float
     upcasts_norm: bool
     """Whether norms compute in fp32, whatever the precision: their bytes do not depend on it."""
     attention_bytes: float
-    """Rotary embedding, norms of heads, scaling."""
+    """Bytes of rotary embedding, norms of heads and scaling."""
     attention_kernels: float
     mlp_bytes: float
-    """The activation and what gates it."""
+    """Bytes of the activation and of its gate."""
     mlp_kernels: float
     residual_bytes: float
-    """Additions, and dropout where the architecture has it."""
+    """Bytes of additions, and of dropout where the architecture has it."""
     residual_kernels: float
     backward: float
-    """Bytes and kernels of backward, in those of forward."""
+    """Bytes and kernels of backward, as a multiple of those of forward."""
     host_ratio: float
-    """The host's time for a layer, in that for a Llama's: operations of both counted."""
+    """The host's time for a layer, as a multiple of that for a Llama's: operations of both
+    counted."""
 
 
 _RMS = (36.0, 8.0)
@@ -44,16 +48,18 @@ _RMS = (36.0, 8.0)
 bytes an element, in eight kernels."""
 
 _GEMMA_RMS = (40.0, 10.0)
-"""The weight is brought to fp32, one is added, and the product is taken there."""
+"""RMSNorm of Gemma: the weight is brought to fp32, one is added, and the product is taken
+there."""
 
 _NATIVE = (4.0, 1.0)
 """One kernel that reads and writes: torch's LayerNorm, or Liger's RMSNorm."""
 
 _ROTARY = (20.0, 12.0)
-"""Of queries and keys: halves negated and joined 8, two products 8, their sum 6."""
+"""Rotary embedding of queries and keys: halves negated and joined 8, two products 8, their sum
+6."""
 
 _PARTIAL_ROTARY = (15.0, 14.0)
-"""Of a part of each head, cut off and joined again."""
+"""Rotary embedding of a part of each head, which is cut off and joined again."""
 
 _FUSED_ROTARY = (4.0, 1.0)
 _GATED = (10.0, 2.0)
@@ -65,7 +71,7 @@ _NEW_GELU = (36.0, 8.0)
 
 _ADDITIONS = (12.0, 2.0)
 _DROPOUT = (10.0, 2.0)
-"""Two, each reads and writes and keeps a mask."""
+"""Dropout twice in a layer; each reads, writes and keeps a mask."""
 
 _BACKWARD = 2.1
 _NATIVE_BACKWARD = 1.6
@@ -74,7 +80,7 @@ _HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text", "olmo2")
 _FOUR_NORMS = ("gemma2", "gemma3_text")
 _FP32_WEIGHTS = ("gemma", "gemma2", "gemma3_text", "olmo2")
 _LAYER_NORMS = ("stablelm",)
-"""LayerNorm beside a gated MLP, and rotary embedding of a part of each head."""
+"""Architectures with LayerNorm beside a gated MLP, and rotary embedding of a part of each head."""
 
 _NEW_GELUS = ("gpt2", "gpt_neo", "gptj", "phi")
 _DROPS = ("opt", "gpt2", "gpt_neo")
@@ -88,14 +94,15 @@ _HOST_RATIOS = {
     "olmo2": 1.31,
     "stablelm": 0.85,
 }
-"""Measured on a core of a CPU with small tensors, forward and backward without DeepSpeed: Llama
-0.55 ms a layer, Mistral, Qwen2, Gemma and Phi-3 within a tenth of it. The last three are of the
-operations that torch dispatches, to which times are in proportion: 227 in a Llama's layer."""
+"""Host time of a layer relative to a Llama's. Measured on a core of a CPU with small tensors,
+forward and backward without DeepSpeed: Llama 0.55 ms a layer, Mistral, Qwen2, Gemma and Phi-3
+within a tenth of it. The last three are of the operations that torch dispatches, to which times
+are in proportion: 227 in a Llama's layer."""
 
 
 @cache
 def layer_kernels(shape: ModelShape, tensor: int, *, is_fused: bool) -> LayerKernels:
-    """Of one rank's part of a layer.
+    """The kernels of one rank's part of a layer.
 
     Args:
         shape: the architecture.

@@ -42,10 +42,10 @@ __all__ = ["StepParts", "TimeModel"]
 _NOTHING = Repeats(attention=0, mlp=0, rest=0, head=0)
 _ALL = Repeats(attention=1, mlp=1, rest=1, head=1)
 """What is repeated to find the length of forward: with all of it repeated a step is longer by it.
-Of a fused loss nothing is ever repeated: its bytes are taken to be backward's."""
+A fused loss is never repeated: its bytes are taken to be backward's."""
 
 _ROUNDING_S = 1e-12
-"""Differences below this are none."""
+"""Lengths below this are rounding errors, and left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,30 +55,31 @@ class StepParts:
     num_micro_steps: float
     """Times in which micro-steps follow each other: the filling of a pipeline counts as more."""
     compute_s: float
-    """Of a micro-step: matrix products and attention."""
+    """Seconds of a micro-step: matrix products and attention."""
     traffic_s: float
-    """Of a micro-step: what else moves through the device's memory."""
+    """Seconds of a micro-step: other traffic through the device's memory."""
     link_s: float
-    """Of a micro-step: what travels between ranks, as the device waits for it."""
+    """Seconds of a micro-step: communication between ranks, as the device waits for it."""
     host_s: float
-    """Of a micro-step: the least time in which the host launches it."""
+    """Seconds of a micro-step: the least time in which the host launches it."""
     has_hooks: bool
-    """Whether ZeRO-3's hooks of every module are part of that."""
-    forward_host_fraction: float
-    """The part of `host_s` before backward, where both start together: ZeRO waits for its streams
-    behind every backward. 0 where they do not."""
-    backward_device_fraction: float
-    """Of the device's work, where both start together; 1 where they do not."""
+    """Whether ZeRO-3's hooks of every module are part of `host_s`."""
+    forward_host_share: float
+    """The fraction of `host_s` before backward, where host and device start together: ZeRO waits
+    for its streams behind every backward. 0 where they do not."""
+    backward_device_share: float
+    """The fraction of the device's work in backward, where both start together; 1 where they do
+    not."""
     moved_s: float
-    """Of a micro-step: what travels between host and device."""
+    """Seconds of a micro-step: transfers between host and device."""
     update_s: float
-    """Of a step: the optimizer on the device."""
+    """Seconds of a step: the optimizer on the device."""
     update_host_s: float
-    """Of a step: the host launches the optimizer, and the device waits."""
+    """Seconds of a step: the host launches the optimizer, and the device waits."""
     link_once_s: float
-    """Of a step: what travels between ranks."""
+    """Seconds of a step: communication between ranks."""
     moved_once_s: float
-    """Of a step: what travels between host and device, and the optimizer on the host."""
+    """Seconds of a step: transfers between host and device, and the optimizer on the host."""
 
     @property
     def device_s(self) -> float:
@@ -92,8 +93,7 @@ class StepParts:
         Where both start together, backward begins no earlier than forward is launched.
         """
         after_forward_s = (
-            self.forward_host_fraction * self.host_s
-            + self.backward_device_fraction * self.device_s
+            self.forward_host_share * self.host_s + self.backward_device_share * self.device_s
         )
         launched_s: float = greatest(self.device_s, self.host_s, after_forward_s)
         return launched_s + self.moved_s
@@ -151,7 +151,7 @@ class TimeModel:
         )
 
     def activities_s(self, strategy: Strategy, parts: StepParts) -> dict[str, float]:
-        """What the seconds of one optimizer step are spent on; they sum up to `parts.total_s`.
+        """Seconds of one optimizer step by activity; they sum up to `parts.total_s`.
 
         Where the host is too slow to keep the device at work, forward and backward last as long as
         it takes. Filling and draining a pipeline is a part of its own.
@@ -208,8 +208,8 @@ class TimeModel:
             link_s=ask(self._links.micro_step_s, shard),
             host_s=ask(self._launch_s, shard),
             has_hooks=ask(_has_hooks),
-            forward_host_fraction=ask(self._forward_host_fraction),
-            backward_device_fraction=ask(self._backward_device_fraction),
+            forward_host_share=ask(self._forward_host_share),
+            backward_device_share=ask(self._backward_device_share),
             moved_s=moved_s,
             update_s=chosen(is_away, 0.0, update_s),
             update_host_s=ask(self._launch_update_s, shard),
@@ -228,10 +228,10 @@ class TimeModel:
         overlaps_here = overlaps(strategy) and self._hardware.num_devices > 1
         return strategy.zero_stage == 3 or (strategy.zero_stage == 2 and overlaps_here)
 
-    def _forward_host_fraction(self, strategy: Strategy) -> float:
+    def _forward_host_share(self, strategy: Strategy) -> float:
         return self._host.forward_fraction(strategy) if self._starts_together(strategy) else 0.0
 
-    def _backward_device_fraction(self, strategy: Strategy) -> float:
+    def _backward_device_share(self, strategy: Strategy) -> float:
         """Backward takes twice forward's time, once where weights are frozen."""
         if not self._starts_together(strategy):
             return 1.0
@@ -258,7 +258,7 @@ class TimeModel:
         return tokens * products_s, moved_s
 
     def _pieces_s(self, tokens: int, work: OperationCounts) -> float:
-        """What a fused loss takes longer than its products, where its pieces are small.
+        """Additional seconds of a fused loss over its products, where its pieces are small.
 
         A piece has the power of two of tokens at or above an even share of them: of few, reading
         the head's weights takes longer than multiplying by them.

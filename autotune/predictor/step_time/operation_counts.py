@@ -26,20 +26,21 @@ __all__ = ["OperationCounts", "Repeats", "micro_step_counts", "repeats"]
 
 _QUANTIZE_BYTES = 25
 _QUANTIZE_BYTES_COMPILED = 5
-"""To bring a number of 16 bit to 8 bit, as `techniques/fp8.py` does: magnitude 4, its maximum 2,
-conversion to fp32 6, division 8, conversion to 8 bit 5; compiled, one pass to find the maximum
-and one to convert."""
+"""Bytes to bring a number of 16 bit to 8 bit, as `techniques/fp8.py` does: magnitude 4, its
+maximum 2, conversion to fp32 6, division 8, conversion to 8 bit 5; compiled, one pass to find the
+maximum and one to convert."""
 
 _TRANSPOSE_BYTES = 2
-"""Of a number of 8 bit."""
+"""Bytes to transpose a number of 8 bit."""
 
 _DEQUANTIZE_BYTES = 4.7
-"""A weight of 4 bit to 16: 0.5 read, 2 written, 2 read by the product; a 64th of 13 for the
-absmax of a block, which comes from 8 bit by way of fp32 (bitsandbytes, `backends/cuda/ops.py`)."""
+"""Bytes to bring a weight of 4 bit to 16: 0.5 read, 2 written, 2 read by the product; a 64th of 13
+for the absmax of a block, which comes from 8 bit by way of fp32 (bitsandbytes,
+`backends/cuda/ops.py`)."""
 
 _ADAPTER_FORWARD_BYTES = (2, 12)
 _ADAPTER_BACKWARD_BYTES = (10, 8)
-"""An adapter, for one element of its linear layer's input and of its output, from
+"""Bytes of an adapter, for one element of its linear layer's input and of its output, from
 `result + lora_B(lora_A(x)) * scaling` in PEFT's `lora/layer.py`. Forward: input read; output
 written, scaled 4, added 6. Backward: input read, its gradient written and added 6; gradient of the
 output scaled 4 and read twice."""
@@ -50,42 +51,44 @@ bucket, read twice and written where it is added up (`stage_1_and_2.py`,
 `reduce_independent_p_g_buckets_and_remove_grads`)."""
 
 _EAGER_KERNELS = 6
-"""Of eager attention beyond one: two products, mask, softmax, conversions."""
+"""Kernels of eager attention beyond one: two products, mask, softmax, conversions."""
 
 _ADAPTER_KERNELS = 5
-"""Of an adapter in forward: two products, scaled, added, and the dropout's or a conversion's."""
+"""Kernels of an adapter in forward: two products, scaled, added, and the dropout's or a
+conversion's."""
 
 _HEAD_KERNELS = 12
-"""Final norm, output projection and loss, forward and backward."""
+"""Kernels of final norm, output projection and loss, forward and backward."""
 
 _EAGER_BYTES = (24, 34)
-"""Eager attention, for one score at 16 bit, forward and backward: scaled, masked, softmax in fp32
-and both its conversions (`models/llama/modeling_llama.py`, `eager_attention_forward`)."""
+"""Bytes of eager attention, for one score at 16 bit, forward and backward: scaled, masked, softmax
+in fp32 and both its conversions (`models/llama/modeling_llama.py`, `eager_attention_forward`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OperationCounts:
-    """Of one token, but for what a micro-step does once."""
+    """Operations and bytes of one token; those of a whole micro-step say so."""
 
     matmul_flops: float
-    """As if at 16 bit: those at other precisions weighed by how much slower they are."""
+    """FLOP at 16 bit: other precisions are weighted by their slowdown."""
     attention_flops: float
     traffic_bytes: float
-    """Of kernels that also reduce, convert or gather."""
+    """Bytes of kernels that also reduce, convert or gather."""
     stream_bytes: float
-    """Of plain additions, multiplications and thin products over large tensors."""
+    """Bytes of plain additions, multiplications and thin products over large tensors."""
     fixed_bytes: float
-    """Of a whole micro-step: weights converted."""
+    """Bytes of a whole micro-step: weights converted."""
     weight_bytes: float
-    """Of a whole micro-step: weights read, their gradients written, gathered and added up."""
+    """Bytes of a whole micro-step: weights read, their gradients written, gathered and added
+    up."""
     num_kernels: float
-    """Of a whole micro-step."""
+    """Kernels of a whole micro-step."""
     loss_pieces: int
-    """At most so many pieces of a fused loss, each of which reads the whole head; 0 for none."""
+    """Limit of the pieces of a fused loss, each of which reads the whole head; 0 for none."""
     loss_piece_bytes: float
-    """Of one of them: the head's weights and their gradient."""
+    """Bytes of one piece of a fused loss: the head's weights and their gradient."""
     loss_flops: float
-    """Of all of them, which `matmul_flops` holds as well."""
+    """FLOP of a fused loss, which `matmul_flops` includes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +103,7 @@ class Repeats:
 
 
 def repeats(strategy: Strategy) -> Repeats:
-    """What checkpoints and tiles repeat; a tile within a checkpointed layer runs three times."""
+    """How often each part is repeated; a tile within a checkpointed layer runs three times."""
     is_on, scope = strategy.checkpoint_interval > 0, strategy.checkpoint_scope
     whole = int(is_on and scope is CheckpointScope.LAYER)
     return Repeats(
@@ -199,7 +202,7 @@ class _WorkCount:
         )
 
     def _matmul(self) -> float:
-        """Of linear layers, adapters and the output projection."""
+        """FLOP of one token in linear layers, adapters and the output projection."""
         parameters, times = self._shard.parameters, self._repeats
         per_weight = 4 if self._adapters else 6
         slow = self._slowdowns
@@ -241,7 +244,7 @@ class _WorkCount:
         return 2 * (2 + self._repeats.attention) * copied * self._sizes.attention
 
     def _weight_traffic(self) -> float:
-        """Each pass reads the weights; of those that are trained, gradients are gathered."""
+        """Bytes of weights that each pass reads, and of gradients of the trained ones."""
         times, size = self._repeats, self._sizes.residual
         parameters = self._shard.parameters
         if self._workload.method is Method.QLORA:
@@ -329,7 +332,7 @@ class _WorkCount:
         return [sides for name, sides in linears.items() if has_adapter(name, group, targets)]
 
     def _adapted_sides(self, group: ModuleGroup) -> tuple[int, int]:
-        """Inputs and outputs of all of them together."""
+        """Inputs and outputs of all linear layers with an adapter together."""
         adapted = self._adapted(group)
         return sum(i for i, _ in adapted), sum(o for _, o in adapted)
 

@@ -18,24 +18,25 @@ from autotune.space.strategy import Strategy
 __all__ = ["OptimizerStepModel"]
 
 _CPU_ADAM_BYTES = 30
-"""A parameter: weight, gradient and moments read, weight and moments written, bf16 copy."""
+"""Bytes of CPU Adam for one parameter: weight, gradient and moments read, weight and moments
+written, bf16 copy."""
 
 _HOST_WEIGHT_BYTES_PER_S = 2.4e9
-"""Weights kept on the host, brought to the device one by one. Measured once, on one H100: 1.8 s
-for 2.2 GB twice, far from what pinned copies attain; why is not known."""
+"""Bytes per second of weights that come from the host one by one. Measured once, on one H100: 1.8
+s for 2.2 GB twice, far from what pinned copies attain; why is not known."""
 
 _NVME_BYTES_PER_PARAMETER = 24
-"""Master weight and two moments in fp32, read and written."""
+"""Bytes on NVMe for one parameter: master weight and two moments in fp32, read and written."""
 
 _AROUND_BYTES = {MasterWeights.FP32: 26, MasterWeights.BF16: 14}
-"""A parameter, beside the optimizer's own step."""
+"""Bytes of a step for one parameter, beside the optimizer's own step."""
 
 _PREFETCH_S_PER_BYTE = 1.6e-12
-"""Of managed memory, to ask for pages that are there already: 3.4 µs for 2 MiB. Measured on one
-H200 (`tests/benchmarks/optimizer_update.py`)."""
+"""Time per byte of managed memory to ask for pages that are there already: 3.4 µs for 2 MiB.
+Measured on one H200 (`tests/benchmarks/optimizer_update.py`)."""
 
 _NEWTON_SCHULZ_FLOPS = 30
-"""Of Muon, for one parameter and each row of its matrix: five iterations of three products, of
+"""FLOP of Muon for one parameter and each row of its matrix: five iterations of three products, of
 2 n n m operations at most for n rows (`zero/muon/original_muon.py`)."""
 
 

@@ -17,13 +17,13 @@ __all__ = ["UpdateCost", "update_cost"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateCost:
-    """Of one parameter."""
+    """The cost of updating one parameter."""
 
     moved_bytes: float
     instructions: float
-    """0 where memory surely takes longer."""
+    """Instructions of a thread; 0 where memory surely takes longer."""
     paged_bytes: float
-    """In managed memory, each page of which is asked for before."""
+    """Bytes in managed memory, each page of which is asked for before."""
 
 
 def update_cost(strategy: Strategy) -> UpdateCost:

@@ -112,13 +112,11 @@ class TimeCurve:
         device_s, host_s = compute_s + traffic_s + link_s, host * parts.host_s
         is_waiting = host_s > device_s
         after_forward_s = (
-            parts.forward_host_fraction * host_s + parts.backward_device_fraction * device_s
+            parts.forward_host_share * host_s + parts.backward_device_share * device_s
         )
         is_mixed = after_forward_s > greatest(host_s, device_s)
-        of_host = chosen(is_mixed, parts.forward_host_fraction, chosen(is_waiting, 1.0, 0.0))
-        worked = num * chosen(
-            is_mixed, parts.backward_device_fraction, chosen(is_waiting, 0.0, 1.0)
-        )
+        of_host = chosen(is_mixed, parts.forward_host_share, chosen(is_waiting, 1.0, 0.0))
+        worked = num * chosen(is_mixed, parts.backward_device_share, chosen(is_waiting, 0.0, 1.0))
         launched_s = num * of_host * host_s + host * parts.update_host_s
         return (
             worked * compute_s,
