@@ -104,8 +104,11 @@ class _Weaver:
                 yield from self._end(at)
                 again, at = self._begin(at - 1)
                 yield from again
-        for layer in range(at, -1, -1):
-            yield from self._end(layer)
+        while at > 0:
+            yield from self._end(at)
+            again, at = self._begin(at - 1)
+            yield from again
+        yield from self._end(0)
 
     def _keep(self, layer: int) -> Iterator[_Told]:
         self._kept[layer] = self._block(self._what.kept_bytes(layer))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autotune.predictor.memory.activations import TokenBytes
@@ -50,6 +50,7 @@ def live(events: list[tuple[int, int, int]]) -> list[int]:
 
 
 @settings(max_examples=60, deadline=None)
+@example(num_weights=0, num_layers=2, interval=1)
 @given(num_weights=st.integers(0, 30), num_layers=st.integers(1, 9), interval=st.integers(0, 12))
 def test_whatever_is_kept_is_given_back(num_weights: int, num_layers: int, interval: int) -> None:
     step = described(frame(num_weights), what(num_layers, interval))
