@@ -160,12 +160,12 @@ class _Extent:
     def __init__(self) -> None:
         self.num_values = 0
         self.depth = 0
-        """Of what is open, or of the alias just added."""
+        """Levels of nesting at the last event; an alias adds those of its value."""
         self.holds_itself = False
         """Whether an alias stood within what it stands for."""
         self._open: list[_Open] = []
         self._anchors: dict[str, tuple[int, int]] = {}
-        """Of what each anchor is at: values and levels."""
+        """Values and levels of nesting of each anchor's value."""
 
     def add(self, event: Any) -> None:
         """Take in one of the parser's events."""

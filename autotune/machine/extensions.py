@@ -23,8 +23,8 @@ __all__ = [
 ]
 
 UNUSED_EXTENSIONS = ("deepspeed_shm_comm",)
-"""Of CPU ranks: DeepSpeed compiles them when ranks meet, forty seconds and more of g++. It is a
-shared-memory all-reduce for inference, which training does not call."""
+"""Extensions that DeepSpeed compiles when CPU ranks meet, with forty seconds and more of g++:
+a shared-memory all-reduce for inference, which training does not call."""
 
 _INCLUDE_VARIABLES = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")
 """Folders that GCC looks for headers in before the system's."""

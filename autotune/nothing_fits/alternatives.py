@@ -47,10 +47,10 @@ class LargerKind(StrEnum):
     """What there is more of."""
 
     DEVICES = "devices"
-    """Of the same kind."""
+    """More devices of the same kind."""
     HOST_MEMORY = "host memory"
     OTHER_DEVICES = "other devices"
-    """As many, with more memory."""
+    """As many devices, of a kind with more memory."""
 
 
 _LENGTHS = (f"{Method.LORA} and length", f"{Method.QLORA} and length")
@@ -84,7 +84,7 @@ class _Fitting:
     predictor: AnalyticPredictor | None = None
     strategy: Strategy | None = None
     neutral: Strategy | None = None
-    """Of those that leave the loss as it is."""
+    """A fitting strategy that leaves the loss as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +92,7 @@ class Change:
     """A question near the one that nothing fits."""
 
     kind: str
-    """Of several changes of a kind the first that fits is offered."""
+    """The kind of change; the first of a kind that fits is offered."""
     words: str
     workload: Workload
     hardware: Hardware
@@ -148,7 +148,7 @@ class _Predictions:
         self._rows: dict[tuple[object, ...], _Fitting] = {}
 
     def first_fitting(self, changes: Iterable[Change]) -> dict[str, Alternative]:
-        """Of each kind of change the first that fits.
+        """The first change of each kind that fits.
 
         Where each needs less than the one before, none is taken to fit if the last does not.
         """
@@ -223,7 +223,7 @@ class _Predictions:
 
 
 def _of_space(asked: Change) -> Iterator[Change]:
-    """The same training by strategies that the space does not have."""
+    """Changes that keep the training and take strategies of another space."""
     if asked.space_name != DEFAULT_SPACE:
         yield replace(
             asked,

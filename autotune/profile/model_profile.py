@@ -13,7 +13,7 @@ from typing import Any
 __all__ = ["PARTS", "LayerProfile", "MatMul", "ModelProfile", "PartWork", "Saved"]
 
 PARTS = ("attention", "mlp", "norm", "rest")
-"""Of a decoder layer; norms within an attention are attention."""
+"""Parts of a decoder layer; norms within an attention count as attention."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +21,7 @@ class Saved:
     """Bytes that autograd keeps for the same parts of a layer."""
 
     parts: tuple[str, ...]
-    """Those that keep them: a tensor that two parts keep is there once."""
+    """The parts that keep these bytes; a tensor that two parts keep is counted once."""
     input_of: tuple[str, ...]
     """Parts that they enter from outside, and so are there when the part is recomputed."""
     token_bytes: float
@@ -45,29 +45,30 @@ class PartWork:
 
     matmuls: tuple[MatMul, ...] = ()
     attention_flops: float = 0.0
-    """Of fused attention kernels, of which a causal one computes half the pairs."""
+    """Operations of fused attention kernels; a causal kernel computes half the pairs."""
     traffic_bytes: int = 0
-    """Read and written by all other kernels."""
+    """Bytes that all other kernels read and write."""
     num_kernels: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerProfile:
-    """Of all decoder layers of one kind."""
+    """What each decoder layer of one kind holds and computes; bytes are per token."""
 
     count: int
     """Layers of this kind in the whole model."""
     input_bytes: float
     saved: tuple[Saved, ...]
     lean: tuple[Saved, ...]
-    """What is left where compiled code computes pointwise operations again."""
+    """What autograd keeps where compiled code recomputes pointwise operations."""
     forward_peak: float
-    """Alive in forward at its widest, beyond what it and all layers before keep."""
+    """Largest number of live bytes in forward, beyond what this and all earlier layers keep."""
     backward_peaks: Mapping[str, float]
-    """The same in backward, within each part, without gradients of weights; can be negative,
-    where what other parts kept is freed by then."""
+    """Largest number of live bytes in the backward of each part, beyond what this and all earlier
+    layers keep, without gradients of weights. Negative where other parts have freed what they
+    kept."""
     widest: float
-    """Of the widest output of a matrix product in its MLP."""
+    """Bytes of the largest output of a matrix product in the MLP."""
     forward: Mapping[str, PartWork]
     backward: Mapping[str, PartWork]
 
@@ -86,7 +87,7 @@ class ModelProfile:
     loss: float
     """Alive around the loss at its widest, beyond all that is kept."""
     forward: Mapping[str, PartWork]
-    """Of `embedding` and `head`, which is final norm, output projection and loss."""
+    """Work of `embedding` and of `head`, which is final norm, output projection and loss."""
     backward: Mapping[str, PartWork]
 
     def to_dict(self) -> dict[str, Any]:

@@ -25,10 +25,10 @@ from autotune.question.workload import ModelShape
 __all__ = ["known_profile_of", "known_script_of", "profile_of", "script_of"]
 
 _known: dict[str, ModelProfile | str] = {}
-"""What this process has asked for already: the profile, or why there is none."""
+"""Profiles that this process has asked for already: the profile, or why there is none."""
 
 _known_scripts: dict[str, AllocationScript | str] = {}
-"""The same of scripts."""
+"""Scripts that this process has asked for already: the script, or why there is none."""
 
 _Traced = TypeVar("_Traced", ModelProfile, AllocationScript)
 

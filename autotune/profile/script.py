@@ -53,11 +53,11 @@ class Repeat:
     backward: tuple[int, int]
     weights: tuple[int, int]
     before: Mapping[int, int]
-    """A storage of the group to the one in its place of the group before."""
+    """Each storage of the group, and the storage in its place in the previous group."""
     after: Mapping[int, int]
-    """The same, of the group behind it."""
+    """Each storage of the group, and the storage in its place in the next group."""
     times: int
-    """How many there are beyond the one that is written down."""
+    """Number of groups beyond the one that is written down."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +74,7 @@ class MicroStep:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AllocationScript:
-    """Of one model, trained in one way."""
+    """Allocations of one training step of one model, trained in one way."""
 
     events: tuple[tuple[int, int], ...]
     """What happens, and to which storage; of a workspace or a module, which."""

@@ -304,7 +304,7 @@ class Run:
         return repeat if self._is_closed(repeat) else None
 
     def _spans(self, index: int, group: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Of a group's events in forward and in backward."""
+        """Start and end of a group's events in forward, and in backward."""
         first, behind = index * group, (index + 1) * group
         forward = self.places[self._starts[first]], self.places[self._starts[behind]]
         backward = [

@@ -45,13 +45,13 @@ class Kernel:
     label: Any
     is_backward: bool
     shapes: tuple[tuple[int, ...], ...]
-    """Of the tensors that it reads."""
+    """Shapes of the tensors that the operation reads."""
     reads: tuple[int, ...]
-    """Their storages."""
+    """Storages of the tensors that the operation reads."""
     writes: tuple[int, ...]
     """Storages of the tensors that it makes or changes, where that is known."""
     moved_bytes: int
-    """All of them, once each."""
+    """Bytes that the operation reads and writes, each tensor once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +81,7 @@ class Tape(TorchDispatchMode):
         self.made_in: list[Any] = []
         """The label under which a storage was first seen, by its number."""
         self.size_bytes: list[int] = []
-        """Of each storage, by its number."""
+        """Bytes of each storage, by its number."""
         self._label: Any = None
         self._entered: list[tuple[int, Any]] = []
         self._numbers: dict[int, int] = {}
@@ -100,7 +100,7 @@ class Tape(TorchDispatchMode):
         return number in self._known
 
     def number(self, tensor: torch.Tensor) -> int:
-        """Of the tensor's storage; one that is freed does not give its number away."""
+        """Number of the tensor's storage; the number of a freed storage is not used again."""
         storage = tensor.untyped_storage()
         place = storage._cdata
         if place not in self._numbers:
@@ -233,5 +233,5 @@ def _value(dtype: torch.dtype) -> bool | int | float:
 
 
 def _moved_bytes(tensor: torch.Tensor) -> int:
-    """Of one pass over a tensor; what is broadcast is read once."""
+    """Bytes that one pass over a tensor moves; what is broadcast is read once."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

@@ -18,14 +18,14 @@ from autotune.knob_values import Attention, CheckpointScope
 __all__ = ["Recipe", "Variant", "digest"]
 
 _FORMAT = 1
-"""Of what is stored; another number makes all stored profiles unread."""
+"""Version of the stored format; profiles stored under another number are not read."""
 
 _PACKAGES = ("torch", "transformers", "peft", "liger-kernel")
-"""Whose code is followed."""
+"""Packages whose code is traced, so that profiles depend on their versions."""
 
 
 _NAMES = ("_name_or_path", "name_or_path")
-"""Of a configuration, that of its folder."""
+"""Fields of a configuration that name its folder, and do not change a profile."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +62,7 @@ class Recipe:
 
 
 def digest(config: Mapping[str, Any], seq_len: int, variant: Variant | Recipe) -> str:
-    """Of everything that a profile depends on, and so not of where the model lies."""
+    """Digest of everything that a profile depends on; the model's folder is not part of it."""
     told = {
         "format": _FORMAT,
         "config": _without_names(config),

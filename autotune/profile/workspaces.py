@@ -36,19 +36,19 @@ class WorkspaceKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workspace:
-    """Of one kernel, for any number of samples."""
+    """The workspace of one kernel, for any number of samples."""
 
     kind: WorkspaceKind
     rows: int
-    """Of the embedding."""
+    """Rows of the embedding."""
     width: int
-    """Of a row, or columns that are summed."""
+    """Elements of a row, or the number of columns that are summed."""
     fixed: int
-    """Tokens that there are in any batch."""
+    """Tokens that do not depend on the number of samples."""
     of_sample: int
 
     def size_bytes(self, num_samples: int) -> int:
-        """For that many samples."""
+        """Bytes of the workspace for that many samples."""
         tokens = self.fixed + self.of_sample * num_samples
         if self.kind is WorkspaceKind.SUM:
             return _sum_bytes(self.width, tokens)

@@ -21,24 +21,24 @@ _ATTENTION_WORDS = ("attn", "attention")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Census:
-    """Of a whole model; a shared weight counts once, with the embedding."""
+    """Parameters of a whole model by role; a shared weight counts once, with the embedding."""
 
     attention_linears: Mapping[str, tuple[int, int]]
     """Inputs and outputs of the linear layers of attention, by name, added up over all layers."""
     mlp_linears: Mapping[str, tuple[int, int]]
-    """The same of all other linear layers of decoder layers."""
+    """Inputs and outputs of all other linear layers of decoder layers, by name, added up."""
     attention: int
-    """Matrices of attention."""
+    """Parameters in matrices of attention."""
     mlp: int
-    """Matrices of all else in decoder layers: experts and routers among them."""
+    """Parameters in all other matrices of decoder layers, experts and routers among them."""
     layers: int
-    """All parameters of decoder layers: with biases and norms."""
+    """All parameters of decoder layers, with biases and norms."""
     embedding: int
-    """Tables of tokens and positions, and what projects them."""
+    """Parameters in tables of tokens and positions, and in what projects them."""
     lm_head: int
-    """0 where it shares the embedding's."""
+    """Parameters of the output projection; 0 where it shares the embedding's weights."""
     norm: int
-    """Of the norm behind the last layer, and whatever else there is."""
+    """Parameters of the norm behind the last layer, and of whatever else there is."""
     largest: int
     """Elements of the largest parameter."""
     sides: int

@@ -79,7 +79,7 @@ class _Pairs(dict[str, Any]):
 
 
 def _plain(value: Any) -> Any:
-    """The same of JSON's own kinds alone."""
+    """A value with plain dicts and lists in place of subclasses of them."""
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list) else value

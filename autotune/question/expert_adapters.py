@@ -32,10 +32,11 @@ class ExpertAdapters:
     """What PEFT adapts in place of the linear layers of some names."""
 
     names: tuple[str, ...]
-    """Of linear layers: with all of them as targets there are these adapters. With only a part
-    of them PEFT refuses."""
+    """Names of linear layers. PEFT makes these adapters where all of them are targets, and
+    refuses only a part of them."""
     inputs: int
-    """Of the adapters of all experts of all layers; rank x (inputs + outputs) are trained."""
+    """Inputs of the adapters, added up over all experts of all layers; rank x (inputs + outputs)
+    parameters are trained."""
     outputs: int
 
     @classmethod

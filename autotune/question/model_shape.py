@@ -151,7 +151,7 @@ class ModelShape:
 
     @property
     def norm_parameters(self) -> int:
-        """Of the last norm: weights, and biases beside plain MLPs (LayerNorm)."""
+        """Parameters of the last norm: weights, and biases beside plain MLPs (LayerNorm)."""
         if self.census is not None:
             return self.census.norm
         return self.hidden_size * (1 if self.has_gated_mlp else 2)
@@ -229,7 +229,7 @@ class ModelShape:
         return self._num_on_linears(rank, targets) + self.num_expert_adapters(rank, targets)
 
     def num_expert_adapters(self, rank: int, targets: tuple[str, ...]) -> int:
-        """Of these, the parameters of the adapters on routed experts."""
+        """Parameters of the adapters on routed experts that PEFT makes for the targets."""
         chosen = self._chosen(targets)
         return sum(
             rank * (each.inputs + each.outputs)

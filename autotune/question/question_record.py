@@ -22,7 +22,7 @@ from autotune.question.workload import Workload
 __all__ = ["check_figures", "read_record"]
 
 _MOST = 2**60
-"""Of a figure, in its own unit: bytes, numbers a second, parameters."""
+"""Upper limit of a figure, in its own unit: bytes, operations per second, parameters."""
 
 _MOST_COUNTS = {
     "seq_len": 2**27,
@@ -40,7 +40,7 @@ _MOST_COUNTS = {
     "num_devices": 2**30,
     "num_nodes": 2**20,
 }
-"""Of what is counted: far above what there is, and low enough for products of 64 bit."""
+"""Upper limit of each count: far above what exists, and low enough for products in 64 bit."""
 
 _MAY_BE_ZERO = frozenset(
     (

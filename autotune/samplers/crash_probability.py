@@ -19,7 +19,7 @@ from autotune.trials.trial import Trial
 __all__ = ["run_probability"]
 
 _HIGHEST_BLAME = 0.95
-"""Of a value that is the only one left to blame: it may still have been something else."""
+"""Crash probability of the only suspected value: something else may have been the cause."""
 
 
 def run_probability(table: StrategyTable, trials: Sequence[Trial]) -> NDArray[np.float64]:

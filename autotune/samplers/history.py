@@ -20,8 +20,8 @@ from autotune.trials.trial import Trial, TrialState
 __all__ = ["History", "Past"]
 
 _MOST_WITNESSES = 128
-"""Of more trials the fastest and the latest are learned from, in equal parts: work grows with
-their cube, and at 1,000 an answer took four seconds."""
+"""Most trials that are learned from. Of more, half are the fastest and half the latest: work
+grows with the cube of their number, and at 1,000 an answer took four seconds."""
 
 _Places = NDArray[np.intp]
 
@@ -38,9 +38,9 @@ class _Figures(NamedTuple):
     speed: float
     memory: float
     energy: float
-    """Per token; 0 where it was not measured."""
+    """Energy per token; 0 where it was not measured."""
     tokens_per_second: float
-    """Of all runs of its strategy."""
+    """Throughput over all runs of the trial's strategy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ __all__ = ["Front", "Normal", "expected_excess", "hypervolume", "hypervolume_gai
 _Array = NDArray[np.float64]
 
 _MOST_STEPS = 64
-"""Of a front; few that were measured have half as many."""
+"""Most steps of a coarse front; few measured fronts have half as many."""
 
 _NUM_TOGETHER = 256
 """Rows whose gain is worked out together."""

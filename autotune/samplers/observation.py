@@ -32,7 +32,7 @@ class Observation:
 
 
 def impossible(capacity_bytes: int) -> Observation:
-    """Of a choice of values that stands for no strategy: as bad as can be."""
+    """The worst observation, for a choice of values that stands for no strategy."""
     return _over_memory(None, _GREATEST_VIOLATION, capacity_bytes)
 
 

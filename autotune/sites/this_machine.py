@@ -61,12 +61,12 @@ class ThisMachine:
 
     @property
     def num_gpus_here(self) -> int:
-        """Of the whole machine, whatever --devices says."""
+        """Number of GPUs of the whole machine, whatever --devices says."""
         return len(visible_gpus())
 
     @property
     def build_s(self) -> float:
-        """Nothing once the extension is in torch's cache."""
+        """Seconds to build CPU Adam; 0 once the extension is in torch's cache."""
         return 0.0 if compiled_extension("cpu_adam") else _BUILD_S
 
     def start(

@@ -31,8 +31,8 @@ def _parallel(s: Strategy) -> str | None:
     above_one = [f"{knob} {n}" for knob in PARALLEL_DEGREES if (n := getattr(s, knob)) > 1]
     if len(above_one) > 1:
         return (
-            f"{' and '.join(above_one)} do not go together: AutoTP, Ulysses and the pipeline each "
-            "tell DeepSpeed which ranks hold the same weights, and it listens to one of them"
+            f"{' and '.join(above_one)} cannot be combined: AutoTP, Ulysses and the pipeline each "
+            "tell DeepSpeed which ranks hold the same weights, and it heeds one of them only"
         )
     return _tensor_parallel(s) or _sequence_parallel(s) or _pipeline_parallel(s)
 
@@ -48,12 +48,12 @@ def _tensor_parallel(s: Strategy) -> str | None:
     if s.fused_kernels:
         return (
             f"tensor_parallel_size {s.tensor_parallel_size} needs fused_kernels false: Liger's "
-            "loss reads the weights of the head, of which a rank has a part only"
+            "loss reads the weights of the head, and each rank holds a part of them only"
         )
     if s.zero_quantized_weights or s.zero_quantized_gradients or s.zero_hpz_partition_size > 1:
         return (
-            f"tensor_parallel_size {s.tensor_parallel_size} goes without ZeRO++: its groups are "
-            "neighbouring ranks, which here have different weights"
+            f"tensor_parallel_size {s.tensor_parallel_size} cannot be combined with ZeRO++, "
+            "which groups neighbouring ranks: they hold different weights here"
         )
     return None
 
@@ -81,7 +81,7 @@ def _pipeline_parallel(s: Strategy) -> str | None:
     if s.zero_stage > 1:
         return f"{knob} needs zero_stage 0 or 1, got {s.zero_stage}: DeepSpeed refuses others"
     if s.fused_kernels:
-        return f"{knob} needs fused_kernels false: Liger patches models that have all their layers"
+        return f"{knob} needs fused_kernels false: Liger needs all layers in one model"
     return None
 
 
@@ -154,7 +154,7 @@ def _muon(s: Strategy) -> str | None:
     if s.pipeline_parallel_size > 1:
         return (
             f"optimizer muon needs pipeline_parallel_size 1, got {s.pipeline_parallel_size}: "
-            "DeepSpeed's Muon knows no stages"
+            "DeepSpeed's Muon does not support stages"
         )
     if s.zero_quantized_gradients:
         return (
@@ -166,7 +166,7 @@ def _muon(s: Strategy) -> str | None:
 
 def _precision(s: Strategy) -> str | None:
     if s.tf32 and all(s.precision_of(group) is not GroupPrecision.FP32 for group in ModuleGroup):
-        return "tf32 needs precision fp32, of all modules or of a group of them"
+        return "tf32 needs precision fp32, for all modules or for one group of modules"
     return _own_loss_scale(s) or _fp8(s) or _group_precisions(s)
 
 
@@ -174,12 +174,12 @@ def _own_loss_scale(s: Strategy) -> str | None:
     """fp16 without ZeRO, where DeepSpeed scales no loss."""
     if not s.scales_own_loss:
         return None
-    what = "precision fp16, of all modules or of a group of them, with zero_stage 0 needs"
+    what = "precision fp16 with zero_stage 0, for all modules or for one group, needs"
     for degree in PARALLEL_DEGREES:
         if getattr(s, degree) > 1:
             return f"{what} {degree} 1, got {getattr(s, degree)}: each rank must see all gradients"
     if s.optimizer is Optimizer.MUON:
-        return f"{what} another optimizer than {s.optimizer}, whose masters DeepSpeed makes"
+        return f"{what} an optimizer other than {s.optimizer}, whose masters DeepSpeed makes"
     return None
 
 
@@ -188,14 +188,14 @@ def _fp8(s: Strategy) -> str | None:
     for group in fp8:
         knob = f"{group}_precision"
         if group in (ModuleGroup.EMBEDDING, ModuleGroup.NORM):
-            return f"{knob} takes no fp8: only matrix products have it"
+            return f"{knob} cannot be fp8: only matrix products can"
         if s.precision is not Precision.BF16:
             return f"{knob} fp8 needs precision bf16, got {s.precision}"
         for degree in ("tensor_parallel_size", "pipeline_parallel_size"):
             if getattr(s, degree) > 1:
                 return f"{knob} fp8 needs {degree} 1: DeepSpeed puts its own layers there"
     if ModuleGroup.LM_HEAD in fp8 and s.fused_kernels:
-        return "lm_head_precision fp8 needs fused_kernels false: Liger's loss passes by the head"
+        return "lm_head_precision fp8 needs fused_kernels false: Liger's loss bypasses the head"
     return None
 
 
@@ -205,19 +205,19 @@ def _group_precisions(s: Strategy) -> str | None:
         return None
     own = {group: s.parameter_precision(group) for group in ModuleGroup}
     if s.precision not in own.values():
-        return f"precision {s.precision} is that of no group of modules: choose one of theirs"
+        return f"precision {s.precision} is used by no group of modules: choose one of theirs"
     what = "groups of modules with precisions of their own need"
     if s.zero_stage == 3:
         return f"{what} zero_stage 0, 1 or 2, got 3: ZeRO-3 divides weights of one dtype"
     if s.master_weights is MasterWeights.BF16:
-        return f"{what} master_weights fp32, got bf16: DeepSpeed keeps such for one dtype alone"
+        return f"{what} master_weights fp32, got bf16: DeepSpeed keeps bf16 for one dtype only"
     if s.offload_optimizer is not Offload.NONE:
         return f"{what} offload_optimizer none: DeepSpeed's host buffers have one dtype"
     for degree in PARALLEL_DEGREES:
         if getattr(s, degree) > 1:
-            return f"{what} {degree} 1, got {getattr(s, degree)}: what travels has one dtype"
+            return f"{what} {degree} 1, got {getattr(s, degree)}: ranks exchange one dtype"
     if s.optimizer is Optimizer.MUON:
-        return f"{what} another optimizer than {s.optimizer}, which makes groups of its own"
+        return f"{what} an optimizer other than {s.optimizer}, which makes its own groups"
     if s.fused_kernels and own[ModuleGroup.LM_HEAD] is not s.precision:
         return (
             f"lm_head_precision {own[ModuleGroup.LM_HEAD]} needs fused_kernels false: Liger's "

@@ -36,16 +36,16 @@ GRADIENT_CLIPPING = 1.0
 """The norm that all gradients together are clipped to."""
 
 INITIAL_SCALE_POWER = 12
-"""Of two, fp16's first loss scale. DeepSpeed's own start, 16, overflows for several steps."""
+"""Power of two of fp16's first loss scale. With DeepSpeed's 16 several steps overflow."""
 
 BUFFER_MARGIN = 1024
 """Elements for the padding of a part, in each buffer that weights are read into from disk."""
 
 _OWN_SUB_GROUP_ELEMENTS = 1_000_000_000
-"""Of DeepSpeed's own (`zero/config.py`, `sub_group_size`)."""
+"""Elements of a sub-group by DeepSpeed's default (`zero/config.py`, `sub_group_size`)."""
 
 _SUB_GROUPS_OF_A_RATIO = 40
-"""A share is then met to a fortieth, where no single weight is larger than that."""
+"""Sub-groups that a ratio is met with: it is met to a fortieth, unless one weight is larger."""
 
 _NVME_SUB_GROUP_ELEMENTS = 100_000_000
 """DeepSpeed's example for ZeRO-Infinity: buffers of 1.6 GB a rank with fp32 states."""

@@ -268,7 +268,7 @@ class Strategy(_HashedOnce):
             raise ConfigError(words)
 
     def __hash__(self) -> int:
-        """Of all knobs, worked out once."""
+        """Hash of all knobs, computed once."""
         try:
             return self._hash
         except AttributeError:

@@ -32,7 +32,7 @@ rest is put on a model by
 Edit both files or neither."""
 
 _MOST = 2**40
-"""Of a number of the workload; products of several are computed in 64 bit."""
+"""Upper limit of a number of the workload; products of several are computed in 64 bit."""
 
 _COMMENTS = {"method": "full, lora or qlora"} | {
     name: facts.comment for name, facts in FACTS.items()
@@ -52,8 +52,8 @@ class StrategyFile:
     method: Method
     lora_targets: tuple[str, ...]
     learning_rate: float | None
-    """Of an optimizer that is not built from DeepSpeed's JSON; None where that builds it, and has
-    the only one."""
+    """Learning rate of an optimizer that is not built from DeepSpeed's JSON; None where DeepSpeed
+    builds it, and the JSON alone has the rate."""
     strategy: Strategy
 
     def to_yaml(self) -> str:

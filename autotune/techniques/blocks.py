@@ -64,8 +64,8 @@ def _only(layer: nn.Module, part: str, *, of_attention: bool) -> nn.Module:
     if len(found) == 1:
         return found[0]
     raise ConfigError(
-        f"{type(layer).__name__} has {len(found)} modules that are its {part}, and one is needed: "
-        "checkpoint_scope layer and mlp_tiles 1 ask for none"
+        f"{type(layer).__name__} has {len(found)} {part} modules, and exactly one is needed: "
+        "use checkpoint_scope layer and mlp_tiles 1"
     )
 
 

@@ -63,7 +63,7 @@ def tile_loss(model: nn.Module, num_tiles: int) -> None:
 def _refusal(causal: Any) -> str | None:
     name = type(causal).__name__
     if not hasattr(causal, "get_decoder"):
-        return f"{name} is no causal model of transformers"
+        return f"{name} is not a causal model of transformers"
     if hasattr(causal.get_decoder(), "_stand_in"):
         return "set on this model already; call autotune.apply once"
     if "forward" in vars(causal):

@@ -121,7 +121,7 @@ class ScaledMasterWeights(MasterWeights):
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "loss_scale"})
 
     def _gradients(self) -> list[torch.Tensor]:
-        """Of all masters; where this rank has none zeros, since others may have one."""
+        """Gradients of all masters; zeros where only other ranks may have one."""
         if not self.copies:
             self._make_copies()
         for parameter, master in self.copies:

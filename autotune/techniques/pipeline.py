@@ -57,7 +57,7 @@ def pipeline(model: nn.Module, strategy_file: str | Path) -> nn.Module:
     if not strategy.data_parallel_size(num_ranks):
         raise ConfigError(
             f"pipeline_parallel_size {strategy.pipeline_parallel_size} does not divide the "
-            f"{num_ranks} ranks there are"
+            f"{num_ranks} ranks"
         )
     place = parallel_coordinates(strategy, rank=dist.get_rank(), num_ranks=num_ranks)
     layers = decoder_layers(model, int(model.config.num_hidden_layers))  # type: ignore[union-attr, arg-type]

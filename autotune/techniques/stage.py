@@ -44,7 +44,7 @@ class StandIn(nn.Module):
 
 
 def own_layers(layers: nn.ModuleList) -> nn.ModuleList:
-    """Of a list of decoder layers those that this rank holds: all, unless the model was cut."""
+    """The decoder layers of a list that this rank holds: all, unless the model was cut."""
     own = [layer for layer in layers if not isinstance(layer, StandIn)]
     return layers if len(own) == len(layers) else nn.ModuleList(own)
 

@@ -36,7 +36,7 @@ _ROW_OF_PART = {
     "allocator": _WORKSPACE,
     "process": _WORKSPACE,
 }
-"""Of every part that a predictor names. A part that is not here is a row of its own name."""
+"""The row of each part that a predictor names. A part that is not here has a row of its own."""
 
 
 def breakdown_rows(prediction: Prediction) -> dict[str, int]:

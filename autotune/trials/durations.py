@@ -33,7 +33,7 @@ compiled; measured on an H100, until trials show it."""
 _LEAST_START_S = 0.5
 
 _NUM_WARM_UP_STEPS = 2
-"""Of a trial whose losses were not kept."""
+"""Warm-up steps that a trial is taken to have had if its losses were not kept."""
 
 _NUM_TIMED_STEPS = 4
 """Timed steps of a trial, before any trial has shown how many it takes."""
@@ -53,11 +53,11 @@ class StartKind(IntEnum):
     SLOW = 1
     """An extension is loaded, or layers are compiled."""
     ON_HOST = 2
-    """The same, and the first of these compiles the optimizer on the host."""
+    """An extension is loaded, and the first such trial compiles the optimizer on the host."""
 
 
 def start_kind(strategy: Strategy) -> StartKind:
-    """That of its trials."""
+    """The kind of start that trials of a strategy have."""
     if strategy.offload_optimizer is not Offload.NONE:
         return StartKind.ON_HOST
     is_slow = strategy.torch_compile or strategy.offload_param is not Offload.NONE

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["needs_refit"]
 
 _REFIT_FRACTION = 0.04
-"""Of what was observed: late in a long study each trial is a small part."""
+"""Fraction of all observed trials that must be new: late in a long study one trial adds little."""
 
 
 def needs_refit(num_observed: int, num_known: int) -> bool:

@@ -38,18 +38,19 @@ class TrialSpec:
     num_ranks: int
     seed: int = 0
     learning_rate: float = 1e-5
-    """Of the optimizer; time and memory do not depend on it."""
+    """Learning rate of the optimizer; time and memory do not depend on it."""
     warmup_steps: int | None = None
     """Optimizer steps before the clock starts; as many as the strategy needs if left out."""
     timed_steps: int = 20
     """Timed optimizer steps at most."""
     timed_s: float = TIMED_S
-    """They end after so many seconds together, but not before two."""
+    """Seconds after which timed steps end; at least two steps are timed."""
     relative_half_width: float = 0.02
-    """They end once the 95 % interval of their mean is within this share of it; 0: they do not."""
+    """Timed steps end once the half width of the 95 % interval of their mean, over the mean, is at
+    most this; 0: they do not end by it."""
     composes: bool = True
-    """Of long optimizer steps run a part only, and compose their time; their losses are those of
-    smaller batches."""
+    """Whether only a part of a long optimizer step runs, and its time is composed; losses are then
+    those of smaller batches."""
     incumbents: tuple[Incumbent, ...] = ()
     """The trial ends early, as pruned, once it cannot beat one of these any more."""
     nvme_path: str | None = None
@@ -57,7 +58,7 @@ class TrialSpec:
 
     @property
     def composition(self) -> Composition:
-        """How its optimizer steps are run."""
+        """How the optimizer steps of the trial are run."""
         found = composition_of(self.workload, self.strategy, self.num_ranks)
         return found if self.composes else replace(found, num_run=found.num_micro_steps)
 

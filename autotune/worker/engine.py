@@ -27,9 +27,9 @@ class BuiltEngine:
     """An engine, and what it trains."""
 
     engine: Any
-    """DeepSpeed's own."""
+    """DeepSpeed's engine."""
     num_parameters: int
-    """Of the whole model, over all ranks."""
+    """Parameters of the whole model, over all ranks."""
     num_trainable_parameters: int
 
 

@@ -45,7 +45,7 @@ class MemoryMeter(Protocol):
 
 
 class CudaMemoryMeter:
-    """Of the present CUDA device.
+    """Memory of the current CUDA device.
 
     The allocator keeps its own peaks. What the device has in use is read where `sample` is called;
     the allocator gives nothing back between steps, so the ends of steps show its height.
@@ -76,7 +76,7 @@ class CudaMemoryMeter:
 
 
 class ResidentMemoryMeter:
-    """Of this process, from Linux's accounting; elsewhere the peak of the whole process life."""
+    """Memory of this process, as Linux accounts it; elsewhere the peak since the process began."""
 
     def __init__(self) -> None:
         # Linux: writing 5 resets the peak of the resident set (proc(5), clear_refs).

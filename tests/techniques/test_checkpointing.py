@@ -145,5 +145,5 @@ def test_checkpoints_on_the_host_free_device_memory() -> None:
 
 @pytest.mark.parametrize("model_type", sorted(WITHOUT_MLP_MODULE))
 def test_a_layer_without_an_mlp_module_is_refused(model_type: str) -> None:
-    with pytest.raises(ConfigError, match="0 modules that are its MLP"):
+    with pytest.raises(ConfigError, match="0 MLP modules"):
         applied(build(model_type), **MLP)

@@ -56,7 +56,7 @@ CLOSE: tuple[dict[str, Any], ...] = (
 )
 
 NOT_ON_THE_CPU = {
-    "fused_kernels": "Liger's kernels are Triton's",
+    "fused_kernels": "Liger uses Triton",
     "offload_ratio": "partial offload leaves the rest on the GPU",
 }
 

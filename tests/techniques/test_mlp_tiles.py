@@ -119,7 +119,7 @@ def test_tiles_put_on_twice_are_refused() -> None:
 
 @pytest.mark.parametrize("model_type", ["opt", "biogpt", "xglm"])
 def test_layers_without_an_mlp_module_are_refused(model_type: str) -> None:
-    with pytest.raises(ConfigError, match="0 modules that are its MLP"):
+    with pytest.raises(ConfigError, match="0 MLP modules"):
         applied(build(model_type), mlp_tiles=2)
 
 

@@ -22,7 +22,7 @@ _NUM_THREADS = 8
 
 _MOST_BYTES = 2**30
 _MOST_S = 4.0
-"""Of writing, and of reading: a slow disk is known by what it does in that time."""
+"""Longest time for writing, and for reading: what is done by then tells a slow disk's rate."""
 
 
 def disk_bytes_per_s(folder: Path) -> float:

@@ -32,8 +32,8 @@ def _buckets(strategy: Strategy, workload: Workload) -> str | None:
     if bucket == DEFAULT_BUCKET_SIZE or bucket < trained:
         return None
     return (
-        f"reduce_bucket_size {bucket:,} holds more than the {trained:,} parameters that are "
-        f"trained: a smaller one, or the default {DEFAULT_BUCKET_SIZE:,}, does the same"
+        f"reduce_bucket_size {bucket:,} is larger than the {trained:,} trained parameters: "
+        f"use the default {DEFAULT_BUCKET_SIZE:,}, which does the same, or a smaller value"
     )
 
 
@@ -47,7 +47,7 @@ def _single_rank(strategy: Strategy, hardware: Hardware) -> str | None:
         ("zero_hpz_partition_size", strategy.zero_hpz_partition_size > 1),
     ):
         if is_on:
-            return f"{knob} needs two ranks or more: a single one sends nothing"
+            return f"{knob} needs two ranks or more: a single rank sends nothing"
     return None
 
 

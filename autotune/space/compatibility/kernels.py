@@ -39,7 +39,7 @@ def _fused_kernels(
     if hardware.device_type is not DeviceType.CUDA:
         return "fused_kernels needs a GPU"
     if not hardware.runs_triton:
-        return f"fused_kernels: Liger's kernels are Triton's, made {_too_old(hardware)}"
+        return f"fused_kernels: Liger uses Triton, which makes kernels {_too_old(hardware)}"
     if not software.has_liger:
         return "fused_kernels needs Liger: pip install 'autotune[liger]'"
     if workload.model.model_type not in LIGER_MODEL_TYPES:
@@ -74,7 +74,7 @@ def _torch_compile(strategy: Strategy, hardware: Hardware, software: Software) -
         return None
     if hardware.device_type is DeviceType.CUDA:
         if not hardware.runs_triton:
-            return f"torch_compile makes Triton's kernels, which are {_too_old(hardware)}"
+            return f"torch_compile uses Triton, which makes kernels {_too_old(hardware)}"
         if not software.has_gpu_inductor:
             return "torch_compile needs Triton and a C compiler, to make code for a GPU"
     elif not software.has_cpu_inductor:

@@ -19,13 +19,13 @@ def conflict(
     is_cuda = hardware.device_type is DeviceType.CUDA
     if OPTIMIZERS[strategy.optimizer].is_paged and not is_cuda:
         return (
-            f"optimizer {strategy.optimizer} needs a GPU, whose driver moves the pages; elsewhere "
-            "bitsandbytes pages nothing: take adamw_8bit"
+            f"optimizer {strategy.optimizer} needs a GPU, whose driver moves the pages; without "
+            "one bitsandbytes pages nothing: use adamw_8bit"
         )
     if strategy.optimizer is Optimizer.MUON and is_cuda and not hardware.runs_triton:
         return (
             "optimizer muon needs a GPU of compute capability 8.0 or above, for Triton's kernels: "
-            f"{hardware.device_kind} is none"
+            f"{hardware.device_kind} is not one"
         )
     if strategy.optimizer is Optimizer.MUON and not software.has_compiler:
         return "optimizer muon needs a C++ compiler: DeepSpeed has its kernels compiled by torch"

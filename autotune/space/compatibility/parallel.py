@@ -61,8 +61,8 @@ def conflict(
     ranks, model = hardware.num_devices, workload.model
     if ranks % strategy.model_parallel_size:
         return (
-            f"tensor x pipeline x sequence = {strategy.model_parallel_size} ranks does not divide "
-            f"the {ranks} there are"
+            f"tensor x pipeline x sequence = {strategy.model_parallel_size} does not divide "
+            f"the {ranks} ranks"
         )
     return (
         _tensor_parallel(strategy, model)

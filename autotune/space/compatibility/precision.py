@@ -31,7 +31,8 @@ def _device(strategy: Strategy, hardware: Hardware) -> str | None:
         return "DeepSpeed computes fp16 on CPUs with AVX512-FP16 only, and this one has none"
     if strategy.tf32 and not hardware.supports_tf32:
         return (
-            f"tf32 needs a GPU of compute capability 8.0 or above: {hardware.device_kind} is none"
+            "tf32 needs a GPU of compute capability 8.0 or above: "
+            f"{hardware.device_kind} is not one"
         )
     return None
 
@@ -49,10 +50,10 @@ def _fp8(strategy: Strategy, workload: Workload, hardware: Hardware) -> str | No
         if not hardware.supports_fp8:
             return (
                 f"{knob} fp8 needs a GPU of compute capability 8.9 or above: "
-                f"{hardware.device_kind} is none"
+                f"{hardware.device_kind} is not one"
             )
         if workload.method is Method.QLORA:
-            return f"{knob} fp8 does not go with qlora, whose weights have 4 bit"
+            return f"{knob} fp8 does not go with qlora, whose weights have 4 bits"
         if words := _unfit_for_fp8(group, workload.model):
             return f"{knob} fp8 {words}"
     return None
@@ -63,7 +64,7 @@ def _unfit_for_fp8(group: ModuleGroup, model: ModelShape) -> str | None:
     if group is not ModuleGroup.LM_HEAD and model.model_type == "gpt2":
         return f"needs linear layers, and {model.name} has convolutions in their place"
     if group is ModuleGroup.MLP and model.num_experts > 1:
-        return f"needs linear layers, and the experts of {model.name} are none"
+        return f"needs linear layers, and the experts of {model.name} are not linear layers"
     linears = {
         ModuleGroup.ATTENTION: model.attention_linears,
         ModuleGroup.MLP: model.mlp_linears,
@@ -84,7 +85,7 @@ def _groups(strategy: Strategy, workload: Workload) -> str | None:
     if workload.model.tie_word_embeddings and embedding is not head:
         return (
             f"embedding and lm_head of {workload.model.name} share their weights: their "
-            f"precisions must be one, got {embedding} and {head}"
+            f"precisions must be equal, got {embedding} and {head}"
         )
     if workload.method is Method.QLORA:
         for group in (ModuleGroup.ATTENTION, ModuleGroup.MLP):

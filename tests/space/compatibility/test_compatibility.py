@@ -175,8 +175,8 @@ FP8 = {"attention_precision": "fp8", "mlp_precision": "fp8"}
         ({"precision": "fp16", "sequence_parallel_size": 2}, "sequence_parallel_size 1, got 2"),
         ({"precision": "fp16", "pipeline_parallel_size": 2}, "pipeline_parallel_size 1, got 2"),
         ({"precision": "fp16", "optimizer": "muon"}, "zero_stage 0 needs another optimizer"),
-        ({"embedding_precision": "fp8"}, "embedding_precision takes no fp8"),
-        ({"norm_precision": "fp8"}, "norm_precision takes no fp8"),
+        ({"embedding_precision": "fp8"}, "embedding_precision cannot be fp8"),
+        ({"norm_precision": "fp8"}, "norm_precision cannot be fp8"),
         ({"mlp_precision": "fp8", "precision": "fp32"}, "fp8 needs precision bf16, got fp32"),
         (FP8 | {"tensor_parallel_size": 2}, "fp8 needs tensor_parallel_size 1"),
         (FP8 | {"pipeline_parallel_size": 2}, "fp8 needs pipeline_parallel_size 1"),
@@ -196,7 +196,7 @@ FP8 = {"attention_precision": "fp8", "mlp_precision": "fp8"}
         ({"mlp_precision": "fp16", "zero_stage": 1, "lora_rank": 8}, "needs zero_stage 0 or lora"),
         (
             {f"{group}_precision": "fp32" for group in ModuleGroup},
-            "precision bf16 is that of no group",
+            "precision bf16 is used by no group",
         ),
         ({"tf32": True}, "tf32 needs precision fp32"),
     ],
@@ -212,7 +212,7 @@ def test_precisions_that_cannot_work_together_are_refused(
 @pytest.mark.parametrize(
     ("knobs", "changes", "reason"),
     [
-        (FP8, {}, "compute capability 8.9 or above: A100-40GB is none"),
+        (FP8, {}, "compute capability 8.9 or above: A100-40GB is not one"),
         ({"precision": "fp32", "tf32": True}, {"supports_tf32": False}, "capability 8.0"),
         ({"norm_precision": "bf16"}, {"supports_bf16": False}, "A100-40GB has no bf16"),
     ],
@@ -231,12 +231,12 @@ def test_a_precision_that_the_device_lacks_is_refused(
     ("knobs", "model", "method", "reason"),
     [
         (FP8, {"model_type": "gpt2"}, "full", "has convolutions in their place"),
-        (FP8, {"num_experts": 8}, "full", "the experts of tiny are none"),
+        (FP8, {"num_experts": 8}, "full", "the experts of tiny are not linear layers"),
         (FP8, {"intermediate_size": 250}, "full", "multiples of 16, got 96 x 250 (gate_proj"),
         ({"lm_head_precision": "fp8"}, {"vocab_size": 50257}, "full", "got 96 x 50257"),
-        (FP8 | {"lora_rank": 16}, {}, "qlora", "whose weights have 4 bit"),
+        (FP8 | {"lora_rank": 16}, {}, "qlora", "whose weights have 4 bits"),
         ({"mlp_precision": "fp32", "lora_rank": 16}, {}, "qlora", "4-bit layers compute in"),
-        ({"embedding_precision": "fp32"}, {"tie_word_embeddings": True}, "full", "must be one"),
+        ({"embedding_precision": "fp32"}, {"tie_word_embeddings": True}, "full", "must be equal"),
     ],
     ids=str,
 )

@@ -24,7 +24,7 @@ from autotune.space.strategy import Strategy
         ({"optimizer": "adafactor", "tensor_parallel_size": 2}, "whole matrices"),
         ({"optimizer": "adafactor", "pipeline_parallel_size": 2}, "flat partitions"),
         ({"optimizer": "muon", "tensor_parallel_size": 2}, "whole matrices"),
-        ({"optimizer": "muon", "pipeline_parallel_size": 2}, "knows no stages"),
+        ({"optimizer": "muon", "pipeline_parallel_size": 2}, "does not support stages"),
         (
             {"optimizer": "muon", "zero_stage": 3, "zero_quantized_gradients": True},
             "whole gradients",

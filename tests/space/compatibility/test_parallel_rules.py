@@ -18,8 +18,8 @@ from autotune.space.strategy import Strategy
 @pytest.mark.parametrize(
     ("knobs", "reason"),
     [
-        ({"tensor_parallel_size": 2, "sequence_parallel_size": 2}, "do not go together"),
-        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, "do not go together"),
+        ({"tensor_parallel_size": 2, "sequence_parallel_size": 2}, "cannot be combined"),
+        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, "cannot be combined"),
         ({"tensor_parallel_size": 2, "lora_rank": 8}, "AutoTP does not look into PEFT's layers"),
         ({"tensor_parallel_size": 2, "fused_kernels": True}, "reads the weights of the head"),
         (
@@ -42,7 +42,7 @@ def test_a_strategy_that_contradicts_itself_is_refused(knobs: dict[str, Any], re
 @pytest.mark.parametrize(
     ("knobs", "changes", "reason"),
     [
-        ({"tensor_parallel_size": 3}, {}, "3 ranks does not divide the 4 there are"),
+        ({"tensor_parallel_size": 3}, {}, "3 does not divide the 4 ranks"),
         ({"tensor_parallel_size": 2}, {"num_attention_heads": 3}, "num_attention_heads 3"),
         ({"tensor_parallel_size": 4}, {"num_key_value_heads": 2}, "num_key_value_heads 2"),
         ({"tensor_parallel_size": 2}, {"model_type": "mixtral"}, "not proven for mixtral"),
