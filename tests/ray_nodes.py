@@ -16,6 +16,9 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # The nodes would each look for a token, and write one where there is none.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
+# Ray's workers are niced by 15: beside a second worker of pytest their ranks would starve.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+
 # Told apart from what others run on this machine, the launcher of other tests among them.
 os.environ["AUTOTUNE_TEST_RUN"] = str(os.getpid())
 
