@@ -174,7 +174,10 @@ FP8 = {"attention_precision": "fp8", "mlp_precision": "fp8"}
     [
         ({"precision": "fp16", "sequence_parallel_size": 2}, "sequence_parallel_size 1, got 2"),
         ({"precision": "fp16", "pipeline_parallel_size": 2}, "pipeline_parallel_size 1, got 2"),
-        ({"precision": "fp16", "optimizer": "muon"}, "zero_stage 0 needs another optimizer"),
+        (
+            {"precision": "fp16", "optimizer": "muon"},
+            "for one group, needs an optimizer other than muon",
+        ),
         ({"embedding_precision": "fp8"}, "embedding_precision cannot be fp8"),
         ({"norm_precision": "fp8"}, "norm_precision cannot be fp8"),
         ({"mlp_precision": "fp8", "precision": "fp32"}, "fp8 needs precision bf16, got fp32"),
@@ -184,7 +187,10 @@ FP8 = {"attention_precision": "fp8", "mlp_precision": "fp8"}
         ({"lm_head_precision": "fp32", "fused_kernels": True}, "fused_kernels false"),
         ({"norm_precision": "fp32", "zero_stage": 3}, "zero_stage 0, 1 or 2, got 3"),
         ({"norm_precision": "fp32", "tensor_parallel_size": 2}, "tensor_parallel_size 1, got 2"),
-        ({"norm_precision": "fp32", "optimizer": "muon", "zero_stage": 1}, "another optimizer"),
+        (
+            {"norm_precision": "fp32", "optimizer": "muon", "zero_stage": 1},
+            "need an optimizer other than muon",
+        ),
         (
             {"norm_precision": "fp32", "zero_stage": 1, "master_weights": "bf16"},
             "master_weights fp32, got bf16",
