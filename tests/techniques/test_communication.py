@@ -156,7 +156,7 @@ class TestRules:
             ),
             (
                 {"zero_hpz_partition_size": 2, "zero_stage": 3, "tensor_parallel_size": 2},
-                "tensor_parallel_size 2 goes without",
+                "tensor_parallel_size 2 cannot be combined with ZeRO++",
             ),
         ],
         ids=str,
