@@ -85,8 +85,6 @@ class OptimizerFacts:
     """
     launches: int = 0
     """Launches of kernels for each tensor that it steps over by itself, beside what all take."""
-    steps_by_tensor_under_zero: bool = True
-    """Whether it steps over single tensors where ZeRO hands it flat partitions, too."""
     deviation: float = 0.0
     """How much more the logarithm of a predicted step time may be off: few trials were seen."""
 
@@ -94,6 +92,11 @@ class OptimizerFacts:
     def is_8bit(self) -> bool:
         """Whether its states are in 8 bit."""
         return StateForm.BLOCKWISE_8BIT in self.states
+
+    @property
+    def launches_under_zero(self) -> int:
+        """`launches` where it is handed flat partitions: bitsandbytes steps over few tensors."""
+        return 0 if self.library is Library.BITSANDBYTES else self.launches
 
     @property
     def most_elements(self) -> int | None:
@@ -130,7 +133,6 @@ OPTIMIZERS: Mapping[Optimizer, OptimizerFacts] = {
         smaller=(Optimizer.PAGED_ADAMW_8BIT, Optimizer.LION_8BIT),
         instructions=510,
         launches=_BITSANDBYTES_LAUNCHES,
-        steps_by_tensor_under_zero=False,
     ),
     Optimizer.PAGED_ADAMW_8BIT: OptimizerFacts(
         library=Library.BITSANDBYTES,
@@ -140,7 +142,6 @@ OPTIMIZERS: Mapping[Optimizer, OptimizerFacts] = {
         is_paged=True,
         instructions=510,
         launches=_BITSANDBYTES_LAUNCHES,
-        steps_by_tensor_under_zero=False,
     ),
     Optimizer.LION: OptimizerFacts(
         library=Library.BITSANDBYTES,
@@ -150,7 +151,6 @@ OPTIMIZERS: Mapping[Optimizer, OptimizerFacts] = {
         smaller=(Optimizer.LION_8BIT,),
         instructions=98,
         launches=_BITSANDBYTES_LAUNCHES,
-        steps_by_tensor_under_zero=False,
     ),
     Optimizer.LION_8BIT: OptimizerFacts(
         library=Library.BITSANDBYTES,
@@ -159,7 +159,6 @@ OPTIMIZERS: Mapping[Optimizer, OptimizerFacts] = {
         states=(_8BIT,),
         instructions=300,
         launches=_BITSANDBYTES_LAUNCHES,
-        steps_by_tensor_under_zero=False,
     ),
     Optimizer.SGD: OptimizerFacts(
         library=Library.TORCH,

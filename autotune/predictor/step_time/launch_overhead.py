@@ -123,8 +123,8 @@ class LaunchOverheadModel:
         num_tensors = 2 * adapted if strategy.lora_rank else self._num_linears + 2
         launches = _TENSOR_LAUNCHES
         facts = OPTIMIZERS[strategy.optimizer]
-        if facts.steps_by_tensor_under_zero or not flattens_parameters(strategy):
-            launches += facts.launches
+        is_flat = flattens_parameters(strategy)
+        launches += facts.launches_under_zero if is_flat else facts.launches
         if strategy.offload_optimizer is not Offload.NONE:
             launches += _OFFLOAD_LAUNCHES
         return num_layers * num_tensors * launches * self._launch_s
