@@ -28,6 +28,7 @@ LAYERS: tuple[str, ...] = (
     "space",
     "trials",
     "techniques",
+    "script",
     "worker",
     "launch",
     "profile",

@@ -227,11 +227,14 @@ def measurement_of(spec: TrialSpec, ranks: Sequence[RankProcess]) -> Measurement
     step_times_s = tuple(results[0]["step_times_s"])
     losses = zip(*(result["losses"] for result in results), strict=True)
 
+    # The user's own program tells what it fed; lengths of samples differ there.
+    tokens = float(results[0].get("tokens_per_step", spec.workload.tokens_per_step))
+
     def largest(name: str) -> int:
         return max(int(result[name]) for result in results)
 
     return Measurement(
-        tokens_per_second=spec.workload.tokens_per_step / median(step_times_s),
+        tokens_per_second=tokens / median(step_times_s),
         step_times_s=step_times_s,
         losses=tuple(sum(step) / len(results) for step in losses),
         setup_time_s=max(float(result["setup_time_s"]) for result in results),
@@ -245,7 +248,7 @@ def measurement_of(spec: TrialSpec, ranks: Sequence[RankProcess]) -> Measurement
         optimizer_state_bytes=largest("optimizer_state_bytes"),
         share_run=float(results[0]["share_run"]),
         skipped_steps=largest("skipped_steps"),
-        energy_j_per_token=_energy_j_per_token(results, spec.workload.tokens_per_step),
+        energy_j_per_token=_energy_j_per_token(results, tokens),
         environment=results[0].get("environment", {}),
     )
 
@@ -256,7 +259,7 @@ def reason_of(ranks: Sequence[RankProcess]) -> str | None:
     return reason
 
 
-def _energy_j_per_token(results: Sequence[dict[str, Any]], tokens_per_step: int) -> float | None:
+def _energy_j_per_token(results: Sequence[dict[str, Any]], tokens_per_step: float) -> float | None:
     """Over all ranks, each with a device of its own; None where one of them counts no energy."""
     energies_j = [result["energy_j"] for result in results]
     if None in energies_j:

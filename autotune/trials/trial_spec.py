@@ -9,6 +9,7 @@ from typing import Any
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 from autotune.trials.composition import Composition, composition_of
+from autotune.trials.script_run import ScriptRun
 
 __all__ = ["CONFIRMING_S", "TIMED_S", "Incumbent", "TrialSpec"]
 
@@ -55,6 +56,8 @@ class TrialSpec:
     """The trial ends early, as pruned, once it cannot beat one of these any more."""
     nvme_path: str | None = None
     """Folder for what is offloaded to NVMe; the runner gives each trial a fresh one below it."""
+    script: ScriptRun | None = None
+    """The user's own command that is run; None for a training of autotune's own."""
 
     @property
     def composition(self) -> Composition:
@@ -82,6 +85,7 @@ class TrialSpec:
         return asdict(self) | {
             "workload": self.workload.to_dict(),
             "strategy": self.strategy.to_dict(),
+            "script": None if self.script is None else self.script.to_dict(),
         }
 
     @classmethod
@@ -90,6 +94,8 @@ class TrialSpec:
         values = dict(record)
         values["workload"] = Workload.from_dict(values["workload"])
         values["strategy"] = Strategy.from_dict(values["strategy"])
+        script = values.get("script")
+        values["script"] = None if script is None else ScriptRun.from_dict(script)
         # Earlier versions wrote `rivals`.
         incumbents = values.pop("rivals", ()) or values.get("incumbents", ())
         values["incumbents"] = tuple(Incumbent(**each) for each in incumbents)

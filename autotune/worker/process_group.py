@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch.distributed as dist
 
 from autotune.machine.hardware import DeviceType
 
-__all__ = ["join"]
+__all__ = ["join", "join_when_asked"]
 
 _TIMEOUT = timedelta(minutes=10)
 
@@ -54,6 +55,46 @@ def join(folder: Path, *, rank: int, num_ranks: int, device_type: DeviceType) ->
         # gloo's own errors have no type of theirs.
         raise dist.DistNetworkError(str(error)) from error
     deepspeed.init_distributed(verbose=False)
+    return device
+
+
+def join_when_asked(
+    folder: Path, *, rank: int, num_ranks: int, device_type: DeviceType
+) -> torch.device:
+    """Choose this rank's device, and have it meet the others when its program asks for that.
+
+    The program's own `init_process_group` keeps its backend; where the ranks meet is as in `join`,
+    so that nothing listens on one host.
+
+    Args:
+        folder: the trial's folder; the ranks meet through a file in it.
+        rank: which rank this process is.
+        num_ranks: how many there are.
+        device_type: where tensors live.
+    """
+    is_cuda = device_type is DeviceType.CUDA
+    device = (
+        torch.device("cuda", int(os.environ["LOCAL_RANK"])) if is_cuda else torch.device("cpu")
+    )
+    if is_cuda:
+        torch.cuda.set_device(device)
+    original = dist.init_process_group
+
+    @functools.wraps(original)
+    def init(backend: str | None = None, *_: Any, **kwargs: Any) -> None:
+        kept = {name: kwargs[name] for name in ("timeout", "pg_options") if name in kwargs}
+        original(
+            # torch's own choice asks for a device that CPU ranks do not have.
+            backend=backend or ("nccl" if is_cuda else "gloo"),
+            store=_store(folder, rank, num_ranks),
+            rank=rank,
+            world_size=num_ranks,
+            device_id=device if is_cuda else None,
+            **kept,
+        )
+
+    dist.init_process_group = init
+    torch.distributed.distributed_c10d.init_process_group = init
     return device
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from autotune.trials.trial import TrialSpec
 from autotune.worker.events import RankLog
 from autotune.worker.failures import classify
+from autotune.worker.script_training import ScriptTraining
 from autotune.worker.training import Training
 
 __all__ = ["run_rank"]
@@ -36,6 +37,8 @@ def run_rank(spec_file: Path, folder: Path, rank: int) -> int:
     try:
         spec = TrialSpec.from_dict(json.loads(spec_file.read_text(encoding="utf-8")))
         swap_folder = spec.nvme_path if spec.strategy.uses_nvme else None
+        if spec.script is not None:
+            ScriptTraining(spec, rank, folder, log).run()
         log.write("result", **Training(spec, rank, folder, log).run())
     except BaseException as error:  # the trial ends here, whatever it was
         traceback.print_exc()

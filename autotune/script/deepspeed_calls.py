@@ -1,0 +1,209 @@
+"""Stands in for `deepspeed.initialize` and `deepspeed.zero.Init` while the user's program runs.
+
+The program calls DeepSpeed as it always does; the strategy's configuration, kernels, checkpoints
+and optimizer are put in there. Does not know trainers, nor how steps are timed.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from autotune.errors import ConfigError
+from autotune.question.workload import Method
+from autotune.script.configuration import load_configuration, with_strategy, without_side_effects
+from autotune.script.replaced_optimizer import ReplacedOptimizer, is_kept, replace_optimizer
+from autotune.script.steering import Steering, Watcher
+from autotune.space.strategy import Strategy
+from autotune.techniques.apply import apply_strategy
+
+__all__ = ["DeepSpeedCalls"]
+
+
+class DeepSpeedCalls:
+    """DeepSpeed's two entry points, for one run of the user's command.
+
+    Args:
+        steering: what to put in.
+        watcher: hears of the engine that trains.
+    """
+
+    def __init__(self, steering: Steering, watcher: Watcher) -> None:
+        self._steering = steering
+        self._watcher = watcher
+        self._has_engine = False
+
+    def install(self) -> None:
+        """Take the place of DeepSpeed's functions, before the user's program imports them."""
+        import deepspeed
+
+        self._original = deepspeed.initialize
+        self._signature = inspect.signature(deepspeed.initialize)
+
+        @functools.wraps(deepspeed.initialize)
+        def initialize(*args: Any, **kwargs: Any) -> Any:
+            return self._initialize(*args, **kwargs)
+
+        deepspeed.initialize = initialize
+        if self._steering.strategy is not None:
+            self._steer_partitioning(self._steering.strategy)
+
+    def _steer_partitioning(self, strategy: Strategy) -> None:
+        """Have `deepspeed.zero.Init` divide weights if, and only if, the strategy is ZeRO-3."""
+        from deepspeed.runtime.zero.partition_parameters import Init
+
+        original, config = Init.__init__, dict(self._steering.config)
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def init(*args: Any, **kwargs: Any) -> None:
+            call = signature.bind(*args, **kwargs)
+            if strategy.zero_stage != 3:
+                call.arguments["enabled"] = False
+            else:
+                call.arguments.pop("config", None)
+                call.arguments["config_dict_or_path"] = config
+            original(*call.args, **call.kwargs)
+
+        Init.__init__ = init
+
+    def _initialize(self, *args: Any, **kwargs: Any) -> Any:
+        call = dict(self._signature.bind(*args, **kwargs).arguments)
+        theirs = _configuration(call)
+        if not self._trains(call, theirs):
+            return self._original(**call)
+        self._has_engine = True
+        strategy = self._steering.strategy
+        carried: ReplacedOptimizer | None = None
+        if strategy is not None:
+            theirs, carried = self._steered(call, theirs, strategy)
+        if self._steering.is_trial:
+            theirs = without_side_effects(theirs)
+        _set_configuration(call, theirs)
+        made = self._original(**call)
+        engine = made[0]
+        if carried is not None:
+            _carry_before_steps(engine, carried)
+        if self._steering.is_trial:
+            _save_nothing(engine)
+        self._watcher.engine_made(engine, call)
+        return made
+
+    def _trains(self, call: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+        """Whether this engine is the one that learns: reference models have engines too."""
+        if self._has_engine:
+            return False
+        given = (call.get("optimizer"), call.get("model_parameters"), call.get("lr_scheduler"))
+        model = call.get("model")
+        learns = isinstance(model, nn.Module) and any(p.requires_grad for p in model.parameters())
+        return learns and (any(each is not None for each in given) or "optimizer" in theirs)
+
+    def _steered(
+        self, call: dict[str, Any], theirs: Mapping[str, Any], strategy: Strategy
+    ) -> tuple[dict[str, Any], ReplacedOptimizer | None]:
+        """Put the strategy on the call's model and optimizer; the configuration to use."""
+        from deepspeed.runtime.pipe.module import PipelineModule
+
+        model = call["model"]
+        if isinstance(model, PipelineModule):
+            raise ConfigError("the command trains a PipelineModule, which autotune cannot steer")
+        call["model"] = model = put_on(model, strategy, self._steering.on_change)
+        config = with_strategy(theirs, self._steering.config)
+        own = call.get("optimizer")
+        offloaded = type(own).__name__ == "DeepSpeedCPUAdam" if own is not None else False
+        if own is not None and not isinstance(own, torch.optim.Optimizer) and callable(own):
+            own = call["optimizer"] = own(list(_trainable(call)))
+        if own is not None and is_kept(strategy, own, offloaded=offloaded):
+            config.pop("optimizer", None)
+            config["zero_allow_untested_optimizer"] = True
+            return config, None
+        groups = _groups(call, own, theirs)
+        optimizer, plain, carried = replace_optimizer(model, strategy, groups)
+        call["optimizer"] = optimizer
+        call["model_parameters"] = plain if optimizer is None else None
+        if optimizer is None and own is not None:
+            config["optimizer"]["params"] |= _settings(groups)
+        return config, carried if own is not None else None
+
+
+def put_on(
+    model: nn.Module, strategy: Strategy, on_change: Any = lambda words: None
+) -> nn.Module:
+    """Kernels, checkpoints and tiles of a strategy on a model that the user built.
+
+    Its adapters are the user's. A model that is no decoder keeps its own layers and kernels.
+    """
+    config = getattr(model, "config", None)
+    if getattr(config, "num_hidden_layers", None) is None:
+        on_change(
+            f"{type(model).__name__} is no model of transformers: only DeepSpeed's settings and "
+            "the micro-batch are changed"
+        )
+        return model
+    return apply_strategy(model, strategy, method=Method.FULL, lora_targets=())
+
+
+def _configuration(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a call: an argument, or the file that its `args` name."""
+    given = call.get("config") or call.get("config_params")
+    if given is None:
+        given = getattr(call.get("args"), "deepspeed_config", None)
+    if given is None:
+        raise ConfigError("deepspeed.initialize was given no configuration")
+    return load_configuration(given)
+
+
+def _set_configuration(call: dict[str, Any], config: Mapping[str, Any]) -> None:
+    """Put a configuration in the place of that of a call."""
+    call.pop("config_params", None)
+    call["config"] = dict(config)
+    if getattr(call.get("args"), "deepspeed_config", None) is not None:
+        # DeepSpeed refuses to be told twice.
+        call["args"].deepspeed_config = None
+
+
+def _trainable(call: Mapping[str, Any]) -> Iterable[nn.Parameter]:
+    return (p for p in call["model"].parameters() if p.requires_grad)
+
+
+def _groups(
+    call: Mapping[str, Any], own: torch.optim.Optimizer | None, theirs: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The user's parameter groups, with the settings that they have."""
+    if own is not None:
+        return own.param_groups
+    given = call.get("model_parameters")
+    members = list(given) if given is not None else list(_trainable(call))
+    params = theirs.get("optimizer", {}).get("params", {})
+    settings = {k: v for k, v in params.items() if k in ("lr", "weight_decay") and v != "auto"}
+    if members and isinstance(members[0], dict):
+        return [settings | group for group in members]
+    return [settings | {"params": members}]
+
+
+def _settings(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    first = groups[0] if groups else {}
+    return {n: first[n] for n in ("lr", "betas", "eps", "weight_decay") if n in first}
+
+
+def _carry_before_steps(engine: Any, carried: ReplacedOptimizer) -> None:
+    """Have the user's schedule reach the optimizer that trains."""
+    step = engine.step
+
+    @functools.wraps(step)
+    def step_with_settings(*args: Any, **kwargs: Any) -> Any:
+        carried.carry_over(engine.optimizer.param_groups)
+        return step(*args, **kwargs)
+
+    engine.step = step_with_settings
+
+
+def _save_nothing(engine: Any) -> None:
+    """Leave the user's checkpoints alone in a trial."""
+    for name in ("save_checkpoint", "save_16bit_model", "save_fp16_model"):
+        setattr(engine, name, lambda *args, **kwargs: True)

@@ -1,0 +1,213 @@
+"""Steers the trainers that hand DeepSpeed its configuration: transformers', TRL's, Accelerate.
+
+Their arguments for batches, checkpointing, precision and configuration follow the strategy, and a
+trial writes, uploads and evaluates nothing. Does not know DeepSpeed's own entry points.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autotune.knob_values import Precision
+from autotune.script.configuration import with_strategy
+from autotune.script.steering import Steering
+
+__all__ = ["SILENT", "steer_trainers"]
+
+SILENT: Mapping[str, str] = {
+    "WANDB_MODE": "disabled",
+    "WANDB_DISABLED": "true",
+    "COMET_MODE": "DISABLED",
+    "DISABLE_MLFLOW_INTEGRATION": "TRUE",
+    "CLEARML_LOG_MODEL": "FALSE",
+    "TRACKIO_DISABLED": "1",
+}
+"""Environment of a trial: loggers that upload are off."""
+
+_QUIET_ARGUMENTS: Mapping[str, Any] = {
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "load_best_model_at_end": False,
+    "push_to_hub": False,
+    "report_to": "none",
+    "logging_strategy": "no",
+    "disable_tqdm": True,
+    "resume_from_checkpoint": None,
+    "auto_find_batch_size": False,
+}
+"""Arguments of `TrainingArguments` that a trial has another way."""
+
+
+def steer_trainers(steering: Steering) -> None:
+    """Change what trainers are told, before the user's program imports them.
+
+    Args:
+        steering: what to put in.
+    """
+    if steering.is_trial:
+        os.environ.update(SILENT)
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        _count_cpu_ranks()
+    _steer_training_arguments(steering)
+    _steer_configuration(steering)
+    _steer_accelerate(steering)
+
+
+def _count_cpu_ranks() -> None:
+    """Have Accelerate know CPU ranks under DeepSpeed, which it takes for one process each.
+
+    All would train on the same samples otherwise (Accelerate 1.15, `PartialState`).
+    """
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    original = PartialState._prepare_backend
+
+    @functools.wraps(original)
+    def prepare_backend(self: Any, *args: Any, **kwargs: Any) -> Any:
+        backend, kind = original(self, *args, **kwargs)
+        return ("gloo", DistributedType.MULTI_CPU) if backend is None else (backend, kind)
+
+    PartialState._prepare_backend = prepare_backend
+
+
+def _steer_training_arguments(steering: Steering) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    original = TrainingArguments.__post_init__
+
+    @functools.wraps(original)
+    def post_init(self: Any) -> None:
+        _change_arguments(self, steering)
+        original(self)
+
+    TrainingArguments.__post_init__ = post_init
+    if steering.is_trial:
+        Trainer.evaluate = _nothing
+        Trainer.predict = _nothing
+        Trainer.save_model = _nothing
+        Trainer.push_to_hub = _nothing
+
+
+def _nothing(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Stands for what a trial leaves out."""
+    return {}
+
+
+def _change_arguments(arguments: Any, steering: Steering) -> None:
+    """The fields of a `TrainingArguments`, before it checks them."""
+    changes: dict[str, Any] = {}
+    if steering.is_trial:
+        changes |= dict(_QUIET_ARGUMENTS) | {"output_dir": steering.output_folder}
+    if arguments.deepspeed is None and not _launched_with_deepspeed():
+        # A plain Trainer: it runs under DeepSpeed all the same, else nothing could be steered.
+        changes["deepspeed"] = {
+            "zero_optimization": {"stage": 0},
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+            "bf16": {"enabled": "auto"},
+            "fp16": {"enabled": "auto"},
+        }
+        steering.on_change("the command uses no DeepSpeed: it runs under ZeRO stage 0")
+    strategy = steering.strategy
+    if strategy is not None:
+        changes |= {
+            "per_device_train_batch_size": strategy.micro_batch_size,
+            "gradient_accumulation_steps": steering.accumulation,
+            # The strategy says what is recomputed, and with which kernels.
+            "gradient_checkpointing": False,
+            "activation_checkpointing": False,
+            "use_liger_kernel": False,
+            "torch_compile": False,
+            "bf16": strategy.precision is Precision.BF16,
+            "fp16": strategy.precision is Precision.FP16,
+        }
+    for name, value in changes.items():
+        if hasattr(arguments, name):
+            setattr(arguments, name, value)
+
+
+def _launched_with_deepspeed() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def _steer_configuration(steering: Steering) -> None:
+    """Accelerate's holder of a configuration, which the Trainer's is a kind of."""
+    if steering.strategy is None:
+        return
+    from accelerate.utils.deepspeed import HfDeepSpeedConfig
+
+    original = HfDeepSpeedConfig.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, config_file_or_dict: Any) -> None:
+        original(self, config_file_or_dict)
+        self.config = with_strategy(self.config, steering.config, keeps_optimizer=True)
+        self.set_stage_and_offload()
+
+    HfDeepSpeedConfig.__init__ = init
+
+
+def _steer_accelerate(steering: Steering) -> None:
+    from accelerate import Accelerator
+
+    if steering.is_trial:
+        for name in ("save_state", "save_model", "init_trackers", "log"):
+            setattr(Accelerator, name, _nothing)
+    if steering.micro_batch_size is None:
+        return
+    outer = Accelerator.prepare
+
+    @functools.wraps(outer)
+    def prepare_all(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return outer(self, *_in_batches_of(args, steering.micro_batch_size), **kwargs)
+
+    Accelerator.prepare = prepare_all
+
+
+def _in_batches_of(prepared: Sequence[Any], size: int | None) -> list[Any]:
+    """What is prepared, with the training loader in batches of another size.
+
+    It is the first loader beside a model, or one that shuffles; others are for evaluation. A
+    loader that makes its batches in a way of its own stays as it is.
+    """
+    from torch.nn import Module
+    from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+
+    has_model = any(isinstance(each, Module) for each in prepared)
+    changed: list[Any] = []
+    for each in prepared:
+        is_plain = type(each) is DataLoader and type(each.batch_sampler) is BatchSampler
+        trains = is_plain and (has_model or isinstance(each.sampler, RandomSampler))
+        changed.append(_with_batches_of(each, size) if trains and size is not None else each)
+        has_model = has_model and not is_plain
+    return changed
+
+
+def _with_batches_of(prepared: Any, size: int) -> Any:
+    """A loader of the same samples in the same order, in batches of another size."""
+    from torch.utils.data import DataLoader
+
+    if prepared.batch_size == size:
+        return prepared
+    prefetches = {"prefetch_factor": prepared.prefetch_factor} if prepared.num_workers else {}
+    return DataLoader(
+        prepared.dataset,
+        batch_size=size,
+        sampler=prepared.sampler,
+        num_workers=prepared.num_workers,
+        collate_fn=prepared.collate_fn,
+        pin_memory=prepared.pin_memory,
+        drop_last=prepared.drop_last,
+        timeout=prepared.timeout,
+        worker_init_fn=prepared.worker_init_fn,
+        multiprocessing_context=prepared.multiprocessing_context,
+        generator=prepared.generator,
+        persistent_workers=prepared.persistent_workers,
+        **prefetches,
+    )
