@@ -142,7 +142,7 @@ def load_yaml(text: str, path: str, *, keeps_last: bool = False) -> Any:
 
 
 def _keeping_last() -> type[Any]:
-    from ruamel.yaml import RoundTripConstructor
+    from ruamel.yaml.constructor import RoundTripConstructor
 
     class KeepingLast(RoundTripConstructor):
         def check_mapping_key(self, *_: Any) -> bool:

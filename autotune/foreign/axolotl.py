@@ -76,35 +76,35 @@ _DEFAULT_RANK = 8
 """PEFT's, which Axolotl takes where `lora_r` is missing."""
 
 
+_ATTENTION_FLAGS = {
+    "flash_attention": Attention.FLASH,
+    "sdp_attention": Attention.SDPA,
+    "eager_attention": Attention.EAGER,
+}
+
+_ATTENTION_WORDS = {str(attention): attention for attention in Attention} | {
+    "flash": Attention.FLASH,
+    "sdp": Attention.SDPA,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _AttentionFlags:
     """Attention: one key with a word in newer files, a key for each kind in older ones."""
 
-    knob: str = "attention"
-
-    _FLAGS = {
-        "flash_attention": Attention.FLASH,
-        "sdp_attention": Attention.SDPA,
-        "eager_attention": Attention.EAGER,
-    }
-    _WORDS = {str(attention): attention for attention in Attention} | {
-        "flash": Attention.FLASH,
-        "sdp": Attention.SDPA,
-    }
-
     def read(self, keys: Keys) -> dict[str, Any]:
         """See `Row`."""
         for key in ("attn_implementation", "attention"):
-            if knobs := Named(self.knob, key, self._WORDS).read(keys):
+            if knobs := Named("attention", key, _ATTENTION_WORDS).read(keys):
                 return knobs
-        said = [attention for key, attention in self._FLAGS.items() if keys.flag(key)]
+        said = [attention for key, attention in _ATTENTION_FLAGS.items() if keys.flag(key)]
         for other in ("flex_attention", "xformers_attention", "s2_attention"):
             keys.expect(other, False)
-        return {self.knob: said[0]} if said else {}
+        return {"attention": said[0]} if said else {}
 
     def write(self, strategy: Strategy) -> dict[str, Any]:
         """See `Row`."""
-        written = {attention: key for key, attention in self._FLAGS.items()}
+        written = {attention: key for key, attention in _ATTENTION_FLAGS.items()}
         return {written[strategy.attention]: True}
 
 

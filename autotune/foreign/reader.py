@@ -50,13 +50,13 @@ def setup_of(tool: Tool, tree: Mapping[str, Any] | None, config: Mapping[str, An
         config: that JSON.
     """
     if tree is None:
-        return _READERS[tool](Keys(config, tool.title), Path())
+        return _READERS[tool](Keys(config, tool.brand), Path())
     whole = dict(tree)
     if "deepspeed" in whole:
         whole["deepspeed"] = config
     else:
         whole["deepspeed_config"] = {"deepspeed_config_file": config}
-    return _READERS[tool](Keys(whole, tool.title), Path())
+    return _READERS[tool](Keys(whole, tool.brand), Path())
 
 
 def _deepspeed(keys: Keys, path: Path) -> Setup:

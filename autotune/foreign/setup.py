@@ -83,7 +83,7 @@ class Setup:
     noted: Mapping[str, Any] = field(default_factory=dict)
     """Those that an export of ours has noted, since the tool has no key for them."""
     has_auto_bucket: bool = False
-    """Whether the bucket's size is left to transformers and Accelerate: the square of the width."""
+    """Whether a bucket's size is left to transformers and Accelerate: the square of the width."""
     left_out: tuple[str, ...] = ()
     """Keys that have no counterpart here."""
     notes: tuple[str, ...] = ()

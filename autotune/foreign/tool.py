@@ -22,12 +22,12 @@ class Tool(StrEnum):
     LLAMAFACTORY = "llamafactory"
 
     @property
-    def title(self) -> str:
+    def brand(self) -> str:
         """Its name, as it writes it."""
-        return _TITLES[self]
+        return _BRANDS[self]
 
 
-_TITLES = {
+_BRANDS = {
     Tool.DEEPSPEED: "DeepSpeed",
     Tool.ACCELERATE: "Accelerate",
     Tool.AXOLOTL: "Axolotl",
@@ -65,10 +65,10 @@ def tool_of(tree: Mapping[object, object], file: str) -> Tool:
     if len(signs) == 1:
         return next(iter(signs))
     if signs:
-        words = " and ".join(f"{key} of {tool.title}" for tool, key in signs.items())
+        words = " and ".join(f"{key} of {tool.brand}" for tool, key in signs.items())
         raise ConfigError(f"{file}: it has the keys {words}; give a file of one tool")
-    known = "; ".join(f"{keys[0]} ({tool.title})" for tool, keys in _SIGNS.items())
+    known = "; ".join(f"{keys[0]} ({tool.brand})" for tool, keys in _SIGNS.items())
     raise ConfigError(
-        f"{file}: no configuration of DeepSpeed, Accelerate, Axolotl or LLaMA-Factory: it has none "
-        f"of the keys that these have, such as {known}"
+        f"{file}: no configuration of DeepSpeed, Accelerate, Axolotl or LLaMA-Factory: it has "
+        f"none of their keys, such as {known}"
     )

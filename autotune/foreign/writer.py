@@ -59,7 +59,7 @@ class Written:
         if not self.unsaid:
             return None
         knobs = ", ".join(f"{knob} {_shown(value)}" for knob, value in self.unsaid.items())
-        return f"{tool.title} has no key for {knobs}; autotune.apply puts these on a model"
+        return f"{tool.brand} has no key for {knobs}; autotune.apply puts these on a model"
 
 
 def write_setup(tool: Tool, workload: Workload, hardware: Hardware, strategy: Strategy) -> Written:
@@ -88,7 +88,7 @@ def write_setup(tool: Tool, workload: Workload, hardware: Hardware, strategy: St
     unsaid = {knob: own[knob] for knob in KNOBS if knob in different - _same(strategy)}
     written = Written(files={}, unsaid=unsaid)
     words = written.words(tool)
-    note = {"question": _question(workload)}
+    note: dict[str, Any] = {"question": _question(workload)}
     if different:
         noted = {knob: own[knob] for knob in KNOBS if knob in different}
         note = {**({"cannot_say": words} if words else {}), "knobs": noted, **note}
@@ -187,7 +187,7 @@ def _adapters(
 def _yaml(keys: Mapping[str, Any], comments: list[str]) -> str:
     from ruamel.yaml import YAML
 
-    yaml = YAML(typ="safe")
+    yaml: Any = YAML(typ="safe")
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output, yaml.width = False, False, 4096
     stream = io.StringIO()
     yaml.dump(dict(keys), stream)
