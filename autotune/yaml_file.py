@@ -20,7 +20,7 @@ from autotune.errors import ConfigError
 from autotune.names import visible
 from autotune.text_file import load_text
 
-__all__ = ["Section", "nearest", "parse_yaml", "read_text"]
+__all__ = ["Section", "load_yaml", "nearest", "parse_yaml", "read_text"]
 
 Location = tuple[int | str, ...]
 """The way to a value, as pydantic gives it: keys and indices from the top of the document."""
@@ -92,7 +92,7 @@ def parse_yaml(text: str, path: str, model: type[Document]) -> Document:
     Raises:
         ConfigError: not YAML, or not as the model wants it; the message has file and line.
     """
-    tree = _load(text, path)
+    tree = load_yaml(text, path)
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -100,8 +100,14 @@ def parse_yaml(text: str, path: str, model: type[Document]) -> Document:
         raise ConfigError(f"{path}:{line}: {_shorten(message, _LONGEST_MESSAGE)}") from error
 
 
-def _load(text: str, path: str) -> Any:
+def load_yaml(text: str, path: str, *, keeps_last: bool = False) -> Any:
     """What the text says, with the line of each key.
+
+    Args:
+        text: the file's content.
+        path: its name in messages.
+        keeps_last: of a key that stands twice the last value counts, as for readers of YAML 1.1;
+            else that is a mistake.
 
     Raises:
         ConfigError: it is beyond the limits, or not YAML.
@@ -117,7 +123,10 @@ def _load(text: str, path: str) -> Any:
             warnings.simplefilter("ignore")
             _check_limits(text, path)
             # The round-trip loader is a safe loader of YAML 1.2 that knows each key's line.
-            return YAML(typ="rt").load(text)
+            loader = YAML(typ="rt")
+            if keeps_last:
+                loader.Constructor = _keeping_last()
+            return loader.load(text)
     except ConfigError:
         raise
     except MarkedYAMLError as error:
@@ -130,6 +139,17 @@ def _load(text: str, path: str) -> Any:
         raise ConfigError(f"{path}: not valid YAML: {visible(reason)}") from error
     except Exception as error:  # the loader's own faults on what is no YAML
         raise ConfigError(f"{path}: not valid YAML: {type(error).__name__}") from error
+
+
+def _keeping_last() -> type[Any]:
+    from ruamel.yaml.constructor import RoundTripConstructor
+
+    class KeepingLast(RoundTripConstructor):
+        def check_mapping_key(self, *_: Any) -> bool:
+            """Whether a key of a mapping is taken; one that is there already is written over."""
+            return True
+
+    return KeepingLast
 
 
 def _check_limits(text: str, path: str) -> None:

@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from autotune.answer.baseline import baseline_words
 from autotune.answer.best import best_words, tie_words
 from autotune.answer.figures import (
     format_duration,
@@ -93,6 +94,8 @@ def _header(summary: StudySummary) -> Iterator[RenderableType]:
     asked = ", ".join(f"{flag} {value}" for flag, value in summary.question.items())
     if asked:
         yield Text(f"Options: {asked}")
+    if words := baseline_words(summary):
+        yield Text(words)
     versions = ", ".join(f"{name} {version}" for name, version in summary.versions.items())
     if versions:
         yield Text(f"Versions: {versions}", style="dim")

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from autotune.answer.baseline import baseline_json
 from autotune.answer.best import best_json
 from autotune.study.summary import StudySummary
 
@@ -25,6 +26,9 @@ def report_json(summary: StudySummary, exported: Path | None = None) -> dict[str
     Returns:
         - `study`, `question`, `workload`, `hardware`, `versions`: what was asked, of what.
         - `reference`: the strategy that loss classes refer to.
+        - `baseline`: null, or what the user has: its `source`, its `strategy` (also in words; null
+          with a `problem` where it cannot run), its `trial` or null, and of the best trial the
+          `speedup` over it and the `bytes_saved` of a device; both null where not measured.
         - `end_reason`: why the last search ended, in words; null where it was cut off.
         - `elapsed_s`, `counts` (trials by state), `num_launched`, `num_out_of_memory`,
           `out_of_memory_share`, `trials_per_minute`: figures of the whole study, null where
@@ -57,6 +61,7 @@ def report_json(summary: StudySummary, exported: Path | None = None) -> dict[str
         "hardware": asdict(summary.hardware),
         "versions": dict(summary.versions),
         "reference": summary.reference.to_dict(),
+        "baseline": baseline_json(summary),
         "end_reason": summary.end_reason,
         "elapsed_s": summary.elapsed_s,
         "counts": {str(state): count for state, count in summary.counts.items()},

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from autotune.cli import plan_options as declared
 from autotune.cli.options import (
-    MOST_DEVICES,
-    MOST_GIB,
     AllRows,
     AsJson,
     GlobalBatch,
@@ -22,14 +20,19 @@ from autotune.cli.options import (
     announced_batch,
     check_headroom,
     nearest_batches,
-    read_workload,
 )
+from autotune.cli.plan_options import PlanOptions
 
 if TYPE_CHECKING:
-    from autotune.predictor import ScriptSource
+    from autotune.machine.hardware_spec import HardwareSpec
+    from autotune.nothing_fits.feasibility import Asked
+    from autotune.plan.plan import Plan
+    from autotune.predictor import AnalyticPredictor, ScriptSource
     from autotune.profile import AllocationScript, Recipe
     from autotune.question.goal import Goal
+    from autotune.question.question import Question
     from autotune.question.workload import ModelShape
+    from autotune.space.search_space import SearchSpace
     from autotune.study.summary import StudySummary
 
 __all__ = ["EXAMPLES", "plan"]
@@ -69,101 +72,24 @@ Exit status: 0 a strategy fits, 1 nothing fits, 2 wrong use."""
 
 
 def plan(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="A preset (tiny, 125M, 350M, 1.1B, 3B, 7B, 13B, 34B, 70B, 175B), a folder with "
-            "config.json, or a Hugging Face id. Weights are never downloaded: an id needs only "
-            "its configuration.",
-            show_default=False,
-        ),
-    ],
-    hardware: Annotated[
-        str,
-        typer.Option(
-            help="One host: number and kind of its devices, such as 8xH100-80GB, or a YAML file "
-            "(see below).",
-            show_default=False,
-        ),
-    ],
-    nodes: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=MOST_DEVICES,
-            help="Number of hosts; links between hosts use assumed rates.",
-        ),
-    ] = 1,
-    host_memory: Annotated[
-        float | None,
-        typer.Option(
-            max=MOST_GIB,
-            help="Memory of each host in GiB.",
-            show_default="3x GPU memory, at most 256 GiB per GPU",
-        ),
-    ] = None,
-    nvme: Annotated[
-        float | None,
-        typer.Option(
-            max=MOST_GIB,
-            help="Free NVMe disk of each host in GiB, for strategies that offload to it (--space "
-            "full has some).",
-            show_default="no offloading to NVMe",
-        ),
-    ] = None,
+    model: declared.Model,
+    hardware: declared.Hardware,
+    nodes: declared.Nodes = 1,
+    host_memory: declared.HostMemory = None,
+    nvme: declared.Nvme = None,
     seq_len: SeqLen = None,
     global_batch: GlobalBatch = None,
     method: Method = "full",
     lora_rank: LoraRank = 16,
     lora_targets: LoraTargets = "all-linear",
-    space: Annotated[
-        str,
-        typer.Option(
-            help="Search space: default (loss-neutral knobs), memory (fit at any cost), full "
-            "(everything; a random sample if it is large), or a YAML file."
-        ),
-    ] = "default",
+    space: declared.Space = "default",
     headroom: Headroom = 0.05,
     host_headroom: HostHeadroom = 0.05,
-    calibrate_from: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a study of any model, such as results/my-study. Its trials correct "
-            "the predictions. A study on another kind of GPU corrects memory only.",
-            show_default="no correction",
-        ),
-    ] = None,
-    explain: Annotated[
-        bool,
-        typer.Option(
-            "--explain",
-            help="Show the memory and the step time of one strategy in parts, and why nothing "
-            "faster fits.",
-        ),
-    ] = False,
-    pick: Annotated[
-        str,
-        typer.Option(
-            help="Strategy for --explain and --out: throughput (the fastest), memory (the least "
-            "memory) or balanced (the knee between them)."
-        ),
-    ] = "throughput",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Export the pick to this folder, marked as not measured.",
-            show_default="no export",
-        ),
-    ] = None,
-    quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick",
-            help="Estimate reserved memory by a formula. Without it, the allocator is simulated "
-            "on the model's code, which takes some seconds for a new model. With it, a strategy "
-            "fits if the upper bound of the formula does.",
-        ),
-    ] = False,
+    calibrate_from: declared.CalibrateFrom = None,
+    explain: declared.Explain = False,
+    pick: declared.Pick = "throughput",
+    out: declared.Out = None,
+    quick: declared.Quick = False,
     all_rows: AllRows = False,
     as_json: AsJson = False,
 ) -> None:
@@ -173,123 +99,187 @@ def plan(
     takes seconds and needs no GPU. Nothing is measured: autotune search
     measures on the machine itself.
     """
-    from functools import partial
+    _plan(PlanOptions(**locals()))
 
-    from autotune.cli.console import answer_console, error_console, print_document
-    from autotune.cli.refusal import refuse
-    from autotune.errors import ConfigError
-    from autotune.machine.hardware_spec import read_hardware
+
+def _plan(options: PlanOptions) -> None:
+    """Predict, export and print.
+
+    Raises:
+        ConfigError: options that cannot be, or contradict each other.
+        Exit: nothing of the space can fit.
+    """
+    check_headroom(options.headroom, options.host_headroom)
+    goal, spec = options.goal(), options.spec()
+    made = _made(options, spec, _asked(options, spec))
+    if options.out is not None:
+        # Before the answer: if the folder cannot be written, there is no answer.
+        _export(made, goal, options.out)
+    if options.as_json:
+        _print_json(made, goal, options)
+    else:
+        _print(made, goal, options)
+
+
+def _asked(options: PlanOptions, spec: HardwareSpec) -> Asked:
+    """The question that the options ask, and its search space.
+
+    Raises:
+        ConfigError: a value that cannot be; the message names its flag.
+    """
     from autotune.nothing_fits.command_line import CommandLine
-    from autotune.nothing_fits.feasibility import (
-        Asked,
-        refuse_empty_space,
-        shortfall,
-        shortfall_if_nothing_fits,
-    )
+    from autotune.nothing_fits.feasibility import Asked
     from autotune.nothing_fits.larger_hardware import larger_than_planned
-    from autotune.plan.calibration import learn_from
-    from autotune.plan.explanation import explanation_json, render_explanation
-    from autotune.plan.export import export_plan
-    from autotune.plan.plan import ASSUMED_SOFTWARE, make_plan
-    from autotune.plan.report import plan_json, render_plan
-    from autotune.predictor import AnalyticPredictor
-    from autotune.profile import known_script_of
+
+    question, search_space = _question(options, spec)
+    return Asked(
+        question=question,
+        space=search_space,
+        space_name=options.space,
+        command=CommandLine.typed(),
+        larger=partial(
+            larger_than_planned,
+            spec,
+            text=options.hardware,
+            host_memory_gib=options.host_memory,
+            nvme_gib=options.nvme,
+        ),
+    )
+
+
+def _question(options: PlanOptions, spec: HardwareSpec) -> tuple[Question, SearchSpace]:
+    """The question and its search space.
+
+    Raises:
+        ConfigError: a value that cannot be; the message names its flag.
+    """
+    from autotune.plan.plan import ASSUMED_SOFTWARE
     from autotune.question.question import Question
-    from autotune.question.workload import load_model_shape
     from autotune.space.space_file import load_search_space
 
-    check_headroom(headroom, host_headroom)
-    which = _pick(pick)
-    spec = read_hardware(hardware, num_nodes=nodes, host_memory_gib=host_memory, nvme_gib=nvme)
     ranks = spec.all_ranks
-    if ranks.num_devices > MOST_DEVICES:
-        raise ConfigError(
-            f"--hardware and --nodes: {ranks.num_devices:,} devices in total; "
-            f"choose at most {MOST_DEVICES:,}"
-        )
-    batch = global_batch
-    if batch is None:
-        batch = announced_batch(ranks.num_devices, error_console())
-    workload = read_workload(
-        load_model_shape(model),
-        seq_len=seq_len,
-        global_batch=batch,
-        method=method,
-        lora_rank=lora_rank,
-        lora_targets=lora_targets,
-    )
-    search_space = load_search_space(space, workload, ranks, ASSUMED_SOFTWARE)
+    workload = options.workload(_global_batch(options, ranks.num_devices))
+    search_space = load_search_space(options.space, workload, ranks, ASSUMED_SOFTWARE)
+    if not len(search_space.table):
+        _check_divisible(workload.global_batch_size, ranks.num_devices)
     question = Question(
         workload=workload,
         hardware=ranks,
         space_name=search_space.name,
         space_text=search_space.text,
-        headroom=headroom,
-        host_headroom=host_headroom,
+        headroom=options.headroom,
+        host_headroom=options.host_headroom,
     )
-    if not len(search_space.table) and batch % ranks.num_devices:
-        raise ConfigError(
-            f"--global-batch {batch} is not divisible by {ranks.num_devices} devices; "
-            f"{nearest_batches(batch, ranks.num_devices)}"
-        )
-    asked = Asked(
-        question=question,
-        space=search_space,
-        space_name=space,
-        command=CommandLine.typed(),
-        larger=partial(
-            larger_than_planned,
-            spec,
-            text=hardware,
-            host_memory_gib=host_memory,
-            nvme_gib=nvme,
-        ),
-    )
-    known = None
-    if calibrate_from is None:
-        missing, known = shortfall_if_nothing_fits(asked, traces=False)
-        if missing is not None:
-            refuse(missing, as_json=as_json)
-    script_of = None if quick else _announced()
-    calibration = None
-    if calibrate_from is not None:
-        calibration = learn_from(_measured_study(calibrate_from), question, script_of)
-    made = make_plan(question, spec, search_space, calibration, script_of, known)
-    refuse_empty_space(search_space, made.candidates, space)
-    if not made.front:
-        of_known = calibration or AnalyticPredictor(workload, ranks, known_script_of)
-        refuse(shortfall(asked, of_known, made.candidates.predicted), as_json=as_json)
-    if out is not None:
-        # Before the answer: if the folder cannot be written, there is no answer.
-        export_plan(made, which, out)
-        error_console().print(
-            f"Exported {made.picks[which].strategy} ({which.words}; not measured) to {out}",
-            markup=False,
-            soft_wrap=True,
-        )
-    console = answer_console()
-    if as_json:
-        document = plan_json(made)
-        if explain:
-            document["explanation"] = explanation_json(made, which)
-        if out is not None:
-            document["exported"] = {"pick": str(which), "folder": str(out)}
-        print_document(document)
-    else:
-        console.print(render_plan(made, all_rows=all_rows), crop=False)
-        if explain:
-            console.print()
-            console.print(render_explanation(made, which), crop=False)
+    return question, search_space
 
 
-def _pick(name: str) -> Goal:
-    """Raises ConfigError for a name that a plan has no pick for; energy is not predicted."""
+def _global_batch(options: PlanOptions, num_devices: int) -> int:
+    """The global batch that was asked for; otherwise the default one, which is announced."""
+    from autotune.cli.console import error_console
+
+    if options.global_batch is None:
+        return announced_batch(num_devices, error_console())
+    return options.global_batch
+
+
+def _check_divisible(global_batch: int, num_devices: int) -> None:
+    """Raises ConfigError for a global batch that is no multiple of the devices."""
     from autotune.errors import ConfigError
-    from autotune.question.goal import FRONT_PICKS, Goal
 
-    if name not in FRONT_PICKS:
-        raise ConfigError(f"--pick {name!r}: choose from {', '.join(FRONT_PICKS)}")
-    return Goal(name)
+    if global_batch % num_devices:
+        raise ConfigError(
+            f"--global-batch {global_batch} is not divisible by {num_devices} devices; "
+            f"{nearest_batches(global_batch, num_devices)}"
+        )
+
+
+def _made(options: PlanOptions, spec: HardwareSpec, asked: Asked) -> Plan:
+    """The plan, which has a strategy that fits.
+
+    Raises:
+        ConfigError: --calibrate-from cannot be read, or the space has no strategy at all.
+        Exit: nothing of the space can fit.
+    """
+    from autotune.cli.refusal import refuse
+    from autotune.nothing_fits.feasibility import refuse_empty_space, shortfall
+    from autotune.plan.calibration import learn_from
+    from autotune.plan.plan import make_plan
+    from autotune.predictor import AnalyticPredictor
+    from autotune.profile import known_script_of
+
+    question, folder = asked.question, options.calibrate_from
+    known = _refuse_if_nothing_fits(options, asked) if folder is None else None
+    script_of = None if options.quick else _announced()
+    calibration = learn_from(_measured_study(folder), question, script_of) if folder else None
+    made = make_plan(question, spec, asked.space, calibration, script_of, known)
+    refuse_empty_space(asked.space, made.candidates, options.space)
+    if not made.front:
+        predictor = calibration or AnalyticPredictor(
+            question.workload, question.hardware, known_script_of
+        )
+        missing = shortfall(asked, predictor, made.candidates.predicted)
+        refuse(missing, as_json=options.as_json)
+    return made
+
+
+def _refuse_if_nothing_fits(options: PlanOptions, asked: Asked) -> AnalyticPredictor:
+    """Say at once what is missing where no strategy of the space can fit.
+
+    Returns:
+        The question's predictor, which knows the table of the space.
+    """
+    from autotune.cli.refusal import refuse
+    from autotune.nothing_fits.feasibility import shortfall_if_nothing_fits
+
+    missing, predictor = shortfall_if_nothing_fits(asked, traces=False)
+    if missing is not None:
+        refuse(missing, as_json=options.as_json)
+    return predictor
+
+
+def _export(made: Plan, goal: Goal, folder: Path) -> None:
+    """Write the pick to a folder, and say so.
+
+    Raises:
+        ConfigError: the folder holds something else.
+        StorageError: the folder cannot be written.
+    """
+    from autotune.cli.console import error_console
+    from autotune.plan.export import export_plan
+
+    export_plan(made, goal, folder)
+    error_console().print(
+        f"Exported {made.picks[goal].strategy} ({goal.words}; not measured) to {folder}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _print(made: Plan, goal: Goal, options: PlanOptions) -> None:
+    """Print the plan for people; with --explain, the parts of its pick."""
+    from autotune.cli.console import answer_console
+    from autotune.plan.explanation import render_explanation
+    from autotune.plan.report import render_plan
+
+    console = answer_console()
+    console.print(render_plan(made, all_rows=options.all_rows), crop=False)
+    if options.explain:
+        console.print()
+        console.print(render_explanation(made, goal), crop=False)
+
+
+def _print_json(made: Plan, goal: Goal, options: PlanOptions) -> None:
+    """Print the plan as one JSON document."""
+    from autotune.cli.console import print_document
+    from autotune.plan.explanation import explanation_json
+    from autotune.plan.report import plan_json
+
+    document = plan_json(made)
+    if options.explain:
+        document["explanation"] = explanation_json(made, goal)
+    if options.out is not None:
+        document["exported"] = {"pick": str(goal), "folder": str(options.out)}
+    print_document(document)
 
 
 def _announced() -> ScriptSource:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from autotune.cli import search_options as declared
+from autotune.cli.from_file import From, FromFile
 from autotune.cli.options import (
     AllRows,
     AsJson,
@@ -48,6 +49,7 @@ Examples:
   autotune search --model ./my-model --space memory --objective memory
   autotune search --model 1.1B --space my.yaml --trials 20 --reuse auto
   autotune search --model tiny --budget 2m --json > answer.json
+  autotune search --from axolotl.yaml --budget 20m         is mine good?
   autotune search --model 7B --ray auto --gpus-per-trial 8 --budget 4h
 
 Durations are 90s, 30m, 2h or 1h30m. Exit status: 0 something fits,
@@ -59,7 +61,8 @@ _MOST_OF_A_NAME = 150
 
 
 def search(
-    model: declared.Model,
+    model: declared.Model = None,
+    from_file: From = None,
     budget: declared.Budget = "30m",
     seq_len: SeqLen = None,
     global_batch: GlobalBatch = None,
@@ -124,12 +127,16 @@ def _search(options: SearchOptions, *, started: float) -> bool:
     from autotune.space.search_space import MOST_STRATEGIES
     from autotune.space.space_file import load_search_space
 
-    settings, workload, console = options.settings(started), options.workload(), error_console()
+    settings, console = options.settings(started), error_console()
+    given = FromFile.read(options.from_file, console)
+    options = replace(options, **given.filled(options))
+    workload = given.checked(options.workload)
     with closing(open_site(options.site())) as site:
         for line in site.introduction:
             console.print(line, markup=False, soft_wrap=True)
         hardware, software = site.hardware, detect_software()
-        workload = _in_whole_batches(workload, options.global_batch, hardware, console)
+        batch = given.global_batch(options.global_batch, hardware)
+        workload = _in_whole_batches(workload, batch, hardware, console)
         search_space = load_search_space(options.space, workload, hardware, software)
         refuse_large_model_on_cpu(workload, hardware)
         question = Question(
@@ -151,6 +158,7 @@ def _search(options: SearchOptions, *, started: float) -> bool:
             must_exist=options.resume,
             reuse=options.reuse,
         )
+        settings = replace(settings, baseline=given.baseline(workload, hardware, software))
         session = Session(question, search_space, software, predictor, place=place, site=site)
         with session:
             return _answered(session, settings, console, options)
@@ -230,7 +238,7 @@ def _in_whole_batches(
             f"--global-batch {asked} is not divisible by {hardware.num_devices} devices; "
             f"{nearest_batches(asked, hardware.num_devices)}"
         )
-    return workload
+    return replace(workload, global_batch_size=asked)
 
 
 def _default_name(workload: Workload, hardware: Hardware) -> str:

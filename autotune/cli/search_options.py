@@ -31,12 +31,12 @@ _MOST_SEED = 2**32 - 1
 """NumPy's generators, which the samplers use, take no others."""
 
 Model = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="A preset (tiny, 125M, 350M, 1.1B, 3B, 7B, 13B, 34B, 70B, 175B), a folder with "
         "config.json, or a Hugging Face id. Weights are random: a preset or a folder downloads "
         "nothing, an id downloads its configuration only.",
-        show_default=False,
+        show_default="required, unless --from names it",
     ),
 ]
 Budget = Annotated[
@@ -208,7 +208,8 @@ TrustRemoteCode = Annotated[
 class SearchOptions:
     """What the user typed, one field for each option of the command."""
 
-    model: str
+    model: str | None
+    from_file: Path | None
     budget: str
     seq_len: int | None
     global_batch: int | None
@@ -284,6 +285,7 @@ class SearchOptions:
         """
         from autotune.question.workload import load_model_shape
 
+        assert self.model is not None, "it is asked for before"
         batch = self.global_batch if self.global_batch is not None else default_batch(1)
         return read_workload(
             load_model_shape(self.model, trust_remote_code=self.trust_remote_code),

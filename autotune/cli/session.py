@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -76,6 +77,7 @@ class Session:
         self._site = site
         self._folder = StudyFolder(place.path)
         self._end_reason: str | None = None
+        self._baseline: dict[str, Any] | None = None
 
     def __enter__(self) -> Session:
         """Lock the folder and open the record; nothing is written before what can be checked is.
@@ -125,7 +127,12 @@ class Session:
         study, sampler = wired_study(
             self._record, question, self._space, predictor, settings, build_s=self._site.build_s
         )
-        elapsed_before_s = float(self._folder.read_environment().get("elapsed_s", 0.0))
+        before = self._folder.read_environment()
+        elapsed_before_s = float(before.get("elapsed_s", 0.0))
+        self._baseline = _baseline_of(settings, before)
+        if settings.baseline is not None:
+            # Now, so that a search that is killed has told of it too.
+            self._folder.write_environment({**before, "baseline": self._baseline})
         view = LiveProgress if can_be_redrawn(console) else PlainProgress
 
         def acknowledge() -> None:
@@ -220,6 +227,7 @@ class Session:
                 "trials_side_by_side": self._site.trials_side_by_side,
                 "elapsed_s": elapsed_s,
                 "end_reason": self._end_reason,
+                "baseline": self._baseline,
             }
         )
 
@@ -285,3 +293,11 @@ class Session:
             soft_wrap=True,
         )
         return best is not None
+
+
+def _baseline_of(settings: SearchSettings, before: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The baseline of this search, or else that of the searches before it, as JSON values."""
+    if settings.baseline is not None:
+        return settings.baseline.to_dict()
+    told: dict[str, Any] | None = before.get("baseline")
+    return told

@@ -11,6 +11,7 @@ from pathlib import Path
 from autotune.drivers.budget import Budget
 from autotune.question.goal import Goal
 from autotune.samplers import SamplerKind
+from autotune.study.baseline import Baseline
 
 __all__ = ["SearchSettings", "StudyPlace"]
 
@@ -44,3 +45,5 @@ class SearchSettings:
     num_confirmed: int
     """How many of the best trials are run again at the end."""
     trial_timeout_s: float
+    baseline: Baseline | None = None
+    """What the user has; its strategy is measured first."""

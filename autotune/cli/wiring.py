@@ -6,11 +6,13 @@ Does not know where trials run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from autotune.cli.settings import SearchSettings
 from autotune.learner import CalibratedPredictor
+from autotune.machine.hardware import DeviceType
 from autotune.predictor import AnalyticPredictor
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
 from autotune.question.question import Question
@@ -56,6 +58,9 @@ def wired_study(
         build_s=build_s,
     )
     sampler = _sampler(question, space, predictor, settings, durations)
+    own = settings.baseline.strategy if settings.baseline is not None else None
+    if own is not None:
+        sampler = EnqueuedSampler((own,), sampler)
     if settings.num_forced:
         forced = _nearest_misses(space, predicted, question, settings.num_forced)
         sampler = EnqueuedSampler(forced, sampler)
@@ -77,8 +82,17 @@ def wired_study(
         num_forced=settings.num_forced,
         num_confirmed=settings.num_confirmed,
         durations=durations,
+        unpruned=own if own is not None and _is_harmless(own, question, predictor) else None,
     )
     return study, sampler
+
+
+def _is_harmless(strategy: Strategy, question: Question, predictor: AnalyticPredictor) -> bool:
+    """Whether a strategy that needs too much fails by itself: not by the host's memory or disk."""
+    if question.hardware.device_type is DeviceType.CPU:
+        return False
+    prediction, limits = predictor.predict(strategy), question.limits
+    return not prediction.missing_bytes(replace(limits, device_bytes=prediction.peak_device_bytes))
 
 
 def _sampler(

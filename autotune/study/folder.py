@@ -31,6 +31,7 @@ from autotune.drafts import is_draft, remove_abandoned, write_file
 from autotune.errors import AutotuneError, ConfigError, StorageError
 from autotune.names import PrintableText, printable, visible
 from autotune.question.question import Question
+from autotune.study.baseline import Baseline
 from autotune.study.storage_address import file_url
 from autotune.text_file import load_json
 
@@ -47,6 +48,10 @@ _LONGEST_S = 1e9
 """Thirty years, of all searches of a study."""
 
 
+def _read_baseline(record: dict[str, Any]) -> dict[str, Any]:
+    return Baseline.from_dict(record).to_dict()
+
+
 class _Environment(BaseModel):
     """What is read of `environment.json`; the rest is for people."""
 
@@ -57,6 +62,7 @@ class _Environment(BaseModel):
     objective: PrintableText = ""
     elapsed_s: float = Field(default=0.0, ge=0, le=_LONGEST_S)
     end_reason: Annotated[str, AfterValidator(visible)] | None = None
+    baseline: Annotated[dict[str, Any], AfterValidator(_read_baseline)] | None = None
 
 
 _MADE_WITHIN = ("trials", "question.json", _OLD_DRAFT, "study.db", "lock")

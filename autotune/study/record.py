@@ -78,7 +78,7 @@ class TrialRecord:
         self._owner = owner
         self._memory_limit_bytes = memory_limit_bytes
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
+        self._distributions: dict[str, optuna.distributions.CategoricalDistribution] = {
             knob: optuna.distributions.CategoricalDistribution(tuple(values))
             for knob, values in choices.items()
         }
@@ -283,7 +283,12 @@ class TrialRecord:
             **told,
         }
         values = attributes["strategy"]
-        params = {knob: values[knob] for knob in self._distributions}
+        # A value that the space does not have, such as a baseline's, is no parameter.
+        params = {
+            knob: values[knob]
+            for knob, distribution in self._distributions.items()
+            if values[knob] in distribution.choices
+        }
         with self._as_storage_error():
             number = self._rows.add(_optuna_states()[trial.state], params, attributes)
         return replace(trial, number=number)

@@ -9,6 +9,7 @@ from autotune.question.goal import Goal
 from autotune.question.question import Question
 from autotune.space.compatibility import reference_strategy
 from autotune.space.search_space import SearchSpace
+from autotune.study.baseline import Baseline
 from autotune.study.folder import StudyFolder
 from autotune.study.record import TrialRecord
 from autotune.study.storage_address import shown
@@ -100,6 +101,7 @@ def summarize(
         versions=environment.get("versions", {}),
         goal=_goal(environment.get("objective")),
         end_reason=environment.get("end_reason"),
+        baseline=Baseline.from_dict(told) if (told := environment.get("baseline")) else None,
         folder=folder.path,
         storage_url=shown(storage_url) if storage_url else None,
     )

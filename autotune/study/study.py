@@ -64,6 +64,7 @@ class Study:
         num_confirmed: run so many of the best again at the end, until their order is known; a
             share of the time is kept for it.
         durations: how long trials run.
+        unpruned: is launched whatever the pruners object.
     """
 
     def __init__(
@@ -78,7 +79,9 @@ class Study:
         num_forced: int = 0,
         num_confirmed: int = 0,
         durations: TrialDurations | None = None,
+        unpruned: Strategy | None = None,
     ) -> None:
+        self._unpruned = unpruned
         self._record = record
         self._sampler = sampler
         self._prior = predictor
@@ -284,6 +287,8 @@ class Study:
 
         What was learned from other trials can save a strategy, but not condemn it.
         """
+        if strategy == self._unpruned:
+            return None
         reason = self._objection(strategy, self._prior)
         if reason is None or self._predictor is self._prior:
             return reason

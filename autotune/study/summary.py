@@ -19,6 +19,7 @@ from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.question.goal import FRONT_PICKS, Goal
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
+from autotune.study.baseline import Baseline
 from autotune.study.confirmation import Comparison, comparisons
 from autotune.study.pareto import confirmed_rival, pareto_front, pick
 from autotune.study.prediction_error import PredictionError, errors_of, prediction_errors
@@ -47,6 +48,8 @@ class StudySummary:
     """What the last search was after."""
     end_reason: str | None = None
     """Why the last search ended, in words."""
+    baseline: Baseline | None = None
+    """What the user has, if a search was told."""
     folder: Path | None = None
     """The study folder as the user named it; None stands for `results/<name>`."""
     storage_url: str | None = None
@@ -106,6 +109,16 @@ class StudySummary:
     def reused(self) -> list[Trial]:
         """Trials that an earlier study measured."""
         return [trial for trial in self.trials if trial.reused_from is not None]
+
+    @property
+    def baseline_trial(self) -> Trial | None:
+        """The trial of what the user has: the latest, if it was tried again."""
+        if self.baseline is None or self.baseline.strategy is None:
+            return None
+        alike = [trial for trial in self.trials if trial.strategy == self.baseline.strategy]
+        return max(
+            alike, key=lambda trial: (trial.measurement is not None, trial.number), default=None
+        )
 
     @cached_property
     def front(self) -> list[Trial]:

@@ -1,0 +1,313 @@
+"""A DeepSpeed JSON, read as knobs; `space/deepspeed_config.py` writes it.
+
+`"auto"` is filled as transformers' Trainer and Accelerate fill it. Keys are those of DeepSpeed
+0.19 (`runtime/config.py`, `runtime/zero/config.py`), and those that older examples have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import ConfigError
+from autotune.foreign.document import find_beside, read_document
+from autotune.foreign.keys import AUTO, Keys
+from autotune.foreign.rows import Count, Flag, Named, Row, read_rows
+from autotune.knob_values import MasterWeights, Offload, Optimizer, Precision
+from autotune.names import plain_name, visible
+from autotune.question.workload import Method
+from autotune.space.deepspeed_config import GRADIENT_CLIPPING, LEARNING_RATE
+from autotune.space.optimizers import OPTIMIZERS
+from autotune.space.strategy import KNOBS, read_knob
+
+__all__ = ["NOTE", "DeepSpeedSays", "read_deepspeed", "read_named_deepspeed"]
+
+NOTE = "_autotune"
+"""The key, which DeepSpeed does not read, under which an export says what its keys cannot."""
+
+_PLACES = {str(place): place for place in Offload}
+
+_OPTIMIZERS = {
+    "adamw": Optimizer.ADAMW,
+    # DeepSpeed's Adam is AdamW unless `adam_w_mode` is false.
+    "adam": Optimizer.ADAMW,
+    "lion": Optimizer.LION,
+    "sgd": Optimizer.SGD,
+    "adafactor": Optimizer.ADAFACTOR,
+    "muon": Optimizer.MUON,
+    "muonwithauxadam": Optimizer.MUON,
+}
+"""Types of `optimizer` in lower case, as DeepSpeed compares them."""
+
+_ZERO_ROWS: tuple[Row, ...] = (
+    Flag("overlap_comm", "overlap_comm"),
+    Flag("zero_quantized_weights", "zero_quantized_weights"),
+    Flag("zero_quantized_gradients", "zero_quantized_gradients"),
+    Count("zero_hpz_partition_size", "zero_hpz_partition_size"),
+)
+
+_USUAL: Mapping[str, tuple[Any, ...]] = {
+    "gradient_clipping": (GRADIENT_CLIPPING, 0.0),
+    "steps_per_print": (2**31 - 1,),
+    "zero_allow_untested_optimizer": (True, False),
+    "zero_force_ds_cpu_optimizer": (True, False),
+    "wall_clock_breakdown": (False,),
+    "dump_state": (False,),
+    "prescale_gradients": (False,),
+}
+"""What every trial has of keys that no knob moves."""
+
+_DEVICE = {
+    place: (Named(place, "device", _PLACES),) for place in ("offload_optimizer", "offload_param")
+}
+
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "zero1.json": {"stage": 1},
+    "zero1_torch_compile.json": {"stage": 1},
+    "zero2.json": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+    "zero2_torch_compile.json": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+    "zero3.json": {"stage": 3, "reduce_bucket_size": AUTO},
+    "zero3_bf16.json": {"stage": 3, "reduce_bucket_size": AUTO},
+    "zero3_bf16_cpuoffload_params.json": {
+        "stage": 3,
+        "offload_param": {"device": "cpu"},
+        "reduce_bucket_size": AUTO,
+    },
+    "zero3_bf16_cpuoffload_all.json": {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu"},
+        "offload_param": {"device": "cpu"},
+        "reduce_bucket_size": AUTO,
+    },
+    "ds_z0_config.json": {"stage": 0},
+    "ds_z2_config.json": {"stage": 2, "overlap_comm": False},
+    "ds_z2_offload_config.json": {
+        "stage": 2,
+        "offload_optimizer": {"device": "cpu"},
+        "overlap_comm": False,
+    },
+    "ds_z3_config.json": {"stage": 3, "overlap_comm": False, "reduce_bucket_size": AUTO},
+    "ds_z3_offload_config.json": {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu"},
+        "offload_param": {"device": "cpu"},
+        "overlap_comm": False,
+        "reduce_bucket_size": AUTO,
+    },
+}
+"""What the JSON files that Axolotl (`deepspeed_configs/`) and LLaMA-Factory
+(`examples/deepspeed/`) bring along say of ZeRO, for a YAML file that comes without them."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DeepSpeedSays:
+    """What one JSON says."""
+
+    knobs: dict[str, Any] = field(default_factory=dict)
+    precision: Precision | None = None
+    """None where it is left to the arguments of the training."""
+    train_batch_size: int | None = None
+    accumulation_steps: int | None = None
+    has_auto_bucket: bool = False
+    noted: dict[str, Any] = field(default_factory=dict)
+    """Knobs that an export of ours has noted, since the tool has no key for them."""
+    question: dict[str, Any] = field(default_factory=dict)
+    """What an export of ours has noted of its question: the fields of `Setup`."""
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_named_deepspeed(value: Any, path: Path, keys: Keys, key: str) -> DeepSpeedSays:
+    """What the JSON says that another file holds or names.
+
+    Args:
+        value: the file's name, or its content.
+        path: the file in which it stands.
+        keys: of that file, for messages.
+        key: under which it stands.
+
+    Raises:
+        ConfigError: there is no such file, or a mistake in it.
+    """
+    if isinstance(value, Mapping):
+        return read_deepspeed(Keys(value, keys.file, f"{key}."))
+    if not isinstance(value, str):
+        raise keys.wrong(key, "the name of a DeepSpeed JSON, or its content")
+    found = find_beside(value, path)
+    if found is not None:
+        file = f"{keys.file}: {key} {visible(value)}"
+        return read_deepspeed(Keys(read_document(found, file), file))
+    name = Path(value).name
+    if name not in PUBLISHED:
+        raise ConfigError(
+            f"{keys.file}: {key}: there is no file {visible(value)}, neither here nor beside "
+            f"{path.name} or in the folders above it; put it there, or give its right name"
+        )
+    says = read_deepspeed(Keys({"zero_optimization": PUBLISHED[name]}, keys.file))
+    says.precision = Precision.BF16 if "_bf16" in name else None
+    says.notes = (f"{key} {name} is not here, and was read as the published file of this name",)
+    return says
+
+
+def read_deepspeed(keys: Keys) -> DeepSpeedSays:
+    """What a JSON says.
+
+    Raises:
+        ConfigError: a key has a value that DeepSpeed would not take.
+    """
+    says = DeepSpeedSays()
+    says.knobs |= read_rows((Count("micro_batch_size", "train_micro_batch_size_per_gpu"),), keys)
+    says.train_batch_size = keys.count("train_batch_size")
+    says.accumulation_steps = keys.count("gradient_accumulation_steps")
+    says.precision = _precision(keys, says)
+    _read_zero(keys.section("zero_optimization"), says)
+    _read_optimizer(keys.section("optimizer"), says)
+    says.knobs |= read_rows(
+        (Count("tensor_parallel_size", "autotp_size"),), keys.section("tensor_parallel")
+    )
+    says.knobs |= read_rows((Count("sequence_parallel_size", "sequence_parallel_size"),), keys)
+    _expect_the_usual(keys)
+    _read_note(keys, says)
+    says.left_out = tuple(keys.unread())
+    return says
+
+
+def _precision(keys: Keys, says: DeepSpeedSays) -> Precision | None:
+    """By the sections of bf16 and fp16; None where one of them is left to other settings."""
+    asked = {
+        Precision.BF16: keys.section("bf16" if "bf16" in keys else "bfloat16"),
+        Precision.FP16: keys.section("fp16"),
+    }
+    enabled = [precision for precision, section in asked.items() if section.flag("enabled")]
+    if len(enabled) > 1:
+        raise ConfigError(f"{keys.file}: bf16 and fp16 are both enabled; enable one of them")
+    bf16 = asked[Precision.BF16]
+    slim = [bf16.flag(f"bf16_{what}") for what in ("master_weights_and_grads", "optimizer_states")]
+    if all(slim) and Precision.BF16 in enabled:
+        says.knobs["master_weights"] = MasterWeights.BF16
+    for section in asked.values():
+        for key in ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis"):
+            section.value(key)
+        section.expect("min_loss_scale", 0, 1)
+        section.expect("auto_cast", False)
+    if enabled:
+        return enabled[0]
+    if any(section.is_auto("enabled") for section in asked.values()):
+        return None
+    return Precision.FP32
+
+
+def _read_zero(zero: Keys, says: DeepSpeedSays) -> None:
+    stage = zero.count("stage", least=0) or 0
+    if stage > 3:
+        raise zero.wrong("stage", "0, 1, 2 or 3")
+    says.knobs["zero_stage"] = stage
+    # DeepSpeed overlaps where nothing is said with ZeRO-3 alone.
+    says.knobs["overlap_comm"] = stage == 3
+    says.knobs |= read_rows(_ZERO_ROWS, zero)
+    says.has_auto_bucket = zero.is_auto("reduce_bucket_size")
+    bucket = zero.count("reduce_bucket_size")
+    if bucket is not None:
+        says.knobs["reduce_bucket_size"] = bucket
+    zero.expect("allgather_bucket_size", bucket or 500_000_000)
+    for place, rows in _DEVICE.items():
+        section = zero.section(place)
+        says.knobs |= read_rows(rows, section)
+        for key in ("nvme_path", "pin_memory", "buffer_size", "max_in_cpu"):
+            section.value(key)
+    ratio = zero.section("offload_optimizer").number("ratio")
+    if ratio is not None:
+        says.knobs["offload_ratio"] = ratio
+    for old, place in (
+        ("cpu_offload", "offload_optimizer"),
+        ("cpu_offload_param", "offload_param"),
+    ):
+        if zero.flag(old):
+            says.knobs[place] = Offload.CPU
+    zero.expect("contiguous_gradients", True)
+    zero.expect("reduce_scatter", True)
+    zero.expect("allgather_partitions", True)
+    # What a save does, and what an offload of ours sets by itself.
+    for key in ("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save"):
+        zero.value(key)
+    if says.knobs.get("offload_param") is Offload.NVME or ratio or _uses_nvme(says):
+        for key in ("sub_group_size", "stage3_prefetch_bucket_size", "stage3_max_reuse_distance"):
+            zero.value(key)
+    for key in ("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"):
+        zero.expect(key)
+    zero.expect("sub_group_size", 1e9)
+    zero.expect("stage3_max_live_parameters", 1e9)
+    zero.expect("stage3_max_reuse_distance", 1e9)
+
+
+def _uses_nvme(says: DeepSpeedSays) -> bool:
+    return says.knobs.get("offload_optimizer") is Offload.NVME
+
+
+def _read_optimizer(optimizer: Keys, says: DeepSpeedSays) -> None:
+    name = optimizer.word("type")
+    if name is None:
+        return
+    if name.lower() in _OPTIMIZERS:
+        says.knobs["optimizer"] = _OPTIMIZERS[name.lower()]
+    else:
+        optimizer.leave("type")
+    params = optimizer.section("params")
+    params.expect("lr", LEARNING_RATE)
+    params.expect("torch_adam", True)
+    params.expect("fused", True, False)
+    params.expect("adam_w_mode", True)
+    optimizer_of_ours = says.knobs.get("optimizer")
+    if optimizer_of_ours is not None:
+        for key, value in OPTIMIZERS[optimizer_of_ours].settings.items():
+            params.expect(key, value)
+
+
+def _expect_the_usual(keys: Keys) -> None:
+    """Take keys for read that say what every trial does."""
+    for key, values in _USUAL.items():
+        keys.expect(key, *values)
+    for key in ("_comment", "_note"):
+        keys.value(key)
+
+
+def _read_note(keys: Keys, says: DeepSpeedSays) -> None:
+    """What an export has written down that the keys of a JSON cannot say."""
+    if NOTE not in keys:
+        return
+    note = keys.section(NOTE)
+    note.value("cannot_say")
+    knobs = note.section("knobs")
+    said = {knob: _noted(knob, knobs) for knob in KNOBS if knob in knobs}
+    if said:
+        says.noted = said
+        words = ", ".join(f"{knob} {_shown(value)}" for knob, value in said.items())
+        says.notes = (*says.notes, f"its key {NOTE} says {words}")
+    question = note.section("question")
+    method = question.word("method")
+    if method is not None and method not in list(Method):
+        raise question.wrong("method", f"one of {', '.join(Method)}")
+    said_of = {
+        "model": question.word("model"),
+        "seq_len": question.count("seq_len"),
+        "method": Method(method) if method else None,
+        "lora_rank": question.count("lora_rank"),
+        "lora_targets": question.words("lora_targets") or None,
+        "train_batch_size": question.count("global_batch_size"),
+    }
+    says.question = {name: value for name, value in said_of.items() if value is not None}
+
+
+def _noted(knob: str, knobs: Keys) -> Any:
+    """One knob's value, of its kind; whether they go together is seen where all are known."""
+    try:
+        value = read_knob(knob, knobs.value(knob))
+        return plain_name(value, knob) if type(value) is str and value else value
+    except (ConfigError, OverflowError, ValueError) as error:
+        raise ConfigError(f"{knobs.file}: {NOTE}.knobs: {error}") from error
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else visible(str(value))

@@ -1,0 +1,242 @@
+"""Reads a file of any known tool as a `Setup`: of which tool it is, is seen by its keys.
+
+Does not know the question that it becomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import ConfigError
+from autotune.foreign import accelerate, axolotl, llamafactory
+from autotune.foreign.deepspeed import DeepSpeedSays, read_deepspeed, read_named_deepspeed
+from autotune.foreign.document import read_document
+from autotune.foreign.hub_names import model_of
+from autotune.foreign.keys import Keys
+from autotune.foreign.rows import read_rows
+from autotune.foreign.setup import TRAINERS_MICRO_BATCH, Setup
+from autotune.foreign.tool import Tool, tool_of
+from autotune.knob_values import Offload
+from autotune.question.presets import PRESETS
+from autotune.question.workload import Method
+from autotune.space.deepspeed_config import LEARNING_RATE
+
+__all__ = ["read_setup", "setup_of"]
+
+_FSDP = "FSDP shards weights, gradients and states as ZeRO-3 does, and is measured as ZeRO-3"
+
+
+def read_setup(path: Path) -> Setup:
+    """What a file says.
+
+    Raises:
+        ConfigError: there is no such file, it is of no known tool, or there is a mistake in it;
+            one line that names the file and the key.
+    """
+    file = f"--from {path}"
+    tree = read_document(path, file)
+    tool = tool_of(tree, file)
+    return _READERS[tool](Keys(tree, file), path)
+
+
+def setup_of(tool: Tool, tree: Mapping[str, Any] | None, config: Mapping[str, Any]) -> Setup:
+    """What files say that are not written yet.
+
+    Args:
+        tool: whose they are.
+        tree: its own file, which names the DeepSpeed JSON; None where the JSON is all.
+        config: that JSON.
+    """
+    if tree is None:
+        return _READERS[tool](Keys(config, tool.brand), Path())
+    whole = dict(tree)
+    if "deepspeed" in whole:
+        whole["deepspeed"] = config
+    else:
+        whole["deepspeed_config"] = {"deepspeed_config_file": config}
+    return _READERS[tool](Keys(whole, tool.brand), Path())
+
+
+def _deepspeed(keys: Keys, path: Path) -> Setup:
+    says = read_deepspeed(keys)
+    return _setup(Tool.DEEPSPEED, keys, path, {}, says, None)
+
+
+def _accelerate(keys: Keys, path: Path) -> Setup:
+    kind = (keys.word("distributed_type") or "NO").upper()
+    for key in ("compute_environment", "machine_rank", "main_training_function", "use_cpu"):
+        keys.value(key)
+    keys.expect("debug", False)
+    keys.expect("downcast_bf16", "no", False)
+    keys.expect("num_machines", 1)
+    keys.expect("rdzv_backend", "static")
+    keys.expect("same_network", True)
+    knobs = accelerate.read_dynamo(keys) | accelerate.read_parallelism(keys)
+    notes: list[str] = []
+    plugin = keys.section("deepspeed_config")
+    plugin.value("zero3_init_flag")
+    plugin.value("zero3_save_16bit_model")
+    plugin.expect("deepspeed_multinode_launcher", "standard")
+    named = plugin.value("deepspeed_config_file")
+    says = DeepSpeedSays()
+    if named is not None:
+        says = read_named_deepspeed(named, path, keys, "deepspeed_config_file")
+    elif kind == "DEEPSPEED":
+        says.knobs, says.accumulation_steps = accelerate.read_plugin(plugin)
+    elif kind == "FSDP":
+        knobs |= _fsdp(keys, "fsdp_offload_params", notes)
+    fields = {"num_ranks": keys.count("num_processes"), "knobs": knobs, "notes": notes}
+    return _setup(Tool.ACCELERATE, keys, path, fields, says, accelerate.read_precision(keys))
+
+
+def _axolotl(keys: Keys, path: Path) -> Setup:
+    notes: list[str] = []
+    fields = axolotl.read_adapters(keys, notes)
+    knobs = read_rows(axolotl.ROWS, keys)
+    says = _named(keys, path)
+    if "deepspeed" not in keys and ("fsdp" in keys or "fsdp_config" in keys):
+        knobs |= _fsdp(keys, "fsdp_offload_params", notes)
+    keys.expect("pad_to_sequence_len", True)
+    keys.expect("learning_rate", LEARNING_RATE)
+    fields |= {
+        "model": keys.word("base_model"),
+        "seq_len": keys.count("sequence_len") or 512,
+        "accumulation_steps": axolotl.read_batch(keys),
+        "knobs": knobs,
+        "notes": notes,
+    }
+    return _setup(Tool.AXOLOTL, keys, path, fields, says, axolotl.read_precision(keys))
+
+
+def _llamafactory(keys: Keys, path: Path) -> Setup:
+    notes: list[str] = []
+    fields = llamafactory.read_adapters(keys, notes)
+    keys.expect("stage", "sft", "pt")
+    keys.expect("do_train", True)
+    keys.expect("learning_rate", LEARNING_RATE)
+    keys.expect("flash_attn")
+    says = _named(keys, path)
+    knobs = read_rows(llamafactory.ROWS, keys)
+    if "deepspeed" not in keys and "fsdp" in keys:
+        knobs |= _fsdp(keys, "fsdp_offload_params", notes)
+    knobs.setdefault("micro_batch_size", says.knobs.get("micro_batch_size", TRAINERS_MICRO_BATCH))
+    accumulation = keys.count("gradient_accumulation_steps")
+    fields |= {
+        "model": keys.word("model_name_or_path"),
+        "seq_len": keys.count("cutoff_len") or llamafactory.DEFAULT_LENGTH,
+        "accumulation_steps": accumulation or (None if says.accumulation_steps else 1),
+        "knobs": knobs,
+        "notes": notes,
+    }
+    return _setup(Tool.LLAMAFACTORY, keys, path, fields, says, llamafactory.read_precision(keys))
+
+
+_READERS = {
+    Tool.DEEPSPEED: _deepspeed,
+    Tool.ACCELERATE: _accelerate,
+    Tool.AXOLOTL: _axolotl,
+    Tool.LLAMAFACTORY: _llamafactory,
+}
+
+
+def _named(keys: Keys, path: Path) -> DeepSpeedSays:
+    """What the key `deepspeed` stands for; without it all ranks hold everything (DDP)."""
+    value = keys.value("deepspeed")
+    if value is None or value == "":
+        return DeepSpeedSays(knobs={"zero_stage": 0})
+    return read_named_deepspeed(value, path, keys, "deepspeed")
+
+
+def _fsdp(keys: Keys, offload_key: str, notes: list[str]) -> dict[str, Any]:
+    """FSDP is none of DeepSpeed's; what it does is what ZeRO-3 does."""
+    keys.value("fsdp")
+    config = keys.section("fsdp_config")
+    notes.append(_FSDP)
+    offloads = config.flag(offload_key) or config.flag("offload_params")
+    knobs: dict[str, Any] = {"zero_stage": 3}
+    if offloads:
+        knobs |= {"offload_param": Offload.CPU, "offload_optimizer": Offload.CPU}
+    return knobs
+
+
+def _setup(
+    tool: Tool,
+    keys: Keys,
+    path: Path,
+    fields: dict[str, Any],
+    says: DeepSpeedSays,
+    precision: Any,
+) -> Setup:
+    """Everything together: what the JSON leaves open is filled by what stands around it."""
+    knobs: dict[str, Any] = dict(fields.pop("knobs", {}))
+    notes = [*says.notes, *fields.pop("notes", [])]
+    _refuse_mismatch(keys, says, knobs, fields)
+    precision = says.precision or precision
+    if precision is not None:
+        knobs["precision"] = precision
+    # What DeepSpeed is told in its JSON is what it does.
+    knobs |= says.knobs
+    alpha = fields.pop("lora_alpha", None)
+    if fields.get("lora_rank"):
+        knobs.setdefault("lora_rank", fields["lora_rank"])
+        # Twice the rank has a word of its own, 0.
+        if alpha and alpha != 2 * knobs["lora_rank"]:
+            knobs.setdefault("lora_alpha", alpha)
+    fields["adapter_targets"] = fields.get("lora_targets")
+    fields = {name: value for name, value in fields.items() if value is not None} | says.question
+    if fields.get("model"):
+        fields["model"] = _model(str(fields["model"]), path)
+    fields.setdefault("train_batch_size", says.train_batch_size)
+    fields.setdefault("accumulation_steps", says.accumulation_steps)
+    if fields.get("method") is Method.FULL:
+        knobs["lora_rank"] = 0
+    return Setup(
+        tool=tool,
+        file=str(path),
+        knobs=knobs,
+        noted=says.noted,
+        has_auto_bucket=says.has_auto_bucket,
+        left_out=tuple(_once([*says.left_out, *keys.unread()])),
+        notes=tuple(notes),
+        **fields,
+    )
+
+
+def _refuse_mismatch(
+    keys: Keys, says: DeepSpeedSays, knobs: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    """Transformers refuses a JSON that says another batch than its arguments."""
+    pairs = {
+        "train_micro_batch_size_per_gpu": (says.knobs, knobs, "micro_batch_size"),
+    }
+    for key, (theirs, ours, knob) in pairs.items():
+        if knob in theirs and knob in ours and theirs[knob] != ours[knob]:
+            raise ConfigError(
+                f"{keys.file}: {key} is {theirs[knob]} in its DeepSpeed JSON and {ours[knob]} in "
+                'the file itself; let both be the same, or write "auto" in the JSON'
+            )
+    inner, outer = says.accumulation_steps, fields.get("accumulation_steps")
+    if inner is not None and outer is not None and inner != outer:
+        raise ConfigError(
+            f"{keys.file}: gradient_accumulation_steps is {inner} in its DeepSpeed JSON and "
+            f'{outer} in the file itself; let both be the same, or write "auto" in the JSON'
+        )
+
+
+def _model(name: str, path: Path) -> str:
+    """What `--model` takes: a preset for a published model of its shape, a folder, or the name."""
+    beside = path.parent / name
+    try:
+        if name in PRESETS or Path(name).is_dir():
+            return name
+        if beside.is_dir():
+            return str(beside)
+    except (OSError, ValueError):
+        return name
+    return model_of(name)
+
+
+def _once(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
