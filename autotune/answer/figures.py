@@ -55,6 +55,8 @@ def format_gib(num_bytes: float) -> str:
 
 def format_peak(prediction: Prediction) -> str:
     """Predicted GiB, and its bounds in a second line."""
+    if not prediction.is_memory_known:
+        return "-"
     bounds = (prediction.peak_memory_lower_bytes, prediction.peak_memory_upper_bytes)
     return f"{format_gib(prediction.peak_memory_bytes)}\n{format_gib_range(*bounds)}"
 

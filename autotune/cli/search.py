@@ -31,10 +31,12 @@ from autotune.cli.search_options import SearchOptions
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from autotune.cli.own_command import FirstRun
     from autotune.cli.session import Session
-    from autotune.cli.settings import SearchSettings
+    from autotune.cli.settings import SearchSettings, StudyPlace
     from autotune.machine.hardware import Hardware
-    from autotune.predictor import AnalyticPredictor
+    from autotune.predictor import AnalyticPredictor, UnknownModelPredictor
+    from autotune.question.own_training import OwnTraining
     from autotune.question.question import Question
     from autotune.question.workload import Workload
     from autotune.sites import Site
@@ -50,6 +52,8 @@ Examples:
   autotune search --model 1.1B --space my.yaml --trials 20 --reuse auto
   autotune search --model tiny --budget 2m --json > answer.json
   autotune search --from axolotl.yaml --budget 20m         is mine good?
+  autotune search --budget 20m -- torchrun train.py --deepspeed ds.json
+  autotune search -- train.py --bs {micro_batch_size=4}    your own script
   autotune search --model 7B --ray auto --gpus-per-trial 8 --budget 4h
 
 Durations are 90s, 30m, 2h or 1h30m. Exit status: 0 something fits,
@@ -94,6 +98,7 @@ def search(
     trust_remote_code: declared.TrustRemoteCode = False,
     all_rows: AllRows = False,
     as_json: AsJson = False,
+    command: declared.Command = None,
 ) -> None:
     """Measure training strategies and export the fastest that fits.
 
@@ -118,16 +123,13 @@ def _search(options: SearchOptions, *, started: float) -> bool:
         Exit: nothing of the space can fit.
     """
     from autotune.cli.console import error_console
-    from autotune.cli.session import Session
-    from autotune.cli.settings import StudyPlace
     from autotune.machine.software import detect_software
     from autotune.nothing_fits.feasibility import refuse_large_model_on_cpu
-    from autotune.question.question import Question
     from autotune.sites import open_site
-    from autotune.space.search_space import MOST_STRATEGIES
-    from autotune.space.space_file import load_search_space
 
     settings, console = options.settings(started), error_console()
+    if options.command:
+        return _search_own(options, settings, console)
     given = FromFile.read(options.from_file, console)
     options = replace(options, **given.filled(options))
     workload = given.checked(options.workload)
@@ -137,31 +139,127 @@ def _search(options: SearchOptions, *, started: float) -> bool:
         hardware, software = site.hardware, detect_software()
         batch = given.global_batch(options.global_batch, hardware)
         workload = _in_whole_batches(workload, batch, hardware, console)
-        search_space = load_search_space(options.space, workload, hardware, software)
         refuse_large_model_on_cpu(workload, hardware)
-        question = Question(
-            workload=workload,
-            hardware=hardware,
-            space_name=search_space.name,
-            space_text=search_space.text,
-            headroom=options.headroom,
-            host_headroom=options.host_headroom,
-            seed=options.seed,
-        )
-        if len(search_space.table) > MOST_STRATEGIES:
-            words = f"Ranking {len(search_space.table):,} strategies by their predictions…"
-            console.print(words, markup=False, highlight=False)
-        predictor = _refuse_if_nothing_fits(options, question, search_space, site)
-        place = StudyPlace(
-            path=options.out or Path("results") / _default_name(workload, hardware),
-            storage_url=options.storage,
-            must_exist=options.resume,
-            reuse=options.reuse,
-        )
         settings = replace(settings, baseline=given.baseline(workload, hardware, software))
-        session = Session(question, search_space, software, predictor, place=place, site=site)
-        with session:
-            return _answered(session, settings, console, options)
+        place = _place(options, _default_name(workload, hardware))
+        return _run(options, settings, workload, place, site, console)
+
+
+def _search_own(options: SearchOptions, settings: SearchSettings, console: Console) -> bool:
+    """As `_search`, of the user's own command."""
+    from autotune.cli.own_command import first_run, launched_command, resumed
+    from autotune.sites import open_site
+    from autotune.study.baseline import Baseline
+    from autotune.study.folder import StudyFolder
+
+    launched = launched_command(options)
+    asked_site = options.site()
+    if asked_site.devices is None and asked_site.devices_per_trial is None:
+        asked_site = replace(asked_site, devices=launched.num_processes)
+    with closing(open_site(asked_site)) as site:
+        for line in site.introduction:
+            console.print(line, markup=False, soft_wrap=True)
+        name = f"{Path(launched.command.target).stem}-{_machine_name(site.hardware)}"
+        place = _place(options, name)
+        folder = StudyFolder(place.path)
+        folder.reserve(must_exist=options.resume)
+        with closing(folder):
+            first = None
+            if resumed(folder, launched):
+                question = folder.read_question()
+                workload, own = question.workload, question.own_training
+            else:
+                first = first_run(
+                    launched,
+                    folder=folder,
+                    site=site,
+                    options=options,
+                    settings=settings,
+                    console=console,
+                )
+                workload, own = first.asked.workload, first.asked.own_training
+                told = Baseline(source="your command", strategy=first.asked.baseline)
+                settings = replace(settings, baseline=told)
+            place = replace(place, reserved=folder)
+            return _run(options, settings, workload, place, site, console, own, first)
+
+
+def _place(options: SearchOptions, default_name: str) -> StudyPlace:
+    from autotune.cli.settings import StudyPlace
+
+    return StudyPlace(
+        path=options.out or Path("results") / default_name,
+        storage_url=options.storage,
+        must_exist=options.resume,
+        reuse=options.reuse,
+    )
+
+
+def _run(
+    options: SearchOptions,
+    settings: SearchSettings,
+    workload: Workload,
+    place: StudyPlace,
+    site: Site,
+    console: Console,
+    own: OwnTraining | None = None,
+    first: FirstRun | None = None,
+) -> bool:
+    """Search for this workload at this site; whether anything fits."""
+    from autotune.cli.session import Session
+    from autotune.machine.software import detect_software
+    from autotune.question.question import Question
+    from autotune.space.search_space import MOST_STRATEGIES
+    from autotune.space.space_file import load_search_space
+
+    hardware, software = site.hardware, detect_software()
+    space = load_search_space(options.space, workload, hardware, software, own)
+    question = Question(
+        workload=workload,
+        hardware=hardware,
+        space_name=space.name,
+        space_text=space.text,
+        headroom=options.headroom,
+        host_headroom=options.host_headroom,
+        seed=options.seed,
+        own_training=own,
+    )
+    if len(space.table) > MOST_STRATEGIES:
+        words = f"Ranking {len(space.table):,} strategies by their predictions…"
+        console.print(words, markup=False, highlight=False)
+    predictor = _predictor(options, question, space, site, place, first)
+    session = Session(
+        question, space, software, predictor, place=place, site=site, first_run=first
+    )
+    with session:
+        return _answered(session, settings, console, options)
+
+
+def _predictor(
+    options: SearchOptions,
+    question: Question,
+    space: SearchSpace,
+    site: Site,
+    place: StudyPlace,
+    first: FirstRun | None,
+) -> AnalyticPredictor | UnknownModelPredictor:
+    """The question's predictor; one that knows the user's own run alone, where no other does.
+
+    Raises:
+        Exit: nothing of the space can fit.
+        StorageError: the first trial of an earlier search cannot be read.
+    """
+    from autotune.predictor import UnknownModelPredictor
+    from autotune.study.folder import StudyFolder
+    from autotune.study.stored import read_record
+
+    if question.own_training is None or question.own_training.is_predictable:
+        return _refuse_if_nothing_fits(options, question, space, site)
+    if first is not None and first.outcome.measurement is not None:
+        return UnknownModelPredictor(first.outcome.measurement)
+    with closing(read_record(StudyFolder(place.path), question, place.storage_url)) as record:
+        measured = (trial.measurement for trial in record.trials())
+        return UnknownModelPredictor(next(filter(None, measured)))
 
 
 def _answered(
@@ -246,6 +344,9 @@ def _default_name(workload: Workload, hardware: Hardware) -> str:
     model = Path(name).resolve().name if Path(name).is_dir() else name.replace("/", "-")
     # The rest of the name has to find room beside it.
     model = model.encode()[:_MOST_OF_A_NAME].decode(errors="ignore")
+    return f"{model}-{workload.method}-{workload.seq_len}-{_machine_name(hardware)}"
+
+
+def _machine_name(hardware: Hardware) -> str:
     nodes = f"{hardware.num_nodes}x" if hardware.num_nodes > 1 else ""
-    machine = f"{nodes}{hardware.devices_per_node}x{hardware.device_kind}".replace(" ", "-")
-    return f"{model}-{workload.method}-{workload.seq_len}-{machine}"
+    return f"{nodes}{hardware.devices_per_node}x{hardware.device_kind}".replace(" ", "-")

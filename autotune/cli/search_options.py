@@ -204,6 +204,20 @@ TrustRemoteCode = Annotated[
 ]
 
 
+Command = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[-- COMMAND]",
+        help="Your own training command, all that stands behind --: a script, -m MODULE, or a "
+        "console script, also as given to deepspeed, torchrun or accelerate launch. It runs "
+        "untouched first, as the baseline; each trial then runs it under a strategy. Where no "
+        "Trainer and no Accelerate sets its batches, {micro_batch_size=4} and "
+        "{gradient_accumulation_steps=8} stand for them, {ds_config} for a DeepSpeed JSON.",
+        show_default=False,
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchOptions:
     """What the user typed, one field for each option of the command."""
@@ -241,6 +255,7 @@ class SearchOptions:
     trust_remote_code: bool
     all_rows: bool
     as_json: bool
+    command: list[str] | None = None
 
     def settings(self, started: float) -> SearchSettings:
         """How to search.

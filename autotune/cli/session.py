@@ -22,6 +22,7 @@ from autotune.cli.console import (
     print_document,
 )
 from autotune.cli.interrupt import Interrupt
+from autotune.cli.own_command import FirstRun
 from autotune.cli.progress import LiveProgress, PlainProgress
 from autotune.cli.reuse import earlier_studies, take_over
 from autotune.cli.settings import SearchSettings, StudyPlace
@@ -30,7 +31,7 @@ from autotune.drivers.context import DriverContext
 from autotune.errors import AutotuneError, LaunchError
 from autotune.machine.hardware import DeviceType
 from autotune.machine.software import Software
-from autotune.predictor import AnalyticPredictor
+from autotune.predictor import AnalyticPredictor, UnknownModelPredictor
 from autotune.profile import ScriptsAhead
 from autotune.question.goal import Goal
 from autotune.question.question import Question
@@ -41,7 +42,8 @@ from autotune.study.pareto import incumbents
 from autotune.study.storage_address import check_works
 from autotune.study.stored import open_record, summarize
 from autotune.study.study import Study
-from autotune.trials.protocols import Sampler
+from autotune.trials.protocols import Predictor, Sampler
+from autotune.trials.script_run import script_run
 from autotune.trials.trial import Trial, TrialSpec
 
 __all__ = ["Session"]
@@ -57,6 +59,7 @@ class Session:
         predictor: of the question; it knows the table of the space by now.
         place: where the study is kept.
         site: where its trials run.
+        first_run: the user's own run, which becomes the first trial.
     """
 
     def __init__(
@@ -64,10 +67,11 @@ class Session:
         question: Question,
         space: SearchSpace,
         software: Software,
-        predictor: AnalyticPredictor,
+        predictor: AnalyticPredictor | UnknownModelPredictor,
         *,
         place: StudyPlace,
         site: Site,
+        first_run: FirstRun | None = None,
     ) -> None:
         self._question = question
         self._space = space
@@ -75,7 +79,8 @@ class Session:
         self._predictor = predictor
         self._place = place
         self._site = site
-        self._folder = StudyFolder(place.path)
+        self._first_run = first_run
+        self._folder = place.reserved or StudyFolder(place.path)
         self._end_reason: str | None = None
         self._baseline: dict[str, Any] | None = None
 
@@ -123,6 +128,7 @@ class Session:
         question, budget = self._question, settings.budget
         scripts = ScriptsAhead()
         predictor = self._predictor.simulating(scripts)
+        self._record_first_run(predictor)
         num_reused = take_over(self._earlier, self._record, self._space, predictor)
         study, sampler = wired_study(
             self._record, question, self._space, predictor, settings, build_s=self._site.build_s
@@ -194,6 +200,18 @@ class Session:
             finally:
                 self._write_environment(settings, elapsed_before_s + budget.elapsed_s)
 
+    def _record_first_run(self, predictor: Predictor) -> None:
+        """Write the user's own run down as the first trial, with its output."""
+        first = self._first_run
+        if first is None or self._record.trials():
+            return
+        strategy = first.asked.baseline
+        trial = self._record.start(strategy, predictor.predict(strategy))
+        place = self._folder.trial_folder(trial.number)
+        place.rmdir()
+        first.folder.rename(place)
+        self._record.finish(trial, first.outcome)
+
     @staticmethod
     def _reason_of_end(
         study: Study,
@@ -248,9 +266,12 @@ class Session:
             progress.note(self._site.loading)
 
     def _spec_of(self, trial: Trial, others: Sequence[Trial]) -> TrialSpec:
+        own = self._question.own_training
         spec = TrialSpec(
             workload=self._question.workload,
             strategy=trial.strategy,
+            script=None if own is None else script_run(own),
+            composes=own is None,
             num_ranks=self._question.hardware.num_devices,
             seed=self._question.seed,
             nvme_path=self._question.hardware.nvme_path,

@@ -12,6 +12,7 @@ from autotune.drivers.budget import Budget
 from autotune.question.goal import Goal
 from autotune.samplers import SamplerKind
 from autotune.study.baseline import Baseline
+from autotune.study.folder import StudyFolder
 
 __all__ = ["SearchSettings", "StudyPlace"]
 
@@ -28,6 +29,8 @@ class StudyPlace:
     """Refuse to start a new study."""
     reuse: str | None = None
     """What --reuse names, if anything."""
+    reserved: StudyFolder | None = None
+    """The folder, where it was made and locked before the question was known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

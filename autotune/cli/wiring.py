@@ -5,7 +5,7 @@ Does not know where trials run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from autotune.cli.settings import SearchSettings
 from autotune.learner import CalibratedPredictor
 from autotune.machine.hardware import DeviceType
-from autotune.predictor import AnalyticPredictor
+from autotune.predictor import AnalyticPredictor, UnknownModelPredictor
 from autotune.pruners import DominancePruner, PredictedMemoryPruner
 from autotune.question.question import Question
 from autotune.samplers import OptunaSampler, PredictedSampler, SamplerKind
@@ -25,7 +25,8 @@ from autotune.study.study import Study
 from autotune.trials.composition import composition_of
 from autotune.trials.durations import TrialDurations
 from autotune.trials.prediction_table import PredictionTable
-from autotune.trials.protocols import Sampler
+from autotune.trials.protocols import Predictor, Sampler
+from autotune.trials.trial import Trial
 
 __all__ = ["wired_study"]
 
@@ -34,7 +35,7 @@ def wired_study(
     record: TrialRecord,
     question: Question,
     space: SearchSpace,
-    predictor: AnalyticPredictor,
+    predictor: AnalyticPredictor | UnknownModelPredictor,
     settings: SearchSettings,
     *,
     build_s: float,
@@ -68,7 +69,7 @@ def wired_study(
         record,
         sampler=sampler,
         predictor=predictor,
-        learn=CalibratedPredictor(predictor).learn,
+        learn=_learner(predictor),
         pruners=(
             PredictedMemoryPruner(
                 question.memory_limit_bytes,
@@ -87,7 +88,15 @@ def wired_study(
     return study, sampler
 
 
-def _is_harmless(strategy: Strategy, question: Question, predictor: AnalyticPredictor) -> bool:
+def _learner(
+    predictor: AnalyticPredictor | UnknownModelPredictor,
+) -> Callable[[Sequence[Trial]], Predictor] | None:
+    """What learns from trials; nothing can where a model is not known."""
+    is_known = isinstance(predictor, AnalyticPredictor)
+    return CalibratedPredictor(predictor).learn if is_known else None
+
+
+def _is_harmless(strategy: Strategy, question: Question, predictor: Predictor) -> bool:
     """Whether a strategy that needs too much fails by itself: not by the host's memory or disk."""
     if question.hardware.device_type is DeviceType.CPU:
         return False
@@ -98,10 +107,14 @@ def _is_harmless(strategy: Strategy, question: Question, predictor: AnalyticPred
 def _sampler(
     question: Question,
     space: SearchSpace,
-    predictor: AnalyticPredictor,
+    predictor: AnalyticPredictor | UnknownModelPredictor,
     settings: SearchSettings,
     durations: TrialDurations,
 ) -> Sampler:
+    if not isinstance(predictor, AnalyticPredictor):
+        kind = settings.sampler
+        kind = SamplerKind.TPE if kind is SamplerKind.PREDICTED else kind
+        return OptunaSampler(space, kind=kind, seed=question.seed)
     if settings.sampler is not SamplerKind.PREDICTED:
         return OptunaSampler(space, kind=settings.sampler, seed=question.seed)
     return PredictedSampler(

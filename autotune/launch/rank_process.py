@@ -155,8 +155,12 @@ def outcome_of(spec: TrialSpec, ends: Sequence[RanksEnd]) -> Outcome:
 
         return Outcome(failure=min(failures, key=blame), duration_s=duration_s)
     ranks = [rank for end in ends for rank in end.ranks]
+    first = ranks[0].result
     return Outcome(
-        measurement=measurement_of(spec, ranks), reason=reason_of(ranks), duration_s=duration_s
+        measurement=measurement_of(spec, ranks),
+        reason=reason_of(ranks),
+        duration_s=duration_s,
+        findings=None if first is None else first.get("findings"),
     )
 
 

@@ -2,5 +2,6 @@
 
 from autotune.predictor.analytic import AnalyticPredictor
 from autotune.predictor.reserved.simulation import ScriptSource
+from autotune.predictor.unknown_model import UnknownModelPredictor
 
-__all__ = ["AnalyticPredictor", "ScriptSource"]
+__all__ = ["AnalyticPredictor", "ScriptSource", "UnknownModelPredictor"]

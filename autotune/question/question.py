@@ -12,6 +12,7 @@ from typing import Any
 from autotune.machine.hardware import Hardware
 from autotune.names import plain_name, printable
 from autotune.question.limits import Limits
+from autotune.question.own_training import OwnTraining
 from autotune.question.workload import Workload
 
 __all__ = ["Question"]
@@ -34,6 +35,8 @@ class Question:
     host_headroom: float = 0.05
     """Share of the host's memory that it must leave free."""
     seed: int = 0
+    own_training: OwnTraining | None = None
+    """The user's own command, where trials run that; None for a training of autotune's own."""
 
     def __post_init__(self) -> None:
         """Refuse names that must not be written where they go: reports, scripts, Markdown.
@@ -68,6 +71,7 @@ class Question:
         return asdict(self) | {
             "workload": self.workload.to_dict(),
             "hardware": asdict(self.hardware) | {"device_type": str(self.hardware.device_type)},
+            "own_training": None if self.own_training is None else self.own_training.to_dict(),
         }
 
     @classmethod
@@ -105,6 +109,7 @@ class Question:
             "--headroom": (self.headroom, other.headroom),
             "--host-headroom": (self.host_headroom, other.host_headroom),
             "--seed": (self.seed, other.seed),
+            "-- COMMAND": (_command_of(self), _command_of(other)),
         }
         words = [
             f"{name} {_in_words(theirs)} there, {_in_words(ours)} here"
@@ -114,6 +119,11 @@ class Question:
         if self.space_text != other.space_text:
             words.append(f"--space {other.space_name} there, {self.space_name} here (or edited)")
         return words
+
+
+def _command_of(question: Question) -> str:
+    own = question.own_training
+    return "none" if own is None else f"{own.command} (in {own.command.folder})"
 
 
 def _in_words(value: object) -> str:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from autotune.errors import ConfigError
 from autotune.machine.hardware import Hardware
 from autotune.names import PrintableText, visible
+from autotune.question.own_training import OwnTraining
 from autotune.question.workload import Workload
 
 __all__ = ["check_figures", "read_record"]
@@ -71,6 +72,7 @@ def _record_model() -> type[BaseModel]:
         headroom: float = Field(default=0.05, ge=0, lt=1)
         host_headroom: float = Field(default=0.05, ge=0, lt=1)
         seed: int = Field(default=0, ge=0, lt=2**32)
+        own_training: dict[str, Any] | None = None
 
     return Record
 
@@ -91,6 +93,8 @@ def read_record(record: Mapping[str, Any]) -> dict[str, Any]:
     except (RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"this is not a question of autotune: {error}") from error
     values = {name: getattr(read, name) for name in type(read).model_fields}
+    if values["own_training"] is not None:
+        values["own_training"] = OwnTraining.from_dict(values["own_training"])
     try:
         for part in ("workload", "hardware"):
             check_figures(values[part], part)

@@ -112,7 +112,7 @@ class DeepSpeedCalls:
         model = call["model"]
         if isinstance(model, PipelineModule):
             raise ConfigError("the command trains a PipelineModule, which autotune cannot steer")
-        call["model"] = model = put_on(model, strategy, self._steering.on_change)
+        call["model"] = model = put_on(model, strategy, self._steering)
         config = with_strategy(theirs, self._steering.config)
         own = call.get("optimizer")
         offloaded = type(own).__name__ == "DeepSpeedCPUAdam" if own is not None else False
@@ -131,21 +131,19 @@ class DeepSpeedCalls:
         return config, carried if own is not None else None
 
 
-def put_on(
-    model: nn.Module, strategy: Strategy, on_change: Any = lambda words: None
-) -> nn.Module:
+def put_on(model: nn.Module, strategy: Strategy, steering: Steering) -> nn.Module:
     """Kernels, checkpoints and tiles of a strategy on a model that the user built.
 
-    Its adapters are the user's. A model that is no decoder keeps its own layers and kernels.
+    Its adapters are the user's. A model whose layers are not known keeps them as they are.
     """
-    config = getattr(model, "config", None)
-    if getattr(config, "num_hidden_layers", None) is None:
-        on_change(
-            f"{type(model).__name__} is no model of transformers: only DeepSpeed's settings and "
-            "the micro-batch are changed"
-        )
-        return model
-    return apply_strategy(model, strategy, method=Method.FULL, lora_targets=())
+    if steering.knows_layers:
+        return apply_strategy(model, strategy, method=Method.FULL, lora_targets=())
+    switch: Any = model
+    if strategy.checkpoint_interval and hasattr(model, "gradient_checkpointing_enable"):
+        switch.gradient_checkpointing_enable({"use_reentrant": False})
+    elif hasattr(model, "gradient_checkpointing_disable"):
+        switch.gradient_checkpointing_disable()
+    return model
 
 
 def _configuration(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from autotune.knob_values import Optimizer
 from autotune.names import PrintableText
 from autotune.script.replaced_optimizer import kind_of
 
@@ -41,7 +42,8 @@ class Findings(BaseModel):
     has_liger: bool = False
     optimizer: PrintableText = ""
     """The class of the optimizer."""
-    is_known_optimizer: bool = False
+    optimizer_knob: Optimizer | None = None
+    """Which optimizer of the search space it is; None if none."""
     deepspeed_config: dict[str, Any] = {}
     micro_batch_size: int = Field(ge=1, le=2**31)
     gradient_accumulation_steps: int = Field(ge=1, le=2**31)
@@ -93,7 +95,7 @@ def findings_of(
         recomputes=any(getattr(m, "gradient_checkpointing", False) for m in model.modules()),
         has_liger=any(_is_ligers(m) for m in model.modules()),
         optimizer=name,
-        is_known_optimizer=kind is not None,
+        optimizer_knob=kind,
         deepspeed_config=_plain(config),
         micro_batch_size=engine.train_micro_batch_size_per_gpu(),
         gradient_accumulation_steps=engine.gradient_accumulation_steps(),

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from autotune.question.workload import Method
 from autotune.space.strategy import Strategy
 
 __all__ = ["Steering", "Watcher"]
@@ -35,7 +34,9 @@ class Steering:
     """DeepSpeed's JSON of the strategy."""
     accumulation: int = 1
     """Micro-batches of one optimizer step."""
-    method: Method = Method.FULL
+    knows_layers: bool = True
+    """Whether the strategy is put on the model's layers; transformers' own switch for
+    recomputation is used otherwise."""
     output_folder: str | None = None
     """Where a trial's own files go. None in a run to the end: the user's own folders are used,
     and checkpoints, evaluation and loggers stay on."""

@@ -88,7 +88,7 @@ class Site(Protocol):
         model_type: str,
         reason_to_stop: Callable[[], str | None],
     ) -> float | None:
-        """Make ready what launches trials.
+        """Make ready what launches trials; may be called again, which keeps what is ready.
 
         Args:
             folder: the study's, for logs.

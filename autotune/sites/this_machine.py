@@ -77,7 +77,9 @@ class ThisMachine:
         model_type: str,
         reason_to_stop: Callable[[], str | None],
     ) -> float | None:
-        """Warm one server for each trial that runs at a time."""
+        """Warm one server for each trial that runs at a time; those that run stay."""
+        if self._launchers:
+            return 0.0
         self._launchers = [
             Launcher(
                 self.hardware,

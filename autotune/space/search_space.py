@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,8 @@ from autotune.knob_values import PARALLEL_DEGREES
 from autotune.machine.hardware import Hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Workload
-from autotune.space.compatibility import conflict, reference_strategy, rules
+from autotune.space.compatibility import conflict, rules
+from autotune.space.own_training import reference_of
 from autotune.space.listing import Knob, Value, list_strategies
 from autotune.space.strategy import KNOBS, RULES, Strategy, read_knob
 from autotune.space.strategy_table import StrategyTable
@@ -59,11 +60,13 @@ class SearchSpace:
     software: Software
     text: str = ""
     """The file as read; a study keeps a copy."""
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """Values of knobs that the user's own training has, in the place of the reference's."""
 
     @cached_property
     def reference(self) -> Strategy:
         """The strategy whose loss-changing knobs all others are compared with."""
-        return reference_strategy(self.workload, self.hardware)
+        return reference_of(self.workload, self.hardware, self.own)
 
     @property
     def choices(self) -> dict[str, tuple[Value, ...]]:

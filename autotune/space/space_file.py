@@ -13,7 +13,9 @@ from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.machine.software import Software
+from autotune.question.own_training import OwnTraining
 from autotune.question.workload import Method, Workload
+from autotune.space.own_training import held_knobs
 from autotune.space.search_space import FACTS, Knob, SearchSpace, Value
 from autotune.space.strategy import KNOBS
 from autotune.space.strategy_file import knob_type
@@ -99,9 +101,20 @@ def bundled_spaces() -> dict[str, Path]:
 
 
 def load_search_space(
-    name: str, workload: Workload, hardware: Hardware, software: Software
+    name: str,
+    workload: Workload,
+    hardware: Hardware,
+    software: Software,
+    own: OwnTraining | None = None,
 ) -> SearchSpace:
     """Read a bundled space by its name, or a file by its path.
+
+    Args:
+        name: a bundled space's, or a path.
+        workload: what is trained.
+        hardware: what it runs on.
+        software: what is installed.
+        own: the user's own training, which holds some knobs fixed.
 
     Raises:
         ConfigError: no such file, or a mistake in it; the message has file and line.
@@ -113,11 +126,16 @@ def load_search_space(
         f"--space {name}",
         if_missing=f", nor a bundled space; {nearest(name, bundled)}",
     )
-    return parse_search_space(text, str(path), workload, hardware, software)
+    return parse_search_space(text, str(path), workload, hardware, software, own)
 
 
 def parse_search_space(
-    text: str, path: str, workload: Workload, hardware: Hardware, software: Software
+    text: str,
+    path: str,
+    workload: Workload,
+    hardware: Hardware,
+    software: Software,
+    own: OwnTraining | None = None,
 ) -> SearchSpace:
     """Read the text of a search space, from wherever it was kept.
 
@@ -127,18 +145,21 @@ def parse_search_space(
         workload: what is trained.
         hardware: what it runs on.
         software: what is installed.
+        own: the user's own training, which holds some knobs fixed.
 
     Raises:
         ConfigError: there is a mistake in it; the message has path and line.
     """
+    held = frozenset() if own is None else held_knobs(is_predictable=own.is_predictable)
     document = _document(text, path)
     return SearchSpace(
         name=Path(path).stem,
-        knobs=_knobs(document.knobs, workload),
+        knobs=tuple(k for k in _knobs(document.knobs, workload) if k.name not in held),
         workload=workload,
         hardware=hardware,
         software=software,
         text=text,
+        own={} if own is None else own.knobs,
     )
 
 

@@ -5,6 +5,8 @@ results/<name>/
 ├── environment.json    versions and hardware as the last search saw them
 ├── study.db            the trials (Optuna storage), unless --storage names another place
 ├── report.txt          the answer, as it was last printed
+├── first-run/          output of the user's own command, where it failed as it is
+├── model/              the configuration of the model that the user's own command trains
 ├── trials/0007/        trial.json, and of each rank its output (rankN.out, rankN.err), its events
 │                       (rankN.jsonl) and the phase it was in last (rankN.phase)
 ├── exports/trial-7/    what to train with
@@ -41,8 +43,8 @@ __all__ = ["StudyFolder"]
 _OLD_DRAFT = "question.tmp"
 """The draft of a question, as versions before `drafts.py` named it; no longer written."""
 
-_OWN_DRAFTS = frozenset(("lock", _OLD_DRAFT))
-"""All that a search leaves in a new folder that was killed before its question was written."""
+_OWN_DRAFTS = frozenset(("lock", _OLD_DRAFT, "first-run", "model", "server.log", "ray.log"))
+"""All that a search leaves in a new folder that ended before its question was written."""
 
 _LONGEST_S = 1e9
 """Thirty years, of all searches of a study."""
@@ -135,9 +137,10 @@ class StudyFolder:
             is_there = self._looked_at(must_exist)
             self._check_path()
             self._refuse_misplaced()
-            if not is_there:
-                self._make()
-            self._take_lock()
+            if self._lock is None:
+                if not is_there:
+                    self._make()
+                self._take_lock()
             remove_abandoned(self.path)
             if not is_there:
                 self._write("question.json", {"study": self._identity()} | question.to_dict())
@@ -162,6 +165,26 @@ class StudyFolder:
             self.close()
             raise
         return is_there
+
+    def reserve(self, *, must_exist: bool = False) -> None:
+        """Make the folder and lock it, before the question is known; `open` goes on from there.
+
+        Raises:
+            ConfigError: the folder holds something else, or does not exist where it must.
+            StorageError: it cannot be written, or another search runs in it.
+        """
+        try:
+            is_there = self._looked_at(must_exist)
+            self._check_path()
+            self._refuse_misplaced()
+            if not is_there:
+                self._make()
+            self._take_lock()
+        except OSError as error:
+            self.undo()
+            raise StorageError(
+                f"--out {self.path}: the folder cannot be written: {error.strerror or error}"
+            ) from error
 
     def _looked_at(self, must_exist: bool) -> bool:
         """Whether a study is there; refuses what a new one must not be written into."""

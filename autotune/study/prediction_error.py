@@ -30,6 +30,8 @@ def errors_of(prediction: Prediction, measured: Measurement) -> dict[str, float]
 
     A step time that rests on a guess of the rates was not shown, and has no error.
     """
+    if not prediction.is_memory_known:
+        return {}
     pairs: dict[str, tuple[float, float]] = {
         "allocated": (allocated_bytes(prediction), measured.peak_allocated_bytes),
         "reserved": (prediction.peak_memory_bytes, measured.peak_reserved_bytes),

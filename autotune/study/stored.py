@@ -7,7 +7,7 @@ from pathlib import Path
 from autotune.errors import ConfigError, StorageError
 from autotune.question.goal import Goal
 from autotune.question.question import Question
-from autotune.space.compatibility import reference_strategy
+from autotune.space.own_training import reference_of
 from autotune.space.search_space import SearchSpace
 from autotune.study.baseline import Baseline
 from autotune.study.folder import StudyFolder
@@ -76,7 +76,7 @@ def summarize(
 ) -> StudySummary:
     """Everything there is to say about the study now."""
     environment = folder.read_environment()
-    workload = question.workload
+    workload, own = question.workload, question.own_training
     asked: dict[str, object] = {
         "model": workload.model.name,
         "seq-len": workload.seq_len,
@@ -87,6 +87,8 @@ def summarize(
         "host-headroom": question.host_headroom,
         "seed": question.seed,
     }
+    if own is not None:
+        asked["command"] = str(own.command)
     for flag in ("sampler", "objective"):
         if environment.get(flag):
             asked[flag] = environment[flag]
@@ -95,12 +97,13 @@ def summarize(
         question=asked,
         workload=workload,
         hardware=question.hardware,
-        reference=reference_strategy(workload, question.hardware),
+        reference=reference_of(workload, question.hardware, own.knobs if own else {}),
         trials=tuple(record.trials()),
         elapsed_s=float(environment.get("elapsed_s", 0.0)),
         versions=environment.get("versions", {}),
         goal=_goal(environment.get("objective")),
         end_reason=environment.get("end_reason"),
+        own_training=own,
         baseline=Baseline.from_dict(told) if (told := environment.get("baseline")) else None,
         folder=folder.path,
         storage_url=shown(storage_url) if storage_url else None,

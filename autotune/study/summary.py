@@ -17,6 +17,7 @@ from typing import Any
 from autotune.knob_values import LossClass
 from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.question.goal import FRONT_PICKS, Goal
+from autotune.question.own_training import OwnTraining
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 from autotune.study.baseline import Baseline
@@ -48,6 +49,8 @@ class StudySummary:
     """What the last search was after."""
     end_reason: str | None = None
     """Why the last search ended, in words."""
+    own_training: OwnTraining | None = None
+    """The user's own command, where trials ran that."""
     baseline: Baseline | None = None
     """What the user has, if a search was told."""
     folder: Path | None = None

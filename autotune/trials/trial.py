@@ -157,6 +157,9 @@ class Prediction:
     backward, first gradient (on its way to the host), optimizer step, checkpoint save."""
     breakdown_bytes: Mapping[str, int] = field(default_factory=dict)
     """What the peak is made of."""
+    is_memory_known: bool = True
+    """Whether the predictor knows the model at all; figures that stand for nothing are not
+    shown."""
     is_simulated: bool = False
     """Whether the allocator was run for the peak; a formula stands for it otherwise."""
 
@@ -253,6 +256,8 @@ class Outcome:
     reason: str | None = None
     """Why it was stopped during its run, in words, where a pruner did so."""
     duration_s: float = 0.0
+    findings: Mapping[str, Any] | None = None
+    """What the first run of the user's own command has shown of the question."""
 
     @property
     def state(self) -> TrialState:
@@ -270,6 +275,7 @@ class Outcome:
             failure=Failure.from_dict(failure) if failure else None,
             reason=record.get("reason"),
             duration_s=record.get("duration_s", 0.0),
+            findings=record.get("findings"),
         )
 
 

@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from autotune.drafts import write_file
 from autotune.machine.hardware import DeviceType
 from autotune.machine.settings import settings_in
 from autotune.script.deepspeed_calls import DeepSpeedCalls
@@ -111,6 +110,7 @@ class ScriptTraining:
             strategy=spec.strategy,
             config=config,
             accumulation=int(config["gradient_accumulation_steps"]),
+            knows_layers=self._script.is_predictable,
             output_folder=output,
             on_change=self._tell,
         )
@@ -280,9 +280,8 @@ class ScriptTraining:
 
     def _end(self) -> NoReturn:
         """Write the result and leave, without the program's own way out."""
-        if self._script.is_untouched and self._rank == 0:
-            self._write_findings()
-        self._log.write("result", **self._result())
+        findings = self._findings() if self._script.is_untouched and self._rank == 0 else None
+        self._log.write("result", **self._result(), findings=findings)
         # Destructors of process groups and programs that save at their end are left out.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -316,9 +315,9 @@ class ScriptTraining:
             "seconds_per_step": sum(self._times_s) / num,
         }
 
-    def _write_findings(self) -> None:
+    def _findings(self) -> dict[str, Any]:
         config = getattr(self._engine, "_config", None)
-        findings = findings_of(
+        return findings_of(
             self._engine,
             self._call,
             config=dict(getattr(config, "_param_dict", {}) or {}),
@@ -326,8 +325,7 @@ class ScriptTraining:
             rows=self._fed.rows_of_batches,
             longest=self._longest,
             is_joined=self._fed.is_joined,
-        )
-        write_file(self._folder / "findings.json", findings.model_dump_json(indent=1))
+        ).model_dump(mode="json")
 
     def _synchronize(self) -> None:
         if self._device_type is DeviceType.CUDA:
