@@ -42,7 +42,9 @@ def baseline_words(summary: StudySummary) -> str | None:
     best = summary.best
     if trial.measurement is None:
         return f"{words}: not measured: {_why_not(trial)}."
-    words += f": {trial.tokens_per_second:,.0f} tokens/s in {format_gib(trial.peak_memory_bytes)}"
+    words += (
+        f": {trial.tokens_per_second:,.0f} {trial.unit}/s in {format_gib(trial.peak_memory_bytes)}"
+    )
     words += " GiB." if trial.fits else " GiB, which is over the limit."
     if best is None:
         return words

@@ -229,7 +229,13 @@ def _provenance(summary: StudySummary, trial: Trial, date: str) -> dict[str, Any
         "workload": summary.workload.to_dict(),
         "hardware": asdict(summary.hardware),
         "versions": dict(summary.versions),
-    }
+    } | own_training_record(summary)
+
+
+def own_training_record(summary: StudySummary) -> dict[str, Any]:
+    """The user's own command, for `autotune run`; nothing where trials did not run one."""
+    own = summary.own_training
+    return {} if own is None else {"own_training": own.to_dict()}
 
 
 def _to_json(record: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from autotune.answer.export_settings import ExportSettings, settings_of
 from autotune.knob_values import LossClass, Optimizer
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.names import visible
+from autotune.question.command import TrainingCommand
 from autotune.question.workload import Workload
 from autotune.space.deepspeed_config import (
     GRADIENT_CLIPPING,
@@ -81,16 +82,40 @@ def guide(summary: StudySummary, trial: Trial) -> str:
     runs = f" over {len(trial.confirmations)} runs" if trial.is_confirmed else ""
     gib = trial.peak_memory_bytes / 2**30
     source = f" (by {_text(trial.reused_from)})" if trial.reused_from else ""
-    predicted = _predicted(trial.prediction) if trial.prediction else ""
+    has_prediction = trial.prediction is not None and trial.prediction.is_memory_known
+    predicted = _predicted(trial.prediction) if trial.prediction and has_prediction else ""
     origin = f"""\
 Trial {trial.number} of the autotune study {_text(summary.name)}: {workload.model.name},
 {workload.seq_len} tokens per sample, {workload.global_batch_size} samples per step, on \
 {summary.hardware}.
-Measured: {speed} tokens/s{runs} and a peak of {gib:.2f} GiB per device{source}.
+Measured: {speed} {trial.unit}/s{runs} and a peak of {gib:.2f} GiB per device{source}.
 {predicted}\
 The strategy {loss_words(summary.loss_class(trial), summary.reference)}."""
     settings = settings_of(trial, summary.hardware)
-    return guide_text(origin, workload, summary.hardware, trial.strategy, settings)
+    own = own_training_section(summary.own_training.command) if summary.own_training else ""
+    return guide_text(origin, workload, summary.hardware, trial.strategy, settings, own=own)
+
+
+def own_training_section(command: TrainingCommand) -> str:
+    """How the user's own command trains with the answer, without a changed line."""
+    words = _text(str(command))
+    return f"""\
+## Your own command
+
+Run this where you ran the search, in the folder `{_text(command.folder)}`, with this folder in the
+place of `EXPORT`:
+
+```sh
+autotune run EXPORT -- {words}
+```
+
+It trains to the end with your own checkpoints, evaluation and logging. The strategy is put in
+where the program calls DeepSpeed, in the same way as in the trials. What stands behind `=` in
+braces is only for the first run of a search.
+
+The sections below are for those who would rather write these lines into the program.
+
+"""
 
 
 def _text(name: str) -> str:
@@ -129,6 +154,7 @@ def guide_text(
     settings: ExportSettings,
     *,
     is_measured: bool = True,
+    own: str = "",
 ) -> str:
     """`README.md` of a folder to train with.
 
@@ -139,6 +165,7 @@ def guide_text(
         strategy: how.
         settings: the environment of the figures.
         is_measured: whether the figures were measured, not only predicted.
+        own: a section on the user's own command, first of all.
     """
     as_run = " of the trial" if is_measured else "; no trial has run with it"
     as_had = " of the trial" if is_measured else ""
@@ -155,6 +182,7 @@ def guide_text(
 | `launch.sh` | the environment{as_had}, and the launch command |
 | `provenance.json` | {"study, versions, hardware" if is_measured else "hardware"}, {figures} |
 
+{own}\
 The learning rate, {LEARNING_RATE:g}, is a placeholder. Set yours in {_rate_location(strategy)}.
 All examples read it from there.{_optimizer_note(strategy)}
 

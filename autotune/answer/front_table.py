@@ -20,6 +20,7 @@ from autotune.answer.figures import (
 )
 from autotune.answer.front_rows import front_title, shown_rows, strategy_column
 from autotune.study.summary import StudySummary
+from autotune.trials.measurement import TOKENS
 from autotune.trials.trial import Trial
 
 __all__ = ["pareto_table"]
@@ -49,7 +50,7 @@ def pareto_table(summary: StudySummary, *, all_rows: bool = False) -> Table:
     table.padding = 0  # All columns fit into 80 characters.
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("strategy", overflow="fold", min_width=14)
-    table.add_column("tokens/s", justify="right", no_wrap=True)
+    table.add_column(f"{front[0].unit if front else TOKENS}/s", justify="right", no_wrap=True)
     table.add_column("pred.", justify="right", no_wrap=True)
     if has_mfu:
         table.add_column("MFU", justify="right", no_wrap=True)

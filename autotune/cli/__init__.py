@@ -20,6 +20,8 @@ from autotune.cli.plan import EXAMPLES as PLAN_EXAMPLES
 from autotune.cli.plan import plan
 from autotune.cli.report import EXAMPLES as REPORT_EXAMPLES
 from autotune.cli.report import report
+from autotune.cli.run import EXAMPLES as RUN_EXAMPLES
+from autotune.cli.run import run
 from autotune.cli.search import EXAMPLES as SEARCH_EXAMPLES
 from autotune.cli.search import search
 from autotune.cli.streams import standard_streams
@@ -45,6 +47,7 @@ Each command has its own --help, with examples.""",
 )
 app.command(cls=Command, epilog=SEARCH_EXAMPLES)(search)
 app.command(cls=Command, epilog=EXPORT_EXAMPLES)(export)
+app.command(cls=Command, epilog=RUN_EXAMPLES)(run)
 app.command(cls=Command, epilog=PLAN_EXAMPLES)(plan)
 app.command(cls=Command, epilog=REPORT_EXAMPLES)(report)
 app.command(cls=Command, epilog=DOCTOR_EXAMPLES)(doctor)

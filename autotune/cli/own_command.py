@@ -79,7 +79,7 @@ def launched_command(options: SearchOptions) -> LaunchedCommand:
     for flag in _TAUGHT.values():
         if typed.has(flag):
             raise ConfigError(f"{flag}: the command after -- says this itself; leave {flag} out")
-    launched = read_command(options.command, Path.cwd())
+    launched = read_command(options.command or (), Path.cwd())
     check_batches(launched.command)
     if "gradient_accumulation_steps" in launched.command.placeholders:
         _check_placeholders(launched.command)

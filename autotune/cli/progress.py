@@ -37,8 +37,8 @@ def _end(trial: Trial) -> str:
     if trial.measurement is not None and trial.state is not TrialState.PRUNED:
         measured = trial.measurement
         peak = format_gib(measured.peak_memory_bytes)
-        words = f"{measured.tokens_per_second:,.0f} tokens/s in {peak} GiB"
-        if trial.prediction is not None:
+        words = f"{measured.tokens_per_second:,.0f} {measured.unit}/s in {peak} GiB"
+        if trial.prediction is not None and trial.prediction.is_memory_known:
             words += f" (pred. {_expected(trial.prediction)})"
         if measured.num_alloc_retries:
             return words + "; does not count: the allocator flushed its cache"
@@ -62,6 +62,8 @@ def _busy_words(trial: Trial) -> str:
 
 
 def _expected(prediction: Prediction) -> str:
+    if not prediction.is_memory_known:
+        return "unknown"
     peak = format_gib(prediction.peak_memory_bytes)
     if not prediction.is_time_known:
         return f"{peak} GiB"
@@ -144,7 +146,8 @@ class _Running:
 
     def __str__(self) -> str:
         predicted = self.trial.prediction
-        memory = f" (pred. {_expected(predicted)})" if predicted is not None else ""
+        is_known = predicted is not None and predicted.is_memory_known
+        memory = f" (pred. {_expected(predicted)})" if predicted and is_known else ""
         where = f" on {self.node}" if self.node else ""
         seconds = time.monotonic() - self.started
         return (

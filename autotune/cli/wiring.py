@@ -92,8 +92,9 @@ def _learner(
     predictor: AnalyticPredictor | UnknownModelPredictor,
 ) -> Callable[[Sequence[Trial]], Predictor] | None:
     """What learns from trials; nothing can where a model is not known."""
-    is_known = isinstance(predictor, AnalyticPredictor)
-    return CalibratedPredictor(predictor).learn if is_known else None
+    if isinstance(predictor, AnalyticPredictor):
+        return CalibratedPredictor(predictor).learn
+    return None
 
 
 def _is_harmless(strategy: Strategy, question: Question, predictor: Predictor) -> bool:

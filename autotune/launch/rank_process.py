@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from autotune.trials.measurement import SAMPLES, TOKENS
 from autotune.trials.trial import Failure, FailureKind, Measurement, Outcome, Phase, TrialSpec
 
 __all__ = [
@@ -232,13 +233,17 @@ def measurement_of(spec: TrialSpec, ranks: Sequence[RankProcess]) -> Measurement
     losses = zip(*(result["losses"] for result in results), strict=True)
 
     # The user's own program tells what it fed; lengths of samples differ there.
-    tokens = float(results[0].get("tokens_per_step", spec.workload.tokens_per_step))
+    fed = results[0].get("fed")
+    samples = float(spec.workload.global_batch_size if fed is None else fed["samples"])
+    tokens = float(spec.workload.tokens_per_step if fed is None else fed["tokens"])
+    counted = tokens or samples
+    padded = None if fed is None or not tokens else fed["padded_tokens"] / median(step_times_s)
 
     def largest(name: str) -> int:
         return max(int(result[name]) for result in results)
 
     return Measurement(
-        tokens_per_second=tokens / median(step_times_s),
+        tokens_per_second=counted / median(step_times_s),
         step_times_s=step_times_s,
         losses=tuple(sum(step) / len(results) for step in losses),
         setup_time_s=max(float(result["setup_time_s"]) for result in results),
@@ -252,7 +257,10 @@ def measurement_of(spec: TrialSpec, ranks: Sequence[RankProcess]) -> Measurement
         optimizer_state_bytes=largest("optimizer_state_bytes"),
         share_run=float(results[0]["share_run"]),
         skipped_steps=largest("skipped_steps"),
-        energy_j_per_token=_energy_j_per_token(results, tokens),
+        energy_j_per_token=_energy_j_per_token(results, counted),
+        unit=TOKENS if tokens else SAMPLES,
+        padded_tokens_per_second=padded,
+        samples_per_second=samples / median(step_times_s),
         environment=results[0].get("environment", {}),
     )
 

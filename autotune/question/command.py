@@ -126,7 +126,9 @@ class TrainingCommand:
         except ValidationError as error:
             mistake = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, mistake["loc"]))
-            raise ConfigError(f"this is no command of autotune: {where}: {mistake['msg']}") from None
+            raise ConfigError(
+                f"this is no command of autotune: {where}: {mistake['msg']}"
+            ) from None
         values = dict(read)
         return cls(**(values | {"arguments": tuple(read.arguments)}))
 

@@ -100,7 +100,9 @@ def _model(findings: Findings, folder: Path) -> tuple[Method, ModelShape, str | 
     if method is not Method.FULL:
         built -= findings.num_trainable_parameters
     if abs(built - shape.num_parameters) > _MOST_DIFFERENCE * built:
-        words = f"{findings.model_class} has {built:,} parameters, and its configuration describes "
+        words = (
+            f"{findings.model_class} has {built:,} parameters, and its configuration describes "
+        )
         return Method.FULL, unknown, f"{words}{shape.num_parameters:,}"
     return method, replace(shape, name=name), None
 

@@ -1,4 +1,4 @@
-"""The user's DeepSpeed configuration with a strategy in it: keys that no knob owns stay as they are.
+"""The user's DeepSpeed configuration with a strategy in it: keys that no knob owns stay.
 
 Does not know where the user's program hands its configuration over.
 """
@@ -69,7 +69,9 @@ def load_configuration(given: object) -> dict[str, Any]:
         try:
             read = load_json(Path(given))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"the DeepSpeed configuration {given} cannot be read: {error}") from error
+            raise ConfigError(
+                f"the DeepSpeed configuration {given} cannot be read: {error}"
+            ) from error
         if isinstance(read, dict):
             return read
     raise ConfigError("the DeepSpeed configuration is neither a dictionary nor a JSON file of one")
@@ -93,7 +95,9 @@ def with_strategy(
     of_zero = theirs.get("zero_optimization", {})
     own.setdefault("zero_optimization", {"stage": 0})
     own["zero_optimization"] |= {
-        key: of_zero[key] for key in _KEPT_OF_ZERO if isinstance(of_zero, Mapping) and key in of_zero
+        key: of_zero[key]
+        for key in _KEPT_OF_ZERO
+        if isinstance(of_zero, Mapping) and key in of_zero
     }
     if keeps_optimizer:
         own.pop("optimizer", None)

@@ -176,7 +176,7 @@ def _groups(
     if own is not None:
         return own.param_groups
     given = call.get("model_parameters")
-    members = list(given) if given is not None else list(_trainable(call))
+    members: list[Any] = list(given) if given is not None else list(_trainable(call))
     params = theirs.get("optimizer", {}).get("params", {})
     settings = {k: v for k, v in params.items() if k in ("lr", "weight_decay") and v != "auto"}
     if members and isinstance(members[0], dict):

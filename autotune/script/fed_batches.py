@@ -56,7 +56,9 @@ class FedBatches:
         """Count from now on what goes into a module."""
         module.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
-    def _before_forward(self, module: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+    def _before_forward(
+        self, module: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]
+    ) -> None:
         # Reference models, evaluation and recomputation feed no new samples.
         if not torch.is_grad_enabled():
             return

@@ -15,6 +15,7 @@ from torch import nn
 from autotune.knob_values import Optimizer
 from autotune.names import PrintableText
 from autotune.script.replaced_optimizer import kind_of
+from autotune.techniques.blocks import causal_model
 
 __all__ = ["Findings", "findings_of", "parameter_size"]
 
@@ -59,8 +60,14 @@ class Findings(BaseModel):
 
 
 def findings_of(
-    engine: Any, call: Mapping[str, Any], *, config: Mapping[str, Any], lengths: Sequence[int],
-    rows: Sequence[int], longest: int, is_joined: bool,
+    engine: Any,
+    call: Mapping[str, Any],
+    *,
+    config: Mapping[str, Any],
+    lengths: Sequence[int],
+    rows: Sequence[int],
+    longest: int,
+    is_joined: bool,
 ) -> Findings:
     """What an engine of the user's program shows.
 
@@ -74,8 +81,12 @@ def findings_of(
         is_joined: whether samples were joined in rows.
     """
     model: nn.Module = engine.module
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    record = base.config.to_dict() if hasattr(base, "config") and hasattr(base.config, "to_dict") else {}
+    base: Any = causal_model(model)
+    record = (
+        base.config.to_dict()
+        if hasattr(base, "config") and hasattr(base.config, "to_dict")
+        else {}
+    )
     peft = getattr(model, "peft_config", {}) or {}
     adapter = next(iter(peft.values()), None)
     optimizer = call.get("optimizer") or _named(config)
@@ -85,9 +96,13 @@ def findings_of(
     return Findings(
         model_class=type(base).__name__,
         model_config_record=_plain(record),
-        model_name=str(getattr(getattr(base, "config", None), "_name_or_path", "") or type(base).__name__),
+        model_name=str(
+            getattr(getattr(base, "config", None), "_name_or_path", "") or type(base).__name__
+        ),
         num_parameters=sum(map(parameter_size, model.parameters())),
-        num_trainable_parameters=sum(parameter_size(p) for p in model.parameters() if p.requires_grad),
+        num_trainable_parameters=sum(
+            parameter_size(p) for p in model.parameters() if p.requires_grad
+        ),
         lora_rank=int(getattr(adapter, "r", 0) or 0),
         lora_targets=[targets] if isinstance(targets, str) else sorted(map(str, targets)),
         is_quantized=any(hasattr(p, "quant_state") for p in model.parameters()),

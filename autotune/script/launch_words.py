@@ -145,8 +145,8 @@ def _of_deepspeed(words: Sequence[str], folder: Path) -> LaunchedCommand:
     read = _parsed("deepspeed", parse_args, words)
     if read.hostfile and Path(read.hostfile).is_file() and read.num_nodes != 1:
         raise ConfigError(
-            f"-- COMMAND: deepspeed would use the hosts of {read.hostfile}; give --num_nodes 1, or "
-            "search on several hosts with --ray"
+            f"-- COMMAND: deepspeed would use the hosts of {read.hostfile}; give --num_nodes 1, "
+            "or search on several hosts with --ray"
         )
     command = _of_launched(read.user_script, read.user_args, folder, is_module=read.module)
     num = read.num_gpus if read.num_gpus and read.num_gpus > 0 else None

@@ -99,7 +99,7 @@ def _parted(
         for parameter in group["params"]:
             members.setdefault(place.get(id(parameter), 0), []).append(parameter)
         for number, parameters in members.items():
-            settings = {
+            settings: dict[str, Any] = {
                 name: theirs[number][name]
                 for name in ("lr", "weight_decay")
                 if name in theirs[number]

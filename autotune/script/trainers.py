@@ -83,14 +83,12 @@ def _steer_training_arguments(steering: Steering) -> None:
     @functools.wraps(original)
     def post_init(self: Any) -> None:
         _change_arguments(self, steering)
-        original(self)
+        original(self)  # type: ignore[no-untyped-call]
 
-    TrainingArguments.__post_init__ = post_init
+    setattr(TrainingArguments, "__post_init__", post_init)  # noqa: B010
     if steering.is_trial:
-        Trainer.evaluate = _nothing
-        Trainer.predict = _nothing
-        Trainer.save_model = _nothing
-        Trainer.push_to_hub = _nothing
+        for name in ("evaluate", "predict", "save_model", "push_to_hub"):
+            setattr(Trainer, name, _nothing)
 
 
 def _nothing(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from autotune.machine.hardware import Hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Workload
 from autotune.space.compatibility import conflict, rules
-from autotune.space.own_training import reference_of
 from autotune.space.listing import Knob, Value, list_strategies
+from autotune.space.own_training import reference_of
 from autotune.space.strategy import KNOBS, RULES, Strategy, read_knob
 from autotune.space.strategy_table import StrategyTable
 

@@ -9,7 +9,17 @@ from typing import Any
 
 from autotune.trials.interval import Interval, mean_interval
 
-__all__ = ["RUN_TO_RUN_DEVIATION", "SLOWEST_FIRST_STEP", "Measurement", "least_step_time_s"]
+__all__ = [
+    "RUN_TO_RUN_DEVIATION",
+    "SAMPLES",
+    "SLOWEST_FIRST_STEP",
+    "TOKENS",
+    "Measurement",
+    "least_step_time_s",
+]
+
+TOKENS, SAMPLES = "tokens", "samples"
+"""What throughput may count."""
 
 RUN_TO_RUN_DEVIATION = 0.015
 """Deviation of the logarithm of a trial's step time about that of its strategy, beside the scatter
@@ -30,7 +40,8 @@ class Measurement:
     """What one finished trial showed. Memory is of the rank that needed most."""
 
     tokens_per_second: float
-    """Wall-clock training throughput over all ranks at the strategy's accumulation."""
+    """Wall-clock training throughput over all ranks at the strategy's accumulation: tokens that
+    are no padding, or samples where `unit` says so."""
     step_times_s: tuple[float, ...]
     """Wall time of each timed optimizer step, slowest rank; composed where `share_run` is less
     than 1."""
@@ -62,6 +73,12 @@ class Measurement:
     cores, or kept a GPU busy: up to so much faster it may be alone."""
     energy_j_per_token: float | None = None
     """What all devices used in the timed steps; None where a device counts no energy."""
+    unit: str = TOKENS
+    """What throughput counts: `tokens`, or `samples` of a program that feeds no tokens."""
+    padded_tokens_per_second: float | None = None
+    """With padding; None where nothing tells padding apart."""
+    samples_per_second: float | None = None
+    """None where an earlier version measured."""
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)
     """What rank 0 had in its environment that changes speed or memory (`machine/settings.py`);
     empty where an earlier version measured."""

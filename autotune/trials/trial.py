@@ -15,7 +15,7 @@ from typing import Any
 from autotune.question.limits import Limits
 from autotune.space.strategy import Strategy
 from autotune.trials.interval import Interval, mean_interval
-from autotune.trials.measurement import SLOWEST_FIRST_STEP, Measurement
+from autotune.trials.measurement import SLOWEST_FIRST_STEP, TOKENS, Measurement
 from autotune.trials.trial_spec import CONFIRMING_S, Incumbent, TrialSpec
 
 __all__ = [
@@ -362,6 +362,11 @@ class Trial:
     def energy_j_per_token(self) -> float | None:
         """What was measured; None where it was not."""
         return self.measurement.energy_j_per_token if self.measurement else None
+
+    @property
+    def unit(self) -> str:
+        """What its throughput counts."""
+        return TOKENS if self.measurement is None else self.measurement.unit
 
     @property
     def was_launched(self) -> bool:

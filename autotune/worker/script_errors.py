@@ -1,4 +1,4 @@
-"""What is wrong with a user's command, found out while it runs; each a sentence with the remedy."""
+"""What is wrong with a user's command, found out while it runs, with the remedy."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class IgnoredBatchError(ScriptError):
     def micro_batch(cls, seen: int, told: int) -> IgnoredBatchError:
         """Micro-batches have another size."""
         return cls(
-            f"the command feeds micro-batches of {seen} rows where {told} were asked for; pass the "
-            "size on in the command, such as --batch-size {micro_batch_size}"
+            f"the command feeds micro-batches of {seen} rows where {told} were asked for; pass "
+            "the size on in the command, such as --batch-size {micro_batch_size}"
         )
 
     @classmethod

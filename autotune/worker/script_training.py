@@ -212,13 +212,13 @@ class ScriptTraining:
         own = self._fed.end_step()
         loss = float(torch.stack(self._loss_parts).sum()) if self._loss_parts else 0.0
         self._loss_parts = []
-        compilations = self._compilations.num_compilations - self._compiled_before
-        figures, (seconds, compilations, _) = self._agreed(own, [seconds, compilations, loss])
+        compiled = float(self._compilations.num_compilations - self._compiled_before)
+        figures, (seconds, compiled) = self._agreed(own, [seconds, compiled])
         self._check_batches(own)
         has_overflowed = self._engine.skipped_steps > self._skipped
         self._skipped = self._engine.skipped_steps
         is_timed = not has_overflowed and not self._warm_up.covers(
-            self._index, has_compiled=bool(compilations)
+            self._index, has_compiled=bool(compiled)
         )
         self._log.write("step", index=self._index, time_s=seconds, loss=loss, is_timed=is_timed)
         self._losses.append(loss)
@@ -226,7 +226,8 @@ class ScriptTraining:
         if is_timed:
             self._figures.append(figures)
             self._times_s.append(seconds)
-            used = None if None in (joules, self._joules_before) else joules - self._joules_before
+            before = self._joules_before
+            used = None if joules is None or before is None else joules - before
             self._energies.append(used)
             self._timed.add(self._as_of_mean_step()[-1], spent_s=seconds)
         else:
@@ -239,12 +240,12 @@ class ScriptTraining:
         self._joules_before = self._energy.joules()
         self._compiled_before = self._compilations.num_compilations
 
-    def _agreed(
-        self, own: StepFigures, worst: list[float]
-    ) -> tuple[StepFigures, list[float]]:
+    def _agreed(self, own: StepFigures, worst: list[float]) -> tuple[StepFigures, list[float]]:
         """Sums over the ranks that have samples of their own, and the worst of all ranks."""
         sums = torch.tensor(
-            [own.rows, own.real_tokens, own.padded_tokens], device=self._device, dtype=torch.float64
+            [own.rows, own.real_tokens, own.padded_tokens],
+            device=self._device,
+            dtype=torch.float64,
         )
         most = torch.tensor(worst, device=self._device, dtype=torch.float64)
         dist.all_reduce(sums)
@@ -270,7 +271,7 @@ class ScriptTraining:
         return len(self._times_s) > 1
 
     def _as_of_mean_step(self) -> list[float]:
-        """Seconds of each timed step at the rate of its own tokens, for the mean number of them."""
+        """Seconds of each timed step, as if it had had the mean number of tokens."""
         weights = [each.real_tokens or each.rows for each in self._figures]
         mean = sum(weights) / len(weights)
         return [
@@ -309,10 +310,11 @@ class ScriptTraining:
             "setup_time_s": self._setup_time_s,
             "skipped_steps": self._skipped,
             "environment": settings_in(os.environ),
-            "tokens_per_step": sum(each.real_tokens for each in self._figures) / num,
-            "padded_tokens_per_step": sum(each.padded_tokens for each in self._figures) / num,
-            "samples_per_step": self._engine.train_batch_size(),
-            "seconds_per_step": sum(self._times_s) / num,
+            "fed": {
+                "samples": self._engine.train_batch_size(),
+                "tokens": sum(each.real_tokens for each in self._figures) / num,
+                "padded_tokens": sum(each.padded_tokens for each in self._figures) / num,
+            },
         }
 
     def _findings(self) -> dict[str, Any]:
