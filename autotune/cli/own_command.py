@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autotune.answer.figures import format_gib
 from autotune.cli.console import can_be_redrawn
 from autotune.cli.interrupt import Interrupt
 from autotune.cli.progress import LiveProgress, PlainProgress
@@ -28,6 +29,7 @@ from autotune.script.findings import Findings
 from autotune.script.launch_words import LaunchedCommand, read_command
 from autotune.space.strategy import Strategy
 from autotune.study.folder import StudyFolder
+from autotune.trials.protocols import Progress
 from autotune.trials.script_run import ScriptRun
 from autotune.trials.trial import Outcome, Trial, TrialSpec, TrialState
 
@@ -129,6 +131,34 @@ class _OneTrial:
         return replace(trial, state=outcome.state, measurement=outcome.measurement)
 
 
+class _OwnProgress:
+    """Shows the user's own run, which is no trial of a strategy.
+
+    Args:
+        progress: shows everything else.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.note = progress.note
+        self.cluster_changed = progress.cluster_changed
+        self.trial_event = progress.trial_event
+        self.refresh = progress.refresh
+
+    def trials_changed(self, trials: Sequence[Trial]) -> None:
+        """There are none yet."""
+
+    def trial_started(self, trial: Trial) -> None:
+        """It was said before the libraries were loaded."""
+
+    def trial_ended(self, trial: Trial) -> None:
+        """What it measured; a failure is said by whoever asked."""
+        measured = trial.measurement
+        if measured is not None:
+            rate = f"{measured.tokens_per_second:,.0f} {measured.unit}/s"
+            self.note(f"Your own run: {rate} in {format_gib(measured.peak_memory_bytes)} GiB")
+
+
 def first_run(
     launched: LaunchedCommand,
     *,
@@ -213,7 +243,7 @@ def _run(
             budget=budget,
             spec_of=lambda trial: spec,
             folder_of=lambda number: place,
-            progress=progress,
+            progress=_OwnProgress(progress),
             is_interrupted=interrupt.check,
             trial_timeout_s=settings.trial_timeout_s,
         )

@@ -73,7 +73,7 @@ class FedBatches:
         self._longest = max(self._longest, int(ids.shape[1]))
         joined = _joined_positions(ids, kwargs)
         if joined is not None:
-            # To find where samples begin waits for the device, so it is done when a step has ended.
+            # To find where samples begin waits for the device: done when a step has ended.
             self._joined.append(joined)
             return
         lengths = _row_lengths(ids, kwargs)

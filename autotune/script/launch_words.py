@@ -1,4 +1,4 @@
-"""Reads a training command as it is given to `deepspeed`, `torchrun`, `accelerate launch` or Python.
+"""Reads a training command as `deepspeed`, `torchrun`, `accelerate launch` or Python get it.
 
 Each launcher's words are read by its own parser, so all its options are known. Its processes are
 not started: ranks come from autotune.
