@@ -25,6 +25,7 @@ from autotune.answer.figures import (
     plain_table,
 )
 from autotune.answer.front_table import pareto_table
+from autotune.answer.own_command import own_command_words
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.question.goal import Goal
 from autotune.question.workload import Workload
@@ -96,6 +97,7 @@ def _header(summary: StudySummary) -> Iterator[RenderableType]:
         yield Text(f"Options: {asked}")
     if words := baseline_words(summary):
         yield Text(words)
+    yield from map(Text, own_command_words(summary))
     versions = ", ".join(f"{name} {version}" for name, version in summary.versions.items())
     if versions:
         yield Text(f"Versions: {versions}", style="dim")

@@ -27,6 +27,7 @@ from autotune.script.asked import AskedByRun, asked_by
 from autotune.script.batch_control import check_batches
 from autotune.script.findings import Findings
 from autotune.script.launch_words import LaunchedCommand, read_command
+from autotune.sites.site import OF_ANY_MODEL
 from autotune.space.strategy import Strategy
 from autotune.study.folder import StudyFolder
 from autotune.trials.protocols import Progress
@@ -54,9 +55,6 @@ _TAUGHT = {
     "from_file": "--from",
 }
 """Options whose answer the command gives."""
-
-_MODEL_TYPE = "auto"
-"""The part of transformers that every program imports."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,7 +232,7 @@ def _run(
         seconds = site.start(
             folder=study,
             study_name=study.name,
-            model_type=_MODEL_TYPE,
+            model_type=OF_ANY_MODEL,
             reason_to_stop=reason_to_stop,
         )
         if seconds is None:

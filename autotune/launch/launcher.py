@@ -41,6 +41,9 @@ _HOST_FLOOR_BYTES = 256 * 2**20
 _MAX_LOW_POLLS = 10
 """So many looks in a row must find it low: virtual machines are given memory as they fill it."""
 
+_MOST_OUTPUT_BYTES = 256 * 2**20
+"""A rank that prints more is stopped, before it fills the disk."""
+
 _PAUSE_S = 5.0
 """A look that comes so late says that this process was stopped itself; ranks are not to blame."""
 
@@ -55,6 +58,7 @@ class Launcher:
         place: which of the launchers that run side by side this is; each has devices of its own.
         num_places: how many there are.
         scratch_folders: removed for the caller should the process that made them be killed.
+        is_offline: whether ranks may load nothing from Hugging Face; a user's own program may.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Launcher:
         place: int = 0,
         num_places: int = 1,
         scratch_folders: Sequence[Path] = (),
+        is_offline: bool = True,
     ) -> None:
         self._hardware = hardware
         self._place = place
@@ -73,7 +78,7 @@ class Launcher:
         self._swap_folder: Path | None = None
         self._server = ServerProcess(
             model_type=model_type,
-            environment=rank_environment(hardware, place, num_places),
+            environment=rank_environment(hardware, place, num_places, is_offline=is_offline),
             log=folder / (f"server{place}.log" if num_places > 1 else "server.log"),
             scratch_folders=scratch_folders,
         )
@@ -258,7 +263,8 @@ class Launcher:
                 return _stopped(halted, FailureKind.INTERRUPTED, message)
             if now - memory_checked >= _MEMORY_POLL_S:
                 memory_checked = now
-                if hog := self._memory_hog(ranks) or self._disk_hog(ranks):
+                hog = self._memory_hog(ranks) or self._disk_hog(ranks) or _output_hog(ranks)
+                if hog:
                     return hog
         self._collect(ranks, on_event, wait_s=0.0)
         return None
@@ -325,6 +331,20 @@ class Launcher:
         for rank in ranks:
             for _ in rank.new_events():
                 pass
+
+
+def _output_hog(ranks: list[RankProcess]) -> Failure | None:
+    """A rank that prints without end."""
+    for rank in ranks:
+        paths = (rank.folder / f"rank{rank.number}.{kind}" for kind in ("out", "err"))
+        sizes = [path.stat().st_size for path in paths if path.exists()]
+        if sum(sizes) > _MOST_OUTPUT_BYTES:
+            message = (
+                f"rank {rank.number} printed over {_MOST_OUTPUT_BYTES / 2**20:.0f} MiB; have it "
+                "print less"
+            )
+            return _stopped([rank], FailureKind.CRASH, message)
+    return None
 
 
 def _forget_earlier(folder: Path, ranks: list[RankProcess]) -> None:

@@ -20,16 +20,20 @@ _MAX_PINNING_THREADS = 8
 """More than these do not pin faster: PyTorch's own benchmark of its setting."""
 
 
-def rank_environment(hardware: Hardware, place: int = 0, num_places: int = 1) -> dict[str, str]:
+def rank_environment(
+    hardware: Hardware, place: int = 0, num_places: int = 1, *, is_offline: bool = True
+) -> dict[str, str]:
     """The environment of the server, and so of every rank.
 
     Args:
         hardware: the devices of a trial.
         place: which of the launchers that run side by side it is for.
         num_places: how many there are; they share the cores.
+        is_offline: whether nothing is loaded from Hugging Face, unless the user's own environment
+            says otherwise.
     """
     cores = max(1, (os.cpu_count() or 1) // (hardware.num_devices * num_places))
-    environment = {"HF_HUB_OFFLINE": "1"} | os.environ
+    environment = ({"HF_HUB_OFFLINE": "1"} if is_offline else {}) | os.environ
     environment |= training_settings(hardware.device_type, os.environ, cores=cores)
     environment |= {
         "AUTOTUNE_DEVICE_TYPE": str(hardware.device_type),

@@ -16,7 +16,11 @@ from autotune.errors import ConfigError
 from autotune.machine.hardware import Hardware
 from autotune.trials.protocols import Driver
 
-__all__ = ["Site", "SiteOptions"]
+__all__ = ["OF_ANY_MODEL", "Site", "SiteOptions"]
+
+OF_ANY_MODEL = "auto"
+"""The `model_type` of a user's own program, whose model is not known before it runs: the part of
+transformers that all models have in common."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +97,7 @@ class Site(Protocol):
         Args:
             folder: the study's, for logs.
             study_name: for the names of folders elsewhere.
-            model_type: Hugging Face's name of the architecture.
+            model_type: Hugging Face's name of the architecture, or `OF_ANY_MODEL`.
             reason_to_stop: asked while libraries load; a sentence ends the wait.
 
         Returns:

@@ -23,7 +23,7 @@ from autotune.machine.hardware import (
     with_nvme,
 )
 from autotune.machine.rates_file import with_measured_rates
-from autotune.sites.site import SiteOptions
+from autotune.sites.site import OF_ANY_MODEL, SiteOptions
 from autotune.trials.protocols import Driver
 
 __all__ = ["ThisMachine"]
@@ -87,6 +87,7 @@ class ThisMachine:
                 folder=folder,
                 place=place,
                 num_places=self.trials_side_by_side,
+                is_offline=model_type != OF_ANY_MODEL,
             )
             for place in range(self.trials_side_by_side)
         ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from autotune.trials.trial import TrialSpec
 from autotune.worker.events import RankLog
 from autotune.worker.failures import classify
+from autotune.worker.script_errors import explained
 from autotune.worker.script_training import ScriptTraining
 from autotune.worker.training import Training
 
@@ -46,7 +47,7 @@ def run_rank(spec_file: Path, folder: Path, rank: int) -> int:
             "failure",
             kind=classify(error, log.phase, swap_folder),
             phase=log.phase,
-            message=_in_one_line(error),
+            message=explained(error) or _in_one_line(error),
         )
         return 1
     return 0

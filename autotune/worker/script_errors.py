@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from autotune.errors import AutotuneError
 
-__all__ = ["EndedEarlyError", "IgnoredBatchError", "NoEngineError", "ScriptError"]
+__all__ = ["EndedEarlyError", "IgnoredBatchError", "NoEngineError", "ScriptError", "explained"]
+
+_OFFLINE = ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "gaierror")
+"""Names of exceptions that say that a network was wanted, wherever they come from."""
 
 
 class ScriptError(AutotuneError):
@@ -52,3 +55,26 @@ class IgnoredBatchError(ScriptError):
             "asked for; pass the number on, such as --accumulation {gradient_accumulation_steps}, "
             "or train within accelerator.accumulate(model)"
         )
+
+
+def explained(error: BaseException) -> str | None:
+    """What ended a program, with the remedy, where more is known than the exception says.
+
+    Args:
+        error: with the exceptions that led to it.
+    """
+    if isinstance(error, ScriptError):
+        return str(error)
+    if isinstance(error, EOFError):
+        return "the command reads from a terminal, and trials have none; pass it as an argument"
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if any(type(each).__name__ in _OFFLINE for each in chain):
+        return (
+            "the command loads something over the network, which cannot be reached; load it once "
+            "before, or give a folder"
+        )
+    return None
