@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autotune.cli.from_file import From, FromFile
 from autotune.cli.options import (
     MOST_DEVICES,
     MOST_GIB,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from autotune.predictor import ScriptSource
     from autotune.profile import AllocationScript, Recipe
     from autotune.question.goal import Goal
-    from autotune.question.workload import ModelShape
+    from autotune.question.workload import ModelShape, Workload
     from autotune.study.summary import StudySummary
 
 __all__ = ["EXAMPLES", "plan"]
@@ -41,6 +43,7 @@ Examples:
   autotune plan --model 7B --method lora --hardware 1xRTX4090
   autotune plan --model 13B --hardware my-host.yaml --space memory
   autotune plan --model 13B --hardware 4xA100-40GB --out my-training
+  autotune plan --from axolotl.yaml --hardware 8xH100     is mine good, and what beats it?
   autotune plan --model 7B --hardware 8xH100 --calibrate-from results/my-study
 
 A file for --hardware names a known device kind, or gives the figures of a new one:
@@ -69,15 +72,6 @@ Exit status: 0 a strategy fits, 1 nothing fits, 2 wrong use."""
 
 
 def plan(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="A preset (tiny, 125M, 350M, 1.1B, 3B, 7B, 13B, 34B, 70B, 175B), a folder with "
-            "config.json, or a Hugging Face id. Weights are never downloaded: an id needs only "
-            "its configuration.",
-            show_default=False,
-        ),
-    ],
     hardware: Annotated[
         str,
         typer.Option(
@@ -86,6 +80,16 @@ def plan(
             show_default=False,
         ),
     ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A preset (tiny, 125M, 350M, 1.1B, 3B, 7B, 13B, 34B, 70B, 175B), a folder with "
+            "config.json, or a Hugging Face id. Weights are never downloaded: an id needs only "
+            "its configuration.",
+            show_default="required, unless --from names it",
+        ),
+    ] = None,
+    from_file: From = None,
     nodes: Annotated[
         int,
         typer.Option(
@@ -173,6 +177,7 @@ def plan(
     takes seconds and needs no GPU. Nothing is measured: autotune search
     measures on the machine itself.
     """
+    from dataclasses import replace
     from functools import partial
 
     from autotune.cli.console import answer_console, error_console, print_document
@@ -191,11 +196,10 @@ def plan(
     from autotune.plan.explanation import explanation_json, render_explanation
     from autotune.plan.export import export_plan
     from autotune.plan.plan import ASSUMED_SOFTWARE, make_plan
-    from autotune.plan.report import plan_json, render_plan
+    from autotune.plan.report import plan_json, planned_baseline_words, render_plan
     from autotune.predictor import AnalyticPredictor
     from autotune.profile import known_script_of
     from autotune.question.question import Question
-    from autotune.question.workload import load_model_shape
     from autotune.space.space_file import load_search_space
 
     check_headroom(headroom, host_headroom)
@@ -207,17 +211,13 @@ def plan(
             f"--hardware and --nodes: {ranks.num_devices:,} devices in total; "
             f"choose at most {MOST_DEVICES:,}"
         )
-    batch = global_batch
+    given = FromFile.read(from_file, error_console())
+    typed = _Training(model, seq_len, method, lora_rank, lora_targets)
+    options = replace(typed, **given.filled(typed))
+    batch = given.global_batch(global_batch, ranks)
     if batch is None:
         batch = announced_batch(ranks.num_devices, error_console())
-    workload = read_workload(
-        load_model_shape(model),
-        seq_len=seq_len,
-        global_batch=batch,
-        method=method,
-        lora_rank=lora_rank,
-        lora_targets=lora_targets,
-    )
+    workload = given.checked(partial(options.workload, batch))
     search_space = load_search_space(space, workload, ranks, ASSUMED_SOFTWARE)
     question = Question(
         workload=workload,
@@ -255,8 +255,11 @@ def plan(
     if calibrate_from is not None:
         calibration = learn_from(_measured_study(calibrate_from), question, script_of)
     made = make_plan(question, spec, search_space, calibration, script_of, known)
+    made = replace(made, baseline=given.baseline(workload, ranks, ASSUMED_SOFTWARE))
     refuse_empty_space(search_space, made.candidates, space)
     if not made.front:
+        if words := planned_baseline_words(made):
+            error_console().print(words, markup=False, highlight=False, soft_wrap=True)
         of_known = calibration or AnalyticPredictor(workload, ranks, known_script_of)
         refuse(shortfall(asked, of_known, made.candidates.predicted), as_json=as_json)
     if out is not None:
@@ -280,6 +283,35 @@ def plan(
         if explain:
             console.print()
             console.print(render_explanation(made, which), crop=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """The options that describe the training, one field for each."""
+
+    model: str | None
+    seq_len: int | None
+    method: str
+    lora_rank: int
+    lora_targets: str
+
+    def workload(self, global_batch: int) -> Workload:
+        """What is trained.
+
+        Raises:
+            ConfigError: a value that cannot be; the message names its flag.
+        """
+        from autotune.question.workload import load_model_shape
+
+        assert self.model is not None, "it is asked for before"
+        return read_workload(
+            load_model_shape(self.model),
+            seq_len=self.seq_len,
+            global_batch=global_batch,
+            method=self.method,
+            lora_rank=self.lora_rank,
+            lora_targets=self.lora_targets,
+        )
 
 
 def _pick(name: str) -> Goal:
