@@ -38,6 +38,8 @@ _FLAGS = {
 }
 """The options that a file can fill in, by the name of their parameter."""
 
+_HINTS = {"model": "give --model with a preset of its size, or a folder with config.json"}
+
 From = Annotated[
     Path | None,
     typer.Option(
@@ -150,12 +152,12 @@ class FromFile:
         from autotune.study.baseline import Baseline
 
         made = self.setup.strategy(workload, hardware, software)
-        size = self.setup.knobs.get("micro_batch_size")
-        if size is not None and workload.global_batch_size % size:
+        size, batch = self.setup.samples_at_once(hardware.num_devices), workload.global_batch_size
+        if batch % size:
             raise ConfigError(
-                f"--from {self.setup.file}: its micro-batch {size} does not divide the global "
-                f"batch {workload.global_batch_size}; choose a multiple of {size} with "
-                "--global-batch"
+                f"--from {self.setup.file}: its micro-batches are {size} samples on "
+                f"{hardware.num_devices} devices, which do not divide the global batch {batch}; "
+                f"{nearest_batches(batch, size)} with --global-batch"
             )
         if made.notes:
             self._say(f"filled in: {'; '.join(made.notes)}")
@@ -181,9 +183,8 @@ class FromFile:
             for name, flag in _FLAGS.items():
                 if words.startswith(flag) and self._told(name) is not None and not typed.has(flag):
                     assert self.setup is not None
-                    raise ConfigError(
-                        f"--from {self.setup.file}: {words}; or give another {flag}"
-                    ) from error
+                    hint = _HINTS.get(name, f"give {flag}")
+                    raise ConfigError(f"--from {self.setup.file}: {words}; {hint}") from error
             raise
 
     def _say(self, *sentences: str) -> None:

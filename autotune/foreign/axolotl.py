@@ -35,6 +35,7 @@ KEYS = (
     "batch_size",
     "optimizer",
     "learning_rate",
+    "max_grad_norm",
     "bf16",
     "fp16",
     "tf32",

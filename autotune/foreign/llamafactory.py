@@ -35,6 +35,7 @@ KEYS = (
     "optim",
     "use_muon",
     "learning_rate",
+    "max_grad_norm",
     "bf16",
     "fp16",
     "tf32",

@@ -21,7 +21,7 @@ from autotune.foreign.tool import Tool, tool_of
 from autotune.knob_values import Offload
 from autotune.question.presets import PRESETS
 from autotune.question.workload import Method
-from autotune.space.deepspeed_config import LEARNING_RATE
+from autotune.space.deepspeed_config import GRADIENT_CLIPPING, LEARNING_RATE
 
 __all__ = ["read_setup", "setup_of"]
 
@@ -86,7 +86,7 @@ def _accelerate(keys: Keys, path: Path) -> Setup:
     elif kind == "DEEPSPEED":
         says.knobs, says.accumulation_steps = accelerate.read_plugin(plugin)
     elif kind == "FSDP":
-        knobs |= _fsdp(keys, "fsdp_offload_params", notes)
+        says.knobs = _fsdp(keys, notes)
     fields = {"num_ranks": keys.count("num_processes"), "knobs": knobs, "notes": notes}
     return _setup(Tool.ACCELERATE, keys, path, fields, says, accelerate.read_precision(keys))
 
@@ -95,10 +95,9 @@ def _axolotl(keys: Keys, path: Path) -> Setup:
     notes: list[str] = []
     fields = axolotl.read_adapters(keys, notes)
     knobs = read_rows(axolotl.ROWS, keys)
-    says = _named(keys, path)
-    if "deepspeed" not in keys and ("fsdp" in keys or "fsdp_config" in keys):
-        knobs |= _fsdp(keys, "fsdp_offload_params", notes)
+    says = _named(keys, path, notes)
     keys.expect("pad_to_sequence_len", True)
+    keys.expect("max_grad_norm", GRADIENT_CLIPPING, 0.0)
     keys.expect("learning_rate", LEARNING_RATE)
     fields |= {
         "model": keys.word("base_model"),
@@ -115,12 +114,11 @@ def _llamafactory(keys: Keys, path: Path) -> Setup:
     fields = llamafactory.read_adapters(keys, notes)
     keys.expect("stage", "sft", "pt")
     keys.expect("do_train", True)
+    keys.expect("max_grad_norm", GRADIENT_CLIPPING, 0.0)
     keys.expect("learning_rate", LEARNING_RATE)
     keys.expect("flash_attn")
-    says = _named(keys, path)
+    says = _named(keys, path, notes)
     knobs = read_rows(llamafactory.ROWS, keys)
-    if "deepspeed" not in keys and "fsdp" in keys:
-        knobs |= _fsdp(keys, "fsdp_offload_params", notes)
     knobs.setdefault("micro_batch_size", says.knobs.get("micro_batch_size", TRAINERS_MICRO_BATCH))
     accumulation = keys.count("gradient_accumulation_steps")
     fields |= {
@@ -141,20 +139,21 @@ _READERS = {
 }
 
 
-def _named(keys: Keys, path: Path) -> DeepSpeedSays:
-    """What the key `deepspeed` stands for; without it all ranks hold everything (DDP)."""
+def _named(keys: Keys, path: Path, notes: list[str]) -> DeepSpeedSays:
+    """What the key `deepspeed` stands for; without it and FSDP all ranks hold everything (DDP)."""
     value = keys.value("deepspeed")
     if value is None or value == "":
-        return DeepSpeedSays(knobs={"zero_stage": 0})
+        is_sharded = keys.value("fsdp") or keys.value("fsdp_config")
+        return DeepSpeedSays(knobs=_fsdp(keys, notes) if is_sharded else {"zero_stage": 0})
     return read_named_deepspeed(value, path, keys, "deepspeed")
 
 
-def _fsdp(keys: Keys, offload_key: str, notes: list[str]) -> dict[str, Any]:
+def _fsdp(keys: Keys, notes: list[str]) -> dict[str, Any]:
     """FSDP is none of DeepSpeed's; what it does is what ZeRO-3 does."""
     keys.value("fsdp")
     config = keys.section("fsdp_config")
     notes.append(_FSDP)
-    offloads = config.flag(offload_key) or config.flag("offload_params")
+    offloads = config.flag("fsdp_offload_params") or config.flag("offload_params")
     knobs: dict[str, Any] = {"zero_stage": 3}
     if offloads:
         knobs |= {"offload_param": Offload.CPU, "offload_optimizer": Offload.CPU}
