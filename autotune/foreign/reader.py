@@ -28,6 +28,10 @@ __all__ = ["read_setup", "setup_of"]
 _FSDP = "FSDP shards weights, gradients and states as ZeRO-3 does, and is measured as ZeRO-3"
 
 
+_WITHOUT_SHARDS = ("NO", "MULTI_GPU", "MULTI_CPU")
+"""Accelerate's kinds of training in which every rank holds everything."""
+
+
 def read_setup(path: Path) -> Setup:
     """What a file says.
 
@@ -81,13 +85,21 @@ def _accelerate(keys: Keys, path: Path) -> Setup:
     plugin.expect("deepspeed_multinode_launcher", "standard")
     named = plugin.value("deepspeed_config_file")
     says = DeepSpeedSays()
-    if named is not None:
+    problem = None
+    if named not in (None, "none"):
         says = read_named_deepspeed(named, path, keys, "deepspeed_config_file")
     elif kind == "DEEPSPEED":
         says.knobs, says.accumulation_steps = accelerate.read_plugin(plugin)
     elif kind == "FSDP":
         says.knobs = _fsdp(keys, notes)
-    fields = {"num_ranks": keys.count("num_processes"), "knobs": knobs, "notes": notes}
+    elif kind not in _WITHOUT_SHARDS:
+        problem = f"distributed_type {kind} has no counterpart here"
+    fields = {
+        "num_ranks": keys.count("num_processes"),
+        "knobs": knobs,
+        "notes": notes,
+        "problem": problem,
+    }
     return _setup(Tool.ACCELERATE, keys, path, fields, says, accelerate.read_precision(keys))
 
 
@@ -96,6 +108,8 @@ def _axolotl(keys: Keys, path: Path) -> Setup:
     fields = axolotl.read_adapters(keys, notes)
     knobs = read_rows(axolotl.ROWS, keys)
     says = _named(keys, path, notes)
+    if knobs.get("sequence_parallel_size", 1) > 1:
+        notes.append("context parallel is ring attention there, and is measured as Ulysses")
     keys.expect("pad_to_sequence_len", True)
     keys.expect("max_grad_norm", GRADIENT_CLIPPING, 0.0)
     keys.expect("learning_rate", LEARNING_RATE)
@@ -172,7 +186,8 @@ def _setup(
     knobs: dict[str, Any] = dict(fields.pop("knobs", {}))
     notes = [*says.notes, *fields.pop("notes", [])]
     _refuse_mismatch(keys, says, knobs, fields)
-    precision = says.precision or precision
+    if tool is Tool.DEEPSPEED or (says.has_precision and says.precision is not None):
+        precision = says.precision
     if precision is not None:
         knobs["precision"] = precision
     # What DeepSpeed is told in its JSON is what it does.

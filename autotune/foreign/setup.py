@@ -84,6 +84,8 @@ class Setup:
     """Those that an export of ours has noted, since the tool has no key for them."""
     has_auto_bucket: bool = False
     """Whether a bucket's size is left to transformers and Accelerate: the square of the width."""
+    problem: str | None = None
+    """Why its strategy has no counterpart here, in words."""
     left_out: tuple[str, ...] = ()
     """Keys that have no counterpart here."""
     notes: tuple[str, ...] = ()
@@ -126,6 +128,8 @@ class Setup:
             hardware: all ranks.
             software: what is installed; whether the strategy can run is not asked if left out.
         """
+        if self.problem is not None:
+            return StrategyMade(strategy=None, problem=self.problem)
         values, notes = self.values(workload, hardware)
         try:
             strategy = Strategy(**values)

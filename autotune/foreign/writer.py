@@ -92,7 +92,7 @@ def write_setup(tool: Tool, workload: Workload, hardware: Hardware, strategy: St
         nvme_path=hardware.nvme_path,
     )
     if keys is not None and "deepspeed" in keys:
-        config = _left_to_the_trainer(config)
+        config = _left_to_the_trainer(config, strategy)
     said, _ = setup_of(tool, keys, config).values(workload, hardware)
     different = {knob for knob in KNOBS if said[knob] != getattr(strategy, knob)}
     own = strategy.to_dict()
@@ -109,13 +109,16 @@ def write_setup(tool: Tool, workload: Workload, hardware: Hardware, strategy: St
     return replace(written, files={name: text.encode() for name, text in files.items()})
 
 
-def _left_to_the_trainer(config: dict[str, Any]) -> dict[str, Any]:
+def _left_to_the_trainer(config: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
     """A JSON with `"auto"` for what the YAML says: the Trainer refuses two that differ."""
     left = dict(config)
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping"):
         if key in left:
             left[key] = AUTO
     left["gradient_accumulation_steps"] = AUTO
+    if strategy.precision is Precision.FP32 and "bf16" not in left:
+        # Of a JSON without it Accelerate takes the precision for left open.
+        left["bf16"] = {"enabled": False}
     if "optimizer" in left:
         params = dict(left["optimizer"]["params"])
         for key in ("lr", "betas", "eps", "weight_decay"):

@@ -41,7 +41,7 @@ def hardware(spec: str = "4xH100-80GB") -> Hardware:
 def workload(setup: Setup, ranks: Hardware, model: str = "1.1B") -> Workload:
     return Workload(
         model=load_model_shape(setup.model or model),
-        seq_len=min(setup.seq_len or 1024, 1024),
+        seq_len=min(setup.seq_len or 1024, 512),
         global_batch_size=setup.global_batch(ranks.num_devices) or 32,
         method=setup.method or Method.FULL,
         lora_rank=setup.lora_rank or 16,
@@ -233,6 +233,49 @@ def test_ranks_that_share_a_sample_do_not_multiply_the_batch(tmp_path: Path) -> 
     assert read(tmp_path, files.ACCELERATE_INLINE).global_batch(2) == 8 * 4 * 4
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            "base_model: tiny\nadapter: llama-adapter\nmicro_batch_size: 1\n",
+            "adapter llama-adapter",
+        ),
+        ("model_name_or_path: tiny\nfinetuning_type: freeze\n", "finetuning_type freeze"),
+        ("distributed_type: MEGATRON_LM\nnum_processes: 8\n", "distributed_type MEGATRON_LM"),
+    ],
+)
+def test_training_of_a_kind_that_is_not_here_is_no_baseline(
+    content: str, words: str, tmp_path: Path
+) -> None:
+    setup, ranks = read(tmp_path, content), hardware()
+    made = setup.strategy(workload(setup, ranks), ranks, ASSUMED_SOFTWARE)
+    assert made.strategy is None
+    assert words in str(made.problem)
+
+
+@pytest.mark.parametrize(
+    ("config", "outer", "precision"),
+    [
+        ({}, "bf16: true", Precision.BF16),
+        ({"bf16": {"enabled": "auto"}}, "bf16: true", Precision.BF16),
+        ({"fp16": {"enabled": True}}, "", Precision.FP16),
+        ({"bf16": {"enabled": False}}, "bf16: false", Precision.FP32),
+    ],
+)
+def test_the_precision_is_that_of_json_and_yaml_together(
+    config: dict[str, Any], outer: str, precision: Precision, tmp_path: Path
+) -> None:
+    """Accelerate adds a section that the JSON lacks (`set_mixed_precision`)."""
+    write(tmp_path, "yaml/own.json", {"zero_optimization": {"stage": 1}, **config})
+    text = f"model_name_or_path: tiny\ndeepspeed: own.json\n{outer}\n"
+    assert read(tmp_path, text).knobs["precision"] is precision
+
+
+def test_a_json_alone_without_a_precision_trains_in_fp32(tmp_path: Path) -> None:
+    alone = read(tmp_path, {"zero_optimization": {"stage": 1}})
+    assert alone.knobs["precision"] is Precision.FP32
+
+
 def test_a_model_folder_is_found_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "yaml" / "my-model").mkdir(parents=True)
     setup = read(tmp_path, "base_model: ./my-model\nmicro_batch_size: 1\n")
@@ -284,8 +327,6 @@ MISTAKES: dict[str, tuple[str | Mapping[str, Any], str]] = {
         {"train_batch_size": 8, "bf16": {"enabled": True}, "fp16": {"enabled": True}},
         "bf16 and fp16 are both enabled",
     ),
-    "an adapter that is none": ("base_model: tiny\nadapter: ia3\n", "adapter ia3"),
-    "a method that is none": ("model_name_or_path: tiny\nfinetuning_type: freeze\n", "freeze"),
     "a JSON that is not there": ("base_model: tiny\ndeepspeed: no/such.json\n", "no/such.json"),
     "a JSON that is a number": ("base_model: tiny\ndeepspeed: 3\n", "deepspeed takes the name"),
     "two micro-batches": (

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import published_keys
 import pytest
 
-from autotune.foreign import axolotl, llamafactory
 from autotune.foreign.reader import read_setup
 from autotune.foreign.tool import Tool
 from autotune.foreign.writer import Written, write_setup
@@ -159,7 +159,7 @@ def test_the_trainer_takes_what_is_written_for_llama_factory(
     for strategy in strategies[:10]:
         written = write_setup(Tool.LLAMAFACTORY, workload, ranks, strategy)
         keys = keys_of(written, "llamafactory.yaml")
-        assert keys.keys() <= set(llamafactory.KEYS)
+        assert keys.keys() <= published_keys.LLAMAFACTORY
         world_size = ranks.num_devices // strategy.model_parallel_size
         arguments = _arguments(keys, known, world_size)
         config = HfTrainerDeepSpeedConfig(json.loads(written.files["ds_config.json"]))
@@ -191,7 +191,7 @@ def test_axolotl_has_every_key_that_is_written_for_it(question: str) -> None:
     workload, ranks, strategies = drawn(question)
     for strategy in strategies:
         keys = keys_of(write_setup(Tool.AXOLOTL, workload, ranks, strategy), "axolotl.yaml")
-        assert keys.keys() <= set(axolotl.KEYS)
+        assert keys.keys() <= published_keys.AXOLOTL
         assert isinstance(keys["learning_rate"], float)
         assert sum(bool(keys.get(key)) for key in ("bf16", "fp16")) <= 1
         if workload.method is Method.QLORA:
