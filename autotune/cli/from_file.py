@@ -115,28 +115,33 @@ class FromFile:
         return str(value) if name == "method" and value is not None else value
 
     def global_batch(self, typed: int | None, hardware: Hardware) -> int | None:
-        """The global batch that is typed, or that of the file; None where neither says one.
-
-        Raises:
-            ConfigError: the devices cannot share that of the file evenly.
-        """
-        from autotune.errors import ConfigError
-
+        """The global batch that is typed, or that of the file; None where neither says one."""
         ranks = hardware.num_devices
         told = None if self.setup is None else self.setup.global_batch(ranks)
         if typed is None:
-            if told is not None and told % ranks:
-                assert self.setup is not None
-                raise ConfigError(
-                    f"--from {self.setup.file}: its global batch {told} is not divisible by "
-                    f"{ranks} devices; {nearest_batches(told, ranks)} with --global-batch"
-                )
             return told
         if told is not None and told != typed:
             self._say(
                 f"its global batch is {told} on {ranks} devices; --global-batch {typed} is used"
             )
         return typed
+
+    def whole_batch(self, typed: int | None, hardware: Hardware) -> int | None:
+        """As `global_batch`, of which every device takes as much as the others.
+
+        Raises:
+            ConfigError: the devices cannot share that of the file evenly.
+        """
+        from autotune.errors import ConfigError
+
+        batch, ranks = self.global_batch(typed, hardware), hardware.num_devices
+        if typed is None and batch is not None and batch % ranks:
+            assert self.setup is not None
+            raise ConfigError(
+                f"--from {self.setup.file}: its global batch {batch} is not divisible by "
+                f"{ranks} devices; {nearest_batches(batch, ranks)} with --global-batch"
+            )
+        return batch
 
     def baseline(
         self, workload: Workload, hardware: Hardware, software: Software

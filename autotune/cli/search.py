@@ -135,7 +135,7 @@ def _search(options: SearchOptions, *, started: float) -> bool:
         for line in site.introduction:
             console.print(line, markup=False, soft_wrap=True)
         hardware, software = site.hardware, detect_software()
-        batch = given.global_batch(options.global_batch, hardware)
+        batch = given.whole_batch(options.global_batch, hardware)
         workload = _in_whole_batches(workload, batch, hardware, console)
         search_space = load_search_space(options.space, workload, hardware, software)
         refuse_large_model_on_cpu(workload, hardware)

@@ -130,7 +130,6 @@ def _llamafactory(keys: Keys, path: Path) -> Setup:
     keys.expect("do_train", True)
     keys.expect("max_grad_norm", GRADIENT_CLIPPING, 0.0)
     keys.expect("learning_rate", LEARNING_RATE)
-    keys.expect("flash_attn")
     says = _named(keys, path, notes)
     knobs = read_rows(llamafactory.ROWS, keys)
     knobs.setdefault("micro_batch_size", says.knobs.get("micro_batch_size", TRAINERS_MICRO_BATCH))

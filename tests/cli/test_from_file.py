@@ -86,7 +86,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "a folder": (("--from", "."), "it is a folder, no regular file"),
     "a batch that the devices cannot share": (
         ("--from", "odd.yaml"),
-        "its global batch 3 is not divisible by 2 devices",
+        "choose 2 or 4 with --global-batch",
     ),
     "a micro-batch that does not divide": (
         ("--from", "mine.yaml", "--global-batch", "6"),
