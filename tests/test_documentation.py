@@ -61,6 +61,7 @@ NOT_RUN: dict[str, str] = {
     "autotune search --model 13B --method lora --budget 10m": _GPU,
     "autotune search --model ./my-model --space memory --budget 30m": _GPU,
     "autotune search --model 7B --ray auto --gpus-per-trial 8 --budget 4h": _GPU,
+    "autotune search --from axolotl.yaml --budget 20m": _GPU,
     "autotune search --model 7B --ray auto "
     "--storage postgresql+psycopg://USER@HOST/DATABASE": _GPU,
     "autotune search --model tiny --seq-len 512 --ray auto --gpus-per-trial 4 --trials 4 "
@@ -105,6 +106,7 @@ def test_a_printed_command_runs(command: str, tmp_path: Path) -> None:
     if _STUDY in arguments:
         store_study(tmp_path / _STUDY)
     (tmp_path / "my-host.yaml").write_text(yaml_block("docs/planning.md", "device:"))
+    (tmp_path / "axolotl.yaml").write_text(yaml_block("docs/from-a-file.md", "base_model:"))
     ran = autotune_here(*arguments, folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout

@@ -26,6 +26,7 @@ LAYERS: tuple[str, ...] = (
     "machine",
     "question",
     "space",
+    "foreign",
     "trials",
     "techniques",
     "script",

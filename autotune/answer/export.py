@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,8 @@ from autotune.answer.export_guide import guide, launch_script
 from autotune.answer.export_settings import settings_of
 from autotune.drafts import is_draft, remove_abandoned, write_folder
 from autotune.errors import ConfigError, StorageError
+from autotune.foreign.tool import Tool
+from autotune.foreign.writer import write_setup
 from autotune.machine.hardware import Hardware
 from autotune.question.workload import Workload
 from autotune.space.deepspeed_config import (
@@ -29,7 +31,14 @@ from autotune.space.strategy_file import StrategyFile
 from autotune.study.summary import StudySummary
 from autotune.trials.trial import Trial
 
-__all__ = ["export_files", "export_into", "export_trial", "exported_to", "write_export"]
+__all__ = [
+    "export_files",
+    "export_for_tool",
+    "export_into",
+    "export_trial",
+    "exported_to",
+    "write_export",
+]
 
 _PROVENANCE = "provenance.json"
 _NOTE = "_note"
@@ -90,9 +99,32 @@ def export_into(summary: StudySummary, trial: Trial, exports: Path) -> Path:
         try:
             return export_trial(summary, trial, folder)
         except _OccupiedError:
-            if _is_same_training(_contents(folder), _files(summary, trial, "")):
+            if _is_same_training(_contents(folder, _NAMES), _files(summary, trial, "")):
                 return folder
     raise StorageError(f"{exports} is full of exports of trial {trial.number}: remove some")
+
+
+def export_for_tool(
+    summary: StudySummary, trial: Trial, tool: Tool, folder: Path
+) -> tuple[Path, str | None]:
+    """Write a trial's strategy as the files that another tool reads.
+
+    A folder that already holds these very files is left as it is.
+
+    Returns:
+        The folder, and what the files cannot say, in words.
+
+    Raises:
+        ConfigError: the trial has no measurement, or the folder holds something else.
+        StorageError: the folder cannot be written.
+    """
+    if trial.measurement is None:
+        raise ConfigError(
+            f"--trial {trial.number} is {trial.state}: only a complete trial can be exported"
+        )
+    written = write_setup(tool, summary.workload, summary.hardware, trial.strategy)
+    write_export(folder, lambda _: written.files)
+    return folder, written.words(tool)
 
 
 def exported_to(trial: Trial, exports: Path) -> Path | None:
@@ -133,15 +165,15 @@ def write_export(folder: Path, files_of: Callable[[str], Mapping[str, bytes]]) -
     now = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         remove_abandoned(folder.parent)
-        found = _contents(folder)
-        files = files_of(_date_in(found) or now)
+        files = files_of(_date_in(_contents(folder, _NAMES)) or now)
+        found = _contents(folder, tuple(files))
         if found == files:
             return folder
         # Of an export that was killed in a folder which could not be replaced.
         is_begun = _PROVENANCE not in found and found.items() <= files.items()
         if found and not is_begun:
             raise _OccupiedError(f"--out {folder} is not empty: choose a new folder with --out")
-        modes = dict.fromkeys(files, _OWNERS_FILE) | {_SCRIPT: _OWNER_ONLY}
+        modes = {name: _OWNER_ONLY if name == _SCRIPT else _OWNERS_FILE for name in files}
         write_folder(folder, files, modes, folder_mode=_OWNER_ONLY)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and folder.is_dir():
@@ -242,12 +274,17 @@ def _to_json(record: Mapping[str, Any]) -> str:
     return json.dumps(record, indent=2, allow_nan=False) + "\n"
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
-    """What a folder holds, by name; empty for folders, and for all where any is none of ours."""
+def _contents(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """What a folder holds, by name; empty for folders, and for all where any is none of ours.
+
+    Args:
+        folder: which may be missing.
+        names: of the files that are ours.
+    """
     if not folder.exists():
         return {}
     paths = [path for path in sorted(folder.iterdir()) if not is_draft(path.name)]
-    is_ours = all(path.name in _NAMES for path in paths)
+    is_ours = all(path.name in names for path in paths)
     return {path.name: path.read_bytes() if is_ours and path.is_file() else b"" for path in paths}
 
 

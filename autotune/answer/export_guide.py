@@ -142,8 +142,8 @@ def _predicted(prediction: Prediction) -> str:
 def loss_words(loss_class: LossClass, reference: Strategy) -> str:
     """What a loss class means, as the end of a sentence that begins with "The strategy"."""
     if loss_class is LossClass.NEUTRAL:
-        return "gives the same training result as the baseline"
-    return f"may alter the training result, compared with the baseline: {reference}"
+        return "gives the same training result as the reference"
+    return f"may alter the training result, compared with the reference: {reference}"
 
 
 def guide_text(

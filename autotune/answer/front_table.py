@@ -28,7 +28,7 @@ __all__ = ["pareto_table"]
 _LEGEND = (
     "±: 95 % interval over steps, or over runs if the trial was confirmed. pred.: prediction "
     "before the launch, with its bounds. GiB: peak reserved memory of the worst rank. free: "
-    "device memory left at that peak. neutral: same training result as the baseline; changing: "
+    "device memory left at that peak. neutral: same training result as the reference; changing: "
     "may alter it. tie: the difference in speed is within the noise. Words of a strategy: "
     "autotune report --help."
 )

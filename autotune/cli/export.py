@@ -10,6 +10,7 @@ import typer
 from autotune.cli.options import MOST_TRIALS, Storage
 
 if TYPE_CHECKING:
+    from autotune.foreign.tool import Tool
     from autotune.question.goal import Goal
     from autotune.study.summary import StudySummary
     from autotune.trials.trial import Trial
@@ -21,10 +22,14 @@ Examples:
   autotune export results/tiny-full-512-2xcpu
   autotune export results/tiny-full-512-2xcpu --pick balanced
   autotune export results/tiny-full-512-2xcpu --trial 3 --out my-training
+  autotune export results/tiny-full-512-2xcpu --format axolotl
 
 A search exports the best trial for its --objective by itself.
 A folder with other content is never overwritten."""
 """The text below the options of --help."""
+
+
+_OWN_FORMAT = "folder"
 
 
 def export(
@@ -50,6 +55,15 @@ def export(
         Path | None,
         typer.Option(help="Folder to write.", show_default="<study>/exports/trial-<n>"),
     ] = None,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="What is to read it: folder (the files below), deepspeed, accelerate, axolotl or "
+            "llamafactory. What a tool has no key for is said, and stands in its file as a "
+            "comment.",
+        ),
+    ] = "folder",
     storage: Storage = None,
 ) -> None:
     """Write the strategy of a trial as files to train with.
@@ -60,20 +74,42 @@ def export(
     README.md        training code for DeepSpeed, HF Trainer and Accelerate
     provenance.json  study, trial, versions, hardware, figures
     """
-    from autotune.answer.export import export_into, export_trial
+    from autotune.answer.export import export_for_tool, export_into, export_trial
     from autotune.cli.console import error_console
     from autotune.study.stored import read_study
 
     which = None if trial is not None else _pick(pick)
+    tool = _tool(format_)
     summary = read_study(study, storage)
     chosen = _measured(summary, trial) if which is None else _picked(summary, which)
-    if out is None:
+    if tool is not None:
+        place = out or study / "exports" / f"trial-{chosen.number}-{tool}"
+        folder, unsaid = export_for_tool(summary, chosen, tool, place)
+        if unsaid is not None:
+            error_console().print(f"{unsaid}.", markup=False, soft_wrap=True)
+    elif out is None:
         folder = export_into(summary, chosen, study / "exports")
     else:
         folder = export_trial(summary, chosen, out)
     print(folder)
     name = f"trial {chosen.number}" if which is None else f"trial {chosen.number} ({which.words})"
     error_console().print(f"Exported {name} to {folder}", markup=False, soft_wrap=True)
+
+
+def _tool(name: str) -> Tool | None:
+    """The tool that reads the export; None for a folder of ours.
+
+    Raises:
+        ConfigError: there is no such format.
+    """
+    from autotune.errors import ConfigError
+    from autotune.foreign.tool import Tool
+
+    if name == _OWN_FORMAT:
+        return None
+    if name not in list(Tool):
+        raise ConfigError(f"--format {name!r}: choose from {', '.join((_OWN_FORMAT, *Tool))}")
+    return Tool(name)
 
 
 def _pick(name: str) -> Goal:

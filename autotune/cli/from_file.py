@@ -38,6 +38,8 @@ _FLAGS = {
 }
 """The options that a file can fill in, by the name of their parameter."""
 
+_HINTS = {"model": "give --model with a preset of its size, or a folder with config.json"}
+
 From = Annotated[
     Path | None,
     typer.Option(
@@ -113,28 +115,33 @@ class FromFile:
         return str(value) if name == "method" and value is not None else value
 
     def global_batch(self, typed: int | None, hardware: Hardware) -> int | None:
-        """The global batch that is typed, or that of the file; None where neither says one.
-
-        Raises:
-            ConfigError: the devices cannot share that of the file evenly.
-        """
-        from autotune.errors import ConfigError
-
+        """The global batch that is typed, or that of the file; None where neither says one."""
         ranks = hardware.num_devices
         told = None if self.setup is None else self.setup.global_batch(ranks)
         if typed is None:
-            if told is not None and told % ranks:
-                assert self.setup is not None
-                raise ConfigError(
-                    f"--from {self.setup.file}: its global batch {told} is not divisible by "
-                    f"{ranks} devices; {nearest_batches(told, ranks)} with --global-batch"
-                )
             return told
         if told is not None and told != typed:
             self._say(
                 f"its global batch is {told} on {ranks} devices; --global-batch {typed} is used"
             )
         return typed
+
+    def whole_batch(self, typed: int | None, hardware: Hardware) -> int | None:
+        """As `global_batch`, of which every device takes as much as the others.
+
+        Raises:
+            ConfigError: the devices cannot share that of the file evenly.
+        """
+        from autotune.errors import ConfigError
+
+        batch, ranks = self.global_batch(typed, hardware), hardware.num_devices
+        if typed is None and batch is not None and batch % ranks:
+            assert self.setup is not None
+            raise ConfigError(
+                f"--from {self.setup.file}: its global batch {batch} is not divisible by "
+                f"{ranks} devices; {nearest_batches(batch, ranks)} with --global-batch"
+            )
+        return batch
 
     def baseline(
         self, workload: Workload, hardware: Hardware, software: Software
@@ -150,12 +157,12 @@ class FromFile:
         from autotune.study.baseline import Baseline
 
         made = self.setup.strategy(workload, hardware, software)
-        size = self.setup.knobs.get("micro_batch_size")
-        if size is not None and workload.global_batch_size % size:
+        size, batch = self.setup.samples_at_once(hardware.num_devices), workload.global_batch_size
+        if batch % size:
             raise ConfigError(
-                f"--from {self.setup.file}: its micro-batch {size} does not divide the global "
-                f"batch {workload.global_batch_size}; choose a multiple of {size} with "
-                "--global-batch"
+                f"--from {self.setup.file}: its micro-batches are {size} samples on "
+                f"{hardware.num_devices} devices, which do not divide the global batch {batch}; "
+                f"{nearest_batches(batch, size)} with --global-batch"
             )
         if made.notes:
             self._say(f"filled in: {'; '.join(made.notes)}")
@@ -181,9 +188,8 @@ class FromFile:
             for name, flag in _FLAGS.items():
                 if words.startswith(flag) and self._told(name) is not None and not typed.has(flag):
                     assert self.setup is not None
-                    raise ConfigError(
-                        f"--from {self.setup.file}: {words}; or give another {flag}"
-                    ) from error
+                    hint = _HINTS.get(name, f"give {flag}")
+                    raise ConfigError(f"--from {self.setup.file}: {words}; {hint}") from error
             raise
 
     def _say(self, *sentences: str) -> None:

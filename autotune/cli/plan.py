@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autotune.cli import plan_options as declared
+from autotune.cli.from_file import From, FromFile
 from autotune.cli.options import (
     AllRows,
     AsJson,
@@ -44,6 +46,7 @@ Examples:
   autotune plan --model 7B --method lora --hardware 1xRTX4090
   autotune plan --model 13B --hardware my-host.yaml --space memory
   autotune plan --model 13B --hardware 4xA100-40GB --out my-training
+  autotune plan --from axolotl.yaml --hardware 8xH100     is mine good, and what beats it?
   autotune plan --model 7B --hardware 8xH100 --calibrate-from results/my-study
 
 A file for --hardware names a known device kind, or gives the figures of a new one:
@@ -72,8 +75,9 @@ Exit status: 0 a strategy fits, 1 nothing fits, 2 wrong use."""
 
 
 def plan(
-    model: declared.Model,
     hardware: declared.Hardware,
+    model: declared.Model = None,
+    from_file: From = None,
     nodes: declared.Nodes = 1,
     host_memory: declared.HostMemory = None,
     nvme: declared.Nvme = None,
@@ -109,9 +113,13 @@ def _plan(options: PlanOptions) -> None:
         ConfigError: options that cannot be, or contradict each other.
         Exit: nothing of the space can fit.
     """
+    from autotune.cli.console import error_console
+
     check_headroom(options.headroom, options.host_headroom)
     goal, spec = options.goal(), options.spec()
-    made = _made(options, spec, _asked(options, spec))
+    given = FromFile.read(options.from_file, error_console())
+    options = replace(options, **given.filled(options))
+    made = _made(options, spec, _asked(options, spec, given), given)
     if options.out is not None:
         # Before the answer: if the folder cannot be written, there is no answer.
         _export(made, goal, options.out)
@@ -121,7 +129,7 @@ def _plan(options: PlanOptions) -> None:
         _print(made, goal, options)
 
 
-def _asked(options: PlanOptions, spec: HardwareSpec) -> Asked:
+def _asked(options: PlanOptions, spec: HardwareSpec, given: FromFile) -> Asked:
     """The question that the options ask, and its search space.
 
     Raises:
@@ -131,7 +139,7 @@ def _asked(options: PlanOptions, spec: HardwareSpec) -> Asked:
     from autotune.nothing_fits.feasibility import Asked
     from autotune.nothing_fits.larger_hardware import larger_than_planned
 
-    question, search_space = _question(options, spec)
+    question, search_space = _question(options, spec, given)
     return Asked(
         question=question,
         space=search_space,
@@ -147,7 +155,9 @@ def _asked(options: PlanOptions, spec: HardwareSpec) -> Asked:
     )
 
 
-def _question(options: PlanOptions, spec: HardwareSpec) -> tuple[Question, SearchSpace]:
+def _question(
+    options: PlanOptions, spec: HardwareSpec, given: FromFile
+) -> tuple[Question, SearchSpace]:
     """The question and its search space.
 
     Raises:
@@ -158,7 +168,9 @@ def _question(options: PlanOptions, spec: HardwareSpec) -> tuple[Question, Searc
     from autotune.space.space_file import load_search_space
 
     ranks = spec.all_ranks
-    workload = options.workload(_global_batch(options, ranks.num_devices))
+    batch = given.global_batch(options.global_batch, ranks)
+    batch = _announced_batch(ranks.num_devices) if batch is None else batch
+    workload = given.checked(partial(options.workload, batch))
     search_space = load_search_space(options.space, workload, ranks, ASSUMED_SOFTWARE)
     if not len(search_space.table):
         _check_divisible(workload.global_batch_size, ranks.num_devices)
@@ -173,13 +185,11 @@ def _question(options: PlanOptions, spec: HardwareSpec) -> tuple[Question, Searc
     return question, search_space
 
 
-def _global_batch(options: PlanOptions, num_devices: int) -> int:
-    """The global batch that was asked for; otherwise the default one, which is announced."""
+def _announced_batch(num_devices: int) -> int:
+    """The default global batch, where none was asked for."""
     from autotune.cli.console import error_console
 
-    if options.global_batch is None:
-        return announced_batch(num_devices, error_console())
-    return options.global_batch
+    return announced_batch(num_devices, error_console())
 
 
 def _check_divisible(global_batch: int, num_devices: int) -> None:
@@ -193,7 +203,7 @@ def _check_divisible(global_batch: int, num_devices: int) -> None:
         )
 
 
-def _made(options: PlanOptions, spec: HardwareSpec, asked: Asked) -> Plan:
+def _made(options: PlanOptions, spec: HardwareSpec, asked: Asked, given: FromFile) -> Plan:
     """The plan, which has a strategy that fits.
 
     Raises:
@@ -203,7 +213,7 @@ def _made(options: PlanOptions, spec: HardwareSpec, asked: Asked) -> Plan:
     from autotune.cli.refusal import refuse
     from autotune.nothing_fits.feasibility import refuse_empty_space, shortfall
     from autotune.plan.calibration import learn_from
-    from autotune.plan.plan import make_plan
+    from autotune.plan.plan import ASSUMED_SOFTWARE, make_plan
     from autotune.predictor import AnalyticPredictor
     from autotune.profile import known_script_of
 
@@ -212,14 +222,26 @@ def _made(options: PlanOptions, spec: HardwareSpec, asked: Asked) -> Plan:
     script_of = None if options.quick else _announced()
     calibration = learn_from(_measured_study(folder), question, script_of) if folder else None
     made = make_plan(question, spec, asked.space, calibration, script_of, known)
+    baseline = given.baseline(question.workload, question.hardware, ASSUMED_SOFTWARE)
+    made = replace(made, baseline=baseline)
     refuse_empty_space(asked.space, made.candidates, options.space)
     if not made.front:
+        _say_baseline(made)
         predictor = calibration or AnalyticPredictor(
             question.workload, question.hardware, known_script_of
         )
         missing = shortfall(asked, predictor, made.candidates.predicted)
         refuse(missing, as_json=options.as_json)
     return made
+
+
+def _say_baseline(made: Plan) -> None:
+    """How what the user has is predicted, where no plan is printed."""
+    from autotune.cli.console import error_console
+    from autotune.plan.report import planned_baseline_words
+
+    if words := planned_baseline_words(made):
+        error_console().print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 def _refuse_if_nothing_fits(options: PlanOptions, asked: Asked) -> AnalyticPredictor:

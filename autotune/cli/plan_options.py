@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["PlanOptions"]
 
 Model = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="A preset (tiny, 125M, 350M, 1.1B, 3B, 7B, 13B, 34B, 70B, 175B), a folder with "
         "config.json, or a Hugging Face id. Weights are never downloaded: an id needs only "
         "its configuration.",
-        show_default=False,
+        show_default="required, unless --from names it",
     ),
 ]
 Hardware = Annotated[
@@ -114,7 +114,8 @@ Quick = Annotated[
 class PlanOptions:
     """What the user typed, one field for each option of the command."""
 
-    model: str
+    model: str | None
+    from_file: Path | None
     hardware: str
     nodes: int
     host_memory: float | None
@@ -178,6 +179,7 @@ class PlanOptions:
         """
         from autotune.question.workload import load_model_shape
 
+        assert self.model is not None, "it is asked for before"
         return read_workload(
             load_model_shape(self.model),
             seq_len=self.seq_len,

@@ -137,7 +137,7 @@ def _search(options: SearchOptions, *, started: float) -> bool:
         for line in site.introduction:
             console.print(line, markup=False, soft_wrap=True)
         hardware, software = site.hardware, detect_software()
-        batch = given.global_batch(options.global_batch, hardware)
+        batch = given.whole_batch(options.global_batch, hardware)
         workload = _in_whole_batches(workload, batch, hardware, console)
         refuse_large_model_on_cpu(workload, hardware)
         settings = replace(settings, baseline=given.baseline(workload, hardware, software))

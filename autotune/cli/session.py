@@ -255,7 +255,7 @@ class Session:
         if hardware.device_type is DeviceType.CPU and not hardware.supports_bf16:
             progress.note(
                 "This CPU has no bf16 instructions (avx512_bf16, amx_bf16 or ARM bf16): trials "
-                "train in fp32, and so does the baseline"
+                "train in fp32, and so does the reference"
             )
         if self._is_resumed:
             words = f"Resuming {self._folder.path}: {len(study.trials)} trials so far"

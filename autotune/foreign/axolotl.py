@@ -18,49 +18,7 @@ from autotune.question.adapter_targets import ALL_LINEAR
 from autotune.question.workload import Method
 from autotune.space.strategy import Strategy
 
-__all__ = ["KEYS", "ROWS", "adapter_keys", "read_adapters", "read_batch", "read_precision"]
-
-KEYS = (
-    "base_model",
-    "sequence_len",
-    "adapter",
-    "load_in_4bit",
-    "load_in_8bit",
-    "lora_r",
-    "lora_alpha",
-    "lora_target_linear",
-    "lora_target_modules",
-    "micro_batch_size",
-    "gradient_accumulation_steps",
-    "batch_size",
-    "optimizer",
-    "learning_rate",
-    "bf16",
-    "fp16",
-    "tf32",
-    "gradient_checkpointing",
-    "activation_offloading",
-    "attn_implementation",
-    "flash_attention",
-    "sdp_attention",
-    "eager_attention",
-    "plugins",
-    "liger_rope",
-    "liger_rms_norm",
-    "liger_glu_activation",
-    "liger_layer_norm",
-    "liger_fused_linear_cross_entropy",
-    "torch_compile",
-    "context_parallel_size",
-    "sequence_parallel_degree",
-    "tensor_parallel_size",
-    "tiled_mlp",
-    "tiled_mlp_num_shards",
-    "deepspeed",
-    "datasets",
-    "output_dir",
-)
-"""Every key that is read or written here."""
+__all__ = ["ROWS", "adapter_keys", "read_adapters", "read_batch", "read_precision"]
 
 _LIGER_PLUGIN = "axolotl.integrations.liger.LigerPlugin"
 
@@ -221,20 +179,15 @@ def read_precision(keys: Keys) -> Precision | None:
 
 
 def read_adapters(keys: Keys, notes: list[str]) -> dict[str, Any]:
-    """Method, rank, scale and targets, by the names of `Setup`; `alpha` for the knob.
-
-    Raises:
-        ConfigError: there are no such adapters here.
-    """
+    """Method, rank, scale and targets, by the names of `Setup`, and `lora_alpha` of the knob."""
     adapter = keys.word("adapter")
     is_4bit, is_8bit = keys.flag("load_in_4bit"), keys.flag("load_in_8bit")
     if adapter is None:
         return {"method": Method.FULL}
     if adapter not in ("lora", "qlora"):
-        raise ConfigError(
-            f"{keys.file}: adapter {adapter}: autotune trains full, lora or qlora; "
-            "leave the key out, or give one of these"
-        )
+        return {
+            "problem": f"adapter {adapter} has no counterpart: autotune trains full, lora or qlora"
+        }
     if is_8bit:
         notes.append(
             "load_in_8bit is left out: weights under adapters are in 16 bit or 4 bit here"

@@ -27,6 +27,9 @@ __all__ = ["NOTE", "DeepSpeedSays", "read_deepspeed", "read_named_deepspeed"]
 NOTE = "_autotune"
 """The key, which DeepSpeed does not read, under which an export says what its keys cannot."""
 
+_ACCELERATES_STAGE = 2
+"""What Accelerate's plugin fills in for a stage that is `"auto"`."""
+
 _PLACES = {str(place): place for place in Offload}
 
 _OPTIMIZERS = {
@@ -108,6 +111,8 @@ class DeepSpeedSays:
     knobs: dict[str, Any] = field(default_factory=dict)
     precision: Precision | None = None
     """None where it is left to the arguments of the training."""
+    has_precision: bool = False
+    """Whether it says anything of it; Accelerate fills in what is missing, DeepSpeed does not."""
     train_batch_size: int | None = None
     accumulation_steps: int | None = None
     has_auto_bucket: bool = False
@@ -147,6 +152,7 @@ def read_named_deepspeed(value: Any, path: Path, keys: Keys, key: str) -> DeepSp
         )
     says = read_deepspeed(Keys({"zero_optimization": PUBLISHED[name]}, keys.file))
     says.precision = Precision.BF16 if "_bf16" in name else None
+    says.has_precision = says.precision is not None
     says.notes = (f"{key} {name} is not here, and was read as the published file of this name",)
     return says
 
@@ -192,6 +198,7 @@ def _precision(keys: Keys, says: DeepSpeedSays) -> Precision | None:
             section.value(key)
         section.expect("min_loss_scale", 0, 1)
         section.expect("auto_cast", False)
+    says.has_precision = any("enabled" in section for section in asked.values())
     if enabled:
         return enabled[0]
     if any(section.is_auto("enabled") for section in asked.values()):
@@ -200,7 +207,7 @@ def _precision(keys: Keys, says: DeepSpeedSays) -> Precision | None:
 
 
 def _read_zero(zero: Keys, says: DeepSpeedSays) -> None:
-    stage = zero.count("stage", least=0) or 0
+    stage = _ACCELERATES_STAGE if zero.is_auto("stage") else zero.count("stage", least=0) or 0
     if stage > 3:
         raise zero.wrong("stage", "0, 1, 2 or 3")
     says.knobs["zero_stage"] = stage

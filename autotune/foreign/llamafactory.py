@@ -18,33 +18,7 @@ from autotune.question.adapter_targets import ALL_LINEAR
 from autotune.question.workload import Method
 from autotune.space.strategy import Strategy
 
-__all__ = ["DEFAULT_LENGTH", "KEYS", "ROWS", "adapter_keys", "read_adapters", "read_precision"]
-
-KEYS = (
-    "model_name_or_path",
-    "stage",
-    "do_train",
-    "finetuning_type",
-    "lora_rank",
-    "lora_alpha",
-    "lora_target",
-    "quantization_bit",
-    "cutoff_len",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "optim",
-    "use_muon",
-    "learning_rate",
-    "bf16",
-    "fp16",
-    "tf32",
-    "disable_gradient_checkpointing",
-    "flash_attn",
-    "enable_liger_kernel",
-    "torch_compile",
-    "deepspeed",
-)
-"""Every key that is written here."""
+__all__ = ["DEFAULT_LENGTH", "ROWS", "adapter_keys", "read_adapters", "read_precision"]
 
 DEFAULT_LENGTH = 2048
 """`cutoff_len` of its `DataArguments`."""
@@ -117,19 +91,13 @@ def read_precision(keys: Keys) -> Precision | None:
 
 
 def read_adapters(keys: Keys, notes: list[str]) -> dict[str, Any]:
-    """Method, rank, scale and targets, by the names of `Setup`; `alpha` for the knob.
-
-    Raises:
-        ConfigError: there is no such method here.
-    """
+    """Method, rank, scale and targets, by the names of `Setup`, and `lora_alpha` of the knob."""
     kind = keys.word("finetuning_type") or "lora"
     if kind == "full":
         return {"method": Method.FULL}
     if kind != "lora":
-        raise ConfigError(
-            f"{keys.file}: finetuning_type {kind}: autotune trains full, lora or qlora; "
-            "give full or lora"
-        )
+        words = f"finetuning_type {kind} has no counterpart: autotune trains full, lora or qlora"
+        return {"problem": words}
     bits = keys.count("quantization_bit")
     if bits not in (None, 4):
         notes.append(

@@ -21,11 +21,15 @@ from autotune.foreign.tool import Tool, tool_of
 from autotune.knob_values import Offload
 from autotune.question.presets import PRESETS
 from autotune.question.workload import Method
-from autotune.space.deepspeed_config import LEARNING_RATE
+from autotune.space.deepspeed_config import GRADIENT_CLIPPING, LEARNING_RATE
 
 __all__ = ["read_setup", "setup_of"]
 
 _FSDP = "FSDP shards weights, gradients and states as ZeRO-3 does, and is measured as ZeRO-3"
+
+
+_WITHOUT_SHARDS = ("NO", "MULTI_GPU", "MULTI_CPU")
+"""Accelerate's kinds of training in which every rank holds everything."""
 
 
 def read_setup(path: Path) -> Setup:
@@ -81,13 +85,21 @@ def _accelerate(keys: Keys, path: Path) -> Setup:
     plugin.expect("deepspeed_multinode_launcher", "standard")
     named = plugin.value("deepspeed_config_file")
     says = DeepSpeedSays()
-    if named is not None:
+    problem = None
+    if named not in (None, "none"):
         says = read_named_deepspeed(named, path, keys, "deepspeed_config_file")
     elif kind == "DEEPSPEED":
         says.knobs, says.accumulation_steps = accelerate.read_plugin(plugin)
     elif kind == "FSDP":
-        knobs |= _fsdp(keys, "fsdp_offload_params", notes)
-    fields = {"num_ranks": keys.count("num_processes"), "knobs": knobs, "notes": notes}
+        says.knobs = _fsdp(keys, notes)
+    elif kind not in _WITHOUT_SHARDS:
+        problem = f"distributed_type {kind} has no counterpart here"
+    fields = {
+        "num_ranks": keys.count("num_processes"),
+        "knobs": knobs,
+        "notes": notes,
+        "problem": problem,
+    }
     return _setup(Tool.ACCELERATE, keys, path, fields, says, accelerate.read_precision(keys))
 
 
@@ -95,10 +107,11 @@ def _axolotl(keys: Keys, path: Path) -> Setup:
     notes: list[str] = []
     fields = axolotl.read_adapters(keys, notes)
     knobs = read_rows(axolotl.ROWS, keys)
-    says = _named(keys, path)
-    if "deepspeed" not in keys and ("fsdp" in keys or "fsdp_config" in keys):
-        knobs |= _fsdp(keys, "fsdp_offload_params", notes)
+    says = _named(keys, path, notes)
+    if knobs.get("sequence_parallel_size", 1) > 1:
+        notes.append("context parallel is ring attention there, and is measured as Ulysses")
     keys.expect("pad_to_sequence_len", True)
+    keys.expect("max_grad_norm", GRADIENT_CLIPPING, 0.0)
     keys.expect("learning_rate", LEARNING_RATE)
     fields |= {
         "model": keys.word("base_model"),
@@ -115,12 +128,10 @@ def _llamafactory(keys: Keys, path: Path) -> Setup:
     fields = llamafactory.read_adapters(keys, notes)
     keys.expect("stage", "sft", "pt")
     keys.expect("do_train", True)
+    keys.expect("max_grad_norm", GRADIENT_CLIPPING, 0.0)
     keys.expect("learning_rate", LEARNING_RATE)
-    keys.expect("flash_attn")
-    says = _named(keys, path)
+    says = _named(keys, path, notes)
     knobs = read_rows(llamafactory.ROWS, keys)
-    if "deepspeed" not in keys and "fsdp" in keys:
-        knobs |= _fsdp(keys, "fsdp_offload_params", notes)
     knobs.setdefault("micro_batch_size", says.knobs.get("micro_batch_size", TRAINERS_MICRO_BATCH))
     accumulation = keys.count("gradient_accumulation_steps")
     fields |= {
@@ -141,20 +152,21 @@ _READERS = {
 }
 
 
-def _named(keys: Keys, path: Path) -> DeepSpeedSays:
-    """What the key `deepspeed` stands for; without it all ranks hold everything (DDP)."""
+def _named(keys: Keys, path: Path, notes: list[str]) -> DeepSpeedSays:
+    """What the key `deepspeed` stands for; without it and FSDP all ranks hold everything (DDP)."""
     value = keys.value("deepspeed")
     if value is None or value == "":
-        return DeepSpeedSays(knobs={"zero_stage": 0})
+        is_sharded = keys.value("fsdp") or keys.value("fsdp_config")
+        return DeepSpeedSays(knobs=_fsdp(keys, notes) if is_sharded else {"zero_stage": 0})
     return read_named_deepspeed(value, path, keys, "deepspeed")
 
 
-def _fsdp(keys: Keys, offload_key: str, notes: list[str]) -> dict[str, Any]:
+def _fsdp(keys: Keys, notes: list[str]) -> dict[str, Any]:
     """FSDP is none of DeepSpeed's; what it does is what ZeRO-3 does."""
     keys.value("fsdp")
     config = keys.section("fsdp_config")
     notes.append(_FSDP)
-    offloads = config.flag(offload_key) or config.flag("offload_params")
+    offloads = config.flag("fsdp_offload_params") or config.flag("offload_params")
     knobs: dict[str, Any] = {"zero_stage": 3}
     if offloads:
         knobs |= {"offload_param": Offload.CPU, "offload_optimizer": Offload.CPU}
@@ -173,7 +185,8 @@ def _setup(
     knobs: dict[str, Any] = dict(fields.pop("knobs", {}))
     notes = [*says.notes, *fields.pop("notes", [])]
     _refuse_mismatch(keys, says, knobs, fields)
-    precision = says.precision or precision
+    if tool is Tool.DEEPSPEED or (says.has_precision and says.precision is not None):
+        precision = says.precision
     if precision is not None:
         knobs["precision"] = precision
     # What DeepSpeed is told in its JSON is what it does.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from autotune.foreign.keys import Keys
+from autotune.foreign.keys import AUTO, Keys
 from autotune.space.strategy import Strategy
 
 __all__ = ["Count", "Flag", "Named", "Row", "read_rows", "write_rows"]
@@ -79,7 +79,7 @@ class Named:
     def read(self, keys: Keys) -> dict[str, Any]:
         """See `Row`."""
         word = keys.word(self.key)
-        if word is None:
+        if word in (None, AUTO):
             return {}
         if word not in self.words:
             keys.leave(self.key)

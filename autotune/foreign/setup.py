@@ -84,6 +84,8 @@ class Setup:
     """Those that an export of ours has noted, since the tool has no key for them."""
     has_auto_bucket: bool = False
     """Whether a bucket's size is left to transformers and Accelerate: the square of the width."""
+    problem: str | None = None
+    """Why its strategy has no counterpart here, in words."""
     left_out: tuple[str, ...] = ()
     """Keys that have no counterpart here."""
     notes: tuple[str, ...] = ()
@@ -97,13 +99,24 @@ class Setup:
         """
         if self.train_batch_size is not None:
             return self.train_batch_size
-        micro_batch = self.knobs.get("micro_batch_size")
+        micro_batch = self._said("micro_batch_size")
         if micro_batch is None and self.accumulation_steps is None:
             return None
-        ranks = self.num_ranks or num_devices
+        size = (micro_batch or TRAINERS_MICRO_BATCH) * (self.accumulation_steps or 1)
+        return int(size * self._data_parallel_size(self.num_ranks or num_devices))
+
+    def samples_at_once(self, num_devices: int) -> int:
+        """Samples of one micro-batch on all devices; 1 where the file leaves its size open."""
+        micro_batch = self._said("micro_batch_size")
+        return 1 if micro_batch is None else micro_batch * self._data_parallel_size(num_devices)
+
+    def _said(self, knob: str) -> Any:
+        return self.noted.get(knob, self.knobs.get(knob))
+
+    def _data_parallel_size(self, num_ranks: int) -> int:
         for degree in PARALLEL_DEGREES:
-            ranks = max(1, ranks // int(self.knobs.get(degree, 1)))
-        return int((micro_batch or TRAINERS_MICRO_BATCH) * (self.accumulation_steps or 1) * ranks)
+            num_ranks = max(1, num_ranks // int(self._said(degree) or 1))
+        return num_ranks
 
     def strategy(
         self, workload: Workload, hardware: Hardware, software: Software | None = None
@@ -115,6 +128,8 @@ class Setup:
             hardware: all ranks.
             software: what is installed; whether the strategy can run is not asked if left out.
         """
+        if self.problem is not None:
+            return StrategyMade(strategy=None, problem=self.problem)
         values, notes = self.values(workload, hardware)
         try:
             strategy = Strategy(**values)
@@ -135,13 +150,13 @@ class Setup:
         reference, notes = reference_strategy(workload, hardware), list[str]()
         values: dict[str, Any] = {knob: getattr(reference, knob) for knob in KNOBS}
         values |= {**self.knobs, **self.noted}
-        if "micro_batch_size" not in {**self.knobs, **self.noted}:
+        if self._said("micro_batch_size") is None:
             values["micro_batch_size"] = self._filled_micro_batch(workload, hardware, values)
             notes.append(
                 f"micro_batch_size {values['micro_batch_size']} (the Trainer's default of "
                 f"{TRAINERS_MICRO_BATCH}, as far as it divides the global batch)"
             )
-        if "precision" not in {**self.knobs, **self.noted}:
+        if self._said("precision") is None:
             notes.append(f"precision {values['precision']} (the file leaves it open)")
         if self.has_auto_bucket:
             values["reduce_bucket_size"] = workload.model.hidden_size**2

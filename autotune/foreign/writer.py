@@ -17,13 +17,19 @@ from autotune.foreign import axolotl, llamafactory
 from autotune.foreign.accelerate import accelerate_keys
 from autotune.foreign.deepspeed import NOTE
 from autotune.foreign.hub_names import published_name
+from autotune.foreign.keys import AUTO
 from autotune.foreign.reader import setup_of
 from autotune.foreign.rows import Row, write_rows
 from autotune.foreign.tool import Tool
 from autotune.knob_values import Precision
 from autotune.machine.hardware import Hardware
 from autotune.question.workload import Method, Workload
-from autotune.space.deepspeed_config import LEARNING_RATE, deepspeed_config
+from autotune.space.deepspeed_config import (
+    GRADIENT_CLIPPING,
+    LEARNING_RATE,
+    clips_gradients,
+    deepspeed_config,
+)
 from autotune.space.strategy import KNOBS, Strategy
 
 __all__ = ["CONFIG_FILE", "Written", "write_setup"]
@@ -59,7 +65,10 @@ class Written:
         if not self.unsaid:
             return None
         knobs = ", ".join(f"{knob} {_shown(value)}" for knob, value in self.unsaid.items())
-        return f"{tool.brand} has no key for {knobs}; autotune.apply puts these on a model"
+        return (
+            f"{tool.brand} has no key for {knobs}; a run without them is another one "
+            "(autotune.apply puts them on a model)"
+        )
 
 
 def write_setup(tool: Tool, workload: Workload, hardware: Hardware, strategy: Strategy) -> Written:
@@ -82,6 +91,8 @@ def write_setup(tool: Tool, workload: Workload, hardware: Hardware, strategy: St
         device_type=hardware.device_type,
         nvme_path=hardware.nvme_path,
     )
+    if keys is not None and "deepspeed" in keys:
+        config = _left_to_the_trainer(config, strategy)
     said, _ = setup_of(tool, keys, config).values(workload, hardware)
     different = {knob for knob in KNOBS if said[knob] != getattr(strategy, knob)}
     own = strategy.to_dict()
@@ -96,6 +107,25 @@ def write_setup(tool: Tool, workload: Workload, hardware: Hardware, strategy: St
     if keys is not None:
         files[_FILES[tool]] = _yaml(keys, [_TODO[tool], *([words] if words else [])])
     return replace(written, files={name: text.encode() for name, text in files.items()})
+
+
+def _left_to_the_trainer(config: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
+    """A JSON with `"auto"` for what the YAML says: the Trainer refuses two that differ."""
+    left = dict(config)
+    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping"):
+        if key in left:
+            left[key] = AUTO
+    left["gradient_accumulation_steps"] = AUTO
+    if strategy.precision is Precision.FP32 and "bf16" not in left:
+        # Of a JSON without it Accelerate takes the precision for left open.
+        left["bf16"] = {"enabled": False}
+    if "optimizer" in left:
+        params = dict(left["optimizer"]["params"])
+        for key in ("lr", "betas", "eps", "weight_decay"):
+            if key in params:
+                params[key] = AUTO
+        left["optimizer"] = {**left["optimizer"], "params": params}
+    return left
 
 
 def _same(strategy: Strategy) -> set[str]:
@@ -155,6 +185,7 @@ def _keys(
             workload.global_batch_size, ranks
         ),
         "learning_rate": LEARNING_RATE,
+        "max_grad_norm": GRADIENT_CLIPPING if clips_gradients(strategy) else 0.0,
         **_precision(strategy),
         "deepspeed": CONFIG_FILE,
     }
@@ -188,11 +219,26 @@ def _yaml(keys: Mapping[str, Any], comments: list[str]) -> str:
     from ruamel.yaml import YAML
 
     yaml: Any = YAML(typ="safe")
+    yaml.Representer = _with_points()
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output, yaml.width = False, False, 4096
     stream = io.StringIO()
     yaml.dump(dict(keys), stream)
     lines = ["A training strategy found by autotune.", *comments]
     return "".join(f"# {line}\n" for line in lines) + stream.getvalue()
+
+
+def _with_points() -> type[Any]:
+    """Writes 1.0e-05 for 1e-05, which readers of YAML 1.1 take for text."""
+    from ruamel.yaml.representer import SafeRepresenter
+
+    class WithPoints(SafeRepresenter):
+        def represent_float(self, data: float) -> Any:
+            """A number that has a point, whatever its size."""
+            text = f"{data:.1e}" if "e" in str(data) else str(data)
+            return self.represent_scalar("tag:yaml.org,2002:float", text)
+
+    WithPoints.add_representer(float, WithPoints.represent_float)
+    return WithPoints
 
 
 def _shown(value: Any) -> str:

@@ -27,6 +27,7 @@ from autotune.question.workload import Workload
 from autotune.space.search_space import SearchSpace
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_table import StrategyTable
+from autotune.study.baseline import Baseline
 from autotune.study.pareto import Objectives, front_of, front_rows, pick_of
 from autotune.study.summary import model_flops_utilisation
 from autotune.trials.prediction_table import PredictionTable
@@ -101,6 +102,8 @@ class Plan:
     """Why the activations of this model are a guess; None where they are not."""
     is_quick: bool = False
     """Whether the reserved memory of every strategy is a formula's."""
+    baseline: Baseline | None = None
+    """What the user has, if the plan was told."""
 
     @property
     def workload(self) -> Workload:
@@ -163,6 +166,15 @@ class Plan:
             if not any(too_large):
                 return tuple(front_of(found, _objectives))
             fits[rows[too_large]] = False
+
+    @cached_property
+    def own(self) -> Candidate | None:
+        """What the user has, with its prediction; None where it cannot run, or is not known."""
+        if self.baseline is None or self.baseline.strategy is None:
+            return None
+        strategy = self.baseline.strategy
+        predictor = self.candidates.predictor
+        return Candidate(strategy=strategy, prediction=predictor.predict(strategy))
 
     @property
     def picks(self) -> dict[Goal, Candidate]:

@@ -13,20 +13,22 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from autotune.answer.baseline import compared_words
 from autotune.answer.figures import format_gib, format_gib_range, format_speed, plain_table
 from autotune.answer.front_rows import front_title, shown_rows, strategy_column
 from autotune.answer.report import headline
 from autotune.machine.hardware import DEVICE_KINDS
 from autotune.plan.plan import Candidate, Plan
+from autotune.question.goal import Goal
 from autotune.trials.trial import Prediction
 
-__all__ = ["plan_assumptions", "plan_json", "render_plan"]
+__all__ = ["plan_assumptions", "plan_json", "planned_baseline_words", "render_plan"]
 
 _LEGEND = (
     "GiB: reserved memory predicted for the worst rank, with its bounds. ~: estimated by a "
     "formula, not simulated. ?: the upper bound exceeds the memory of device or host. "
     "free: device memory left at the peak. host: GiB of one host with the save of a checkpoint, "
-    "and the upper bound. neutral: same training result as the baseline; changing: may alter it. "
+    "and the upper bound. neutral: same training result as the reference; changing: may alter it. "
     "Words of a strategy: autotune report --help."
 )
 
@@ -59,6 +61,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         - `limit_bytes` of each device, `host_memory_bytes` of each host, and of these
           `host_limit_bytes`, which a strategy may use.
         - `reference`: the strategy that loss classes refer to.
+        - `baseline`: null, or what the user has: its `source`, a `problem` where it cannot run,
+          else what the front says of a strategy, whether it `fits`, and of the fastest of the
+          front the `speedup` over it and the `bytes_saved` of a device.
         - `front`: fastest first, each with `strategy`, `strategy_in_words`, `loss_class`,
           `prediction` (its fields are those of `Prediction`), `surely_fits` (whether its upper
           bounds fit too) and the shares `mfu` and `headroom`.
@@ -84,6 +89,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "num_in_doubt": plan.num_in_doubt,
         "quick": plan.is_quick,
         "reference": plan.reference.to_dict(),
+        "baseline": _baseline_json(plan),
         "front": [plan.record(candidate) for candidate in plan.front],
         "picks": {str(which): plan.front.index(c) for which, c in plan.picks.items()},
     }
@@ -98,6 +104,50 @@ def _header(plan: Plan) -> Iterator[Text]:
     )
     for sentence in plan_assumptions(plan):
         yield Text(f"- {sentence}")
+    if words := planned_baseline_words(plan):
+        yield Text(words)
+
+
+def planned_baseline_words(plan: Plan) -> str | None:
+    """What the user has beside the fastest of the front, in a line; None where none is told."""
+    baseline, own = plan.baseline, plan.own
+    if baseline is None:
+        return None
+    name = f"Baseline ({baseline.source})"
+    if own is None:
+        return f"{name}: cannot run there: {baseline.problem}."
+    prediction = own.prediction
+    fits = "" if plan.fits(own) else ", which does not fit"
+    words = (
+        f"{name}: {own.strategy}: {prediction.tokens_per_second:,.0f} tokens/s in "
+        f"{format_gib(prediction.peak_memory_bytes)} GiB predicted{fits}."
+    )
+    best = plan.picks.get(Goal.THROUGHPUT)
+    if best is None:
+        return words
+    if best.strategy == own.strategy:
+        return f"{words} Nothing of the space is predicted to be faster."
+    return f"{words} {best.strategy} is {compared_words(*_compared(own, best))}."
+
+
+def _compared(own: Candidate, best: Candidate) -> tuple[float, float]:
+    """Speed of the best over that of the user's own, and the bytes of a device that it saves."""
+    speed = best.prediction.tokens_per_second / own.prediction.tokens_per_second
+    saved = own.prediction.peak_memory_bytes - best.prediction.peak_memory_bytes
+    return speed, saved
+
+
+def _baseline_json(plan: Plan) -> dict[str, Any] | None:
+    if plan.baseline is None:
+        return None
+    record: dict[str, Any] = plan.baseline.to_dict()
+    own, best = plan.own, plan.picks.get(Goal.THROUGHPUT)
+    if own is not None:
+        record |= plan.record(own) | {"fits": plan.fits(own)}
+        if best is not None:
+            speed, saved = _compared(own, best)
+            record |= {"speedup": speed, "bytes_saved": saved}
+    return record
 
 
 def _fitting_words(plan: Plan) -> str:
@@ -160,16 +210,18 @@ def _host_memory_words(plan: Plan) -> str:
 
 def _front_table(plan: Plan, *, all_rows: bool) -> Table:
     front, picks = plan.front, plan.picks
-    shown = shown_rows(front, picks.values(), all_rows=all_rows)
+    shown = list(shown_rows(front, picks.values(), all_rows=all_rows))
+    num_shown = len(shown)
+    own = plan.own
+    if own is not None and own.strategy not in [candidate.strategy for candidate in front]:
+        shown.append(own)
     strategies = strategy_column([candidate.strategy for candidate in shown])
     losses = {str(plan.loss_class(candidate)) for candidate in shown}
     has_one_loss = len(losses) == 1
     has_host = any(candidate.prediction.host_memory_bytes for candidate in shown)
     shared = (strategies.shared, *(losses if has_one_loss else ()))
     name = "Predicted Pareto front"
-    table = plain_table(
-        front_title(name, num_shown=len(shown), num_rows=len(front), shared=shared)
-    )
+    table = plain_table(front_title(name, num_shown=num_shown, num_rows=len(front), shared=shared))
     table.add_column("strategy", overflow="fold", min_width=16)
     table.add_column("tokens/s", justify="right", no_wrap=True)
     table.add_column("MFU", justify="right", no_wrap=True)
@@ -184,6 +236,8 @@ def _front_table(plan: Plan, *, all_rows: bool) -> Table:
         names = [str(which) for which, picked in picks.items() if picked is candidate]
         if names:
             strategy.append(f"\npick: {', '.join(names)}", style="bold green")
+        if own is not None and candidate.strategy == own.strategy:
+            strategy.append("\nbaseline: yours", style="bold yellow")
         table.add_row(
             strategy,
             format_speed(candidate.prediction),

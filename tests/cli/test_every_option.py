@@ -22,9 +22,9 @@ BASES: dict[str, list[str]] = {
     "export": ["study"],
     "doctor": ["--measure"],
 }
-CHOICES = ("method", "sampler", "objective", "pick")
+CHOICES = ("method", "sampler", "objective", "pick", "format_")
 DURATIONS = ("budget", "trial_timeout")
-FILES = ("calibrate_from", "hardware", "model", "nvme_path", "out", "reuse", "space")
+FILES = ("calibrate_from", "from_file", "hardware", "model", "nvme_path", "out", "reuse", "space")
 
 NO_NUMBER = st.sampled_from(
     ["٣", "\uff11\uff12", "nan", "1e", "", "0x10", "--5", "1__0", "9" * 5000, "\udcff"]

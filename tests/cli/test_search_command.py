@@ -190,6 +190,37 @@ def test_a_study_may_be_moved(finished: tuple[Path, dict[str, Any]], tmp_path: P
     assert json.loads(ran.stdout)["front"] == answer["front"]
 
 
+def test_what_the_user_has_is_measured_first_and_every_view_compares_with_it(
+    tmp_path: Path, warm: None
+) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "model_name_or_path: tiny\nfinetuning_type: full\ncutoff_len: 32\nbf16: true\n"
+        "per_device_train_batch_size: 2\ngradient_accumulation_steps: 2\n"
+        "deepspeed: {zero_optimization: {stage: 3, reduce_bucket_size: auto}}\n"
+    )
+    search = ("search", "--from", "mine.yaml", "--out", "study", "--confirm", "0")
+    ran = autotune_here(*search, "--budget", "2m", "--trials", "2", "--json", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    answer = json.loads(ran.stdout)
+    assert (answer["workload"]["seq_len"], answer["workload"]["global_batch_size"]) == (32, 8)
+    baseline, first = answer["baseline"], answer["trials"][0]
+    assert baseline["trial"] == 0
+    assert first["strategy"] == baseline["strategy"]
+    # No search space has this bucket: the square of the model's width.
+    assert (first["strategy"]["zero_stage"], first["strategy"]["reduce_bucket_size"]) == (3, 9216)
+    assert first["measurement"]
+    best = answer["trials"][answer["best"]["trial"]]["measurement"]["tokens_per_second"]
+    own = first["measurement"]["tokens_per_second"]
+    assert baseline["speedup"] == pytest.approx(best / own)
+    again = autotune_here(
+        *(*_TINY, "--budget", "2m", "--trials", "2", "--sampler", "random"), folder=tmp_path
+    )
+    assert again.returncode == 0, again.stderr
+    assert "Baseline (mine.yaml): trial 0, Z3 mb2 ckpt1" in again.stdout
+    report = autotune_here("report", "study", folder=tmp_path)
+    assert "Baseline (mine.yaml): trial 0, Z3 mb2 ckpt1" in report.stdout
+
+
 def test_the_same_question_goes_on_and_repeats_nothing(
     finished: tuple[Path, dict[str, Any]], warm: None
 ) -> None:

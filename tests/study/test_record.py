@@ -238,3 +238,13 @@ def test_a_reused_measurement_is_complete_was_never_launched_and_says_where_from
     assert found.reused_from == source
     assert not found.was_launched
     assert found.fits
+
+
+def test_a_value_that_the_space_does_not_have_is_kept_in_the_strategy(url: str) -> None:
+    """Such as a baseline's: Optuna's parameters are those of the space."""
+    own = Strategy(zero_stage=1, micro_batch_size=3, reduce_bucket_size=9216)
+    open_record(url).start(own, prediction(1.0))
+    [read] = open_record(url).trials()
+    assert read.strategy == own
+    [trial] = optuna.load_study(study_name="study", storage=url).trials
+    assert trial.params == {"zero_stage": 1}

@@ -81,6 +81,7 @@ def make_study(
     step_times_s: dict[int, float] | None = None,
     num_forced: int = 0,
     num_confirmed: int = 0,
+    unpruned: Strategy | None = None,
 ) -> Study:
     return Study(
         record,
@@ -90,6 +91,7 @@ def make_study(
         max_trials=max_trials,
         num_forced=num_forced,
         num_confirmed=num_confirmed,
+        unpruned=unpruned,
     )
 
 
@@ -103,6 +105,15 @@ def success(size: int) -> Outcome:
 
 def sizes(trials: Sequence[Trial]) -> list[int]:
     return [trial.strategy.micro_batch_size for trial in trials]
+
+
+def test_what_the_user_has_is_launched_whatever_the_pruners_object(record: TrialRecord) -> None:
+    own = Strategy(micro_batch_size=2)
+    study = make_study(record, pruners=[Objects("too large")], unpruned=own)
+    asked = study.ask(100.0)
+    assert asked is not None
+    assert asked.strategy == own
+    assert [trial.reason for trial in study.trials] == ["too large", None]
 
 
 def test_what_is_asked_for_is_on_record_as_running_with_its_prediction(
