@@ -116,7 +116,7 @@ def _search(options: SearchOptions, *, started: float) -> bool:
     """
     from autotune.cli.console import error_console
     from autotune.cli.session import Session
-    from autotune.cli.settings import StudyPlace
+    from autotune.cli.settings import StudyLocation
     from autotune.machine.software import detect_software
     from autotune.nothing_fits.feasibility import refuse_large_model_on_cpu
     from autotune.question.question import Question
@@ -145,13 +145,15 @@ def _search(options: SearchOptions, *, started: float) -> bool:
             words = f"Ranking {len(search_space.table):,} strategies by their predictions…"
             console.print(words, markup=False, highlight=False)
         predictor = _refuse_if_nothing_fits(options, question, search_space, site)
-        place = StudyPlace(
+        location = StudyLocation(
             path=options.out or Path("results") / _default_name(workload, hardware),
             storage_url=options.storage,
             must_exist=options.resume,
             reuse=options.reuse,
         )
-        session = Session(question, search_space, software, predictor, place=place, site=site)
+        session = Session(
+            question, search_space, software, predictor, location=location, site=site
+        )
         with session:
             return _answered(session, settings, console, options)
 

@@ -53,7 +53,7 @@ class AnalyticPredictor:
         script_of: source of the order of a model's allocations; `profile.script_of` traces it,
             which takes seconds the first time.
         traces: whether activations of a model that was not seen before are traced, which takes
-            seconds; otherwise they are counted, with wider bounds, and `doubt` says so.
+            seconds; otherwise they are counted, with wider bounds, and `uncertainty` says so.
     """
 
     def __init__(
@@ -84,17 +84,17 @@ class AnalyticPredictor:
         """A predictor of this question that knows the order of allocations, and may trace.
 
         The last table is kept, since simulation changes none of it. It is computed again where
-        activations were a guess (`doubt`), which tracing may replace.
+        activations were a guess (`uncertainty`), which tracing may replace.
         """
         other = AnalyticPredictor(self._workload, self._hardware, script_of)
-        if self.doubt is None:
+        if self.uncertainty is None:
             other._latest = self._latest
         return other
 
     @property
-    def doubt(self) -> str | None:
+    def uncertainty(self) -> str | None:
         """Why activations of a model that was asked for are a guess; None where none are."""
-        return self._memory.token_model.doubt
+        return self._memory.token_model.uncertainty
 
     def predict(self, strategy: Strategy) -> Prediction:
         """Peak memory and step time of one strategy, with their uncertainty."""

@@ -90,7 +90,7 @@ class _StageRows:
     Args:
         records: one record of arrays, one element a stage.
         rows: the row that each stage belongs to.
-        starts: the place of each row's first stage.
+        starts: the index of each row's first stage.
     """
 
     def __init__(self, records: Any, rows: _Array, starts: _Array) -> None:
@@ -110,13 +110,13 @@ class _StageRows:
         return np.add.reduceat(number(self._records), self._starts)
 
 
-def _take(record: Any, places: _Array) -> Any:
+def _take(record: Any, indices: _Array) -> Any:
     """Some elements of each array of a record, and of what it holds."""
     if isinstance(record, np.ndarray):
-        return record[places]
+        return record[indices]
     if isinstance(record, dict):
-        return {name: _take(value, places) for name, value in record.items()}
+        return {name: _take(value, indices) for name, value in record.items()}
     if is_dataclass(record) and not isinstance(record, type):
-        taken = {f.name: _take(getattr(record, f.name), places) for f in fields(record)}
+        taken = {f.name: _take(getattr(record, f.name), indices) for f in fields(record)}
         return replace(record, **taken)
     return record

@@ -83,10 +83,10 @@ class ThisMachine:
                 self.hardware,
                 model_type=model_type,
                 folder=folder,
-                place=place,
-                num_places=self.trials_side_by_side,
+                slot=slot,
+                num_slots=self.trials_side_by_side,
             )
-            for place in range(self.trials_side_by_side)
+            for slot in range(self.trials_side_by_side)
         ]
         return _start(self._launchers, reason_to_stop)
 

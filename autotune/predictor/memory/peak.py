@@ -337,7 +337,7 @@ class MemoryModel:
             has_early_gradient=(strategy.loss_tiles > 1 or is_fused) and shard.has_head,
             fragmented_fraction=_FRAGMENTED_FRACTION_FUSED if is_fused else _FRAGMENTED_FRACTION,
             gathered_to_save=self._gathered_to_save(strategy, shard),
-            uncertain_fraction=_UNCERTAIN_FRACTION if self.token_model.doubt else 0.0,
+            uncertain_fraction=_UNCERTAIN_FRACTION if self.token_model.uncertainty else 0.0,
         )
 
     def _gathered_to_save(self, strategy: Strategy, shard: RankShard) -> int:

@@ -2,7 +2,7 @@
 
 A preset is counted from its published layers, which `tests/profile/` holds against the trace, so
 that planning for it loads no torch. All other models are traced; where that cannot be done, they
-are counted as the preset that is most like them, and `doubt` says so.
+are counted as the preset that is most like them, and `uncertainty` says so.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TokenModel:
         self._reason = ""
         self.of = ReadCache(self._token)
         """What one token holds on one rank, of any strategy."""
-        self.doubt: str | None = None
+        self.uncertainty: str | None = None
         """Why a strategy that was asked for had to be counted as another model; None where none
         had to be."""
 
@@ -65,7 +65,7 @@ class TokenModel:
             # Liger may not be installed here: its layers keep what compiled ones do.
             profiles = self._profiles(strategy, has_liger=False)
         if profiles is None:
-            self.doubt = self._reason
+            self.uncertainty = self._reason
             return None
         return traced_token_bytes(
             profiles,

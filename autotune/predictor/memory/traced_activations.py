@@ -49,8 +49,8 @@ def traced_token_bytes(
     residual, of_head = profiles[sizes.residual], profiles[sizes.lm_head]
     is_lean = (strategy.torch_compile or strategy.fused_kernels) and not has_liger
     kinds = [
-        _Layer({e: p.layers[place] for e, p in profiles.items()}, strategy, sizes, is_lean)
-        for place in range(len(residual.layers))
+        _Layer({e: p.layers[index] for e, p in profiles.items()}, strategy, sizes, is_lean)
+        for index in range(len(residual.layers))
     ]
     counts = [layer.count for layer in residual.layers]
     kept = sum(k.kept * n for k, n in zip(kinds, counts, strict=True)) / sum(counts)

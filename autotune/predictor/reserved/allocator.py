@@ -4,8 +4,9 @@ Read from `c10/cuda/CUDACachingAllocator.cpp`: sizes are rounded to 512 bytes; t
 block that is large enough is taken, of equal ones the lowest, and what is left of it stays free;
 neighbours that are free become one; the block at the end of the segment can grow, so it counts as
 larger than all others and is taken last; memory is mapped in pages of 20 MiB. Where the device has
-no more, whole free pages are given back, and then mapped again at other places. Every stream has a
-segment of its own. Of the pool of blocks up to 1 MiB only the bytes are known, not the places.
+no more, whole free pages are given back, and then mapped again at other addresses. Every stream
+has a segment of its own. Of the pool of blocks up to 1 MiB only the bytes are simulated, not the
+addresses.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class Allocator:
         return _pages(self._mapped(self._mapped_end))
 
     def allocate(self, size_bytes: int, part: str = "") -> int:
-        """Place a block for a purpose; returns its address, by which it is freed.
+        """Allocate a block for a purpose; returns its address, by which it is freed.
 
         The address of a small block is below 0, and tells its size.
         """
@@ -128,9 +129,9 @@ class Allocator:
             self._peak_small = max(self._peak_small, self._small)
             return -1 - size
         device.parts[part] += size
-        place = bisect_left(self._free_blocks, (size, -1))
-        if place < len(self._free_blocks):
-            free, address = self._free_blocks.pop(place)
+        index = bisect_left(self._free_blocks, (size, -1))
+        if index < len(self._free_blocks):
+            free, address = self._free_blocks.pop(index)
             del self._size_at[address], self._start_of[address + free]
             if free > size:
                 self._add(address + size, free - size)
@@ -244,18 +245,18 @@ class Allocator:
         self._mapped_end = self._end
 
     def _map_again(self, size: int) -> int | None:
-        """The first place with holes that is large enough, or that can grow at the end."""
+        """The start of the first range with holes that is large enough, or can grow at the end."""
         for hole in sorted(self._holes):
             start = self._start_of.get(hole, hole)
             end = start
             while more := self._size_at.get(end) or self._holes.get(end):
                 end += more
             if end - start >= size or end == self._end:
-                self._take_place(start, end, start + size)
+                self._take_range(start, end, start + size)
                 return start
         return None
 
-    def _take_place(self, start: int, end: int, taken_to: int) -> None:
+    def _take_range(self, start: int, end: int, taken_to: int) -> None:
         """Map free blocks and holes up to an address; what is behind it stays as it was."""
         at = start
         while at < end:

@@ -64,10 +64,10 @@ class StepParts:
     """Seconds of a micro-step: the least time in which the host launches it."""
     has_hooks: bool
     """Whether ZeRO-3's hooks of every module are part of `host_s`."""
-    forward_host_share: float
+    forward_launch_fraction: float
     """The fraction of `host_s` before backward, where host and device start together: ZeRO waits
     for its streams behind every backward. 0 where they do not."""
-    backward_device_share: float
+    backward_device_fraction: float
     """The fraction of the device's work in backward, where both start together; 1 where they do
     not."""
     moved_s: float
@@ -93,7 +93,8 @@ class StepParts:
         Where both start together, backward begins no earlier than forward is launched.
         """
         after_forward_s = (
-            self.forward_host_share * self.host_s + self.backward_device_share * self.device_s
+            self.forward_launch_fraction * self.host_s
+            + self.backward_device_fraction * self.device_s
         )
         launched_s: float = greatest(self.device_s, self.host_s, after_forward_s)
         return launched_s + self.moved_s
@@ -208,8 +209,8 @@ class TimeModel:
             link_s=ask(self._links.micro_step_s, shard),
             host_s=ask(self._launch_s, shard),
             has_hooks=ask(_has_hooks),
-            forward_host_share=ask(self._forward_host_share),
-            backward_device_share=ask(self._backward_device_share),
+            forward_launch_fraction=ask(self._forward_launch_fraction),
+            backward_device_fraction=ask(self._backward_device_fraction),
             moved_s=moved_s,
             update_s=chosen(is_away, 0.0, update_s),
             update_host_s=ask(self._launch_update_s, shard),
@@ -228,10 +229,10 @@ class TimeModel:
         overlaps_here = overlaps(strategy) and self._hardware.num_devices > 1
         return strategy.zero_stage == 3 or (strategy.zero_stage == 2 and overlaps_here)
 
-    def _forward_host_share(self, strategy: Strategy) -> float:
+    def _forward_launch_fraction(self, strategy: Strategy) -> float:
         return self._host.forward_fraction(strategy) if self._starts_together(strategy) else 0.0
 
-    def _backward_device_share(self, strategy: Strategy) -> float:
+    def _backward_device_fraction(self, strategy: Strategy) -> float:
         """Backward takes twice forward's time, once where weights are frozen."""
         if not self._starts_together(strategy):
             return 1.0

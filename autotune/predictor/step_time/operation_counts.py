@@ -318,8 +318,8 @@ class _WorkCount:
             (self._repeats.mlp, self._adapted_sides(ModuleGroup.MLP)),
         ):
             moved += sum(
-                side * ((1 + times) * forward[place] + backward[place])
-                for place, side in enumerate(sides)
+                side * ((1 + times) * forward[index] + backward[index])
+                for index, side in enumerate(sides)
             )
         return moved * self._sizes.residual / 2 * self._shard.num_layers / self._tensor
 

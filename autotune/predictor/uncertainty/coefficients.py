@@ -91,14 +91,14 @@ class TimeCurve:
         the hidden one.
         """
         parts = self._parts
-        place = 3 if parts.has_hooks else 2
-        host_s = math.exp(at[place]) * parts.host_s
+        index = 3 if parts.has_hooks else 2
+        host_s = math.exp(at[index]) * parts.host_s
         device_s = math.exp(at[0]) * parts.compute_s + math.exp(at[1]) * parts.traffic_s
         device_s += math.exp(at[4]) * parts.link_s
         if not host_s or not device_s:
             return 0.0
         is_late = host_s < device_s
-        variance = covariance[place][place] if is_late else max(covariance[0][0], covariance[1][1])
+        variance = covariance[index][index] if is_late else max(covariance[0][0], covariance[1][1])
         shorter, longer = sorted((host_s, device_s))
         over = math.log(shorter / longer) + math.sqrt(variance)
         return max(0.0, over) * parts.num_micro_steps * longer / math.fsum(self._terms(at))
@@ -112,11 +112,13 @@ class TimeCurve:
         device_s, host_s = compute_s + traffic_s + link_s, host * parts.host_s
         is_waiting = host_s > device_s
         after_forward_s = (
-            parts.forward_host_share * host_s + parts.backward_device_share * device_s
+            parts.forward_launch_fraction * host_s + parts.backward_device_fraction * device_s
         )
         is_mixed = after_forward_s > greatest(host_s, device_s)
-        of_host = chosen(is_mixed, parts.forward_host_share, chosen(is_waiting, 1.0, 0.0))
-        worked = num * chosen(is_mixed, parts.backward_device_share, chosen(is_waiting, 0.0, 1.0))
+        of_host = chosen(is_mixed, parts.forward_launch_fraction, chosen(is_waiting, 1.0, 0.0))
+        worked = num * chosen(
+            is_mixed, parts.backward_device_fraction, chosen(is_waiting, 0.0, 1.0)
+        )
         launched_s = num * of_host * host_s + host * parts.update_host_s
         return (
             worked * compute_s,

@@ -71,9 +71,9 @@ class Fit:
 def prior_fit(coefficients: Sequence[Coefficient]) -> Fit:
     """The fit before any observation: zeros, with the variances of the priors."""
     spreads = [coefficient.spread**2 for coefficient in coefficients]
-    places = range(len(spreads))
-    covariance = tuple(tuple(spreads[i] if i == j else 0.0 for j in places) for i in places)
-    return Fit(at=tuple(0.0 for _ in places), covariance=covariance)
+    indices = range(len(spreads))
+    covariance = tuple(tuple(spreads[i] if i == j else 0.0 for j in indices) for i in indices)
+    return Fit(at=tuple(0.0 for _ in indices), covariance=covariance)
 
 
 def fit(
