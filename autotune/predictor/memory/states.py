@@ -123,8 +123,7 @@ class States:
     init_buffers: int
     """Copies made while the engine is built, in addition to the weights."""
     init_beside: int
-    """One more copy while the engine is built, which does not fit into the memory of freed
-    weights."""
+    """One more copy while the engine is built, which freed weights leave no room for."""
 
 
 class StatesModel:
@@ -318,10 +317,9 @@ class StatesModel:
         """Bytes of averaged gradients, their flat copy, and this copy in the master's precision.
 
         Stages 1 and 2 hold all three at once (`stage_1_and_2.py`, `step`): 2 + 2 + 4 bytes a
-        parameter with bf16 and fp32 masters. Stage 3 does the same by sub-groups, beside the
-        gradient buffer (`stage3.py`, `_prepare_fp32_grad_for_sub_group`). Stage 0 holds gradients
-        and their fp32 copy (`unfused_optimizer.py`, `step`), with a loss scale of its own the copy
-        only (`techniques/master_weights.py`).
+        parameter in bf16. Stage 3 does so by sub-groups, beside the gradient buffer (`stage3.py`,
+        `_prepare_fp32_grad_for_sub_group`). Stage 0 holds gradients and their fp32 copy
+        (`unfused_optimizer.py`), in fp16 only the copy (`techniques/master_weights.py`).
         """
         e, master, owned = trained.gradient, trained.master, trained.owned
         converted = master if trained.is_converted else 0
@@ -344,10 +342,9 @@ class StatesModel:
     def _offload_copies(self, strategy: Strategy, shard: RankShard, trained: Trained) -> int:
         """Bytes of the copies that offloading makes of the largest gradient.
 
-        Each gradient in turn has its norm computed and is converted. Stage 3 does this to this
-        rank's partition, which exists besides, and computes the norm of at most a quarter billion
-        elements at a time (`stage3.py`, `partition_grads`). Stages 1 and 2 do it to the whole
-        gradient (`stage_1_and_2.py`).
+        Gradients have their norm computed and are converted one by one: in stage 3 this rank's
+        partition, beside it, a quarter billion elements at a time (`stage3.py`,
+        `partition_grads`), in stages 1 and 2 the whole gradient (`stage_1_and_2.py`).
         """
         if not trained.is_offloaded or strategy.lora_rank:
             return 0
@@ -363,9 +360,9 @@ class StatesModel:
     ) -> float:
         """Bytes that building the engine needs beside the weights.
 
-        Stages 1 and 2 flatten all weights into a copy, on the host if the device has no room for
-        it. Then they clone their partition to make the masters, even if the optimizer is
-        offloaded. Stages 0 and 3 take a first optimizer step with gradients of zeros.
+        Stages 1 and 2 flatten all weights into a copy, on the host if the device has no room, then
+        clone their partition, even with offload. Stages 0 and 3 take a first optimizer step with
+        gradients of zeros.
         """
         e, master, here = trained.gradient, trained.master, trained.device_fraction
         if strategy.zero_stage in (1, 2):

@@ -18,7 +18,7 @@ __all__ = ["LayerKernels", "layer_kernels"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerKernels:
-    """Kernels of one layer in forward, and bytes that they read and write for a token at 16 bit."""
+    """Kernels of one layer in forward, and bytes they read and write for a token at 16 bit."""
 
     norm_bytes: float
     norm_kernels: float
