@@ -46,8 +46,7 @@ _LIVE_ELEMENTS = 1_000_000_000
 """Most gathered parameters that ZeRO-3 keeps (`zero/config.py`, `max_live_parameters`)."""
 
 _PREFETCHED_ELEMENTS = 50_000_000
-"""Elements that ZeRO-3 prefetches at once (`stage3_prefetch_bucket_size`), exceeded by at most one
-weight."""
+"""Elements that ZeRO-3 prefetches at once, and one weight (`stage3_prefetch_bucket_size`)."""
 
 _NORM_ELEMENTS = 250_000_000
 """Elements whose squares are summed at once (`stage3.py`, `_constant_buffered_norm2`)."""
@@ -379,10 +378,10 @@ class StatesModel:
         return weights + trained.gradient * trained.num < self._device_bytes
 
     def _init_beside(self, strategy: Strategy, trained: Trained, weights: float) -> float:
-        """Bytes of the clone of a partition that does not fit into the memory of freed weights.
+        """Bytes of the clone of a partition, if freed weights leave no room for it.
 
-        On one rank the partition is the whole model, and freed weights of up to 1 MiB leave no
-        room for it. On several ranks the partition is smaller, and lies where weights were.
+        On one rank the partition is the whole model, and weights of up to 1 MiB leave gaps. On
+        several ranks it is smaller, and lies where weights were.
         """
         is_whole = strategy.zero_stage in (1, 2) and trained.owned == trained.num
         is_made = is_whole and trained.is_offloaded and self._flattens_here(trained, weights)
