@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autotune.trials.trial import Failure, FailureKind, Measurement, Outcome, TrialSpec
-from autotune.worker.timed_steps import TimedSteps
+from pretended_steps import pretend_steps
+
+from autotune.trials.trial import Failure, Measurement, Outcome, TrialSpec
 
 __all__ = ["FakeRunner"]
 
@@ -48,35 +49,27 @@ class FakeRunner:
         """As `protocols.Runner.run`."""
         started = self._clock()
         on_event({"event": "ready", "setup_time_s": 0.0})
-        timed, index, defeat = TimedSteps(spec), 0, None
         peak = 2**30 * spec.strategy.micro_batch_size
-        while not timed.are_enough and defeat is None:
-            self._sleep(self._step_time_s)
-            on_event(
-                {
-                    "event": "step",
-                    "index": index,
-                    "is_timed": index >= spec.num_warm_up_steps,
-                    "time_s": self._step_time_s,
-                }
-            )
-            failure = self._failures.get(spec.strategy.micro_batch_size)
-            if self._clock() - started > timeout_s:
-                failure = Failure(kind=FailureKind.TIMEOUT, message="it did not end")
-            elif reason := should_stop():
-                failure = Failure(kind=FailureKind.INTERRUPTED, message=reason)
-            if failure is not None:
-                return Outcome(failure=failure, duration_s=self._clock() - started)
-            if index >= spec.num_warm_up_steps:
-                timed.add(self._step_time_s)
-                defeat = timed.defeat(peak)
-            index += 1
+        ran = pretend_steps(
+            spec,
+            next_step_s=lambda: self._step_time_s,
+            peak_bytes=peak,
+            elapsed_s=lambda: self._clock() - started,
+            timeout_s=timeout_s,
+            sleep=self._sleep,
+            on_event=on_event,
+            should_stop=should_stop,
+            failure=self._failures.get(spec.strategy.micro_batch_size),
+        )
+        if ran.failure is not None:
+            return Outcome(failure=ran.failure, duration_s=self._clock() - started)
         measurement = Measurement(
             tokens_per_second=spec.workload.tokens_per_step / self._step_time_s,
-            step_times_s=tuple(timed.times_s),
-            losses=(10.0,) * index,
+            step_times_s=ran.times_s,
+            losses=(10.0,) * ran.num_steps,
             peak_allocated_bytes=peak,
             peak_reserved_bytes=peak,
             peak_device_bytes=peak,
         )
-        return Outcome(measurement=measurement, reason=defeat, duration_s=self._clock() - started)
+        duration_s = self._clock() - started
+        return Outcome(measurement=measurement, reason=ran.defeat, duration_s=duration_s)

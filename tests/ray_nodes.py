@@ -63,6 +63,10 @@ class RayNodes:
         self.nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
 
+    def wait(self) -> None:
+        """Until the cluster knows which of its nodes are there."""
+        self._cluster.wait_for_nodes()
+
     def close(self) -> None:
         """End all of it."""
         with contextlib.suppress(Exception):

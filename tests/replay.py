@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pretended_steps import pretend_steps
+
 from autotune.errors import StorageError
 from autotune.space.strategy import Strategy
 from autotune.trials.measurement import RUN_TO_RUN_DEVIATION
 from autotune.trials.trial import Failure, FailureKind, Measurement, Outcome, TrialSpec
-from autotune.worker.timed_steps import TimedSteps
 
 __all__ = ["Recorded", "ReplayClock", "ReplayRunner", "read_recorded"]
 
@@ -129,24 +130,22 @@ class ReplayRunner:
         self._sleep(max(0.0, recorded.duration_s - _steps_s(measured)))
         on_event({"event": "ready", "setup_time_s": measured.setup_time_s})
         factor = math.exp(self._random.gauss(0.0, self._run_to_run))
-        share_run = spec.composition.share_run
-        timed, index, defeat = TimedSteps(spec), 0, None
-        while not timed.are_enough and defeat is None:
-            seconds = factor * self._random.choice(measured.step_times_s)
-            self._sleep(seconds * share_run)
-            is_timed = index >= spec.num_warm_up_steps
-            on_event({"event": "step", "index": index, "is_timed": is_timed, "time_s": seconds})
-            if self._clock() - started > timeout_s:
-                return ended(Failure(kind=FailureKind.TIMEOUT, message="it did not end"))
-            if reason := should_stop():
-                return ended(Failure(kind=FailureKind.INTERRUPTED, message=reason))
-            if is_timed:
-                timed.add(seconds, spent_s=seconds * share_run)
-                defeat = timed.defeat(measured.peak_memory_bytes)
-            index += 1
+        ran = pretend_steps(
+            spec,
+            next_step_s=lambda: factor * self._random.choice(measured.step_times_s),
+            peak_bytes=measured.peak_memory_bytes,
+            elapsed_s=lambda: self._clock() - started,
+            timeout_s=timeout_s,
+            sleep=self._sleep,
+            on_event=on_event,
+            should_stop=should_stop,
+            share_run=spec.composition.share_run,
+        )
+        if ran.failure is not None:
+            return ended(ran.failure)
         return Outcome(
-            measurement=_measured_again(measured, tuple(timed.times_s), spec),
-            reason=defeat,
+            measurement=_measured_again(measured, ran.times_s, spec),
+            reason=ran.defeat,
             duration_s=self._clock() - started,
         )
 

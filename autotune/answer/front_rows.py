@@ -55,11 +55,11 @@ def shown_rows(front: Sequence[Row], picks: Iterable[Row], *, all_rows: bool) ->
     """
     if all_rows or len(front) <= MOST_ROWS:
         return list(front)
-    chosen = {place for place, row in enumerate(front) if any(row is pick for pick in picks)}
-    others = [place for place in range(len(front)) if place not in chosen]
+    chosen = {index for index, row in enumerate(front) if any(row is pick for pick in picks)}
+    others = [index for index in range(len(front)) if index not in chosen]
     room = max(0, MOST_ROWS - len(chosen))
     chosen.update(others[(2 * rank + 1) * len(others) // (2 * room)] for rank in range(room))
-    return [front[place] for place in sorted(chosen)]
+    return [front[index] for index in sorted(chosen)]
 
 
 def front_title(name: str, *, num_shown: int, num_rows: int, shared: Iterable[str]) -> str:

@@ -148,8 +148,8 @@ def _count_words(summary: StudySummary) -> str:
         line += f" Launched: {summary.num_launched}"
         if summary.trials_per_minute is not None:
             line += f" ({summary.trials_per_minute:.1f} per minute)"
-        share = format_percent(summary.out_of_memory_share)
-        line += f". Out of memory: {summary.num_out_of_memory} ({share} of those launched)."
+        fraction = format_percent(summary.out_of_memory_fraction)
+        line += f". Out of memory: {summary.num_out_of_memory} ({fraction} of those launched)."
     return line
 
 
@@ -162,10 +162,10 @@ def _trials(trials: Sequence[Trial]) -> str:
 
 
 def _disturbance_words(disturbed: Sequence[Trial]) -> str:
-    shares = [trial.measurement.disturbance for trial in disturbed if trial.measurement]
+    fractions = [trial.measurement.disturbance for trial in disturbed if trial.measurement]
     return (
         f"The machine was busy during {_num_trials(len(disturbed))}: other processes took "
-        f"{min(shares):.0%} to {max(shares):.0%} of the cores or GPUs that a trial needs. "
+        f"{min(fractions):.0%} to {max(fractions):.0%} of the cores or GPUs that a trial needs. "
         "Throughput is lower than on an idle machine. The intervals are wider to allow for it."
     )
 

@@ -38,7 +38,7 @@ def report_json(summary: StudySummary, exported: Path | None = None) -> dict[str
           measured.
         - `front`: numbers of the trials on the Pareto front, fastest first.
         - `comparisons`: of the trials that were run again, the faster `first` and the next one,
-          `second`: the `difference` as a share with its 95 % `half_width`, and the `verdict`.
+          `second`: the `difference` as a fraction with its 95 % `half_width`, and the `verdict`.
         - `ties`: of the front, a `trial` and those `with` it that may be as fast.
         - `picks`: trial number by `throughput`, `memory`, `balanced` and, where devices count
           energy, `energy`; empty where nothing fits.
@@ -48,7 +48,7 @@ def report_json(summary: StudySummary, exported: Path | None = None) -> dict[str
           and the `folder` that it is exported to, or null.
         - `trials`: each with `number`, `state`, `strategy`, `strategy_in_words`, `loss_class`,
           `prediction`, `measurement`, `failure`, `reason`, `duration_s`, `fits`, `is_forced`,
-          `reused_from` (the trial of an earlier study that measured it), the shares `mfu` and
+          `reused_from` (the trial of an earlier study that measured it), the fractions `mfu` and
           `headroom`, `throughput` with its 95 % `half_width`, `confirmations` (a measurement of
           each later run) and `has_failed_again` (whether one failed), and where it is measured
           `prediction_errors`, predicted over measured less 1. Their fields are those of the
@@ -67,7 +67,7 @@ def report_json(summary: StudySummary, exported: Path | None = None) -> dict[str
         "counts": {str(state): count for state, count in summary.counts.items()},
         "num_launched": summary.num_launched,
         "num_out_of_memory": summary.num_out_of_memory,
-        "out_of_memory_share": summary.out_of_memory_share,
+        "out_of_memory_share": summary.out_of_memory_fraction,
         "trials_per_minute": summary.trials_per_minute,
         "prediction_errors": {k: asdict(e) for k, e in summary.prediction_errors.items()},
         "front": [trial.number for trial in summary.front],

@@ -51,13 +51,13 @@ def _end(trial: Trial) -> str:
 
 def _busy_words(trial: Trial) -> str:
     """A warning that other processes slow trials; empty if none slowed this one."""
-    share = trial.measurement.disturbance if trial.measurement else 0.0
-    if not share:
+    fraction = trial.measurement.disturbance if trial.measurement else 0.0
+    if not fraction:
         return ""
     return (
-        f"This machine is busy: other processes took {share:.0%} of the cores or GPUs that trial "
-        f"{trial.number} needs. Throughput is lower than on an idle machine. The intervals are "
-        "wider to allow for it."
+        f"This machine is busy: other processes took {fraction:.0%} of the cores or GPUs that "
+        f"trial {trial.number} needs. Throughput is lower than on an idle machine. The intervals "
+        "are wider to allow for it."
     )
 
 

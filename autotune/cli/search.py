@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from autotune.cli.own_command import FirstRun
     from autotune.cli.session import Session
-    from autotune.cli.settings import SearchSettings, StudyPlace
+    from autotune.cli.settings import SearchSettings, StudyLocation
     from autotune.machine.hardware import Hardware
     from autotune.predictor import AnalyticPredictor, UnknownModelPredictor
     from autotune.question.own_training import OwnTraining
@@ -141,8 +141,8 @@ def _search(options: SearchOptions, *, started: float) -> bool:
         workload = _in_whole_batches(workload, batch, hardware, console)
         refuse_large_model_on_cpu(workload, hardware)
         settings = replace(settings, baseline=given.baseline(workload, hardware, software))
-        place = _place(options, _default_name(workload, hardware))
-        return _run(options, settings, workload, place, site, console)
+        location = _location(options, _default_name(workload, hardware))
+        return _run(options, settings, workload, location, site, console)
 
 
 def _search_own(options: SearchOptions, settings: SearchSettings, console: Console) -> bool:
@@ -160,8 +160,8 @@ def _search_own(options: SearchOptions, settings: SearchSettings, console: Conso
         for line in site.introduction:
             console.print(line, markup=False, soft_wrap=True)
         name = f"{Path(launched.command.target).stem}-{_machine_name(site.hardware)}"
-        place = _place(options, name)
-        folder = StudyFolder(place.path)
+        location = _location(options, name)
+        folder = StudyFolder(location.path)
         folder.reserve(must_exist=options.resume)
         with closing(folder):
             first = None
@@ -180,14 +180,14 @@ def _search_own(options: SearchOptions, settings: SearchSettings, console: Conso
                 workload, own = first.asked.workload, first.asked.own_training
                 told = Baseline(source="your command", strategy=first.asked.baseline)
                 settings = replace(settings, baseline=told)
-            place = replace(place, reserved=folder)
-            return _run(options, settings, workload, place, site, console, own, first)
+            location = replace(location, reserved=folder)
+            return _run(options, settings, workload, location, site, console, own, first)
 
 
-def _place(options: SearchOptions, default_name: str) -> StudyPlace:
-    from autotune.cli.settings import StudyPlace
+def _location(options: SearchOptions, default_name: str) -> StudyLocation:
+    from autotune.cli.settings import StudyLocation
 
-    return StudyPlace(
+    return StudyLocation(
         path=options.out or Path("results") / default_name,
         storage_url=options.storage,
         must_exist=options.resume,
@@ -199,7 +199,7 @@ def _run(
     options: SearchOptions,
     settings: SearchSettings,
     workload: Workload,
-    place: StudyPlace,
+    location: StudyLocation,
     site: Site,
     console: Console,
     own: OwnTraining | None = None,
@@ -227,9 +227,9 @@ def _run(
     if len(space.table) > MOST_STRATEGIES:
         words = f"Ranking {len(space.table):,} strategies by their predictions…"
         console.print(words, markup=False, highlight=False)
-    predictor = _predictor(options, question, space, site, place, first)
+    predictor = _predictor(options, question, space, site, location, first)
     session = Session(
-        question, space, software, predictor, place=place, site=site, first_run=first
+        question, space, software, predictor, location=location, site=site, first_run=first
     )
     with session:
         return _answered(session, settings, console, options)
@@ -240,7 +240,7 @@ def _predictor(
     question: Question,
     space: SearchSpace,
     site: Site,
-    place: StudyPlace,
+    location: StudyLocation,
     first: FirstRun | None,
 ) -> AnalyticPredictor | UnknownModelPredictor:
     """The question's predictor; one that knows the user's own run alone, where no other does.
@@ -257,7 +257,7 @@ def _predictor(
         return _refuse_if_nothing_fits(options, question, space, site)
     if first is not None and first.outcome.measurement is not None:
         return UnknownModelPredictor(first.outcome.measurement)
-    with closing(read_record(StudyFolder(place.path), question, place.storage_url)) as record:
+    with closing(read_record(StudyFolder(location.path), question, location.storage_url)) as record:
         measured = (trial.measurement for trial in record.trials())
         return UnknownModelPredictor(next(filter(None, measured)))
 

@@ -25,7 +25,7 @@ from autotune.cli.interrupt import Interrupt
 from autotune.cli.own_command import FirstRun
 from autotune.cli.progress import LiveProgress, PlainProgress
 from autotune.cli.reuse import earlier_studies, take_over
-from autotune.cli.settings import SearchSettings, StudyPlace
+from autotune.cli.settings import SearchSettings, StudyLocation
 from autotune.cli.wiring import wired_study
 from autotune.drivers.context import DriverContext
 from autotune.errors import AutotuneError, LaunchError
@@ -57,7 +57,7 @@ class Session:
         space: the strategies that may be tried.
         software: what is installed, for the record.
         predictor: of the question; it knows the table of the space by now.
-        place: where the study is kept.
+        location: where the study is kept.
         site: where its trials run.
         first_run: the user's own run, which becomes the first trial.
     """
@@ -69,7 +69,7 @@ class Session:
         software: Software,
         predictor: AnalyticPredictor | UnknownModelPredictor,
         *,
-        place: StudyPlace,
+        location: StudyLocation,
         site: Site,
         first_run: FirstRun | None = None,
     ) -> None:
@@ -77,10 +77,10 @@ class Session:
         self._space = space
         self._software = software
         self._predictor = predictor
-        self._place = place
+        self._location = location
         self._site = site
         self._first_run = first_run
-        self._folder = place.reserved or StudyFolder(place.path)
+        self._folder = location.reserved or StudyFolder(location.path)
         self._end_reason: str | None = None
         self._baseline: dict[str, Any] | None = None
 
@@ -91,18 +91,18 @@ class Session:
             ConfigError: the folder holds something else, or --reuse names what cannot be reused.
             StorageError: the folder or the storage cannot be used.
         """
-        reuse, path = self._place.reuse, self._folder.path
+        reuse, path = self._location.reuse, self._folder.path
         self._earlier = (
             earlier_studies(reuse, self._question, self._software, beside=path)
             if reuse is not None
             else []
         )
-        if self._place.storage_url is not None:
-            check_works(self._place.storage_url)
-        self._is_resumed = self._folder.open(self._question, must_exist=self._place.must_exist)
+        if self._location.storage_url is not None:
+            check_works(self._location.storage_url)
+        self._is_resumed = self._folder.open(self._question, must_exist=self._location.must_exist)
         try:
             self._record = open_record(
-                self._folder, self._space, self._question, self._place.storage_url
+                self._folder, self._space, self._question, self._location.storage_url
             )
             self._num_recovered = self._record.recover()
         except BaseException:
@@ -151,8 +151,10 @@ class Session:
             closing(self._site),
         ):
             self._greet(progress, study)
-            if self._place.reuse is not None:
-                progress.note(f"--reuse {self._place.reuse}: took over {num_reused} measurements")
+            if self._location.reuse is not None:
+                progress.note(
+                    f"--reuse {self._location.reuse}: took over {num_reused} measurements"
+                )
 
             def reason_to_stop() -> str | None:
                 progress.refresh()
@@ -283,10 +285,10 @@ class Session:
         """Export the best, print the report and keep it in the folder; whether anything fits.
 
         Raises:
-            ConfigError: the place of an export is taken.
+            ConfigError: the export's folder is taken.
             StorageError: the export or the report cannot be written; the report is printed then.
         """
-        summary = summarize(self._folder, self._record, self._question, self._place.storage_url)
+        summary = summarize(self._folder, self._record, self._question, self._location.storage_url)
         best = summary.best
         exported: Path | None = None
         failed: AutotuneError | None = None

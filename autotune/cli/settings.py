@@ -14,11 +14,11 @@ from autotune.samplers import SamplerKind
 from autotune.study.baseline import Baseline
 from autotune.study.folder import StudyFolder
 
-__all__ = ["SearchSettings", "StudyPlace"]
+__all__ = ["SearchSettings", "StudyLocation"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StudyPlace:
+class StudyLocation:
     """Where a study is kept, and what it may take over."""
 
     path: Path
@@ -41,7 +41,7 @@ class SearchSettings:
     sampler: SamplerKind
     goal: Goal
     min_gain: float
-    """The search ends when nothing left is likely to improve the goal by more than this share."""
+    """The search ends if no strategy is likely to improve the goal by more than that fraction."""
     max_trials: int | None
     num_forced: int
     """Pruned strategies that are launched all the same."""

@@ -43,7 +43,7 @@ class ShareEnd:
     files: Mapping[str, str] = field(default_factory=dict)
     """The end of each file that it wrote."""
     disturbance: float = 0.0
-    """The share of what it needs that work outside Ray took on this node."""
+    """The fraction of what it needs that work outside Ray took on this node."""
 
 
 class RankHost:
@@ -111,9 +111,9 @@ class RankHost:
                 on_event=news.put,
                 should_stop=lambda: self._stop_reason,
             )
-            share_of_others = disturbance(self._hardware, meter.cores_of_others())
+            fraction_of_others = disturbance(self._hardware, meter.cores_of_others())
             files = _ends_of_files(folder)
-            news.put(ShareEnd(ranks=ranks, files=files, disturbance=share_of_others))
+            news.put(ShareEnd(ranks=ranks, files=files, disturbance=fraction_of_others))
         except LaunchError as error:
             lost = Failure(kind=FailureKind.LOST_NODE, message=str(error))
             news.put(ShareEnd(ranks=RanksEnd(ranks=(), stopped=lost)))

@@ -96,18 +96,18 @@ class SideBySideDriver:
         return trial.strategy.uses_host and bool(self._running)
 
     def _start(self, trial: Trial, pool: ThreadPoolExecutor) -> None:
-        taken = {place for _, place in self._running.values()}
-        place = next(n for n in range(len(self._runners)) if n not in taken)
+        taken = {slot for _, slot in self._running.values()}
+        slot = next(n for n in range(len(self._runners)) if n not in taken)
         self._progress.trial_started(trial)
         future = pool.submit(
-            self._runners[place].run,
+            self._runners[slot].run,
             self._context.spec_of(trial),
             folder=self._context.folder_of(trial.number),
             timeout_s=self._context.trial_timeout_s,
             on_event=lambda event: self._events.put((trial.number, event)),
             should_stop=lambda: self._stop_reason,
         )
-        self._running[future] = (trial, place)
+        self._running[future] = (trial, slot)
 
     def _collect(self, study: TrialSource) -> None:
         """Wait a moment, show what happens, and tell what ended."""

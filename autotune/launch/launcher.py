@@ -55,8 +55,8 @@ class Launcher:
         hardware: the devices of a trial, one rank each.
         model_type: Hugging Face's name of the architecture, imported before the first fork.
         folder: where the server's own log goes.
-        place: which of the launchers that run side by side this is; each has devices of its own.
-        num_places: how many there are.
+        slot: which of the launchers that run side by side this is; each has devices of its own.
+        num_slots: how many there are.
         scratch_folders: removed for the caller should the process that made them be killed.
         is_offline: whether ranks may load nothing from Hugging Face; a user's own program may.
     """
@@ -67,19 +67,19 @@ class Launcher:
         *,
         model_type: str,
         folder: Path,
-        place: int = 0,
-        num_places: int = 1,
+        slot: int = 0,
+        num_slots: int = 1,
         scratch_folders: Sequence[Path] = (),
         is_offline: bool = True,
     ) -> None:
         self._hardware = hardware
-        self._place = place
+        self._slot = slot
         self._num_low_polls = 0
         self._swap_folder: Path | None = None
         self._server = ServerProcess(
             model_type=model_type,
-            environment=rank_environment(hardware, place, num_places, is_offline=is_offline),
-            log=folder / (f"server{place}.log" if num_places > 1 else "server.log"),
+            environment=rank_environment(hardware, slot, num_slots, is_offline=is_offline),
+            log=folder / (f"server{slot}.log" if num_slots > 1 else "server.log"),
             scratch_folders=scratch_folders,
         )
 
@@ -146,7 +146,7 @@ class Launcher:
         # Ranks that met in an earlier life of this folder are not there any more.
         rendezvous.unlink(missing_ok=True)
         spec_file = folder / "trial.json"
-        used_before = _device_bytes_in_use(self._hardware, self._place)
+        used_before = _device_bytes_in_use(self._hardware, self._slot)
         kills_before = _kernel_oom_kills()
         numbers = share.ranks_of(spec.num_ranks)
         ranks = [RankProcess(number=number, folder=folder) for number in numbers]
@@ -170,7 +170,7 @@ class Launcher:
             # They had all come to their result before; only the news of their end is missing.
             stopped = None
         rendezvous.unlink(missing_ok=True)
-        _wait_for_device(self._hardware, self._place, used_before)
+        _wait_for_device(self._hardware, self._slot, used_before)
         return RanksEnd(
             ranks=tuple(ranks),
             stopped=stopped,
@@ -395,19 +395,19 @@ def _kernel_oom_kills() -> int:
     return 0
 
 
-def _device_bytes_in_use(hardware: Hardware, place: int) -> int:
+def _device_bytes_in_use(hardware: Hardware, slot: int) -> int:
     """Memory in use on the launcher's GPUs, by anybody; 0 on the CPU."""
     if hardware.device_type is not DeviceType.CUDA:
         return 0
-    return sum(gpu.used_bytes for gpu in visible_gpus()[devices_of(hardware, place)])
+    return sum(gpu.used_bytes for gpu in visible_gpus()[devices_of(hardware, slot)])
 
 
 def _wait_for_device(
-    hardware: Hardware, place: int, used_before: int, timeout_s: float = 5.0
+    hardware: Hardware, slot: int, used_before: int, timeout_s: float = 5.0
 ) -> None:
     """The driver frees a dead process's memory a moment later; wait until it has."""
     slack = 64 * 2**20 * hardware.num_devices
     deadline = time.monotonic() + timeout_s
     limit = used_before + slack
-    while _device_bytes_in_use(hardware, place) > limit and time.monotonic() < deadline:
+    while _device_bytes_in_use(hardware, slot) > limit and time.monotonic() < deadline:
         time.sleep(0.02)

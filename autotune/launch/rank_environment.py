@@ -21,18 +21,18 @@ _MAX_PINNING_THREADS = 8
 
 
 def rank_environment(
-    hardware: Hardware, place: int = 0, num_places: int = 1, *, is_offline: bool = True
+    hardware: Hardware, slot: int = 0, num_slots: int = 1, *, is_offline: bool = True
 ) -> dict[str, str]:
     """The environment of the server, and so of every rank.
 
     Args:
         hardware: the devices of a trial.
-        place: which of the launchers that run side by side it is for.
-        num_places: how many there are; they share the cores.
+        slot: which of the launchers that run side by side it is for.
+        num_slots: how many there are; they share the cores.
         is_offline: whether nothing is loaded from Hugging Face, unless the user's own environment
             says otherwise.
     """
-    cores = max(1, (os.cpu_count() or 1) // (hardware.num_devices * num_places))
+    cores = max(1, (os.cpu_count() or 1) // (hardware.num_devices * num_slots))
     environment = ({"HF_HUB_OFFLINE": "1"} if is_offline else {}) | os.environ
     environment |= training_settings(hardware.device_type, os.environ, cores=cores)
     environment |= {
@@ -49,10 +49,10 @@ def rank_environment(
     }
     if hardware.device_type is DeviceType.CPU:
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    elif num_places > 1:
+    elif num_slots > 1:
         names = environment.get("CUDA_VISIBLE_DEVICES")
         visible = names.split(",") if names else list(map(str, range(len(visible_gpus()))))
-        own = visible[devices_of(hardware, place)]
+        own = visible[devices_of(hardware, slot)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(name.strip() for name in own)
     # torch calls ninja by name; an environment that is not activated has it beside its Python.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
@@ -96,6 +96,6 @@ def _pinning_in_parallel(settings: str, cores: int) -> str:
     return ",".join(filter(None, (settings.strip().rstrip(","), pinning)))
 
 
-def devices_of(hardware: Hardware, place: int) -> slice:
+def devices_of(hardware: Hardware, slot: int) -> slice:
     """Which of the visible devices are those of one of the launchers that run side by side."""
-    return slice(place * hardware.num_devices, (place + 1) * hardware.num_devices)
+    return slice(slot * hardware.num_devices, (slot + 1) * hardware.num_devices)

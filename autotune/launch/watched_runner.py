@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.machine.hardware import Hardware
-from autotune.machine.load import LoadMeter, busy_gpu_share, disturbance
+from autotune.machine.load import LoadMeter, busy_gpu_fraction, disturbance
 from autotune.trials.protocols import Runner
 from autotune.trials.trial import Outcome, TrialSpec
 
@@ -29,7 +29,7 @@ class WatchedRunner:
     def __init__(self, runner: Runner, hardware: Hardware) -> None:
         self._runner = runner
         self._hardware = hardware
-        self._gpu_share = busy_gpu_share(hardware)
+        self._gpu_fraction = busy_gpu_fraction(hardware)
         """Before any trial has run here."""
 
     def run(
@@ -46,7 +46,7 @@ class WatchedRunner:
         outcome = self._runner.run(
             spec, folder=folder, timeout_s=timeout_s, on_event=on_event, should_stop=should_stop
         )
-        share = max(self._gpu_share, disturbance(self._hardware, meter.cores_of_others()))
-        if not share or outcome.measurement is None:
+        fraction = max(self._gpu_fraction, disturbance(self._hardware, meter.cores_of_others()))
+        if not fraction or outcome.measurement is None:
             return outcome
-        return replace(outcome, measurement=replace(outcome.measurement, disturbance=share))
+        return replace(outcome, measurement=replace(outcome.measurement, disturbance=fraction))

@@ -94,7 +94,7 @@ class Surrogate:
         self._seen: tuple[tuple[Strategy, ...], _Views] = ((), self._views)
         self._seen_apart: _Array = np.empty((0, 0))
 
-    def place_of(self, strategy: Strategy) -> int | None:
+    def row_of(self, strategy: Strategy) -> int | None:
         """The row of a strategy in the table; None where it has none."""
         if strategy not in self._places:
             self._places[strategy] = self._table.find(strategy)
@@ -186,12 +186,12 @@ class Surrogate:
             return self._last_apart[2]
         for strategy in strategies:
             if strategy not in self._columns:
-                place, ours = self.place_of(strategy), self._views.time.knobs
+                row, ours = self.row_of(strategy), self._views.time.knobs
                 theirs = (
                     _knobs(StrategyTable.of([strategy]))
-                    if place is None
+                    if row is None
                     else {
-                        knob: replace(column, codes=column.codes[[place]])
+                        knob: replace(column, codes=column.codes[[row]])
                         for knob, column in ours.items()
                     }
                 )
@@ -199,8 +199,8 @@ class Surrogate:
         if len(self._columns) > _MOST_COLUMNS * len(strategies):
             self._columns = {strategy: self._columns[strategy] for strategy in strategies}
         found = np.empty((len(strategies), len(rows)))
-        for place, strategy in enumerate(strategies):
-            found[place] = self._columns[strategy][rows]
+        for index, strategy in enumerate(strategies):
+            found[index] = self._columns[strategy][rows]
         self._last_apart = strategies, rows, np.ascontiguousarray(found.T)
         return self._last_apart[2]
 
@@ -209,10 +209,10 @@ class Surrogate:
             return None
         # Both processes mostly see the same trials.
         if tuple(strategies) != self._seen[0]:
-            places = [p for p in map(self.place_of, strategies) if p is not None]
-            if len(places) == len(strategies):
-                views = self._views.take(np.array(places))
-                self._seen_apart = self._apart(strategies, np.array(places))
+            our_rows = [p for p in map(self.row_of, strategies) if p is not None]
+            if len(our_rows) == len(strategies):
+                views = self._views.take(np.array(our_rows))
+                self._seen_apart = self._apart(strategies, np.array(our_rows))
             else:
                 views = self._explained(StrategyTable.of(strategies))[1]
                 self._seen_apart = distances(views.time.knobs, views.time.knobs)

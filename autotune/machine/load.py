@@ -15,7 +15,7 @@ from autotune.machine.hardware import DeviceType, Hardware, visible_gpus
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["LoadMeter", "busy_gpu_share", "disturbance"]
+__all__ = ["LoadMeter", "busy_gpu_fraction", "disturbance"]
 
 _IGNORED = 0.05
 """Less than this of what is needed is what every machine does beside."""
@@ -71,7 +71,7 @@ def _times(root: psutil.Process | None) -> _Times:
 
 
 def disturbance(hardware: Hardware, cores_of_others: float) -> float:
-    """The share of the cores that the ranks need which others used; 0 to 1, little is none.
+    """The fraction of the cores that the ranks need which others used; 0 to 1, little is none.
 
     CPU ranks need all cores, ranks on GPUs one each.
     """
@@ -80,13 +80,13 @@ def disturbance(hardware: Hardware, cores_of_others: float) -> float:
     cores = float(psutil.cpu_count() or 1)
     is_cpu = hardware.device_type is DeviceType.CPU
     needed = cores if is_cpu else min(cores, _CORES_OF_A_GPU_RANK * hardware.devices_per_node)
-    share = (cores_of_others - (cores - needed)) / needed
-    return min(1.0, share) if share > _IGNORED else 0.0
+    fraction = (cores_of_others - (cores - needed)) / needed
+    return min(1.0, fraction) if fraction > _IGNORED else 0.0
 
 
-def busy_gpu_share(hardware: Hardware) -> float:
+def busy_gpu_fraction(hardware: Hardware) -> float:
     """How busy other processes keep the busiest visible GPU, while ours have none at work."""
     if hardware.device_type is DeviceType.CPU:
         return 0.0
-    share = max((gpu.utilisation for gpu in visible_gpus()), default=0.0)
-    return share if share > _IGNORED else 0.0
+    fraction = max((gpu.utilisation for gpu in visible_gpus()), default=0.0)
+    return fraction if fraction > _IGNORED else 0.0

@@ -208,7 +208,7 @@ class _Predictions:
         is_sure = predicted.peak_device_upper_bytes <= limits.device_bytes
         rows = np.flatnonzero(is_expected & is_sure)
         rows = rows[np.argsort(-predicted.tokens_per_second[rows], kind="stable")]
-        if not len(rows) and predictor.doubt is None:
+        if not len(rows) and predictor.uncertainty is None:
             rows = np.flatnonzero(is_expected)
             rows = rows[np.argsort(predicted.peak_memory_bytes[rows], kind="stable")][:1]
         strategies = [table.strategy(row) for row in rows.tolist()]

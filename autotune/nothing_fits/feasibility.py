@@ -109,7 +109,7 @@ def shortfall_if_nothing_fits(
         predicted = predictor.predict_table(table)
         if not predicted.might_fit(question.limits).any():
             return shortfall(asked, predictor, predicted), predictor
-        if predictor.doubt is None:
+        if predictor.uncertainty is None:
             break
     return None, predictor
 
@@ -137,7 +137,7 @@ def shortfall(asked: Asked, predictor: Predictor, predicted: PredictionTable) ->
         limits=question.limits,
         hardware=question.hardware,
         alternatives=tuple(found),
-        doubt=getattr(predictor, "doubt", None),
+        uncertainty=getattr(predictor, "uncertainty", None),
         adapters=question.workload.adapters_in_words,
     )
 

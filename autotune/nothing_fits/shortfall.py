@@ -55,7 +55,7 @@ class Shortfall:
     """What the question ran on."""
     alternatives: Sequence[Alternative]
     """What fits, the cheapest change first."""
-    doubt: str | None = None
+    uncertainty: str | None = None
     """Why activations are counted as another model's; None where they are not."""
     adapters: str | None = None
     """What is to be known of the adapters of this method, in words; None where nothing is."""
@@ -74,9 +74,9 @@ def render_shortfall(shortfall: Shortfall) -> RenderableType:
     parts: list[RenderableType] = [first, "", _closest_table(closest, limits)]
     if prediction.breakdown_bytes:
         parts += ["", _breakdown(prediction)]
-    if shortfall.doubt:
+    if shortfall.uncertainty:
         parts.append(
-            Text(f"Activation memory is that of the most similar preset: {shortfall.doubt}.")
+            Text(f"Activation memory is that of the most similar preset: {shortfall.uncertainty}.")
         )
     parts += ["", *_nearest_fits(shortfall.alternatives)]
     if shortfall.adapters:

@@ -31,7 +31,7 @@ _LEAST_TRIALS = 2
 """The calibration learns nothing from fewer trials."""
 
 _UNMOVED = 0.0005
-"""Less than this share is shown as no change."""
+"""Less than this fraction is shown as no change."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,9 +52,9 @@ class Calibration:
     calibrated: Predictor
 
     @property
-    def doubt(self) -> str | None:
+    def uncertainty(self) -> str | None:
         """Why activations of the model are a guess; None where they are not."""
-        return self.prior.doubt
+        return self.prior.uncertainty
 
     def predict(self, strategy: Strategy) -> Prediction:
         """Peak memory, and on the same kind of device step time, as the study corrects them."""

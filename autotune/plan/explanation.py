@@ -128,9 +128,9 @@ def _memory_table(plan: Plan, prediction: Prediction) -> Table:
     )
     for name, size, bounds in totals:
         words = format_gib_range(*bounds) if bounds else ""
-        share = f"{size / total:.0%}"
+        fraction = f"{size / total:.0%}"
         whole = _bar(size / memory, is_whole=True)
-        table.add_row(name, format_gib(size), words, format_gib(size * ranks), share, whole)
+        table.add_row(name, format_gib(size), words, format_gib(size * ranks), fraction, whole)
     return table
 
 
@@ -152,9 +152,9 @@ def _step_words(plan: Plan, candidate: Candidate) -> list[RenderableType]:
     table.add_column("share", justify="right", no_wrap=True)
     table.add_column("of the step", no_wrap=True)
     for name, seconds in sorted(parts.items(), key=lambda part: -part[1]):
-        share = seconds / prediction.step_time_s
+        fraction = seconds / prediction.step_time_s
         words = f"{name} (not overlapped)" if name == "communication" else name
-        table.add_row(words, f"{seconds:.3g}", f"{share:.0%}", _bar(share))
+        table.add_row(words, f"{seconds:.3g}", f"{fraction:.0%}", _bar(fraction))
     speed = f"{prediction.tokens_per_second:,.0f} tokens/s"
     return [
         Text(
@@ -171,9 +171,9 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def _bar(share: float, *, is_whole: bool = False) -> Text:
+def _bar(fraction: float, *, is_whole: bool = False) -> Text:
     """A bar of so much of the full width; with `is_whole` the rest of it is dotted."""
-    filled = min(_BAR_WIDTH, max(1, round(_BAR_WIDTH * share)))
+    filled = min(_BAR_WIDTH, max(1, round(_BAR_WIDTH * fraction)))
     bar = Text("█" * filled, style="cyan")
     return bar.append("·" * (_BAR_WIDTH - filled)) if is_whole else bar
 

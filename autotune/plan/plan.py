@@ -28,7 +28,7 @@ from autotune.space.search_space import SearchSpace
 from autotune.space.strategy import Strategy
 from autotune.space.strategy_table import StrategyTable
 from autotune.study.baseline import Baseline
-from autotune.study.pareto import Objectives, front_of, front_rows, pick_of
+from autotune.study.pareto import Metrics, front_of, front_rows, pick_of
 from autotune.study.summary import model_flops_utilisation
 from autotune.trials.prediction_table import PredictionTable
 from autotune.trials.protocols import Predictor
@@ -98,7 +98,7 @@ class Plan:
     candidates: Candidates
     calibration: Calibration | None = None
     """What predictions were corrected by, if by anything."""
-    doubt: str | None = None
+    uncertainty: str | None = None
     """Why the activations of this model are a guess; None where they are not."""
     is_quick: bool = False
     """Whether the reserved memory of every strategy is a formula's."""
@@ -122,8 +122,8 @@ class Plan:
         that is so of no strategy.
         """
         prediction, limits = candidate.prediction, self.question.limits
-        is_in_doubt = prediction.peak_device_upper_bytes > limits.device_bytes
-        return not prediction.missing_bytes(limits) and not (self._is_strict and is_in_doubt)
+        is_uncertain = prediction.peak_device_upper_bytes > limits.device_bytes
+        return not prediction.missing_bytes(limits) and not (self._is_strict and is_uncertain)
 
     def surely_fits(self, candidate: Candidate) -> bool:
         """Whether it fits even if it needs as much as it may."""
@@ -145,7 +145,7 @@ class Plan:
         return int(np.count_nonzero(self._surely_fits))
 
     @cached_property
-    def num_in_doubt(self) -> int:
+    def num_uncertain(self) -> int:
         """Candidates that are expected to fit, and whose upper bound does not."""
         return int(np.count_nonzero(self._expected_to_fit & ~self._surely_fits))
 
@@ -164,7 +164,7 @@ class Plan:
             found = [self.candidates[row] for row in rows.tolist()]
             too_large = [not self.fits(candidate) for candidate in found]
             if not any(too_large):
-                return tuple(front_of(found, _objectives))
+                return tuple(front_of(found, _metrics))
             fits[rows[too_large]] = False
 
     @cached_property
@@ -179,7 +179,7 @@ class Plan:
     @property
     def picks(self) -> dict[Goal, Candidate]:
         """The named strategies of the front; empty where nothing is expected to fit."""
-        found = {which: pick_of(self.front, which, _objectives) for which in FRONT_PICKS}
+        found = {which: pick_of(self.front, which, _metrics) for which in FRONT_PICKS}
         return {which: candidate for which, candidate in found.items() if candidate is not None}
 
     def mfu(self, candidate: Candidate) -> float:
@@ -286,10 +286,10 @@ def make_plan(
             predictor=predictor,
         ),
         calibration=calibration,
-        doubt=predictor.doubt,
+        uncertainty=predictor.uncertainty,
         is_quick=script_of is None,
     )
 
 
-def _objectives(candidate: Candidate) -> Objectives:
+def _metrics(candidate: Candidate) -> Metrics:
     return candidate.prediction.tokens_per_second, candidate.prediction.peak_memory_bytes

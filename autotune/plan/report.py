@@ -66,7 +66,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
           front the `speedup` over it and the `bytes_saved` of a device.
         - `front`: fastest first, each with `strategy`, `strategy_in_words`, `loss_class`,
           `prediction` (its fields are those of `Prediction`), `surely_fits` (whether its upper
-          bounds fit too) and the shares `mfu` and `headroom`.
+          bounds fit too) and the fractions `mfu` and `headroom`.
         - `picks`: place in the front, from 0, by `throughput`, `memory` and `balanced`.
 
         With `--out` the command adds `exported`: the `pick` and its `folder`.
@@ -86,7 +86,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "host_limit_bytes": plan.question.host_limit_bytes,
         "num_strategies": len(plan.candidates),
         "num_surely_fitting": plan.num_surely_fitting,
-        "num_in_doubt": plan.num_in_doubt,
+        "num_in_doubt": plan.num_uncertain,
         "quick": plan.is_quick,
         "reference": plan.reference.to_dict(),
         "baseline": _baseline_json(plan),
@@ -155,10 +155,10 @@ def _fitting_words(plan: Plan) -> str:
     if not plan.is_quick:
         return f"{plan.num_fitting:,} are expected to fit."
     words = f"{plan.num_surely_fitting:,} fit by the upper bound of a formula"
-    if not plan.num_in_doubt:
+    if not plan.num_uncertain:
         return words + "."
     return (
-        f"{words}; {plan.num_in_doubt:,} more may fit. Without --quick, the memory of the shown "
+        f"{words}; {plan.num_uncertain:,} more may fit. Without --quick, the memory of the shown "
         "strategies is simulated."
     )
 
@@ -184,10 +184,10 @@ def plan_assumptions(plan: Plan) -> Iterator[str]:
         )
     if plan.calibration is not None:
         yield from plan.calibration.sentences(plan.candidates.table)
-    if plan.doubt is not None:
+    if plan.uncertainty is not None:
         yield (
             f"The activations of {plan.workload.model.name} are a guess with wider bounds, "
-            f"because its code could not be traced: {plan.doubt}."
+            f"because its code could not be traced: {plan.uncertainty}."
         )
     if spec.num_nodes > 1:
         yield (

@@ -41,7 +41,7 @@ _NUM_LATEST = 1024
 """Explanations that are cached: a study learns from the same trials repeatedly."""
 
 _PRIOR_FIT = prior_fit(TIME_COEFFICIENTS)
-"""What is known of the time's coefficients before any trial."""
+"""The prior of the coefficients of the step time."""
 
 
 class AnalyticPredictor:
@@ -50,10 +50,10 @@ class AnalyticPredictor:
     Args:
         workload: what is trained.
         hardware: what it runs on.
-        script_of: source of the order of a model's allocations; `profile.script_of` traces it,
-            which takes seconds the first time.
-        traces: whether activations of a model that was not seen before are traced, which takes
-            seconds; otherwise they are counted, with wider bounds, and `doubt` says so.
+        script_of: gives the sequence of a model's allocations; `profile.script_of` traces it,
+            which takes seconds the first time. None: reserved memory is estimated by a formula.
+        traces: whether the activations of a new model are traced, which takes seconds. Otherwise
+            they are counted, with wider bounds, and `uncertainty` says so.
     """
 
     def __init__(
@@ -81,35 +81,35 @@ class AnalyticPredictor:
         self._device_overhead_bytes = DEVICE_OVERHEAD_BYTES[hardware.device_type]
 
     def simulating(self, script_of: ScriptSource | None) -> AnalyticPredictor:
-        """A predictor of this question that knows the order of allocations, and may trace.
+        """A predictor of the same question that simulates reserved memory, and may trace.
 
-        The last table is kept, since simulation changes none of it. It is computed again where
-        activations were a guess (`doubt`), which tracing may replace.
+        It takes over the last table, since tables are not simulated. It computes the table again
+        if activations were a guess (`uncertainty`), because tracing may replace the guess.
         """
         other = AnalyticPredictor(self._workload, self._hardware, script_of)
-        if self.doubt is None:
+        if self.uncertainty is None:
             other._latest = self._latest
         return other
 
     @property
-    def doubt(self) -> str | None:
-        """Why activations of a model that was asked for are a guess; None where none are."""
-        return self._memory.token_model.doubt
+    def uncertainty(self) -> str | None:
+        """Why the activations of some strategy are a guess; None if none are."""
+        return self._memory.token_model.uncertainty
 
     def predict(self, strategy: Strategy) -> Prediction:
         """Peak memory and step time of one strategy, with their uncertainty."""
         return self.explain(strategy)[0]
 
     def explain(self, strategy: Strategy) -> tuple[Prediction, StepParts]:
-        """The prediction of one strategy, and what its step time is made of."""
+        """The prediction of one strategy, and the parts of its step time."""
         return self._explained(strategy, self.simulated(strategy))
 
     def simulated(self, strategy: Strategy) -> ReservedPeak | None:
-        """The simulated peak of the allocator; None where it is not known yet."""
+        """The simulated peak of the allocator; None if it cannot be simulated."""
         return self._reserved.peak(strategy) if self._reserved else None
 
     def peak_memory(self, strategy: Strategy) -> PeakMemory:
-        """The peak of the worst rank: simulated where its allocations are known, else counted."""
+        """The peak of the worst rank: simulated if its allocations are known, else a formula's."""
         return self._peak(strategy, self.simulated(strategy))
 
     def _peak(self, strategy: Strategy, simulated: ReservedPeak | None) -> PeakMemory:
@@ -138,13 +138,13 @@ class AnalyticPredictor:
         return prediction, parts
 
     def techniques(self, strategy: Strategy) -> Mapping[str, float]:
-        """Little-proven techniques of a strategy, and the deviation of its step time for each."""
+        """Techniques of a strategy with few trials so far, and the deviation that each adds."""
         return techniques(strategy, self._num_ranks)
 
     def predict_table(self, table: StrategyTable) -> PredictionTable:
         """Peak memory and step time of every strategy of a table, in its order.
 
-        The last table is cached: a search asks for the same table at several places.
+        The last table is cached: several parts of a search ask for the same table.
         """
         if self._latest is None or self._latest[0] is not table:
             parts = [predicted for predicted, _ in self.explain_table(table)]
@@ -152,7 +152,7 @@ class AnalyticPredictor:
         return self._latest[1]
 
     def explain_table(self, table: StrategyTable) -> Iterator[tuple[PredictionTable, Explanation]]:
-        """Predictions of a table block by block, each with the parts that it is made of."""
+        """Predictions of a table block by block, each with its explanation."""
         for part in explain_table(table, self._memory, self._time):
             shards = part.table.map(self._memory.states.shards)
             yield PredictionTable(**self._figures(part.ask, shards, part.peak, part.parts)), part
@@ -160,7 +160,7 @@ class AnalyticPredictor:
     def _figures(
         self, ask: Ask, shards: Any, peak: PeakMemory, parts: StepParts
     ) -> dict[str, Any]:
-        """The figures that are predicted for one strategy and for a table alike, by field name."""
+        """Figures of a prediction, by field name: of one strategy, or of a table."""
         step_time_s = parts.total_s
         host: HostMemory = ask(self._host_memory, shards)
         return {
@@ -173,14 +173,14 @@ class AnalyticPredictor:
             "host_memory_lower_bytes": host.lower,
             "host_memory_upper_bytes": host.upper,
             "host_save_bytes": host.save,
-            # Ranks, and what they offload, are alike on every host.
+            # Every host has the same number of ranks, which offload the same.
             "disk_bytes": -(-ask(self._disk_bytes) // self._num_nodes),
             "step_time_s": step_time_s,
             "tokens_per_second": self._workload.tokens_per_step / step_time_s,
         }
 
     def _host_memory(self, strategy: Strategy, shards: tuple[RankShard, ...]) -> HostMemory:
-        """Host memory of a strategy on each host; 0 on the CPU, where the peak includes it."""
+        """Host memory of a strategy on each host; 0 on a CPU, where the peak includes it."""
         if self._is_cpu:
             return HostMemory(expected=0, lower=0, upper=0, save=0)
         return host_memory(
@@ -195,8 +195,8 @@ class AnalyticPredictor:
     def _disk_bytes(self, strategy: Strategy) -> int:
         """Bytes on NVMe of all ranks together: master weights, moments, gradients, and weights.
 
-        Measured: 15.0 bytes a parameter of 16 for the optimizer, whose gradients of less than
-        1 MiB stay in memory, as such weights do.
+        The optimizer is counted with 16 bytes a parameter. Measured: 15.0, because gradients and
+        weights of less than 1 MiB stay in memory.
         """
         if not strategy.uses_nvme:
             return 0
@@ -211,6 +211,6 @@ class AnalyticPredictor:
 
 
 def _moment_in_words(moment: str, strategy: Strategy) -> str:
-    """The name of a moment; with checkpoints, backward's peak is in recomputation."""
+    """The name of a moment for people: with checkpoints, backward peaks in recomputation."""
     is_repeated = moment == "backward" and strategy.checkpoint_interval > 0
     return "recomputation of a layer" if is_repeated else moment

@@ -2,8 +2,8 @@
 
 A formula over the answers of several models is written once. `Ask` gets an answer for a strategy,
 or for each row of a table. An answer is a number or an array, or a record of numbers or of arrays,
-one element a row. The functions cover the operations in which numbers differ from numpy's arrays.
-Types name the case of one strategy.
+with one element for each row. The functions cover the operations in which numbers differ from
+numpy's arrays. Type annotations are those of one strategy.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = [
 
 
 Ask = Callable[..., Any]
-"""`ask(function, *others)` is what the function gives for a strategy and the others.
+"""`ask(function, *others)` gives `function(strategy, *others)`, for one strategy or each row.
 
-The function does not know of tables: it is asked once for each strategy that differs in what it
-reads. For a table the others are columns.
+The function does not know tables: it is called once for each combination of the knobs that it
+reads. For a table, the others are columns.
 """
 
 
@@ -49,7 +49,7 @@ def ask_about(strategy: Strategy) -> Ask:
 
 
 class Stages(Protocol):
-    """Records of all stages of a pipeline: of one strategy, or of each row of a table."""
+    """A record for each stage of a pipeline: of one strategy, or of each row of a table."""
 
     def greatest(self, number: Callable[[Any], Any]) -> Any:
         """The record with the greatest number, the first of equals."""
@@ -61,10 +61,10 @@ class Stages(Protocol):
 
 
 class StagesOfOne:
-    """Records of all stages of a pipeline for one strategy.
+    """A record for each stage of a pipeline, for one strategy.
 
     Args:
-        records: one a stage.
+        records: one for each stage.
     """
 
     def __init__(self, records: Iterable[Any]) -> None:
@@ -112,7 +112,7 @@ def least(first: Any, second: Any) -> Any:
 
 
 def next_power_of_2(number: Any) -> Any:
-    """The least power of two that is not below a number."""
+    """The smallest power of two that is at least a number."""
     if isinstance(number, np.ndarray):
         return 2.0 ** np.ceil(np.log2(number))
     return 2.0 ** math.ceil(math.log2(number))

@@ -1,4 +1,4 @@
-"""A predictor that remembers recent predictions."""
+"""A predictor that caches recent predictions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from autotune.trials.trial import Prediction
 __all__ = ["CachedPredictor"]
 
 _NUM_LATEST = 256
-"""Predictions that are cached: before each trial a study asks for those of the latest trials and
-of trials that ran out of memory."""
+"""Number of predictions that are cached: before each trial, a study asks for the predictions of
+the latest trials and of trials that ran out of memory."""
 
 
 class CachedPredictor:
     """The answers of another predictor, cached.
 
     Args:
-        predictor: gives the same answer whenever it is asked the same.
+        predictor: always gives the same answer to the same question.
     """
 
     def __init__(self, predictor: Predictor) -> None:

@@ -1,6 +1,6 @@
 """Memory and time of a whole table of strategies, block by block, as for a single one.
 
-A value that depends on few knobs is asked of the models once for each combination of them. The
+The models compute a value that depends on few knobs once for each combination of these knobs. The
 rest is the models' own arithmetic, on arrays. Does not know formulas.
 """
 
@@ -22,14 +22,14 @@ from autotune.space.strategy_table import Column, StrategyTable
 __all__ = ["Explanation", "explain_table"]
 
 _BLOCK_ROWS = 2**17
-"""Rows that are computed at a time, one for each stage of a pipeline: this limits the memory."""
+"""Rows that are computed at a time, one for each stage of a pipeline; limits the memory."""
 
 _Array = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
-    """Peak memory and step time of consecutive rows of a table, one element a row."""
+    """Peak memory and step time of consecutive rows of a table, one element for each row."""
 
     table: StrategyTable
     """The table of these rows alone."""
@@ -37,7 +37,7 @@ class Explanation:
     parts: StepParts
 
     def ask(self, function: Callable[..., Any], *others: Column) -> Any:
-        """What a function of a strategy gives for each row: an array, or a record of arrays."""
+        """The values of a function of a strategy for each row: an array, or a record of arrays."""
         return self.table.map(function, *others).spread()
 
 
@@ -58,7 +58,7 @@ def explain_table(
 def _explain(
     table: StrategyTable, num_stages: _Array, memory: MemoryModel, time: TimeModel
 ) -> Explanation:
-    # Each stage of a pipeline has a row of its own until the worst of them is known.
+    # Each stage of a pipeline has a row of its own until the worst stage is known.
     rows = np.repeat(np.arange(len(table)), num_stages)
     starts = np.cumsum(num_stages) - num_stages
     stages = table.take(rows)
@@ -85,12 +85,12 @@ def _explain(
 
 
 class _StageRows:
-    """Records of all stages, one after the other for each row of a table.
+    """A record for each stage, the stages of each row of a table one after the other.
 
     Args:
-        records: one record of arrays, one element a stage.
+        records: one record of arrays, with one element for each stage.
         rows: the row that each stage belongs to.
-        starts: the place of each row's first stage.
+        starts: the index of each row's first stage.
     """
 
     def __init__(self, records: Any, rows: _Array, starts: _Array) -> None:
@@ -110,13 +110,13 @@ class _StageRows:
         return np.add.reduceat(number(self._records), self._starts)
 
 
-def _take(record: Any, places: _Array) -> Any:
-    """Some elements of each array of a record, and of what it holds."""
+def _take(record: Any, indices: _Array) -> Any:
+    """Some elements of each array of a record, and of the records in it."""
     if isinstance(record, np.ndarray):
-        return record[places]
+        return record[indices]
     if isinstance(record, dict):
-        return {name: _take(value, places) for name, value in record.items()}
+        return {name: _take(value, indices) for name, value in record.items()}
     if is_dataclass(record) and not isinstance(record, type):
-        taken = {f.name: _take(getattr(record, f.name), places) for f in fields(record)}
+        taken = {f.name: _take(getattr(record, f.name), indices) for f in fields(record)}
         return replace(record, **taken)
     return record

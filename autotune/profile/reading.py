@@ -166,10 +166,10 @@ class Reading:
         """The results of other than pointwise operations that a storage is computed from."""
         sources, seen, waiting = set(), {number}, [number]
         while waiting:
-            place = waiting.pop()
-            kernel = self._tape.made_by.get(place)
-            if kernel is None or place == self._inputs[layer] or self._stays(kernel, layer):
-                sources.add(place)
+            storage = waiting.pop()
+            kernel = self._tape.made_by.get(storage)
+            if kernel is None or storage == self._inputs[layer] or self._stays(kernel, layer):
+                sources.add(storage)
                 continue
             waiting += set(kernel.reads) - seen
             seen.update(kernel.reads)

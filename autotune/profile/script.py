@@ -188,9 +188,9 @@ class _Writer:
             if kind <= Event.READY:
                 size = sizes[which]
                 if kind == Event.READY:
-                    place = names.get(which, which) if size > least else _LEFT_OUT
+                    name = names.get(which, which) if size > least else _LEFT_OUT
                     weight = self._weight(self._script.ready[which], copy)
-                    events.append((kind, place, weight))
+                    events.append((kind, name, weight))
                 elif size > least:
                     events.append((kind, names.get(which, which), size))
             elif kind == Event.WORK:

@@ -36,7 +36,7 @@ _ROTARY = "RotaryEmbedding"
 class _Marked:
     """The end of a span of the tape, or something in it that is no allocation."""
 
-    place: int
+    position: int
     kind: Event | None
     number: int
 
@@ -212,16 +212,18 @@ class Run:
         """Merge marks into the tape's events; a workspace becomes a storage of its own."""
         self.events: list[tuple[int, int]] = []
         self.sizes = list(self.tape.size_bytes)
-        self.places: list[int] = []
+        self.positions: list[int] = []
         self.labels: list[tuple[int, bool]] = []
         marks = iter([*self._marks, _Marked(self._end + 1, None, -1)])
         mark = next(marks)
-        for place, (number, change, label, is_backward) in enumerate(self.tape.events(self._end)):
-            while mark.place <= place:
+        for position, (number, change, label, is_backward) in enumerate(
+            self.tape.events(self._end)
+        ):
+            while mark.position <= position:
                 assert mark.kind is not None
                 self._add(mark.kind, mark.number, label, is_backward)
                 mark = next(marks)
-            self.places.append(len(self.events))
+            self.positions.append(len(self.events))
             if number < 0:
                 if change > 0:
                     self.sizes.append(change)
@@ -231,7 +233,7 @@ class Run:
         while mark.kind is not None:
             self._add(mark.kind, mark.number, -1, True)
             mark = next(marks)
-        self.places.append(len(self.events))
+        self.positions.append(len(self.events))
         self._add_in_place()
 
     def _add_in_place(self) -> None:
@@ -243,36 +245,36 @@ class Run:
         """
         names: dict[int, int] = {}
         dropped: set[int] = set()
-        for position, total, before in self._sums:
-            place = self.places[position]
-            made = self._last(place, (int(Event.ALLOCATE), total))
-            freed = self._freed_at_once(place, before)
+        for on_tape, total, before in self._sums:
+            position = self.positions[on_tape]
+            made = self._last(position, (int(Event.ALLOCATE), total))
+            freed = self._freed_at_once(position, before)
             if made is not None and freed is not None and self.sizes[total] == self.sizes[before]:
                 dropped |= {made, freed}
                 names[total] = names.get(before, before)
         self._rename(names, dropped)
 
-    def _freed_at_once(self, place: int, number: int) -> int | None:
+    def _freed_at_once(self, position: int, number: int) -> int | None:
         """Where a storage is freed, if that is before anything else is allocated."""
-        for index in range(place, len(self.events)):
+        for index in range(position, len(self.events)):
             if self.events[index] == (Event.FREE, number):
                 return index
             if self.events[index][0] == Event.ALLOCATE:
                 return None
         return None
 
-    def _last(self, place: int, event: tuple[int, int]) -> int | None:
-        """Where an event is, shortly before a place."""
-        for index in range(place - 1, max(-1, place - 4), -1):
+    def _last(self, position: int, event: tuple[int, int]) -> int | None:
+        """Where an event is, shortly before a position."""
+        for index in range(position - 1, max(-1, position - 4), -1):
             if self.events[index] == event:
                 return index
         return None
 
     def _rename(self, names: Mapping[int, int], dropped: set[int]) -> None:
-        """Drop events, and have storages under other names; places move along."""
+        """Drop events, and have storages under other names; positions move along."""
         kept = [index for index in range(len(self.events)) if index not in dropped]
         ahead = [0, *accumulate(int(index not in dropped) for index in range(len(self.events)))]
-        self.places = [ahead[place] for place in self.places]
+        self.positions = [ahead[position] for position in self.positions]
         self.labels = [self.labels[index] for index in kept]
         self.events = [
             (kind, names.get(number, number) if kind <= Event.READY else number)
@@ -306,16 +308,16 @@ class Run:
     def _spans(self, index: int, group: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Start and end of a group's events in forward, and in backward."""
         first, behind = index * group, (index + 1) * group
-        forward = self.places[self._starts[first]], self.places[self._starts[behind]]
+        forward = self.positions[self._starts[first]], self.positions[self._starts[behind]]
         backward = [
-            place
-            for place, (label, is_backward) in enumerate(self.labels)
+            position
+            for position, (label, is_backward) in enumerate(self.labels)
             if is_backward and first <= label < behind
         ]
         before = [
-            place
-            for place, (label, is_backward) in enumerate(self.labels)
-            if is_backward and label < first and place > backward[0]
+            position
+            for position, (label, is_backward) in enumerate(self.labels)
+            if is_backward and label < first and position > backward[0]
         ]
         return forward, (backward[0], before[0] if before else len(self.events))
 

@@ -95,8 +95,8 @@ def shortened(shape: ModelShape, kinds: list[Any]) -> tuple[ModelShape, dict[int
     num_layers = max(2, 1 + max(kinds.index(kind) for kind in kinds))
     num_layers = min(num_layers, len(kinds))
     counts = Counter(kinds)
-    last = {kind: place for place, kind in enumerate(kinds[:num_layers])}
-    return shortened_to(shape, num_layers), {place: counts[kind] for kind, place in last.items()}
+    last = {kind: index for index, kind in enumerate(kinds[:num_layers])}
+    return shortened_to(shape, num_layers), {index: counts[kind] for kind, index in last.items()}
 
 
 def shortened_to(shape: ModelShape, num_layers: int) -> ModelShape:

@@ -102,14 +102,14 @@ class Tape(TorchDispatchMode):
     def number(self, tensor: torch.Tensor) -> int:
         """Number of the tensor's storage; the number of a freed storage is not used again."""
         storage = tensor.untyped_storage()
-        place = storage._cdata
-        if place not in self._numbers:
-            self._numbers[place] = len(self.size_bytes)
+        address = storage._cdata
+        if address not in self._numbers:
+            self._numbers[address] = len(self.size_bytes)
             self.size_bytes.append(storage.nbytes())
             self.made_in.append(self.label)
-            self._write(self._numbers[place], storage.nbytes())
-            weakref.finalize(storage, self._free, place)
-        return self._numbers[place]
+            self._write(self._numbers[address], storage.nbytes())
+            weakref.finalize(storage, self._free, address)
+        return self._numbers[address]
 
     def enter(self, label: Any) -> None:
         """Say where forward goes on."""
@@ -123,8 +123,8 @@ class Tape(TorchDispatchMode):
             node = torch._C._current_autograd_node()
             number = _ACCUMULATES if node is None else node._sequence_nr()
             if number < _ACCUMULATES:
-                place = bisect_right(self._entered, number, key=lambda entry: entry[0])
-                self._label = self._entered[max(place, 1) - 1][1]
+                index = bisect_right(self._entered, number, key=lambda entry: entry[0])
+                self._label = self._entered[max(index, 1) - 1][1]
         return self._label
 
     def pack(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Kept | None]:
@@ -213,8 +213,8 @@ class Tape(TorchDispatchMode):
             self._write(-1, workspace)
             self._write(-1, -workspace)
 
-    def _free(self, place: int) -> None:
-        number = self._numbers.pop(place)
+    def _free(self, address: int) -> None:
+        number = self._numbers.pop(address)
         self._write(number, -self.size_bytes[number])
 
     def _write(self, number: int, change: int) -> None:

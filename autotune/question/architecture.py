@@ -25,26 +25,26 @@ _NEEDS_ANOTHER = ("gemma4_assistant", "gemma4_unified_assistant", "trocr")
 """Decoders that read the hidden states of another model."""
 
 
-def check_architecture(fields: Mapping[str, Any], place: str) -> None:
+def check_architecture(fields: Mapping[str, Any], label: str) -> None:
     """Refuse a model that is not a decoder-only causal language model of transformers.
 
     Args:
         fields: of a config.json.
-        place: what messages call it.
+        label: what messages call it.
 
     Raises:
         ConfigError: the architecture is another, or is unknown.
     """
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or not model_type:
-        raise ConfigError(f"{place} names no model_type")
+        raise ConfigError(f"{label} names no model_type")
     named = fields.get("architectures")
     if named is not None and not _is_list_of_names(named):
-        raise ConfigError(f"{place}: architectures must be a list of names, got {shorten(named)}")
+        raise ConfigError(f"{label}: architectures must be a list of names, got {shorten(named)}")
     classes = _classes()
     if model_type not in classes:
-        raise ConfigError(_unknown(model_type, fields, place, classes))
-    words = f"{place}: {_in_words(model_type, named)}"
+        raise ConfigError(_unknown(model_type, fields, label, classes))
+    words = f"{label}: {_in_words(model_type, named)}"
     reason = _why_not(model_type, fields, classes[model_type])
     if reason:
         raise ConfigError(f"{words} {reason}")
@@ -74,14 +74,14 @@ def _in_words(model_type: str, named: list[str] | None) -> str:
 
 
 def _unknown(
-    model_type: str, fields: Mapping[str, Any], place: str, known: Collection[str]
+    model_type: str, fields: Mapping[str, Any], label: str, known: Collection[str]
 ) -> str:
     import difflib
 
     import transformers
 
     words = (
-        f"{place}: transformers {transformers.__version__} knows no model_type "
+        f"{label}: transformers {transformers.__version__} knows no model_type "
         f"{shorten(model_type)}"
     )
     if isinstance(fields.get("auto_map"), Mapping):

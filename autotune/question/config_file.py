@@ -37,29 +37,29 @@ _LONGEST_VALUE = 60
 """Characters of a wrong value that a message shows."""
 
 
-def read_config_file(path: Path, place: str) -> dict[str, Any]:
+def read_config_file(path: Path, label: str) -> dict[str, Any]:
     """The fields of a config.json.
 
     Args:
         path: of the file.
-        place: what messages call it, such as `--model my-model: config.json`.
+        label: what messages call it, such as `--model my-model: config.json`.
 
     Raises:
         ConfigError: it is no file that can be read, no JSON object, names a field twice with
             different values, or has a value that no model has.
     """
     try:
-        fields = json.loads(_read_text(path, place), object_pairs_hook=_Pairs)
+        fields = json.loads(_read_text(path, label), object_pairs_hook=_Pairs)
     except RecursionError as error:
-        raise ConfigError(f"{place} is nested deeper than {_MAX_DEPTH} levels") from error
+        raise ConfigError(f"{label} is nested deeper than {_MAX_DEPTH} levels") from error
     except ValueError as error:
-        raise ConfigError(f"{place} cannot be read: it is not valid JSON: {error}") from error
+        raise ConfigError(f"{label} cannot be read: it is not valid JSON: {error}") from error
     if not isinstance(fields, _Pairs):
-        raise ConfigError(f"{place} must be a JSON object, got {shorten(fields)}")
+        raise ConfigError(f"{label} must be a JSON object, got {shorten(fields)}")
     for name, value, depth in _walk(fields):
         fault = _fault(name, value, depth)
         if fault:
-            raise ConfigError(f"{place}: {fault}")
+            raise ConfigError(f"{label}: {fault}")
     plain: dict[str, Any] = _plain(fields)
     return plain
 
@@ -90,27 +90,27 @@ def _differ(one: Any, other: Any) -> bool:
     return bool(one is not other and one != other)
 
 
-def _read_text(path: Path, place: str) -> str:
+def _read_text(path: Path, label: str) -> str:
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             content = file.read(_MAX_BYTES + 1) if _is_regular(file) else None
     except OSError as error:
-        raise ConfigError(f"{place} cannot be read: {error.strerror or error}") from error
+        raise ConfigError(f"{label} cannot be read: {error.strerror or error}") from error
     if content is None:
-        raise ConfigError(f"{place} is not a regular file")
+        raise ConfigError(f"{label} is not a regular file")
     if len(content) > _MAX_BYTES:
         raise ConfigError(
-            f"{place} is larger than {_MAX_BYTES // 2**20} MiB: it is not a model configuration"
+            f"{label} is larger than {_MAX_BYTES // 2**20} MiB: it is not a model configuration"
         )
     if not content.strip():
-        raise ConfigError(f"{place} is empty")
+        raise ConfigError(f"{label} is empty")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{place} cannot be read: it is not UTF-8: {error}") from error
+        raise ConfigError(f"{label} cannot be read: it is not UTF-8: {error}") from error
     if text.startswith("\ufeff"):
         raise ConfigError(
-            f"{place} begins with a byte order mark, which transformers cannot read; save it as "
+            f"{label} begins with a byte order mark, which transformers cannot read; save it as "
             "UTF-8 without it"
         )
     return text

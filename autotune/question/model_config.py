@@ -32,12 +32,12 @@ _NOISE = re.compile(r"((Class v|V)alidation error for (field|validator) '\w+'|\b
 """What stands before the reason in the errors of transformers' configurations."""
 
 
-def complete_fields(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
+def complete_fields(fields: Mapping[str, Any], label: str) -> dict[str, Any]:
     """Everything that the configuration says, with its architecture's defaults, as JSON values.
 
     Args:
         fields: of a config.json whose architecture is known.
-        place: what messages call the file.
+        label: what messages call the file.
 
     Raises:
         ConfigError: transformers cannot read it, or its sizes differ between layers.
@@ -46,14 +46,14 @@ def complete_fields(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
         config = _read(fields)
     except Exception as error:
         # Code of some hundred architectures runs here; whatever it raises is about this file.
-        raise refusal(place, "transformers cannot read it", error, fields, _read) from error
+        raise refusal(label, "transformers cannot read it", error, fields, _read) from error
     record: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     for name in _COMMON:
         try:
             record.setdefault(name, getattr(config, name, None))
         except Exception as error:
             raise ConfigError(
-                f"{place}: {name} differs between its layers, which autotune cannot count"
+                f"{label}: {name} differs between its layers, which autotune cannot count"
             ) from error
     return record
 
@@ -67,7 +67,7 @@ def transformers_config(record: Mapping[str, Any]) -> Any:
 
 
 def refusal(
-    place: str,
+    label: str,
     what: str,
     error: Exception,
     fields: Mapping[str, Any],
@@ -76,7 +76,7 @@ def refusal(
     """What to raise where a configuration cannot be used: the field to blame, and why.
 
     Args:
-        place: what messages call the file.
+        label: what messages call the file.
         what: what could not be done with it.
         error: what was raised.
         fields: what the file says.
@@ -89,7 +89,7 @@ def refusal(
     words = f"{field}: " if field else "its fields do not go together: "
     if field == "pad_token_id":
         words += "set it to null, or to the number of a token of the vocabulary; "
-    return ConfigError(f"{place}: {words}{what}: {_printable(reason)}")
+    return ConfigError(f"{label}: {words}{what}: {_printable(reason)}")
 
 
 def _read(fields: Mapping[str, Any]) -> Any:

@@ -66,16 +66,16 @@ def load_model_shape(name: str, *, trust_remote_code: bool = False) -> ModelShap
     """
     if name in PRESETS:
         return _shape_of(name, PRESETS[name].config, f"--model {name}")
-    place = f"--model {name}: config.json"
+    label = f"--model {name}: config.json"
     with _quiet_libraries():
-        fields = read_config_file(_config_path(name), place)
+        fields = read_config_file(_config_path(name), label)
         if trust_remote_code and "auto_map" in fields:
-            return _shape_of(name, _remote_fields(name, place), place, source=name)
+            return _shape_of(name, _remote_fields(name, label), label, source=name)
         fields.pop("auto_map", None)
-        check_architecture(fields, place)
-        record = complete_fields(fields, place)
-        shape = _shape_of(name, record, place)
-        census = _census_of(record, fields, place)
+        check_architecture(fields, label)
+        record = complete_fields(fields, label)
+        shape = _shape_of(name, record, label)
+        census = _census_of(record, fields, label)
     return replace(shape, census=census)
 
 
@@ -133,7 +133,7 @@ def _quiet_libraries() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
 
 
-def _remote_fields(name: str, place: str) -> dict[str, Any]:
+def _remote_fields(name: str, label: str) -> dict[str, Any]:
     """The configuration of a model whose own code reads it."""
     import json
 
@@ -146,11 +146,11 @@ def _remote_fields(name: str, place: str) -> dict[str, Any]:
             record.setdefault(common, getattr(config, common, None))
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{place}: the model's own code cannot read it: {reason}") from error
+        raise ConfigError(f"{label}: the model's own code cannot read it: {reason}") from error
     return record
 
 
-def _census_of(record: Mapping[str, Any], fields: Mapping[str, Any], place: str) -> Census:
+def _census_of(record: Mapping[str, Any], fields: Mapping[str, Any], label: str) -> Census:
     """Build and run the model without memory, and count it."""
     deadlines: list[float] = []
 
@@ -158,7 +158,7 @@ def _census_of(record: Mapping[str, Any], fields: Mapping[str, Any], place: str)
         deadlines.append(time.monotonic() + _BLAME_S)
         if time.monotonic() > deadlines[0]:
             raise TimeoutError
-        model = build_empty_model(other := complete_fields(changed, place))
+        model = build_empty_model(other := complete_fields(changed, label))
         run_first_layers(model, int(other["num_hidden_layers"]))
 
     num_layers = int(record["num_hidden_layers"])
@@ -168,34 +168,34 @@ def _census_of(record: Mapping[str, Any], fields: Mapping[str, Any], place: str)
         run_first_layers(model, num_layers)
     except LookupError as error:
         if type(error) is not LookupError:
-            raise refusal(place, "no such model can be built", error, fields, attempt) from error
+            raise refusal(label, "no such model can be built", error, fields, attempt) from error
         raise ConfigError(
-            f"{place}: autotune cannot count a model of model_type {record['model_type']}: {error}"
+            f"{label}: autotune cannot count a model of model_type {record['model_type']}: {error}"
         ) from error
     except Exception as error:
         # Code of some hundred architectures runs here; whatever it raises is about this file.
-        raise refusal(place, "no such model can be built", error, fields, attempt) from error
+        raise refusal(label, "no such model can be built", error, fields, attempt) from error
     return census
 
 
 def _shape_of(
-    name: str, config: Mapping[str, Any], place: str, *, source: str | None = None
+    name: str, config: Mapping[str, Any], label: str, *, source: str | None = None
 ) -> ModelShape:
     """Take the numbers out of a configuration."""
-    sizes = _sizes_of(config, place)
+    sizes = _sizes_of(config, label)
     hidden, heads = sizes.hidden_size, sizes.num_attention_heads
     kv_heads = sizes.num_key_value_heads or heads
     if heads % kv_heads:
         raise ConfigError(
-            f"{place}: num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}"
+            f"{label}: num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}"
         )
-    num_experts = _number(config, _NUM_EXPERTS, place)
+    num_experts = _number(config, _NUM_EXPERTS, label)
     widths = ("moe_intermediate_size", *_WIDTHS) if num_experts else _WIDTHS
     return ModelShape(
         name=name,
         model_type=str(config["model_type"]),
         hidden_size=hidden,
-        intermediate_size=_number(config, widths, place) or 4 * hidden,
+        intermediate_size=_number(config, widths, label) or 4 * hidden,
         num_hidden_layers=sizes.num_hidden_layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
@@ -210,10 +210,10 @@ def _shape_of(
     )
 
 
-def _sizes_of(config: Mapping[str, Any], place: str) -> _Sizes:
+def _sizes_of(config: Mapping[str, Any], label: str) -> _Sizes:
     if config.get("num_attention_heads") is None:
         raise ConfigError(
-            f"{place}: model_type {config.get('model_type')} has no num_attention_heads; autotune "
+            f"{label}: model_type {config.get('model_type')} has no num_attention_heads; autotune "
             "supports only decoders with attention, not state-space or recurrent models"
         )
     try:
@@ -222,11 +222,11 @@ def _sizes_of(config: Mapping[str, Any], place: str) -> _Sizes:
         mistake = error.errors()[0]
         field, rule = mistake["loc"][0], mistake["msg"]
         raise ConfigError(
-            f"{place}: {field}: {rule[0].lower()}{rule[1:]}, got {shorten(mistake['input'])}"
+            f"{label}: {field}: {rule[0].lower()}{rule[1:]}, got {shorten(mistake['input'])}"
         ) from error
 
 
-def _number(config: Mapping[str, Any], names: tuple[str, ...], place: str) -> int | None:
+def _number(config: Mapping[str, Any], names: tuple[str, ...], label: str) -> int | None:
     """The first number that is given, and not zero, under these names; of a list the mean."""
     name = next((name for name in names if config.get(name)), None)
     if name is None:
@@ -234,5 +234,5 @@ def _number(config: Mapping[str, Any], names: tuple[str, ...], place: str) -> in
     value = config[name]
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(each, int) and each > 0 for each in values):
-        raise ConfigError(f"{place}: {name} must be a number above 0, got {shorten(value)}")
+        raise ConfigError(f"{label}: {name} must be a number above 0, got {shorten(value)}")
     return sum(values) // len(values)

@@ -1,6 +1,6 @@
 """The strategies that may still improve on what was measured, and what is expected of each.
 
-Says by what share each row is expected to improve what is sought, and all of them together. Does
+Says by what fraction each row, and all rows together, are expected to improve the goal. Does
 not know how posteriors were formed, nor what is proposed.
 """
 
@@ -99,14 +99,14 @@ class Acquisition:
     """Tokens of an optimizer step."""
 
     def gains(self, goal: Goal) -> _Array:
-        """By what share each row alone is expected to improve what is sought."""
+        """By what fraction each row alone is expected to improve what is sought."""
         if goal in (Goal.FRONT, Goal.BALANCED):
             front = self.measured.front
             gain = hypervolume_gain(front, self.limit_bytes, self._speed, self._memory)
-            share = gain / (hypervolume(front, self.limit_bytes) or 1.0)
+            fraction = gain / (hypervolume(front, self.limit_bytes) or 1.0)
             # Before anything was measured there is a front to be had, and no fast end of it.
             has_end = len(self.measured) > 0
-            return self.chance * share + (self.gains(Goal.THROUGHPUT) if has_end else 0.0)
+            return self.chance * fraction + (self.gains(Goal.THROUGHPUT) if has_end else 0.0)
         mean, deviation = self._log_quantity(goal)
         if len(self.measured):
             level = self.measured.log_value(goal, self.limit_bytes)
@@ -115,7 +115,7 @@ class Acquisition:
         return self.chance * expected_excess(Normal(mean=mean, deviation=deviation), level)
 
     def potential(self, goal: Goal, rows: _Places) -> float:
-        """The share by which these rows together improve what is sought, or less: likely.
+        """The fraction by which these rows together improve what is sought, or less: likely.
 
         Some trial that fits must have been measured.
         """

@@ -23,13 +23,13 @@ _MOST_WITNESSES = 128
 """Most trials that are learned from. Of more, half are the fastest and half the latest: work
 grows with the cube of their number, and at 1,000 an answer took four seconds."""
 
-_Places = NDArray[np.intp]
+_Rows = NDArray[np.intp]
 
 
 class _Figures(NamedTuple):
     """The figures of one trial, or of each trial in an array."""
 
-    place: float
+    row: float
     """Its row in the table; -1 where it has none."""
     is_running: float
     fits: float
@@ -52,16 +52,16 @@ class Past:
     """[figures, trials]"""
 
     @property
-    def tried(self) -> _Places:
+    def tried(self) -> _Rows:
         """The rows of what was tried, as far as it is of the table."""
-        places = self._column("place")
-        return places[places >= 0].astype(np.intp)
+        rows = self._column("row")
+        return rows[rows >= 0].astype(np.intp)
 
     @property
-    def running(self) -> _Places:
+    def running(self) -> _Rows:
         """The rows of what runs now."""
-        places = self._column("place")
-        return places[(places >= 0) & (self._column("is_running") > 0)].astype(np.intp)
+        rows = self._column("row")
+        return rows[(rows >= 0) & (self._column("is_running") > 0)].astype(np.intp)
 
     @property
     def num_running(self) -> int:
@@ -87,7 +87,7 @@ class Past:
             speeds = self._column("tokens_per_second")[telling]
             fastest = telling[np.argsort(-speeds, kind="stable")[:half]]
             telling = np.union1d(fastest, telling[-half:])
-        return [self.trials[place] for place in telling.tolist()], num
+        return [self.trials[index] for index in telling.tolist()], num
 
     def _column(self, name: str) -> NDArray[np.float64]:
         column: NDArray[np.float64] = self._columns[_Figures._fields.index(name)]
@@ -98,11 +98,11 @@ class History:
     """Reads trials, each once until it changes.
 
     Args:
-        place_of: the row of a strategy in the table; None where it has none.
+        row_of: the row of a strategy in the table; None where it has none.
     """
 
-    def __init__(self, place_of: Callable[[Strategy], int | None]) -> None:
-        self._place_of = place_of
+    def __init__(self, row_of: Callable[[Strategy], int | None]) -> None:
+        self._row_of = row_of
         self._figures = TrialFigures(self._read, width=len(_Figures._fields))
 
     def of(self, trials: Sequence[Trial]) -> Past:
@@ -110,9 +110,9 @@ class History:
         return Past(trials=trials, _columns=self._figures.of(trials).T)
 
     def _read(self, trial: Trial) -> _Figures:
-        place, measured = self._place_of(trial.strategy), trial.measurement
+        row, measured = self._row_of(trial.strategy), trial.measurement
         return _Figures(
-            place=-1 if place is None else place,
+            row=-1 if row is None else row,
             is_running=trial.state is TrialState.RUNNING,
             fits=trial.fits,
             tells=measured is not None or trial.ran_out_of_memory,

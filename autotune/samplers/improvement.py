@@ -127,8 +127,8 @@ def _ramp(x: _Array) -> _Array:
 
 
 def _cumulative(x: _Array) -> _Array:
-    """Between its values on an even grid, whose place is known without a search."""
-    place = (np.clip(x, -_FARTHEST, _FARTHEST) + _FARTHEST) * _NUM_PER_DEVIATION
-    below = np.minimum(place.astype(np.intp), len(_RISE) - 1)
-    found: _Array = _CUMULATIVE[below] + (place - below) * _RISE[below]
+    """Between its values on an even grid, whose position is known without a search."""
+    position = (np.clip(x, -_FARTHEST, _FARTHEST) + _FARTHEST) * _NUM_PER_DEVIATION
+    below = np.minimum(position.astype(np.intp), len(_RISE) - 1)
+    found: _Array = _CUMULATIVE[below] + (position - below) * _RISE[below]
     return found

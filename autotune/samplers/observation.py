@@ -1,4 +1,4 @@
-"""What one trial teaches a sampler: objective values, and by how much it exceeded the memory.
+"""What one trial teaches a sampler: its metrics, and by how much it exceeded the memory.
 
 Does not know how a sampler uses it.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from optuna.trial import TrialState as OptunaState
 
-from autotune.trials.trial import OBJECTIVES, Measurement, Trial, TrialState
+from autotune.trials.trial import METRICS, Measurement, Trial, TrialState
 
 __all__ = ["Observation", "impossible", "observation_of"]
 
@@ -26,7 +26,7 @@ class Observation:
 
     state: OptunaState
     values: tuple[float, ...] | None = None
-    """In the order of `trial.OBJECTIVES`; only of complete observations."""
+    """In the order of `trial.METRICS`; only of complete observations."""
     violation: float | None = None
     """Peak memory over the limit, less 1: above 0 it does not fit. None unless complete."""
 
@@ -69,7 +69,7 @@ def _measured(trial: Trial, measurement: Measurement, limit_bytes: int) -> Obser
     excess = measurement.peak_device_bytes / limit_bytes - 1
     return Observation(
         state=OptunaState.COMPLETE,
-        values=tuple(float(getattr(measurement, objective.name)) for objective in OBJECTIVES),
+        values=tuple(float(getattr(measurement, metric.name)) for metric in METRICS),
         violation=min(excess, 0.0) if trial.is_within_memory else _clipped(excess),
     )
 
@@ -90,7 +90,7 @@ def _over_memory(
     }
     return Observation(
         state=OptunaState.COMPLETE,
-        values=tuple(values[objective.name] for objective in OBJECTIVES),
+        values=tuple(values[metric.name] for metric in METRICS),
         violation=violation,
     )
 

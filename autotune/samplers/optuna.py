@@ -29,7 +29,7 @@ from autotune.samplers.observation import Observation, impossible, observation_o
 from autotune.samplers.parameters import Parameters
 from autotune.space.search_space import SearchSpace
 from autotune.space.strategy import Strategy
-from autotune.trials.trial import OBJECTIVES, Direction, Trial
+from autotune.trials.trial import METRICS, Direction, Trial
 
 __all__ = ["OptunaSampler"]
 
@@ -76,21 +76,21 @@ class OptunaSampler:
         self._parameters = Parameters(space)
         self._distributions = self._parameters.distributions
         self._random = random.Random(seed)
-        self._places = {strategy: place for place, strategy in enumerate(self._strategies)}
-        self._place_of: dict[Strategy, int | None] = {}
+        self._rows = {strategy: row for row, strategy in enumerate(self._strategies)}
+        self._row_of: dict[Strategy, int | None] = {}
         self._asked: dict[Strategy, optuna.Trial] = {}
         self._learned: set[Strategy] = set()
         with _quiet():
             self._study = optuna.create_study(
-                directions=[_DIRECTIONS[objective.direction] for objective in OBJECTIVES],
+                directions=[_DIRECTIONS[metric.direction] for metric in METRICS],
                 sampler=_sampler(kind, seed),
             )
 
     def propose(self, trials: Sequence[Trial]) -> Strategy | None:
         """A possible strategy that none of `trials` has, or None when there is none left."""
         tried = {trial.strategy for trial in trials}
-        taken = self._places_of(tried)
-        untried = [s for place, s in enumerate(self._strategies) if place not in taken]
+        taken = self._rows_of(tried)
+        untried = [s for row, s in enumerate(self._strategies) if row not in taken]
         if not untried:
             return None
         if self._kind is SamplerKind.GRID:
@@ -103,12 +103,12 @@ class OptunaSampler:
                 self._learn(trials)
             return self._draw(tried) or self._random.choice(untried)
 
-    def _places_of(self, tried: set[Strategy]) -> set[int | None]:
+    def _rows_of(self, tried: set[Strategy]) -> set[int | None]:
         """Where in the space they are; each is looked for once, since that compares all knobs."""
         for strategy in tried:
-            if strategy not in self._place_of:
-                self._place_of[strategy] = self._places.get(strategy)
-        return {self._place_of[strategy] for strategy in tried}
+            if strategy not in self._row_of:
+                self._row_of[strategy] = self._rows.get(strategy)
+        return {self._row_of[strategy] for strategy in tried}
 
     def _forget_what_was_not_taken(self, tried: set[Strategy]) -> None:
         """A proposal that was put off may be drawn again."""

@@ -85,7 +85,7 @@ class PredictedSampler:
         if not len(table):
             return
         self._surrogate = Surrogate(self._table, prior)
-        self._history = History(self._surrogate.place_of)
+        self._history = History(self._surrogate.row_of)
         predicted = self._surrogate.predicted
         self._tokens = float(predicted.tokens_per_second[0] * predicted.step_time_s[0])
         self._has_room = (predicted.peak_host_bytes <= self._limits.host_bytes) & (

@@ -85,11 +85,11 @@ class ThisMachine:
                 self.hardware,
                 model_type=model_type,
                 folder=folder,
-                place=place,
-                num_places=self.trials_side_by_side,
+                slot=slot,
+                num_slots=self.trials_side_by_side,
                 is_offline=model_type != OF_ANY_MODEL,
             )
-            for place in range(self.trials_side_by_side)
+            for slot in range(self.trials_side_by_side)
         ]
         return _start(self._launchers, reason_to_stop)
 

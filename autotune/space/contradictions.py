@@ -86,18 +86,18 @@ def _pipeline_parallel(s: Strategy) -> str | None:
 
 
 def _offload(s: Strategy) -> str | None:
-    place = s.offload_optimizer
-    if place is not Offload.NONE:
-        if place is Offload.NVME and s.zero_stage != 3:
+    destination = s.offload_optimizer
+    if destination is not Offload.NONE:
+        if destination is Offload.NVME and s.zero_stage != 3:
             return f"offload_optimizer nvme needs zero_stage 3, got {s.zero_stage}"
         if s.optimizer is not Optimizer.ADAMW:
             return f"offload_optimizer needs optimizer adamw (CPU Adam), got {s.optimizer}"
-        if place is Offload.NVME and s.master_weights is MasterWeights.BF16:
+        if destination is Offload.NVME and s.master_weights is MasterWeights.BF16:
             return (
                 "offload_optimizer nvme needs master_weights fp32: DeepSpeed's swapper mixes up "
                 "the types of bf16 states"
             )
-    if s.offload_ratio < 1 and not (place is Offload.CPU and s.zero_stage == 3):
+    if s.offload_ratio < 1 and not (destination is Offload.CPU and s.zero_stage == 3):
         return f"offload_ratio {s.offload_ratio} needs offload_optimizer cpu and zero_stage 3"
     return None
 

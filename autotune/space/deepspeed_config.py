@@ -196,8 +196,8 @@ def _offload(
     if strategy.uses_nvme:
         if nvme_path is None:
             raise ConfigError("offloading to nvme needs a folder for it: --nvme-path FOLDER")
-        for knob, place in (("offload_optimizer", optimizer), ("offload_param", param)):
-            if place is Offload.NVME:
+        for knob, destination in (("offload_optimizer", optimizer), ("offload_param", param)):
+            if destination is Offload.NVME:
                 zero[knob]["nvme_path"] = nvme_path
     if param is Offload.NVME:
         # DeepSpeed would keep the first billion elements in host memory, and so all of most

@@ -12,7 +12,11 @@ from typing import Any, TypeVar
 
 from autotune.knob_values import LossClass
 
-__all__ = ["KnobFacts", "Needs", "facts_of", "knob"]
+__all__ = ["MOST", "KnobFacts", "Needs", "facts_of", "knob"]
+
+MOST = 2**40
+"""Upper limit of any number of a strategy or workload: products of several are computed in 64
+bit."""
 
 _FACTS = "knob"
 
@@ -47,8 +51,8 @@ class KnobFacts:
     """In `strategy.yaml`: which of an export's files puts it to work."""
     least: float = 1
     """The least number that it takes."""
-    most: float = 2**40
-    """The greatest: products of several knobs are computed in 64 bit."""
+    most: float = MOST
+    """The greatest."""
     numbers: tuple[int, ...] = ()
     """All numbers that it takes, where these are few."""
     word: str | Callable[[Any], str] = ""

@@ -291,9 +291,9 @@ class Strategy(_HashedOnce):
     @property
     def uses_host(self) -> bool:
         """Whether it works in memory of the host, or through it, in every step."""
-        places = (self.offload_optimizer, self.offload_param, self.offload_checkpoints)
+        destinations = (self.offload_optimizer, self.offload_param, self.offload_checkpoints)
         is_paged = OPTIMIZERS[self.optimizer].is_paged
-        return is_paged or any(place is not Offload.NONE for place in places)
+        return is_paged or any(each is not Offload.NONE for each in destinations)
 
     def data_parallel_size(self, num_ranks: int) -> int:
         """Groups of ranks with samples of their own; 0 where the ranks cannot be so divided."""

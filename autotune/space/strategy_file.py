@@ -19,6 +19,7 @@ from autotune.names import PlainName, plain_name
 from autotune.question.adapter_targets import ALL_LINEAR
 from autotune.question.workload import Method
 from autotune.space.deepspeed_config import is_client_optimizer
+from autotune.space.knob import MOST
 from autotune.space.strategy import FACTS, Strategy, read_knob
 from autotune.yaml_file import Section, parse_yaml, read_text
 
@@ -30,9 +31,6 @@ rest is put on a model by
   model = autotune.apply(model, "strategy.yaml")
   optimizer = autotune.create_optimizer(model, "strategy.yaml")
 Edit both files or neither."""
-
-_MOST = 2**40
-"""Upper limit of a number of the workload; products of several are computed in 64 bit."""
 
 _COMMENTS = {"method": "full, lora or qlora"} | {
     name: facts.comment for name, facts in FACTS.items()
@@ -123,8 +121,8 @@ def _is_number(text: str) -> bool:
 
 class _Workload(Section):
     model: PlainName
-    seq_len: int = Field(ge=1, le=_MOST)
-    global_batch_size: int = Field(ge=1, le=_MOST)
+    seq_len: int = Field(ge=1, le=MOST)
+    global_batch_size: int = Field(ge=1, le=MOST)
     method: Method
     lora_targets: tuple[PlainName, ...] = (ALL_LINEAR,)
 

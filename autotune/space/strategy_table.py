@@ -20,7 +20,7 @@ from autotune.space.strategy import KNOBS, Strategy
 __all__ = ["Codes", "Column", "StrategyTable"]
 
 Codes = NDArray[np.integer[Any]]
-"""One small number a row: the place of its value among few."""
+"""One small number a row: the index of its value among few."""
 
 _NUM_SAMPLES = 8
 """Rows that are asked first, to see which knobs are read."""
@@ -61,7 +61,7 @@ class StrategyTable:
 
     Args:
         values: of each knob, all that occur.
-        codes: for each knob with several values, the place of each row's among them.
+        codes: for each knob with several values, the index of each row's value among them.
         num_rows: how many strategies these are.
     """
 
@@ -81,9 +81,9 @@ class StrategyTable:
         for knob in KNOBS:
             column = [getattr(strategy, knob) for strategy in listed]
             values[knob] = list(dict.fromkeys(column))
-            places = {value: place for place, value in enumerate(values[knob])}
-            if len(places) > 1:
-                codes[knob] = _narrow(np.array([places[v] for v in column]), len(places))
+            indices = {value: index for index, value in enumerate(values[knob])}
+            if len(indices) > 1:
+                codes[knob] = _narrow(np.array([indices[v] for v in column]), len(indices))
         return cls(values, codes, len(listed))
 
     def __len__(self) -> int:
@@ -105,8 +105,8 @@ class StrategyTable:
     def values_of(self, knob: str) -> tuple[Any, ...]:
         """The values of one knob that some row has."""
         values, codes = self._values[knob], self._codes.get(knob)
-        places = [0] if codes is None else np.unique(codes).tolist()
-        return tuple(values[place] for place in places) if self._num_rows else ()
+        indices = [0] if codes is None else np.unique(codes).tolist()
+        return tuple(values[index] for index in indices) if self._num_rows else ()
 
     def strategy(self, row: int) -> Strategy:
         """One row on its own."""
@@ -123,11 +123,11 @@ class StrategyTable:
         rows: NDArray[np.intp] | None = None
         for knob in KNOBS:
             values, codes = self._values[knob], self._codes.get(knob)
-            place = next((n for n, v in enumerate(values) if v == getattr(strategy, knob)), None)
-            if place is None:
+            index = next((n for n, v in enumerate(values) if v == getattr(strategy, knob)), None)
+            if index is None:
                 return None
             if codes is not None:
-                left = codes == place if rows is None else codes[rows] == place
+                left = codes == index if rows is None else codes[rows] == index
                 rows = np.flatnonzero(left) if rows is None else rows[left]
         if rows is None:
             return 0 if self._num_rows else None
@@ -146,10 +146,10 @@ class StrategyTable:
         """
         counts = np.where(where, len(values), 1)
         rows = np.repeat(np.arange(self._num_rows), counts)
-        place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        index = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         kept = self._values[knob][0]
         known = list(dict.fromkeys((kept, *values)))
-        codes = np.array([known.index(value) for value in values])[place]
+        codes = np.array([known.index(value) for value in values])[index]
         moved = self.take(rows)
         moved._values[knob] = known
         moved._codes[knob] = _narrow(np.where(where[rows], codes, 0), len(known))
@@ -175,9 +175,9 @@ class StrategyTable:
             found = [self._ask(function, arguments, row, read) for row in firsts.tolist()]
             if len(read) == known:
                 break
-        places: dict[Any, int] = {}
-        numbers = np.array([places.setdefault(value, len(places)) for value in found], np.int32)
-        return Column(codes=numbers[groups], values=list(places), knobs=frozenset(read))
+        indices: dict[Any, int] = {}
+        numbers = np.array([indices.setdefault(value, len(indices)) for value in found], np.int32)
+        return Column(codes=numbers[groups], values=list(indices), knobs=frozenset(read))
 
     def _ask(
         self,

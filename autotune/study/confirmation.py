@@ -26,7 +26,7 @@ _MOST_RUNS = 6
 """What is not told apart by so many is a tie for whoever trains."""
 
 _CLOSE = 0.03
-"""Trials within this share of the fastest may be as fast, by the scatter between runs."""
+"""Trials within this fraction of the fastest may be as fast, by the scatter between runs."""
 
 _TIE = 0.01
 """Who trains does not care about less."""
@@ -61,7 +61,7 @@ class Comparison:
     first: Trial
     second: Trial
     difference: Interval
-    """By what share of the second's throughput the first is faster, from runs taken in pairs."""
+    """How much faster the first is, as a fraction of the second's throughput, from paired runs."""
     verdict: Verdict
 
 

@@ -15,7 +15,7 @@ from autotune.question.goal import Goal
 from autotune.trials.trial import Incumbent, Trial
 
 __all__ = [
-    "Objectives",
+    "Metrics",
     "confirmed_rival",
     "front_of",
     "front_rows",
@@ -27,30 +27,30 @@ __all__ = [
 
 Candidate = TypeVar("Candidate")
 
-Objectives = tuple[float, int]
+Metrics = tuple[float, int]
 """Tokens per second, and bytes of peak memory."""
 
 
 def front_of(
-    candidates: Sequence[Candidate], objectives: Callable[[Candidate], Objectives]
+    candidates: Sequence[Candidate], metrics: Callable[[Candidate], Metrics]
 ) -> list[Candidate]:
-    """The candidates that none beats in both objectives, fastest first.
+    """The candidates that none beats in both metrics, fastest first.
 
     Of candidates with equal values the first one stands for all.
 
     Args:
         candidates: all of them fit.
-        objectives: tokens per second and peak memory of one.
+        metrics: tokens per second and peak memory of one.
     """
 
     def order(candidate: Candidate) -> tuple[float, int]:
-        tokens_per_second, memory_bytes = objectives(candidate)
+        tokens_per_second, memory_bytes = metrics(candidate)
         return -tokens_per_second, memory_bytes
 
     front: list[Candidate] = []
     for candidate in sorted(candidates, key=order):
-        # All before are as fast or faster, so only less memory earns a place.
-        if not front or objectives(candidate)[1] < objectives(front[-1])[1]:
+        # All before are as fast or faster, so only one with less memory belongs to it.
+        if not front or metrics(candidate)[1] < metrics(front[-1])[1]:
             front.append(candidate)
     return front
 
@@ -67,12 +67,12 @@ def front_rows(
 
 
 def pick_of(
-    front: Sequence[Candidate], which: Goal, objectives: Callable[[Candidate], Objectives]
+    front: Sequence[Candidate], which: Goal, metrics: Callable[[Candidate], Metrics]
 ) -> Candidate | None:
     """One candidate of what `front_of` gave; None where that is empty.
 
     The knee is the one farthest beyond the straight line between the two ends of the front, both
-    objectives scaled to run from 0 to 1 over it: I. Das, "On characterizing the knee of the Pareto
+    metrics scaled to run from 0 to 1 over it: I. Das, "On characterizing the knee of the Pareto
     curve based on normal-boundary intersection", Structural Optimization 18 (1999). Where none
     lies beyond the line, as on a front of one or two, the fastest is balanced too.
     """
@@ -82,13 +82,13 @@ def pick_of(
         return front[0]
     if which is Goal.MEMORY:
         return front[-1]
-    fastest, leanest = objectives(front[0]), objectives(front[-1])
+    fastest, leanest = metrics(front[0]), metrics(front[-1])
     speed_range, memory_range = fastest[0] - leanest[0], fastest[1] - leanest[1]
     if not speed_range or not memory_range:
         return front[0]
 
     def beyond_the_line(candidate: Candidate) -> float:
-        tokens_per_second, memory_bytes = objectives(candidate)
+        tokens_per_second, memory_bytes = metrics(candidate)
         speed = (tokens_per_second - leanest[0]) / speed_range
         saving = (fastest[1] - memory_bytes) / memory_range
         # The ends are (1, 0) and (0, 1); the distance from their line goes with this sum.
@@ -139,5 +139,5 @@ def incumbents(trials: Sequence[Trial]) -> tuple[Incumbent, ...]:
     )
 
 
-def _measured(trial: Trial) -> Objectives:
+def _measured(trial: Trial) -> Metrics:
     return trial.tokens_per_second, trial.peak_memory_bytes

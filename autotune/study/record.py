@@ -1,7 +1,7 @@
 """The record of a study: its trials, in an Optuna storage.
 
 The only file that knows what of a trial is what in Optuna: the strategy as parameters, the two
-objectives as values, everything else as user attributes. So Optuna's dashboard and Optuna's own
+metrics as values, everything else as user attributes. So Optuna's dashboard and Optuna's own
 functions read a study without autotune.
 """
 
@@ -20,7 +20,7 @@ from autotune.study.reruns import with_confirmations
 from autotune.study.storage_address import check_is_kept, shown, storage_errors
 from autotune.study.trial_rows import StoredTrial, TrialRows
 from autotune.trials.trial import (
-    OBJECTIVES,
+    METRICS,
     Failure,
     FailureKind,
     Outcome,
@@ -95,10 +95,10 @@ class TrialRecord:
                     storage=self._storage,
                     study_name=name,
                     sampler=unused,
-                    directions=[objective.direction.value for objective in OBJECTIVES],
+                    directions=[metric.direction.value for metric in METRICS],
                     load_if_exists=True,
                 )
-                self._study.set_metric_names([objective.name for objective in OBJECTIVES])
+                self._study.set_metric_names([metric.name for metric in METRICS])
             self._rows = TrialRows(self._storage, self._study._study_id, self._distributions)
 
     def _opened(self, url: str) -> optuna.storages.RDBStorage:
@@ -245,7 +245,7 @@ class TrialRecord:
         values: list[float] = []
         constraints: dict[str, float] = {}
         if outcome.state is TrialState.COMPLETE and outcome.measurement is not None:
-            values = [float(getattr(outcome.measurement, o.name)) for o in OBJECTIVES]
+            values = [float(getattr(outcome.measurement, o.name)) for o in METRICS]
             excess = outcome.measurement.peak_device_bytes - self._memory_limit_bytes
             if outcome.measurement.num_alloc_retries:
                 excess = max(excess, 1)

@@ -78,7 +78,7 @@ class StudySummary:
         return sum(trial.was_launched and trial.ran_out_of_memory for trial in self.trials)
 
     @property
-    def out_of_memory_share(self) -> float | None:
+    def out_of_memory_fraction(self) -> float | None:
         """Share of launched trials that ran out of memory."""
         return self.num_out_of_memory / self.num_launched if self.num_launched else None
 

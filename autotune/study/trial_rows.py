@@ -134,7 +134,7 @@ class TrialRows:
         Args:
             number: the trial's.
             state: which it ended in.
-            values: of its objectives, if it has any.
+            values: of its metrics, if it has any.
             attributes: beside those that it has.
             constraints: as `optuna.trial.Trial.set_constraint` takes them.
 
@@ -178,8 +178,8 @@ class TrialRows:
         named = {f"constraints:{name}": value for name, value in constraints.items()}
         _write_attributes(connection, models.TrialSystemAttributeModel, trial_id, named)
         rows = [
-            {"trial_id": trial_id, "objective": place, "value": stored, "value_type": kind}
-            for place, value in enumerate(values)
+            {"trial_id": trial_id, "objective": index, "value": stored, "value_type": kind}
+            for index, value in enumerate(values)
             for stored, kind in [models.TrialValueModel.value_to_stored_repr(value)]
         ]
         if rows:

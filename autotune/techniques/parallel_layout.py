@@ -23,7 +23,7 @@ __all__ = ["ParallelCoordinates", "parallel_coordinates"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelCoordinates:
-    """One rank's place in each direction, counted from 0."""
+    """One rank's coordinate in each direction, counted from 0."""
 
     pipeline: int
     """Which stage of layers it computes."""
@@ -36,7 +36,7 @@ class ParallelCoordinates:
 
 
 def parallel_coordinates(strategy: Strategy, *, rank: int, num_ranks: int) -> ParallelCoordinates:
-    """The place of `rank` among `num_ranks`."""
+    """The coordinates of `rank` among `num_ranks`."""
     num_data = strategy.data_parallel_size(num_ranks)
     assert num_data, "the ranks cannot be divided so"
     rest, tensor = divmod(rank, strategy.tensor_parallel_size)

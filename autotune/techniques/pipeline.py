@@ -59,14 +59,14 @@ def pipeline(model: nn.Module, strategy_file: str | Path) -> nn.Module:
             f"pipeline_parallel_size {strategy.pipeline_parallel_size} does not divide the "
             f"{num_ranks} ranks"
         )
-    place = parallel_coordinates(strategy, rank=dist.get_rank(), num_ranks=num_ranks)
+    coordinates = parallel_coordinates(strategy, rank=dist.get_rank(), num_ranks=num_ranks)
     layers = decoder_layers(model, int(model.config.num_hidden_layers))  # type: ignore[union-attr, arg-type]
     num_stages = strategy.pipeline_parallel_size
-    cut_stage(model, layers, stage=place.pipeline, num_stages=num_stages)
+    cut_stage(model, layers, stage=coordinates.pipeline, num_stages=num_stages)
     model = apply_strategy(
         model, strategy, method=exported.method, lora_targets=exported.lora_targets
     )
-    return pipeline_module(model, num_stages=num_stages, stage=place.pipeline)
+    return pipeline_module(model, num_stages=num_stages, stage=coordinates.pipeline)
 
 
 def pipeline_module(model: nn.Module, *, num_stages: int, stage: int) -> nn.Module:

@@ -90,8 +90,8 @@ def shard_batch(
 ) -> dict[str, torch.Tensor]:
     """This rank's part of a batch that all ranks of its sequence group hold as a whole.
 
-    The model's loss is then this rank's share of the mean over all tokens of the batch, as
-    DeepSpeed needs it for the gradient of that mean: the shares of a group add up to it, or under
+    The model's loss is then this rank's part of the mean over all tokens of the batch, as
+    DeepSpeed needs it for the gradient of that mean: the parts of a group add up to it, or under
     ZeRO-3 their mean is it. Without sequence parallelism it is the batch as it was.
 
     Args:
@@ -153,12 +153,12 @@ def shard_tokens(
     }
 
 
-def group_loss(share: torch.Tensor, strategy: Strategy) -> torch.Tensor:
-    """The loss of a sequence group, from this rank's share of it; all its ranks must ask."""
+def group_loss(part: torch.Tensor, strategy: Strategy) -> torch.Tensor:
+    """The loss of a sequence group, from this rank's part of it; all its ranks must ask."""
     units: Any = sequence_units(strategy)
     if units is None:
-        return share
-    total = share.clone()
+        return part
+    total = part.clone()
     dist.all_reduce(total, group=units.get_sequence_parallel_group())
     return total / _averaged_ranks(strategy)
 

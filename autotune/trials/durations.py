@@ -86,7 +86,7 @@ class ShownDurations:
         Args:
             step_time_s: of a whole optimizer step.
             starts: `StartKind` of each.
-            share_run: the share of each optimizer step that they run.
+            share_run: the fraction of each optimizer step that they run.
             num_warm_up: steps that they do not time.
         """
         run_s = step_time_s * share_run
@@ -119,8 +119,8 @@ class TrialDurations:
         kinds = self._kinds.of(trials)[:, 0]
 
         def latest(which: NDArray[np.bool_], but: int = 0) -> list[Trial]:
-            places = np.flatnonzero(which)[but:][-_NUM_LATEST:]
-            return [trials[place] for place in places.tolist()]
+            indices = np.flatnonzero(which)[but:][-_NUM_LATEST:]
+            return [trials[index] for index in indices.tolist()]
 
         usual = latest(kinds == StartKind.USUAL)
         build_s = 0.0 if (kinds == StartKind.ON_HOST).any() else self._build_s

@@ -36,10 +36,10 @@ class TrialFigures:
             room = np.empty((2 * num, self._figures.shape[1]))
             room[:num_known] = self._figures[:num_known]
             self._figures = room
-        # Trials do not change; another one takes the place of one that ended.
+        # Trials do not change; another one replaces one that ended.
         pairs = enumerate(zip(trials, self._trials, strict=False))
-        changed = [place for place, (new, old) in pairs if new is not old]
-        for place in (*changed, *range(num_known, num)):
-            self._figures[place] = self._read(trials[place])
+        changed = [index for index, (new, old) in pairs if new is not old]
+        for index in (*changed, *range(num_known, num)):
+            self._figures[index] = self._read(trials[index])
         self._trials = list(trials)
         return self._figures[:num]

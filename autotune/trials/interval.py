@@ -31,13 +31,13 @@ class Interval:
         """The most that it may be."""
         return self.mean + self.half_width
 
-    def widened(self, share: float) -> Interval:
-        """With so much more doubt, as a share of the mean, that does not hang on its own."""
-        return replace(self, half_width=math.hypot(self.half_width, share * abs(self.mean)))
+    def widened(self, fraction: float) -> Interval:
+        """With additional uncertainty, as a fraction of the mean, independent of its own."""
+        return replace(self, half_width=math.hypot(self.half_width, fraction * abs(self.mean)))
 
     @property
     def relative_half_width(self) -> float:
-        """The half-width as a share of the mean."""
+        """The half-width as a fraction of the mean."""
         return self.half_width / abs(self.mean) if self.mean else math.inf
 
 

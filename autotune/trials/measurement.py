@@ -69,7 +69,7 @@ class Measurement:
     skipped_steps: int = 0
     """Optimizer steps skipped on fp16 overflow; never timed."""
     disturbance: float = 0.0
-    """What other work on the machine took meanwhile, as a share of what the ranks need of its
+    """What other work on the machine took meanwhile, as a fraction of what the ranks need of its
     cores, or kept a GPU busy: up to so much faster it may be alone."""
     energy_j_per_token: float | None = None
     """What all devices used in the timed steps; None where a device counts no energy."""
@@ -104,7 +104,7 @@ class Measurement:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The memory objective: what the allocator held at most."""
+        """The metric of memory: what the allocator held at most."""
         return self.peak_reserved_bytes
 
     @classmethod

@@ -22,7 +22,7 @@ class Predictor(Protocol):
     """Says what a strategy will need, for one workload on one machine."""
 
     def predict(self, strategy: Strategy) -> Prediction:
-        """Peak memory and step time of one strategy, with their doubt."""
+        """Peak memory and step time of one strategy, with their uncertainty."""
         ...
 
     def predict_table(self, table: StrategyTable) -> PredictionTable:

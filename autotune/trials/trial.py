@@ -21,14 +21,14 @@ from autotune.trials.trial_spec import CONFIRMING_S, Incumbent, TrialSpec
 __all__ = [
     "CONFIRMING_S",
     "MEMORY",
-    "OBJECTIVES",
+    "METRICS",
     "THROUGHPUT",
     "Direction",
     "Failure",
     "FailureKind",
     "Incumbent",
     "Measurement",
-    "Objective",
+    "Metric",
     "Outcome",
     "Phase",
     "Prediction",
@@ -39,7 +39,7 @@ __all__ = [
 
 
 _BETWEEN_RUNS = 0.03
-"""Two runs of the same work on one H100 were seen so far apart, as a share."""
+"""Two runs of the same work on one H100 were seen so far apart, as a fraction."""
 
 
 class TrialState(StrEnum):
@@ -101,18 +101,18 @@ class Direction(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Objective:
-    """A quantity that is sought, and which way is better."""
+class Metric:
+    """A measured quantity that strategies are compared by, and which way is better."""
 
     name: str
     direction: Direction
     unit: str
 
 
-THROUGHPUT = Objective(name="tokens_per_second", direction=Direction.MAXIMIZE, unit="tokens/s")
-MEMORY = Objective(name="peak_memory_bytes", direction=Direction.MINIMIZE, unit="bytes")
-OBJECTIVES = (THROUGHPUT, MEMORY)
-"""The objectives of a study, in the order of their values in the storage."""
+THROUGHPUT = Metric(name="tokens_per_second", direction=Direction.MAXIMIZE, unit="tokens/s")
+MEMORY = Metric(name="peak_memory_bytes", direction=Direction.MINIMIZE, unit="bytes")
+METRICS = (THROUGHPUT, MEMORY)
+"""The metrics of a study, in the order of their values in the storage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -55,14 +55,14 @@ def build_engine(
         nvme_path=spec.nvme_path,
     )
     torch.manual_seed(spec.seed)
-    place = parallel_coordinates(strategy, rank=dist.get_rank(), num_ranks=spec.num_ranks)
+    coordinates = parallel_coordinates(strategy, rank=dist.get_rank(), num_ranks=spec.num_ranks)
     model = build_model(
         workload,
         strategy,
         device=device,
         deepspeed_config=config,
         seed=spec.seed,
-        stage=place.pipeline,
+        stage=coordinates.pipeline,
     )
     model = apply_strategy(
         model, strategy, method=workload.method, lora_targets=workload.lora_targets
@@ -70,7 +70,7 @@ def build_engine(
     fill_adapters(model, spec.seed)
     num_stages = strategy.pipeline_parallel_size
     if num_stages > 1:
-        model = pipeline_module(model, num_stages=num_stages, stage=place.pipeline)
+        model = pipeline_module(model, num_stages=num_stages, stage=coordinates.pipeline)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     num_parameters, num_trainable = _count_parameters(model)
     on_model()

@@ -18,7 +18,7 @@ from autotune.trials.trial import FailureKind, Phase
 __all__ = ["classify"]
 
 _FREE_SHARE = 0.01
-"""Below this share of free memory, an untyped error of a library is taken for out of memory."""
+"""Below this fraction of free memory, an untyped error of a library is taken for out of memory."""
 
 _CUDA_ERROR_MEMORY_ALLOCATION = 2
 """`cudaErrorMemoryAllocation` of CUDA's `driver_types.h`."""

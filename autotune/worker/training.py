@@ -53,7 +53,7 @@ class _Step:
 
 
 class Training:
-    """One rank's share of one trial.
+    """One rank's part of one trial.
 
     Args:
         spec: what to run.
@@ -65,7 +65,9 @@ class Training:
     def __init__(self, spec: TrialSpec, rank: int, folder: Path, log: RankLog) -> None:
         self._started = time.perf_counter()
         self._whole_spec = spec
-        self._place = parallel_coordinates(spec.strategy, rank=rank, num_ranks=spec.num_ranks)
+        self._coordinates = parallel_coordinates(
+            spec.strategy, rank=rank, num_ranks=spec.num_ranks
+        )
         self._log = log
         self._device_type = DeviceType(os.environ["AUTOTUNE_DEVICE_TYPE"])
         self._device = join(
@@ -140,10 +142,10 @@ class Training:
         num_compilations = self._compilations.num_compilations
         self._synchronize()
         joules_before = self._energy.joules()
-        parts, parts_s, shares = self._composition.parts(batches), [], []
+        parts, parts_s, losses_of_rank = self._composition.parts(batches), [], []
         for part in parts:
             started = time.perf_counter()
-            shares.append(self._stepper.step(part))
+            losses_of_rank.append(self._stepper.step(part))
             self._synchronize()
             parts_s.append(time.perf_counter() - started)
         joules = self._energy.joules()
@@ -158,7 +160,7 @@ class Training:
         compilations, reserved, *parts_s = worst.tolist()
         seconds, spent_s = self._composition.step_time_s(parts_s), sum(parts_s)
         used = None if joules is None or joules_before is None else joules - joules_before
-        losses = [float(group_loss(share, self._spec.strategy)) for share in shares]
+        losses = [float(group_loss(loss, self._spec.strategy)) for loss in losses_of_rank]
         return _Step(
             loss=sum(map(operator.mul, losses, map(len, parts))) / len(batches),
             seconds=seconds,
@@ -171,11 +173,11 @@ class Training:
 
     def _inputs(self, index: int, micro: int) -> dict[str, torch.Tensor]:
         """The model's arguments for one micro-batch: this rank's part of its samples."""
-        ids = micro_batch(self._spec, data_rank=self._place.data, step=index, micro=micro)
+        ids = micro_batch(self._spec, data_rank=self._coordinates.data, step=index, micro=micro)
         ids = ids.to(self._device)
         if self._spec.strategy.sequence_parallel_size == 1:
             return {"input_ids": ids, "labels": ids}
-        return shard_tokens(ids, ids, self._spec.strategy, shard=self._place.sequence)
+        return shard_tokens(ids, ids, self._spec.strategy, shard=self._coordinates.sequence)
 
     def _synchronize(self) -> None:
         if self._device_type is DeviceType.CUDA:

@@ -114,9 +114,9 @@ def test_a_tie_stands_beside_the_pick_in_the_table() -> None:
     assert any("tie: trial 1" in cell for cell in cells)
 
 
-def test_out_of_memory_share_is_of_launched_trials(study: StudySummary) -> None:
+def test_out_of_memory_fraction_is_of_launched_trials(study: StudySummary) -> None:
     assert study.num_launched == 5
-    assert study.out_of_memory_share == pytest.approx(1 / 5)
+    assert study.out_of_memory_fraction == pytest.approx(1 / 5)
 
 
 def test_trials_per_minute_counts_launched_trials(study: StudySummary) -> None:
@@ -220,7 +220,7 @@ def test_the_report_names_trials_that_were_forced() -> None:
 
 def test_a_study_without_trials_has_no_shares() -> None:
     empty = summary()
-    assert empty.out_of_memory_share is None
+    assert empty.out_of_memory_fraction is None
     assert empty.prediction_errors == {}
     assert empty.picks == {}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from command_line import autotune, autotune_here
+from tiers import slow_but
 
 from autotune.question.presets import PRESETS
 
@@ -130,7 +131,7 @@ QUESTIONS = (
 )
 
 
-@pytest.mark.parametrize("question", QUESTIONS, ids=" ".join)
+@pytest.mark.parametrize("question", slow_but(QUESTIONS[3:], QUESTIONS), ids=" ".join)
 def test_every_alternative_is_a_command_that_finds_what_fits(
     tmp_path: Path, question: tuple[str, ...]
 ) -> None:

@@ -1,6 +1,6 @@
 """Searches over a real Ray cluster: several nodes of this machine, real engines on their CPUs.
 
-One cluster for all: nodes that are not alike, in devices or software, are added at the end.
+One cluster for all tests; each finds two nodes of two CPUs, whatever the tests before it did.
 """
 
 from __future__ import annotations
@@ -47,11 +47,26 @@ _MIXED_SEARCH = (
 )
 
 
+_NUM_NODES = 2
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[RayNodes]:
-    """Two nodes of two CPUs; whoever kills one adds another."""
-    with ray_nodes(num_nodes=2) as nodes:
+def nodes() -> Iterator[RayNodes]:
+    """The cluster of all tests."""
+    with ray_nodes(num_nodes=_NUM_NODES) as nodes:
         yield nodes
+
+
+@pytest.fixture
+def cluster(nodes: RayNodes) -> Iterator[RayNodes]:
+    """Two nodes of two CPUs; nodes that a test adds or kills are taken out and replaced."""
+    alike = list(nodes.nodes)
+    yield nodes
+    for node in [node for node in nodes.nodes if node not in alike]:
+        nodes.kill(node)
+    for _ in range(_NUM_NODES - len(nodes.nodes)):
+        nodes.add()
+    nodes.wait()
 
 
 @pytest.fixture(autouse=True)
@@ -195,25 +210,21 @@ def test_a_node_that_joins_makes_room_for_one_more_trial(cluster: RayNodes) -> N
         assert any("has joined: 2 x cpu" in note for note in notes)
         cluster.kill(joined)
         wait_until(lambda: before.refresh(notes.append) or before.capacity == capacity, 60)
-    cluster.add()
 
 
 def test_a_study_belongs_to_one_kind_of_device(cluster: RayNodes) -> None:
-    odd = cluster.add(labels={"device-kind": "old-cpu"})
-    try:
-        with RayCluster(cluster.address) as numerous:
-            assert numerous.kind == "cpu"
-            assert [node.kind for node in numerous.others] == ["old-cpu"]
-            assert numerous.capacity == len(numerous.nodes)
-            [selector] = numerous.placement["bundle_label_selector"]
-            assert selector["ray.io/node-id"] == f"!in({numerous.others[0].node_id})"
-        with RayCluster(cluster.address, device_kind="old-cpu") as chosen:
-            assert chosen.hardware.device_kind == "old-cpu"
-            assert chosen.capacity == 1
-        with pytest.raises(ConfigError, match="--device-kind H100: this cluster has"):
-            RayCluster(cluster.address, device_kind="H100")
-    finally:
-        cluster.kill(odd)
+    cluster.add(labels={"device-kind": "old-cpu"})
+    with RayCluster(cluster.address) as numerous:
+        assert numerous.kind == "cpu"
+        assert [node.kind for node in numerous.others] == ["old-cpu"]
+        assert numerous.capacity == len(numerous.nodes)
+        [selector] = numerous.placement["bundle_label_selector"]
+        assert selector["ray.io/node-id"] == f"!in({numerous.others[0].node_id})"
+    with RayCluster(cluster.address, device_kind="old-cpu") as chosen:
+        assert chosen.hardware.device_kind == "old-cpu"
+        assert chosen.capacity == 1
+    with pytest.raises(ConfigError, match="--device-kind H100: this cluster has"):
+        RayCluster(cluster.address, device_kind="H100")
 
 
 def test_a_cluster_started_here_listens_on_loopback_alone(folder: Path) -> None:
@@ -239,12 +250,11 @@ def test_a_cluster_started_here_listens_on_loopback_alone(folder: Path) -> None:
     assert trial["state"] == "complete"
 
 
-@pytest.fixture(scope="module")
-def mixed(cluster: RayNodes) -> Iterator[RayNodes]:
+@pytest.fixture
+def mixed(cluster: RayNodes) -> RayNodes:
     """Two nodes of this machine's CPU, and one that says it is of another kind."""
-    odd = cluster.add(labels={"device-kind": "old-cpu"})
-    yield cluster
-    cluster.kill(odd)
+    cluster.add(labels={"device-kind": "old-cpu"})
+    return cluster
 
 
 def _raylet(node: Any) -> int:
@@ -284,12 +294,9 @@ def test_a_search_runs_on_the_most_numerous_kind_alone_and_with_its_own_software
     record.parent.mkdir(parents=True)
     record.write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.0.1\n")
     path = os.pathsep.join([str(other), os.environ.get("PYTHONPATH", "")])
-    refused = mixed.add(env_vars={"PYTHONPATH": path})
-    try:
-        _is_refused(mixed)
-        _runs_on_the_first_two(mixed, tmp_path)
-    finally:
-        mixed.kill(refused)
+    mixed.add(env_vars={"PYTHONPATH": path})
+    _is_refused(mixed)
+    _runs_on_the_first_two(mixed, tmp_path)
 
 
 def _is_refused(cluster: RayNodes) -> None:

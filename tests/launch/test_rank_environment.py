@@ -54,7 +54,7 @@ def test_launchers_side_by_side_have_devices_of_their_own_and_share_the_cores(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     pair = replace(GPU, num_devices=2)
-    places = [rank_environment(pair, place, num_places=2) for place in range(2)]
+    places = [rank_environment(pair, place, num_slots=2) for place in range(2)]
     assert [e["CUDA_VISIBLE_DEVICES"] for e in places] == ["4,5", "6,7"]
     assert {e["OMP_NUM_THREADS"] for e in places} == {"4"}
     assert rank_environment(pair)["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from autotune.machine.hardware import DeviceType, Hardware
-from autotune.machine.load import LoadMeter, busy_gpu_share, disturbance
+from autotune.machine.load import LoadMeter, busy_gpu_fraction, disturbance
 
 _SPIN = "import time\nend = time.monotonic() + 1.0\nwhile time.monotonic() < end: pass"
 _ORPHAN = (
@@ -76,14 +76,14 @@ def test_what_runs_below_the_given_root_is_no_other_work(
 
 
 @pytest.mark.parametrize(
-    ("share", "expected"), [(0.0, 0.0), (0.02, 0.0), (0.5, 0.5), (1.0, 1.0), (1.4, 1.0)]
+    ("fraction", "expected"), [(0.0, 0.0), (0.02, 0.0), (0.5, 0.5), (1.0, 1.0), (1.4, 1.0)]
 )
 def test_cpu_ranks_are_disturbed_by_whatever_cores_others_use(
-    cpu_hardware: Hardware, share: float, expected: float
+    cpu_hardware: Hardware, fraction: float, expected: float
 ) -> None:
     cores = psutil.cpu_count() or 1
-    assert disturbance(cpu_hardware, share * cores) == pytest.approx(expected)
-    assert busy_gpu_share(cpu_hardware) == 0.0
+    assert disturbance(cpu_hardware, fraction * cores) == pytest.approx(expected)
+    assert busy_gpu_fraction(cpu_hardware) == 0.0
 
 
 def test_ranks_on_gpus_are_disturbed_once_their_cores_are_taken(

@@ -57,12 +57,12 @@ def test_nothing_that_fits_beats_a_strategy_of_the_front(plan: Plan) -> None:
 
 def test_a_quick_plan_shows_what_fits_by_its_upper_bound_and_counts_the_rest(quick: Plan) -> None:
     assert quick.is_quick
-    assert quick.num_in_doubt > 0
+    assert quick.num_uncertain > 0
     assert quick.num_fitting == quick.num_surely_fitting
     assert all(map(quick.surely_fits, quick.front))
     words = text_of(render_plan(quick))
     assert f"{quick.num_surely_fitting:,} fit by the upper bound of a formula" in words
-    assert f"{quick.num_in_doubt:,} more may fit" in words
+    assert f"{quick.num_uncertain:,} more may fit" in words
 
 
 def test_a_quick_plan_in_which_nothing_surely_fits_shows_what_may(quick: Plan) -> None:
@@ -72,7 +72,7 @@ def test_a_quick_plan_in_which_nothing_surely_fits_shows_what_may(quick: Plan) -
     headroom = 1 - limit / quick.hardware.device_memory_bytes
     tight = replace(quick, question=replace(quick.question, headroom=float(headroom)))
     assert tight.num_surely_fitting == 0
-    assert tight.num_fitting == tight.num_in_doubt > 0
+    assert tight.num_fitting == tight.num_uncertain > 0
     assert tight.front
     assert not any(map(tight.surely_fits, tight.front))
 

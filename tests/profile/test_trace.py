@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from small_shapes import small_shape
+from tiers import slow_but
 
 from autotune.knob_values import Attention
 from autotune.predictor.memory.activations import token_bytes
@@ -32,7 +33,7 @@ def only_layer(shape: ModelShape, variant: Variant = SDPA) -> LayerProfile:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", slow_but(("tiny", "125M", "7B"), PRESETS))
 def test_presets_are_counted_as_their_code_is_traced(preset: str, attention: str) -> None:
     shape = load_model_shape(preset)
     variant = Variant(attention=Attention(attention), element_bytes=2)

@@ -13,7 +13,7 @@ from autotune.trials.trial import Failure, FailureKind, Trial, TrialState
 STRATEGIES = [candidate.strategy for candidate in PLAN.candidates]
 
 
-def place_of(strategy: Strategy) -> int | None:
+def row_of(strategy: Strategy) -> int | None:
     return STRATEGIES.index(strategy) if strategy in STRATEGIES else None
 
 
@@ -24,7 +24,7 @@ FITTING = next(each for each in ENDED if each.fits)
 def test_a_trial_over_the_limit_is_no_part_of_the_front() -> None:
     assert FITTING.measurement is not None
     large = replace(FITTING.measurement, peak_device_bytes=LIMIT_BYTES + 1)
-    history = History(place_of)
+    history = History(row_of)
 
     assert len(history.of([replace(FITTING, measurement=large)]).measured(1.0)) == 0
     assert len(history.of([FITTING]).measured(1.0)) == 1
@@ -33,7 +33,7 @@ def test_a_trial_over_the_limit_is_no_part_of_the_front() -> None:
 def test_energy_that_was_not_measured_is_that_of_typical_power() -> None:
     assert FITTING.measurement is not None
     unknown = replace(FITTING.measurement, energy_j_per_token=None)
-    measured = History(place_of).of([replace(FITTING, measurement=unknown)]).measured(300.0)
+    measured = History(row_of).of([replace(FITTING, measurement=unknown)]).measured(300.0)
 
     assert measured.energy[0] == 300.0 / unknown.tokens_per_second
 
@@ -41,7 +41,7 @@ def test_energy_that_was_not_measured_is_that_of_typical_power() -> None:
 def test_what_runs_is_told_from_what_was_tried_and_from_other_tables() -> None:
     running = Trial(number=1, strategy=STRATEGIES[3], state=TrialState.RUNNING)
     foreign = replace(running, strategy=Strategy(micro_batch_size=1999))
-    past = History(place_of).of([ENDED[0], running, foreign])
+    past = History(row_of).of([ENDED[0], running, foreign])
 
     assert past.tried.tolist() == [0, 3]
     assert past.running.tolist() == [3]
@@ -60,7 +60,7 @@ def test_of_many_the_fastest_and_the_latest_are_witnesses() -> None:
     ]
     failure = Failure(kind=FailureKind.LOST_NODE, message="")
     trials.append(replace(FITTING, measurement=None, failure=failure, state=TrialState.FAILED))
-    told, num = History(place_of).of(trials).witnesses()
+    told, num = History(row_of).of(trials).witnesses()
 
     assert num == 300
     assert [each.number for each in told] == [*range(64), *range(236, 300)]

@@ -11,6 +11,7 @@ from hypothesis import given
 from mutations import many, mutations, refusal
 from ruamel.yaml import YAML
 from sample_study import HARDWARE, LAPTOP, LORA_WORKLOAD, SOFTWARE, WORKLOAD
+from tiers import slow_but
 
 from autotune.errors import ConfigError
 from autotune.knob_values import LossClass
@@ -35,7 +36,7 @@ def test_the_three_spaces_of_the_readme_are_bundled() -> None:
 
 @pytest.mark.parametrize("name", BUNDLED)
 @pytest.mark.parametrize("workload", [WORKLOAD, LORA_WORKLOAD], ids=["full", "lora"])
-@pytest.mark.parametrize("hardware", [HARDWARE, LAPTOP], ids=str)
+@pytest.mark.parametrize("hardware", slow_but([HARDWARE], [HARDWARE, LAPTOP]), ids=str)
 def test_every_bundled_space_has_strategies(
     name: str, workload: Workload, hardware: Hardware
 ) -> None:

@@ -55,10 +55,10 @@ def _pass(
         # Memory of whole pages, as O_DIRECT wants it.
         with mmap.mmap(-1, _BLOCK_BYTES) as block:
             moved = 0
-            for place in range(thread, num_blocks, _NUM_THREADS):
+            for index in range(thread, num_blocks, _NUM_THREADS):
                 if time.perf_counter() - started > _MOST_S:
                     break
-                transfer(descriptor, [block], place * _BLOCK_BYTES)
+                transfer(descriptor, [block], index * _BLOCK_BYTES)
                 moved += 1
             return moved
 

@@ -1,4 +1,4 @@
-"""Bytes that forward keeps for backward: of one token in a decoder layer and in the head.
+"""Bytes that forward keeps for backward, for one token in a decoder layer and in the head.
 
 Counted tensor by tensor from the layers of transformers 5 (`models/llama/modeling_llama.py`,
 `models/opt/modeling_opt.py`) and Liger's (`ops/rms_norm.py`, `ops/swiglu.py`), in the manner of
@@ -19,8 +19,8 @@ from autotune.space.strategy import Strategy
 __all__ = ["TokenBytes", "experts_per_token", "token_bytes"]
 
 _LOSS_BYTES_PER_LOGIT = 12
-"""Bytes of cross-entropy in fp32, in backward: log-probabilities, their gradient, that of the
-logits."""
+"""Bytes of cross-entropy in fp32 in backward: log-probabilities, their gradient, and the gradient
+of the logits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,19 +30,20 @@ class TokenBytes:
     layer_input: int
     """The input of a decoder layer: what checkpointing keeps."""
     layer: int
-    """All that one decoder layer saves for backward."""
+    """Everything that one decoder layer saves for backward."""
     recomputed: int
-    """Bytes that backward recomputes in a part of one layer, and holds until it leaves that
+    """Bytes that backward recomputes in a part of one layer, and holds until it has passed that
     part."""
     layer_backward: int
-    """Bytes alive in one layer's backward at its widest, beyond what layers and head have kept."""
+    """Largest number of bytes alive in one layer's backward, beyond what layers and head have
+    kept."""
     head: int
     """Bytes of the final norm and output projection, and of tensors common to all layers."""
     loss: int
     """Bytes alive only around the loss: logits and what is computed from them."""
     host_layer: int
-    """Bytes of one layer that are moved to the host until backward; the checkpointed input of a
-    layer is not among it."""
+    """Bytes of one layer that are moved to the host until backward, without the checkpointed input
+    of the layer."""
 
 
 def token_bytes(
@@ -57,15 +58,16 @@ def token_bytes(
 
     Tensor parallelism divides heads and the MLP's width, and the logits of a head that shares the
     embedding's weights (`module_inject/auto_tp.py`; other heads gather them). Under sequence
-    parallelism a token is one of this rank's: it has all heads of its own tokens, or as much of
-    others' (Jacobs et al., DeepSpeed Ulysses, arXiv 2309.14509, section 3.1).
+    parallelism the token is one of this rank's tokens: the rank holds all heads of its own tokens,
+    or the same number of bytes of other tokens (Jacobs et al., DeepSpeed Ulysses, arXiv
+    2309.14509, section 3.1).
 
     Args:
         shape: the architecture.
         strategy: precisions, kernels, tiles, what is recomputed, adapters.
         lora_targets: the linear layers that have adapters.
-        seq_len: tokens of a sample, of which eager attention keeps a row for each head.
-        is_cpu: whether the device is the host, to which nothing can be moved.
+        seq_len: tokens of a sample; eager attention keeps a row of this length for each head.
+        is_cpu: whether the device is the host, so that nothing can be moved there.
     """
     moves_inputs = strategy.offload_checkpoints is Offload.CPU and not is_cpu
     return _TokenCount(shape, strategy, lora_targets, seq_len, moves_inputs, is_cpu).total()
@@ -90,8 +92,9 @@ class _TokenCount:
         self._e = group_bytes(strategy)
         self._targets = _Targets(shape, strategy.lora_rank, lora_targets)
         self._tensor = strategy.tensor_parallel_size
-        # PyTorch's flash kernels for GPUs take no fp32, its memory-efficient one no grouped keys:
-        # what is left for both together computes the scores as eager attention does.
+        # PyTorch's flash kernels for GPUs do not take fp32, and its memory-efficient kernel does
+        # not take grouped keys. The kernel that takes both computes the scores as eager attention
+        # does.
         is_grouped = shape.num_key_value_heads < shape.num_attention_heads
         has_no_kernel = not is_cpu and is_grouped and self._e.attention == FP32_BYTES
         self._has_scores = strategy.attention is Attention.EAGER or has_no_kernel
@@ -124,7 +127,7 @@ class _TokenCount:
             layer_input=e.residual * h,
             layer=2 * norm + kept_attention + kept_mlp - host,
             recomputed=recomputed,
-            # What the head kept is gone by then.
+            # By then, backward has freed what the head kept.
             layer_backward=max(0, widest - head),
             head=head + self._mask(),
             loss=self._loss(),
@@ -132,12 +135,12 @@ class _TokenCount:
         )
 
     def _attention(self) -> int:
-        """Bytes that attention saves, from its input on.
+        """Bytes that attention saves, including its input.
 
-        With flash attention query, key, value, output and the log-sum-exp: Dao et al.,
+        Flash attention saves query, key, value, output and the log-sum-exp: Dao et al.,
         FlashAttention (arXiv 2205.14135), algorithm 1. The output projection's input is the output
-        itself. Eager attention keeps keys and values for each query head (`repeat_kv`), the
-        probabilities in fp32, which softmax computes in, and in its own precision.
+        itself. Eager attention saves keys and values for each query head (`repeat_kv`), and the
+        probabilities twice: in fp32, in which softmax computes, and in its own precision.
         """
         shape, e = self._shape, self._e.attention
         targets, rank = self._targets, self._strategy.lora_rank
@@ -154,11 +157,12 @@ class _TokenCount:
         return outside + inside // self._tensor
 
     def _mlp(self) -> int:
-        """Bytes that the MLP saves, from its input on.
+        """Bytes that the MLP saves, including its input.
 
-        What the activation function and the gate save, and the input of the last linear layer.
-        SwiGLU: gate, its activation and up; Liger computes the activation again. ReLU saves its
-        output, which is the last layer's input too; other functions save their input beside it.
+        It saves what the activation function and the gate save, and the input of the last linear
+        layer. SwiGLU saves the gate, its activation and up; Liger computes the activation again.
+        ReLU saves its output, which is also the last layer's input; other functions save their
+        input in addition.
         """
         shape, e, targets = self._shape, self._e.mlp, self._targets
         outside = e * shape.hidden_size * targets.keep_mlp_input
@@ -172,9 +176,10 @@ class _TokenCount:
         return outside + inside // self._tensor
 
     def _mlp_backward(self) -> int:
-        """Gradients within the MLP, as its code is traced (`tests/profile/test_trace.py`).
+        """Bytes of the gradients within the MLP.
 
-        In tiles with the whole gradient that they are pieces of.
+        `tests/profile/test_trace.py` compares them with traces of the code. With tiles, the
+        gradient of the whole output is held as well.
         """
         shape, e = self._shape, self._e
         divisor = self._tensor * self._strategy.mlp_tiles
@@ -186,9 +191,9 @@ class _TokenCount:
         return inside + e.residual * shape.hidden_size + whole
 
     def _attention_backward(self) -> int:
-        """Bytes of the scores' two gradients in fp32; 0 where there are no scores.
+        """Bytes of the scores' two gradients in fp32; 0 if attention keeps no scores.
 
-        A copy of the scores in 16 bit is gone by then.
+        By then, the copy of the scores in 16 bit is freed.
         """
         if not self._has_scores:
             return 0
@@ -197,7 +202,7 @@ class _TokenCount:
         return row * (2 * FP32_BYTES - converted)
 
     def _mask(self) -> int:
-        """The causal mask, which transformers makes for eager attention alone."""
+        """Bytes of the causal mask, which transformers makes for eager attention only."""
         is_eager = self._strategy.attention is Attention.EAGER
         return self._e.residual * self._seq_len if is_eager else 0
 
@@ -208,18 +213,18 @@ class _TokenCount:
             # gradient of its input, and a chunk of logits of one to two times the input's size.
             return 3 * self._e.lm_head * shape.hidden_size
         divisor = strategy.loss_tiles * (self._tensor if shape.tie_word_embeddings else 1)
-        # In tiles (`techniques/loss_tiles.py`) the gradient of the whole input is put together.
+        # With tiles (`techniques/loss_tiles.py`), the gradient of the whole input is assembled.
         whole = self._e.residual * shape.hidden_size if strategy.loss_tiles > 1 else 0
         return _LOSS_BYTES_PER_LOGIT * shape.vocab_size // divisor + whole
 
 
 class _Targets:
-    """Which inputs of linear layers are kept: those whose weight, or adapter, is trained."""
+    """Which inputs of linear layers are kept: those of a trained weight or adapter."""
 
     def __init__(self, shape: ModelShape, lora_rank: int, lora_targets: tuple[str, ...]) -> None:
         def keeps(group: ModuleGroup) -> dict[str, bool]:
             linears = shape.attention_linears if group is attention else shape.mlp_linears
-            # The experts of a mixture take no adapters.
+            # The experts of a mixture have no adapters.
             can_have = shape.adapter_linears[group]
             return {
                 name: lora_rank == 0
@@ -241,7 +246,7 @@ def _norm_bytes(shape: ModelShape, e: GroupBytes, is_lean: bool, *, is_trained: 
     """Bytes that one norm saves for backward.
 
     LayerNorm and Liger's RMSNorm save their input. The RMSNorm of transformers saves the input in
-    fp32, and for the gradient of its weight the normalized input.
+    fp32, and the normalized input for the gradient of its weight.
     """
     h = shape.hidden_size
     if is_lean or not shape.has_gated_mlp:
@@ -250,7 +255,7 @@ def _norm_bytes(shape: ModelShape, e: GroupBytes, is_lean: bool, *, is_trained: 
 
 
 def experts_per_token(shape: ModelShape) -> int:
-    """MLPs that one token passes: 1 for dense models."""
+    """Number of MLPs that one token passes through: 1 for dense models."""
     if shape.num_experts == 1:
         return 1
     return int(shape.config.get("num_experts_per_tok") or 2)

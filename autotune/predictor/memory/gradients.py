@@ -1,6 +1,7 @@
 """Gradients and their buckets on the device of one rank, as DeepSpeed 0.19 holds them.
 
-Read from `runtime/zero/stage_1_and_2.py`, `stage3.py` beside it and `runtime/bf16_optimizer.py`.
+Read from `runtime/zero/stage_1_and_2.py`, `runtime/zero/stage3.py` and
+`runtime/bf16_optimizer.py`.
 Does not know weights or optimizer states.
 """
 
@@ -26,15 +27,16 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """The trained parameters of one rank's shard, and in how many bytes."""
+    """The trained parameters of one rank's shard, and their bytes."""
 
     num: int
     owned: float
-    """Parameters of this rank after ZeRO has divided them."""
+    """Parameters that ZeRO assigns to this rank."""
     gradient: float
-    """Bytes of a gradient, as of the weight; of several precisions their mean."""
+    """Bytes of a gradient, equal to those of its weight; the mean if there are several
+    precisions."""
     master: float
-    """Bytes of a master weight; of several precisions the mean, 0 where none has any."""
+    """Bytes of a master weight; the mean if there are several precisions; 0 without masters."""
     is_converted: bool
     """Whether gradients are converted to the master's precision."""
     is_offloaded: bool
@@ -43,7 +45,7 @@ class Trained:
 
 
 def bucket(strategy: Strategy, trained: Trained, sizes: GroupBytes) -> int:
-    """Bytes of one reduction bucket; of several precisions that of the optimizer's first group."""
+    """Bytes of one reduction bucket, in the precision of the optimizer's first group."""
     if not strategy.zero_stage:
         return 0
     e = sizes.residual
@@ -55,12 +57,12 @@ def bucket(strategy: Strategy, trained: Trained, sizes: GroupBytes) -> int:
 def held_gradients(strategy: Strategy, trained: Trained, is_accumulating: bool) -> float:
     """Elements of gradients on the device between two micro-steps.
 
-    Stages 0 and 1 accumulate all of them and reduce at the last micro-step; stage 2 keeps this
-    rank's part; stage 3 has a buffer for its part from the start.
+    Stages 0 and 1 accumulate all gradients and reduce them in the last micro-step. Stage 2 keeps
+    this rank's partition. Stage 3 has a buffer for its partition from the start.
     """
     stage = strategy.zero_stage
     if stage == 3 and trained.is_offloaded:
-        # Of sub-groups that stay on the device, in the master's precision.
+        # Only the sub-groups that stay on the device, in the master's precision.
         return trained.owned * trained.device_fraction * trained.master / trained.gradient
     if stage == 3:
         return trained.owned
@@ -75,10 +77,10 @@ def final_gradients(
     """Elements of gradients on the device when backward ends.
 
     Args:
-        strategy: what is done.
-        trained: what the optimizer sees.
-        held: elements that are there between micro-steps.
-        num_ranks: all of them.
+        strategy: the strategy of the trial.
+        trained: the parameters that the optimizer sees.
+        held: elements on the device between micro-steps, from `held_gradients`.
+        num_ranks: all ranks of the trial.
         is_accumulating: whether a step has several micro-steps.
     """
     ranks = zero_size(strategy, num_ranks)
@@ -86,8 +88,8 @@ def final_gradients(
         case 0:
             return float(trained.num)
         case 1:
-            # One rank reduces only after backward. With more, gradients lie in the buckets as
-            # soon as they are made, except where micro-steps have accumulated them before.
+            # One rank reduces only after backward. With several ranks, gradients go into the
+            # buckets as soon as they are computed, unless earlier micro-steps accumulated them.
             keeps_all = num_ranks == 1 or is_accumulating
             return trained.num if keeps_all else trained.num / ranks
         case 2 if not trained.is_offloaded:
@@ -96,12 +98,12 @@ def final_gradients(
 
 
 def of_bf16_pipeline(trained: Trained) -> dict[str, Any]:
-    """A pipeline in bf16 without ZeRO is trained by `BF16_Optimizer`.
+    """Fields of `States` for a pipeline in bf16 without ZeRO, which `BF16_Optimizer` trains.
 
-    Its buffer of all gradients is there from the start, beside the weights' own, which are cleared
-    and not freed; there are no buckets. The optimizer reads a copy of this rank's part in the
-    master's precision. States and masters are divided as by ZeRO-1 (`engine.py`,
-    `_do_optimizer_sanity_check`; `bf16_optimizer.py`, `step`, `clear_lp_grads`).
+    `BF16_Optimizer` has a buffer of all gradients from the start. The weights' own gradients exist
+    as well, and are cleared, not freed. There are no buckets. The optimizer reads a copy of this
+    rank's partition in the master's precision. States and masters are divided as by ZeRO-1
+    (`engine.py`, `_do_optimizer_sanity_check`; `bf16_optimizer.py`, `step`, `clear_lp_grads`).
     """
     accumulated = 2 * int(trained.gradient * trained.num)
     return {
@@ -124,5 +126,5 @@ def of_bf16_pipeline(trained: Trained) -> dict[str, Any]:
 
 
 def overlaps(strategy: Strategy) -> bool:
-    """Whether gradients travel while backward goes on; in a pipeline they never do."""
+    """Whether gradients are reduced during backward; in a pipeline they never are."""
     return strategy.overlap_comm and strategy.pipeline_parallel_size == 1

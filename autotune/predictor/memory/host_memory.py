@@ -1,4 +1,4 @@
-"""Host memory of a strategy: what is offloaded, processes, a checkpoint's save.
+"""Host memory of a strategy: offloaded tensors, processes, and the save of a checkpoint.
 
 Read from DeepSpeed 0.19.8 (`runtime/zero/stage_1_and_2.py`, `stage3.py`,
 `partition_parameters.py`, `runtime/engine.py`, `ops/adam/cpu_adam.py`, `runtime/swap_tensor/`).
@@ -25,29 +25,29 @@ _GIB = 2**30
 
 _PROCESS_BYTES = int(0.65 * _GIB)
 _PROCESS_UPPER_BYTES = 3 * _GIB
-"""Bytes that a rank holds beside tensors once it has worked with a GPU: 0.60 to 0.70 GiB in eight
-trials on one H100. At most as much as that and a Python process of its own."""
+"""Host memory of a rank beside tensors once it has used a GPU: 0.60 to 0.70 GiB in eight trials on
+one H100. The upper bound allows for a Python process of its own as well."""
 
 _UNCERTAINTY = 0.05
 """Uncertainty of the offloaded bytes, upwards, as a fraction of them."""
 
 _UNCERTAINTY_ON_DISK = 0.5
-"""Uncertainty of the offloaded bytes where a part is on disk: the buffers on the host were never
-measured."""
+"""Uncertainty of the offloaded bytes if a part is on disk, as a fraction of them: the buffers on
+the host were never measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HostMemory:
-    """Host memory of all ranks of one host, in bytes; 0 where nothing is offloaded but the save.
+    """Host memory of all ranks of one host, in bytes; if nothing is offloaded, 0 except `save`.
 
-    In training it is expected between the bounds; the upper one allows for saving in any way.
+    The bounds hold for training; the upper one allows for any way of saving as well.
     """
 
     expected: int
     lower: int
     upper: int
     save: int
-    """Bytes that `save_checkpoint` adds for a moment."""
+    """Bytes that `save_checkpoint` adds while it runs."""
 
 
 def host_memory(
@@ -63,11 +63,11 @@ def host_memory(
 
     Args:
         workload: what is trained.
-        strategy: of any kind.
-        num_ranks: of all hosts.
-        num_nodes: hosts; ranks are alike on each.
+        strategy: any strategy.
+        num_ranks: ranks of all hosts.
+        num_nodes: hosts, each with the same number of ranks.
         accumulation: micro-steps of one optimizer step.
-        activations: what is offloaded of these, of all ranks together.
+        activations: bytes of offloaded activations, of all ranks together.
     """
     save, gathered = saved_bytes(workload, strategy, num_ranks, num_nodes)
     live = offloaded_bytes(workload, strategy, num_ranks, accumulation) + activations
@@ -90,11 +90,11 @@ def host_memory(
 def saved_bytes(
     workload: Workload, strategy: Strategy, num_ranks: int, num_nodes: int
 ) -> tuple[float, float]:
-    """Bytes saving adds on rank 0's host: `save_checkpoint`'s, and whole 16-bit weights.
+    """Bytes that saving adds on rank 0's host: by `save_checkpoint`, and by whole 16-bit weights.
 
-    `torch.save` copies what is on a device to the host one storage at a time, and writes what is
-    on the host from where it lies; all ranks do so at once. Whole weights are gathered by rank 0
-    where that is asked for (`stage3_gather_16bit_weights_on_model_save`, `save_16bit_model`).
+    `torch.save` copies tensors of a device to the host one storage at a time, and writes tensors
+    of the host without a copy; all ranks do so at once. Rank 0 gathers whole weights if the user
+    asks for it (`stage3_gather_16bit_weights_on_model_save`, `save_16bit_model`).
     """
     ranks = num_ranks // num_nodes
     own = zero_size(strategy, num_ranks)
@@ -105,8 +105,8 @@ def saved_bytes(
     trained /= strategy.pipeline_parallel_size
     trained /= 1 if strategy.lora_rank else strategy.tensor_parallel_size
     largest = workload.model.largest_weight / strategy.tensor_parallel_size
-    # Of ZeRO-1 and 2 each rank's master weights are one storage, as are its moments; all weights
-    # that are trained are one more, which rank 0 writes.
+    # Under ZeRO-1 and 2, each rank's master weights are one storage, and so is each moment. All
+    # trained weights are one more, which rank 0 writes.
     states = FP32_BYTES * trained / own
     first = weight * max(trained, largest)
     frozen = 0.0
@@ -126,10 +126,10 @@ def saved_bytes(
 
 
 def pooled_bytes(workload: Workload, strategy: Strategy, num_ranks: int) -> float:
-    """Pinned memory of all ranks that PyTorch keeps although nothing is in it any more.
+    """Bytes of pinned memory of all ranks that PyTorch keeps after its tensors were freed.
 
-    `_partition_param` pins this rank's part of each weight by itself; `_move_to_flat_buffer` lets
-    go of them, and what is free again is kept for others of the same size
+    `_partition_param` pins this rank's partition of each weight separately, and
+    `_move_to_flat_buffer` frees them. PyTorch keeps freed blocks for tensors of the same size
     (`ATen/core/CachingHostAllocator.h`).
     """
     if strategy.offload_param is not Offload.CPU or strategy.lora_rank:
@@ -140,12 +140,12 @@ def pooled_bytes(workload: Workload, strategy: Strategy, num_ranks: int) -> floa
 def offloaded_bytes(
     workload: Workload, strategy: Strategy, num_ranks: int, accumulation: int
 ) -> float:
-    """Host memory in bytes, of all ranks together; 0 where nothing is offloaded.
+    """Bytes of offloaded tensors, of all ranks together; 0 if nothing is offloaded.
 
     Args:
         workload: what is trained.
-        strategy: of any kind.
-        num_ranks: of all hosts.
+        strategy: any strategy.
+        num_ranks: ranks of all hosts.
         accumulation: micro-steps of one optimizer step.
     """
     if strategy.offload_optimizer is strategy.offload_param is Offload.NONE:
@@ -161,17 +161,17 @@ def offloaded_bytes(
             if strategy.zero_stage == 2 and accumulation > 1:
                 total += _accumulated_gradients(workload, strategy, trained)
     elif strategy.offload_optimizer is Offload.NVME:
-        # One sub-group of master weights, moments and gradients passes through at a time.
+        # The host holds one sub-group of master weights, moments and gradients at a time.
         sub_group = stepped_elements(workload, strategy, num_ranks)
         total += 4 * FP32_BYTES * min(sub_group * num_ranks, trained)
     return total + _weights(workload, strategy, num_ranks, trained)
 
 
 def _flat_states(workload: Workload, strategy: Strategy, part: float) -> float:
-    """Bytes on the host of one rank under ZeRO-1 or ZeRO-2, which make its part one flat tensor.
+    """Bytes on the host of one rank under ZeRO-1 or ZeRO-2, whose partition is one flat tensor.
 
-    Pinned: master weights, their gradients, the weights on their way back, and the largest
-    weight's gradient. Not pinned: both moments.
+    Pinned are master weights, their gradients, the weights that are copied back, and the gradient
+    of the largest weight. Both moments are not pinned.
     """
     weight, master = element_bytes(strategy), master_bytes(strategy)
     largest = 0 if strategy.lora_rank else workload.model.largest_weight
@@ -185,9 +185,9 @@ def _states_in_sub_groups(
 ) -> float:
     """Bytes on the host of one rank under ZeRO-3.
 
-    Pinned: gradients, sub-group by sub-group for the step and in one piece of the weights' dtype
-    for accumulation. Not pinned: master weights and both moments. A ratio is of sub-groups, of
-    which the first stay on the device.
+    Pinned are gradients: sub-group by sub-group for the step, and in one piece in the weights'
+    dtype for accumulation. Master weights and both moments are not pinned. `offload_ratio` is the
+    fraction of sub-groups that are offloaded; the first ones stay on the device.
     """
     master = master_bytes(strategy)
     groups = _sub_groups(workload, strategy, num_ranks, part)
@@ -199,7 +199,7 @@ def _states_in_sub_groups(
 def _sub_groups(
     workload: Workload, strategy: Strategy, num_ranks: int, part: float
 ) -> tuple[float, ...]:
-    """Elements of a rank's part in each (`_create_fp16_sub_groups`), which whole weights fill."""
+    """Elements of a rank's partition in each sub-group (`_create_fp16_sub_groups`)."""
     most = stepped_elements(workload, strategy, num_ranks)
     if not strategy.lora_rank:
         return _filled(workload.model, num_ranks, most)
@@ -214,13 +214,13 @@ def _filled(model: ModelShape, num_ranks: int, most: int) -> tuple[float, ...]:
         if groups[-1] >= most:
             groups.append(0.0)
         groups[-1] += elements / num_ranks
-    # Vectors are small, and are everywhere.
+    # Vectors are small, and spread over all groups.
     scale = model.num_parameters / num_ranks / sum(groups)
     return tuple(scale * num for num in groups)
 
 
 def _weights_in_order(model: ModelShape) -> Iterator[int]:
-    """Elements of each weight that is no vector, as modules are made."""
+    """Elements of each weight matrix, in the order in which modules are created."""
     yield model.embedding_parameters
     layer = [inputs * outputs for inputs, outputs in model.attention_linears.values()]
     layer += [i * o * model.num_experts for i, o in model.mlp_linears.values()]
@@ -232,14 +232,15 @@ def _weights_in_order(model: ModelShape) -> Iterator[int]:
 
 @lru_cache
 def _pinned_one_by_one(model: ModelShape, weight_bytes: int, num_ranks: int) -> float:
-    """Bytes of one rank: its part of each weight matrix, pinned by itself."""
+    """Bytes of one rank: its partition of each weight matrix, pinned separately."""
     return sum(_pinned(weight_bytes * num / num_ranks) for num in _weights_in_order(model))
 
 
 def _accumulated_gradients(workload: Workload, strategy: Strategy, trained: int) -> float:
-    """Bytes of all ranks under ZeRO-2: one pinned tensor a weight, between micro-steps.
+    """Bytes of accumulated gradients of all ranks under ZeRO-2: one pinned tensor for each weight.
 
-    ZeRO-1 accumulates on the device, masters in bf16 in their own gradients.
+    ZeRO-1 accumulates on the device. With master weights in bf16, gradients accumulate in the
+    masters' own gradients.
     """
     if strategy.master_weights is MasterWeights.BF16:
         return 0.0
@@ -253,14 +254,14 @@ def _accumulated_gradients(workload: Workload, strategy: Strategy, trained: int)
 
 
 def _weights(workload: Workload, strategy: Strategy, num_ranks: int, trained: int) -> float:
-    """Offloaded parameters of ZeRO-3: those that are trained are one flat pinned tensor."""
+    """Bytes of ZeRO-3's offloaded parameters; the trained ones are one flat pinned tensor."""
     weight, model = element_bytes(strategy), workload.model
     if strategy.offload_param is Offload.CPU:
-        # Frozen ones stay where they were pinned, one by one.
+        # Frozen weights stay pinned one by one.
         frozen = _pinned_one_by_one(model, weight, num_ranks) if strategy.lora_rank else 0
         return num_ranks * (_pinned(weight * trained / num_ranks) + frozen)
     if strategy.offload_param is Offload.NVME:
-        # Five buffers of the largest weight's part, and one for the weights of a whole sub-group.
+        # Five buffers for the largest weight's partition, and one for a whole sub-group's weights.
         sub_group = stepped_elements(workload, strategy, num_ranks)
         one_of_all = num_ranks * weight * min(sub_group * num_ranks, trained)
         return 5 * weight * model.largest_weight + one_of_all
@@ -268,7 +269,7 @@ def _weights(workload: Workload, strategy: Strategy, num_ranks: int, trained: in
 
 
 def _large_weights(workload: Workload) -> Iterator[tuple[int, int]]:
-    """Elements of each weight that is no vector, and how many there are of it."""
+    """Elements of each kind of weight matrix, and how many matrices there are of it."""
     shape = workload.model
     for inputs, outputs in shape.attention_linears.values():
         yield inputs * outputs, shape.num_hidden_layers
@@ -279,5 +280,5 @@ def _large_weights(workload: Workload) -> Iterator[tuple[int, int]]:
 
 
 def _pinned(num_bytes: float) -> float:
-    """PyTorch pins powers of two (`ATen/core/CachingHostAllocator.h`)."""
+    """Bytes that PyTorch pins for a tensor: powers of two (`ATen/core/CachingHostAllocator.h`)."""
     return float(next_power_of_2(num_bytes)) if num_bytes > 1 else 0.0

@@ -1,6 +1,6 @@
-"""The states that each optimizer keeps of a parameter, beside weight and master weight.
+"""The states that each optimizer keeps for a parameter, beside weight and master weight.
 
-Does not know where it is kept, nor over how many ranks ZeRO divides it.
+Does not know where states are kept, nor over how many ranks ZeRO divides them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def state_bytes(form: StateForm, master: int) -> float:
     """Bytes of one parameter in a state tensor of this form.
 
     Args:
-        form: of the numbers.
+        form: precision and layout of the tensor.
         master: bytes of one master weight.
     """
     match form:
@@ -37,9 +37,10 @@ def state_bytes(form: StateForm, master: int) -> float:
 def optimizer_state_bytes(
     strategy: Strategy, shape: ModelShape, shard: RankShard, num_trained: int
 ) -> float:
-    """Bytes of states for one parameter that is trained, as a mean over the shard.
+    """Bytes of states for one trained parameter, as a mean over the shard.
 
-    Muon keeps one momentum for the matrices of the layers and is AdamW for all else.
+    Muon keeps one momentum for the matrices of the layers, and treats all other parameters as
+    AdamW does.
     """
     facts, moment = OPTIMIZERS[strategy.optimizer], master_bytes(strategy)
     if facts.is_factored:
@@ -53,7 +54,7 @@ def optimizer_state_bytes(
 
 
 def _muon(strategy: Strategy, shard: RankShard, num_trained: int, moment: int) -> float:
-    """One momentum of matrices, which ZeRO keeps in the precision of gradients.
+    """Bytes of Muon's states for one trained parameter: ZeRO keeps the momentum as gradients are.
 
     `zero/muon/original_muon.py`; `stage_1_and_2.py`, `_muon_momentum_buffer`; `stage3.py`,
     `_create_momentum_buffer`.
@@ -66,7 +67,7 @@ def _muon(strategy: Strategy, shard: RankShard, num_trained: int, moment: int) -
 
 
 def _8bit_moment(strategy: Strategy, shard: RankShard, num_trained: int) -> float:
-    """Bytes of one 8-bit moment; embeddings keep fp32 where the optimizer can tell parameters.
+    """Bytes of one 8-bit moment; embeddings keep fp32 if the optimizer sees single parameters.
 
     Dettmers et al., 8-bit Optimizers (arXiv 2110.02861), section 2.3; `techniques/optimizers.py`.
     """

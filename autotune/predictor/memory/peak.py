@@ -1,7 +1,7 @@
-"""Peak memory of one rank: the greatest of a few moments of a training step.
+"""Peak memory of one rank: the largest of a few moments of a training step.
 
-Each moment holds what stays (weights, master weights, optimizer states) and what it needs itself.
-Does not know time, nor what any trial measured.
+Each moment holds resident tensors (weights, master weights, optimizer states) and tensors of its
+own. Does not know time, nor what any trial measured.
 """
 
 from __future__ import annotations
@@ -47,65 +47,67 @@ _LEAST_FRACTIONS: Mapping[str, float] = {
     "gathered weights": 0.0,
     "flattened weights": 0.0,
 }
-"""The fraction of each part that is sure to be there: arithmetic is sure, a layer's unusual code
-is not."""
+"""The fraction of each part that is certain, for the lower bound: arithmetic is certain, the
+unusual code of a layer is not."""
 
 _UNCERTAIN_FRACTION = 0.75
-"""Uncertainty of activations that were counted for another architecture than the model's.
+"""Uncertainty of activations that were counted for another architecture, as a fraction of them.
 
-Measured: of ten architectures on one H100 GPT-2 was missed by most, 0.7 of what was counted."""
+Measured with ten architectures on one H100: the largest error was that of GPT-2, 0.7."""
 
 _LEAST_FRACTION_CPU = 0.6
-"""The CPU counts pages that were touched, and its kernels keep other things for backward."""
+"""Fraction of a CPU's peak that is certain: a CPU counts touched pages only, and its kernels keep
+other tensors for backward."""
 
 _FRAGMENTED_FRACTION = 0.25
 _FRAGMENTED_FRACTION_FUSED = 0.05
-"""Part of what other moments need apart that the allocator keeps, unusable, at the peak.
+"""Fraction of the memory of other moments that is fragmented, and so unusable, at the peak.
 
-Measured: 26 trials on one H100 with expandable segments. Pooled, 0.36 without Liger (0.06 to 0.24
-at large batches, about 1 where the optimizer step is the peak) and 0.06 with it.
+Measured in 26 trials on one H100 with expandable segments. Pooled: 0.36 without Liger (0.06 to
+0.24 at large batches, about 1 where the optimizer step is the peak), 0.06 with Liger.
 """
 
 _WORKSPACE_BYTES = 64 * _MIB
-"""Workspace of cuBLAS, for the threads of forward and of backward, from PyTorch's allocator.
+"""Workspace of cuBLAS for the threads of forward and backward, from PyTorch's allocator.
 
-Hopper's default (`ATen/cuda/CublasHandlePool.cpp`), seen in allocation histories of an H100; of
-older GPUs 8 MiB each.
+It is Hopper's default (`ATen/cuda/CublasHandlePool.cpp`), seen in allocation histories of an H100.
+Older GPUs take 8 MiB for each thread.
 """
 
 _ALLOCATOR_BYTES = 192 * _MIB
-"""Rounding of blocks, and the pool of small ones."""
+"""Bytes of the rounding of blocks, and of the pool of small blocks."""
 
 _BUCKETS_BEHIND = 2
 _MOST_BUCKETS_BEHIND = 3
-"""Buckets of ZeRO-3's gradients that the device is behind the host in backward: as the simulation
-takes it, and at most: the host waits for the third (`stage3.py`, `max_param_reduce_events`)."""
+"""Buckets of ZeRO-3's gradients by which the device is behind the host in backward: the
+simulation's value, and the maximum. The host waits for the third (`stage3.py`,
+`max_param_reduce_events`)."""
 
 _PROCESS_BYTES = 100 * _MIB
 _PROCESS_UPPER_BYTES = 800 * _MIB
-"""On the CPU, growth of the resident set that is no tensor: libraries, threads, gloo's buffers.
+"""Growth of a CPU rank's resident set beside tensors: libraries, threads, gloo's buffers.
 
-Measured: 70 to 160 MiB, four trials of two ranks with the presets tiny and 125M.
+Measured: 70 to 160 MiB in four trials of two ranks with the presets tiny and 125M.
 """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldBytes:
-    """Bytes of one token's activations on one rank at each moment, and what comes with it."""
+    """Bytes of one token's activations on one rank at each moment, and related facts."""
 
     loss: int
     logits: int
-    """Bytes around the loss alone."""
+    """Bytes that are alive only around the loss."""
     backward: int
     end_of_backward: int
     first_loss: int
-    """Bytes in the loss of the very first step, where they differ; else 0."""
+    """Bytes in the loss of the very first step if they differ; else 0."""
     has_early_gradient: bool
-    """Whether the output projection has a gradient at the loss already."""
+    """Whether the output projection has a gradient already at the loss."""
     fragmented_fraction: float
-    """Part of what other moments need apart that the allocator cannot use again."""
+    """Fraction of the memory of other moments that the allocator cannot use again."""
     gathered_to_save: int
-    """Bytes of a rank, not of a token: a whole weight at a time, while a checkpoint is saved."""
+    """Bytes of a rank, not of a token: one whole weight, while a checkpoint is saved."""
     uncertain_fraction: float
     """Additional uncertainty of activations, as a fraction of them."""
 
@@ -130,11 +132,11 @@ class MemoryModel:
         self._num_ranks = hardware.num_devices
         self._is_cpu = hardware.device_type is DeviceType.CPU
         self.states = StatesModel(workload, hardware)
-        """The model of states, which other models use as well: it caches its counts."""
+        """The model of states; other models share it, because it caches its counts."""
         self.token_model = TokenModel(workload, is_cpu=self._is_cpu, traces=traces)
 
     def peak(self, strategy: Strategy) -> PeakMemory:
-        """The peak of the worst rank, its bounds, and the part that no tensor can use."""
+        """The peak of the worst rank, with its bounds and parts."""
         ask, is_accumulating = ask_about(strategy), self.states.accumulation(strategy) > 1
         shards = self.states.shards(strategy)
         peaks = (self.peak_of(ask, shard, is_accumulating) for shard in shards)
@@ -142,7 +144,7 @@ class MemoryModel:
 
     @staticmethod
     def of_all_stages(stages: Stages) -> PeakMemory:
-        """The worst of the peaks that `peak_of` gives."""
+        """The largest of the peaks that `peak_of` gives for the stages of a pipeline."""
         worst: PeakMemory = stages.greatest(lambda peak: peak.expected_bytes)
         return worst
 
@@ -155,7 +157,7 @@ class MemoryModel:
 
         Args:
             ask: about one strategy, or about a table of them.
-            shards: of all stages.
+            shards: the shards of all stages.
         """
         of_token, tokens = ask(self._host_token_bytes, shards), ask(self.tokens)
         num_bytes: int = of_token * tokens * self._num_ranks // ask(_num_stages, shards)
@@ -180,8 +182,8 @@ class MemoryModel:
 
         Args:
             ask: about one strategy, or about a table of them.
-            shard: of the stage.
-            is_accumulating: whether several micro-steps make a step.
+            shard: the shard of the stage.
+            is_accumulating: whether an optimizer step has several micro-steps.
         """
         states: States = ask(self.states.of_shard, shard, is_accumulating)
         held: HeldBytes = ask(self._held, shard)
@@ -189,7 +191,7 @@ class MemoryModel:
         totals = {name: sum(parts.values()) for name, parts in moments.items()}
         allocated = greatest(*totals.values())
         built = totals["initialisation"] + states.init_beside
-        # At worst the optimizer step can use nothing again of what backward has freed.
+        # In the worst case the optimizer step cannot use any memory that backward has freed.
         apart = greatest(totals["loss"], totals["backward"])
         apart += states.step_buffers + states.offload_copies
         lower = greatest(
@@ -205,7 +207,7 @@ class MemoryModel:
             upper = 1.5 * apart + _PROCESS_UPPER_BYTES
         else:
             fragmented = whole(held.fragmented_fraction * greatest(0, apart - allocated))
-            # What is received has a segment of its own, in which nothing else has room.
+            # Received gradients have a segment of their own, which no other tensor can use.
             received = states.received_gradients
             beside = greatest(
                 totals["loss"], totals["backward"], totals["optimizer step"] - received
@@ -216,7 +218,8 @@ class MemoryModel:
             late = totals["backward"] + _MOST_BUCKETS_BEHIND * states.late_bucket
             most = greatest(apart, allocated, late, built) + states.beside_at_most
             if self._num_ranks > 1:
-                # Blocks that travel lie where logits were, which then find no room there.
+                # Blocks of communication lie where logits were, so the next logits need new
+                # memory.
                 most = most + whole(held.fragmented_fraction * ask(self.tokens) * held.logits)
             upper = 1.05 * most + 2 * _ALLOCATOR_BYTES
         return PeakMemory(
@@ -233,8 +236,8 @@ class MemoryModel:
     def _moments(self, states: States, held: HeldBytes, tokens: int) -> dict[str, dict[str, int]]:
         """Bytes of each part at each moment of a step.
 
-        For a whole model, bf16, an fp32 master and AdamW on one rank, the optimizer step comes to
-        22 bytes a parameter with ZeRO-1, 12 with master and states in bf16: as measured.
+        For a whole model in bf16 with AdamW on one rank under ZeRO-1, the optimizer step takes 22
+        bytes a parameter with fp32 masters, and 12 with masters and states in bf16, as measured.
         """
         stays = {
             "weights": states.weights,
@@ -254,7 +257,7 @@ class MemoryModel:
             "logits": tokens * held.logits,
             "gathered weights": states.gathered_weights,
         }
-        # Where a first step is taken there, it is over gradients of zeros.
+        # If initialisation takes a first step, its gradients are zeros.
         is_early = states.has_early_states
         masters = is_early * least(states.init_buffers, states.master_weights)
         return {
@@ -275,7 +278,7 @@ class MemoryModel:
             "first gradient": stays
             | {
                 "gradients": accumulated + states.first_gradient + states.first_copies,
-                # It is as large as a bucket, and travels by itself.
+                # The first gradient is as large as a bucket, and is reduced separately.
                 "gradient buckets": states.buckets_in_forward,
                 "activations": tokens * held.loss,
                 "gathered weights": least(states.gathered_weights, states.first_gradient),
@@ -291,7 +294,7 @@ class MemoryModel:
             | {"gradients": states.step_buffers, "gradient buckets": states.buckets_in_step},
             "checkpoint save": stays
             | {"gradients": accumulated, "gathered weights": held.gathered_to_save},
-            # Where it does not differ it holds less than the loss, and so is never the peak.
+            # If it does not differ, it holds less than the loss, and so is never the peak.
             "first loss": loss
             | {
                 "optimizer states": states.has_early_states * stays["optimizer states"],
@@ -307,10 +310,10 @@ class MemoryModel:
         token = self.token_model.of(strategy)
         num_layers, num_inputs = shard.num_layers, _num_inputs(strategy, shard)
         is_moved = strategy.offload_checkpoints is Offload.CPU and not self._is_cpu
-        # Of inputs on the host, one is back at a time.
+        # If inputs are on the host, one at a time is on the device.
         inputs = min(num_inputs, 1 if is_moved else num_inputs) * token.layer_input
         at_once = min(strategy.checkpoint_interval, num_layers) if num_inputs else num_layers
-        # Of other micro-batches in the pipeline, and what is sent and received between stages.
+        # Activations of other micro-batches in the pipeline, and the tensors between stages.
         kept = inputs if num_inputs else num_layers * token.layer
         flying = (shard.num_in_flight - 1) * kept + (
             0 if shard.is_whole else 2
@@ -333,20 +336,20 @@ class MemoryModel:
             + token.recomputed
             + flying,
             first_loss=first,
-            # In tiles, or Liger's chunks, the output projection has a gradient after the first.
+            # With tiles or Liger's chunks, the first one makes the output projection's gradient.
             has_early_gradient=(strategy.loss_tiles > 1 or is_fused) and shard.has_head,
             fragmented_fraction=_FRAGMENTED_FRACTION_FUSED if is_fused else _FRAGMENTED_FRACTION,
             gathered_to_save=self._gathered_to_save(strategy, shard),
-            uncertain_fraction=_UNCERTAIN_FRACTION if self.token_model.doubt else 0.0,
+            uncertain_fraction=_UNCERTAIN_FRACTION if self.token_model.uncertainty else 0.0,
         )
 
     def _gathered_to_save(self, strategy: Strategy, shard: RankShard) -> int:
-        """The largest weight whole, before it is copied to the host.
+        """Bytes of the largest weight, gathered whole before it is copied to the host.
 
-        `engine.py`, `_zero3_consolidated_16bit_state_dict` module by module, and with tensor
-        parallelism `_replace_module_consolidated_state_dict`. All else is written from where it
-        lies: the `state_dict` of `stage_1_and_2.py`, `stage3.py` and `bf16_optimizer.py` clones
-        nothing.
+        `engine.py` gathers module by module in `_zero3_consolidated_16bit_state_dict`, and with
+        tensor parallelism in `_replace_module_consolidated_state_dict`. Other tensors are written
+        without a copy: the `state_dict` of `stage_1_and_2.py`, `stage3.py` and `bf16_optimizer.py`
+        clones nothing.
         """
         degree = strategy.tensor_parallel_size
         is_divided = strategy.zero_stage == 3 and zero_size(strategy, self._num_ranks) > 1
@@ -360,7 +363,7 @@ def _num_stages(strategy: Strategy, shards: tuple[RankShard, ...]) -> int:
 
 
 def _num_inputs(strategy: Strategy, shard: RankShard) -> int:
-    """Inputs of layers that checkpointing keeps; 0 where it keeps other things."""
+    """Number of layer inputs that checkpointing keeps; 0 if it keeps other tensors."""
     interval = strategy.checkpoint_interval
     if not interval or strategy.checkpoint_scope is not CheckpointScope.LAYER:
         return 0

@@ -1,6 +1,6 @@
 """The expected peak memory of the worst rank: the peak, its bounds and its parts.
 
-Does not know how any of it is found.
+Does not know how they are computed.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ __all__ = ["PeakMemory"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeakMemory:
-    """Peak memory of the worst rank, as the allocator holds it."""
+    """Peak memory that the allocator of the worst rank reserves."""
 
     expected_bytes: int
     allocated_bytes: int
-    """Bytes of live tensors: what is expected without the allocator's slack."""
+    """Bytes of live tensors: `expected_bytes` without the allocator's slack."""
     lower_bytes: int
     upper_bytes: int
     managed_bytes: int
-    """Bytes of managed memory, which the device holds and the allocator does not know of."""
+    """Bytes of managed memory on the device, which the allocator does not count."""
     moments: dict[str, dict[str, int]]
     """Bytes that each moment of a step holds, by part."""
     slack: str
-    """Name of the part that is expected beside live tensors."""
+    """Name of the part that is not live tensors: the allocator's or the process's."""
     init_beside_bytes: int = 0
-    """Bytes reserved beside live tensors at initialisation, by what cannot use room that was given
-    back."""
+    """Bytes reserved at initialisation beside live tensors: blocks that do not fit into freed
+    memory."""
 
     @property
     def moment(self) -> str:
-        """The moment at which the peak is."""
+        """The moment of the peak."""
         totals = self._totals()
         return max(totals, key=totals.__getitem__)
 
@@ -48,7 +48,7 @@ class PeakMemory:
         found: int = 0
         totals = self._totals()
         most = greatest(*totals.values())
-        # Of moments that hold as much the first is the peak.
+        # If several moments hold the same, the first one is the peak.
         for name, moment in reversed(self.moments.items()):
             found = chosen(totals[name] == most, sum(moment.get(part, 0) for part in parts), found)
         return found

@@ -1,7 +1,7 @@
-"""Bytes of one number in each group of modules, and how fast its matrix products are.
+"""Bytes of one number in each group of modules, and the relative time of its matrix products.
 
-As `techniques/precision.py` sets them: weights and activations of a group in its own precision,
-the residual stream between groups in the common one. Does not know which modules a model has.
+Follows `techniques/precision.py`: weights and activations of a group have the group's precision,
+and the residual stream between groups has the common one. Does not know which modules a model has.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 NORM_BYTES = 8
-"""Bytes of a square in a norm: ZeRO adds up squares in fp64 (`runtime/utils.py`,
+"""Bytes of one squared number while ZeRO computes a norm: it sums in fp64 (`runtime/utils.py`,
 `get_norm_dtype`)."""
 
 FP32_BYTES = 4
@@ -36,25 +36,27 @@ _BYTES = {Precision.BF16: 2, Precision.FP16: 2, Precision.FP32: FP32_BYTES}
 _TF32_SLOWDOWN = 2.0
 _FP32_SLOWDOWN = 15.0
 _FP32_SLOWDOWN_NO_TF32 = 8.0
-"""Matrix products against those at 16 bit, on GPUs with HBM: 989 TFLOP/s to 495 in TF32 and 67 in
-fp32 on an H100, 312 to 156 and 19.5 on an A100, 125 to 15.7 on a V100 (NVIDIA's data sheets)."""
+"""Time of a matrix product relative to 16 bit, on GPUs with HBM: an H100 has 989 TFLOP/s at 16
+bit, 495 in TF32 and 67 in fp32; an A100 312, 156 and 19.5; a V100 125 and 15.7 (NVIDIA's data
+sheets)."""
 
 _FP32_SLOWDOWN_WITHOUT_HBM = 2.0
-"""On others fp32 is half as fast as 16 bit, and TF32 no faster: 82.6 of 165 on an RTX 4090."""
+"""Time of a matrix product in fp32 relative to 16 bit on GPUs without HBM; TF32 is no faster: an
+RTX 4090 has 165 TFLOP/s at 16 bit and 82.6 in fp32."""
 
 _FP32_SLOWDOWN_CPU = 2.0
-"""Slowdown of fp32 on a CPU with instructions for bf16. Measured on one core with AVX512-BF16: 161
+"""Slowdown of fp32 on a CPU with bf16 instructions. Measured on one core with AVX512-BF16: 161
 GFLOP/s in bf16, 80 in fp32."""
 
 _EMULATED_SLOWDOWN = 30.0
-"""Slowdown of a CPU without instructions for a precision. Measured on one core kept to AVX2: 30
-GFLOP/s in fp32, 0.6 to 1.3 in bf16."""
+"""Slowdown of a precision that a CPU has no instructions for. Measured on one core limited to
+AVX2: 30 GFLOP/s in fp32, 0.6 to 1.3 in bf16."""
 
 _FP8_SLOWDOWN = 0.5
-"""Time of a matrix product in fp8, in that of one at 16 bit: 989 to 1979 TFLOP/s on an H100."""
+"""Time of a matrix product in fp8 relative to 16 bit: 1979 and 989 TFLOP/s on an H100."""
 
 _HBM_BYTES_PER_S = 1.5e12
-"""Above this bandwidth a GPU is of the kind that has HBM, and NVLink."""
+"""A GPU with at least this memory bandwidth is taken to have HBM and NVLink."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -62,23 +64,23 @@ class GroupBytes:
     """Bytes of one weight, gradient or activation of each group."""
 
     residual: int
-    """Bytes between the modules of a layer, and of all that is in no group."""
+    """Bytes of one number between the modules of a layer, and of modules in no group."""
     embedding: int
     attention: int
     mlp: int
     norm: int
     lm_head: int
     is_uniform: bool
-    """Whether all are the same."""
+    """Whether all groups have the same size."""
 
 
 def element_bytes(strategy: Strategy) -> int:
-    """Bytes of one number in no group of its own: the residual stream, adapters, what travels."""
+    """Bytes of one number in the common precision: residual stream, adapters, communication."""
     return _BYTES[strategy.precision]
 
 
 def master_bytes(strategy: Strategy) -> int:
-    """Bytes of one master weight, where there are any, and of a moment in its precision."""
+    """Bytes of one master weight, and of one moment in the same precision."""
     return 2 if strategy.master_weights is MasterWeights.BF16 else FP32_BYTES
 
 
@@ -119,7 +121,7 @@ def group_bytes(strategy: Strategy) -> GroupBytes:
 
 @cache
 def _group_bytes(common: Precision, *groups: GroupPrecision) -> GroupBytes:
-    # fp8 is of matrix products alone.
+    # Only matrix products compute in fp8; weights and activations keep the common precision.
     own = [
         _BYTES[common if group in (_SAME, GroupPrecision.FP8) else Precision(group)]
         for group in groups
@@ -136,9 +138,9 @@ def _group_bytes(common: Precision, *groups: GroupPrecision) -> GroupBytes:
 
 
 def group_slowdowns(strategy: Strategy, hardware: Hardware) -> dict[ModuleGroup, float]:
-    """Time of a matrix product of each group, in that of one at 16 bit.
+    """Time of a matrix product of each group, relative to one at 16 bit.
 
-    On a CPU without bf16 in that of one in fp32.
+    On a CPU without bf16 instructions, relative to one in fp32.
     """
     fp32 = _fp32_slowdown(hardware, tf32=strategy.tf32)
     rates = {GroupPrecision.FP32: fp32, GroupPrecision.FP8: _FP8_SLOWDOWN}
@@ -153,9 +155,10 @@ def group_slowdowns(strategy: Strategy, hardware: Hardware) -> dict[ModuleGroup,
 
 
 def attention_slowdown(strategy: Strategy, hardware: Hardware) -> float:
-    """Time of attention's products in that of one at 16 bit.
+    """Time of attention's products relative to 16 bit.
 
-    In fp32 torch has no flash kernel, and its memory-efficient one uses no TensorFloat-32.
+    In fp32, torch has no flash kernel, and its memory-efficient kernel does not use
+    TensorFloat-32.
     """
     if strategy.precision_of(ModuleGroup.ATTENTION) is not GroupPrecision.FP32:
         return 1.0
@@ -173,5 +176,5 @@ def _fp32_slowdown(hardware: Hardware, *, tf32: bool) -> float:
 
 
 def has_hbm(hardware: Hardware) -> bool:
-    """Whether the GPU is of the kind with HBM: a data centre's, with NVLink."""
+    """Whether the GPU is taken to have HBM and NVLink, by its memory bandwidth."""
     return hardware.memory_bytes_per_s >= _HBM_BYTES_PER_S

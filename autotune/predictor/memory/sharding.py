@@ -1,9 +1,9 @@
 """The part of a model that one rank holds, before ZeRO divides it further.
 
-Tensor parallelism as DeepSpeed's AutoTP does it by the plans of transformers
-(`module_inject/auto_tp.py`, `base_model_tp_plan`): linear layers of attention, MLP and head are
-divided, norms are not, and an embedding only where the head shares its weights. A pipeline as
-`stages.py` divides it. Sequence parallelism (Ulysses) divides no weights. Does not know bytes.
+Tensor parallelism follows DeepSpeed's AutoTP with the plans of transformers
+(`module_inject/auto_tp.py`, `base_model_tp_plan`): it divides linear layers of attention, MLP and
+head, no norms, and an embedding only if the head shares its weights. `question/stages.py` divides
+a pipeline. Sequence parallelism (Ulysses) divides no weights. Does not know bytes.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Parameters:
     """Norms, biases, routers."""
     embedding: int
     lm_head: int
-    """Parameters of the output projection; 0 where it shares the embedding's."""
+    """Parameters of the output projection; 0 if it shares the embedding's weights."""
     head: int
-    """Parameters of the output projection, its own or shared; 0 where another stage has it."""
+    """Parameters of the output projection, its own or shared; 0 if another stage has it."""
     largest: int
     """Parameters of the largest single weight."""
     total: int = field(init=False)
@@ -51,7 +51,7 @@ class Parameters:
 
     @property
     def linears(self) -> int:
-        """Weights of the layers' linear layers."""
+        """Parameters of the linear layers of decoder layers."""
         return self.attention + self.mlp
 
 
@@ -63,22 +63,22 @@ class RankShard:
     has_head: bool
     tensor_parallel_size: int
     num_in_flight: int
-    """Micro-batches whose activations are held at once."""
+    """Number of micro-batches whose activations are held at once."""
     is_whole: bool
-    """Whether there is but one stage."""
+    """Whether there is only one stage."""
     parameters: Parameters
 
 
 def zero_size(strategy: Strategy, num_ranks: int) -> int:
-    """Ranks over which ZeRO divides: those of the data and of the sequence.
+    """Number of ranks over which ZeRO divides: data-parallel times sequence-parallel ranks.
 
-    `engine.py`, `seq_data_parallel_group`, where `deepspeed.initialize` is given sequence groups.
+    `engine.py`, `seq_data_parallel_group`, if `deepspeed.initialize` is given sequence groups.
     """
     return max(1, num_ranks // (strategy.tensor_parallel_size * strategy.pipeline_parallel_size))
 
 
 def tokens_of_rank(strategy: Strategy, seq_len: int) -> int:
-    """Tokens of one micro-batch on one rank: Ulysses divides those of each sample."""
+    """Tokens of one micro-batch on one rank: Ulysses divides the tokens of each sample."""
     return strategy.micro_batch_size * seq_len // strategy.sequence_parallel_size
 
 
@@ -90,11 +90,11 @@ class ShardModel:
         self._shards: dict[tuple[int, int, int], tuple[RankShard, ...]] = {}
 
     def of(self, strategy: Strategy, accumulation: int) -> tuple[RankShard, ...]:
-        """One shard a stage: which of them is the worst depends on what is asked.
+        """One shard for each stage: which one is the worst depends on the quantity.
 
-        With 1F1B the i-th of p stages has up to p - i micro-batches in flight, of those there are
-        (`runtime/pipe/schedule.py`, `TrainSchedule.num_pipe_buffers`; Narayanan et al., arXiv
-        2104.04473, section 2.2).
+        With 1F1B the i-th of p stages has up to p - i micro-batches in flight, but no more than
+        one optimizer step has (`runtime/pipe/schedule.py`, `TrainSchedule.num_pipe_buffers`;
+        Narayanan et al., arXiv 2104.04473, section 2.2).
         """
         tensor, num_stages = strategy.tensor_parallel_size, strategy.pipeline_parallel_size
         key = (tensor, num_stages, min(num_stages, accumulation))
@@ -143,10 +143,10 @@ class ShardModel:
         attention = sum(i * o for i, o in shape.attention_linears.values())
         mlp = shape.linear_parameters_per_layer - attention
         is_tied = shape.tie_word_embeddings
-        # The last stage has a copy of its own of an embedding that its head shards.
+        # The last stage has its own copy of an embedding whose weights its head shares.
         holds_embedding = has_embedding or (has_head and is_tied)
         linears = [*shape.attention_linears.values(), *shape.mlp_linears.values()]
-        # The experts of a mixture are one weight.
+        # All experts of a layer are one weight.
         largest = max(mlp if shape.num_experts > 1 else 0, *(i * o for i, o in linears))
         if holds_embedding or has_head:
             largest = max(largest, self._output)
@@ -177,5 +177,5 @@ def weight_bytes(shard: RankShard, sizes: GroupBytes) -> int:
 
 
 def fraction_of_16_bit(shard: RankShard, sizes: GroupBytes) -> float:
-    """The fraction of the weights that is in 16 bit, where precisions are mixed."""
+    """The fraction of the weights that is in 16 bit, if precisions are mixed."""
     return (FP32_BYTES - weight_bytes(shard, sizes) / shard.parameters.total) / 2

@@ -43,88 +43,86 @@ from autotune.space.strategy import Strategy
 __all__ = ["States", "StatesModel", "has_bf16_optimizer"]
 
 _LIVE_ELEMENTS = 1_000_000_000
-"""ZeRO-3 keeps so many gathered parameters at most (`zero/config.py`, `max_live_parameters`)."""
+"""Most gathered parameters that ZeRO-3 keeps (`zero/config.py`, `max_live_parameters`)."""
 
 _PREFETCHED_ELEMENTS = 50_000_000
-"""Elements that ZeRO-3 reads ahead at once (`stage3_prefetch_bucket_size`), and at most one weight
-more."""
+"""Elements that ZeRO-3 prefetches at once, and one weight (`stage3_prefetch_bucket_size`)."""
 
 _NORM_ELEMENTS = 250_000_000
-"""Elements whose squares are added up at once (`stage3.py`, `_constant_buffered_norm2`)."""
+"""Elements whose squares are summed at once (`stage3.py`, `_constant_buffered_norm2`)."""
 
 _NF4_BYTES = 0.516
-"""Bytes of a weight in 4 bit, with an absmax of 8 bit for 64 weights and one of fp32 for 256 of
-those.
+"""Bytes of a weight in 4 bit, with an 8-bit absmax for 64 weights, and an fp32 absmax for 256 of
+these.
 
 Dettmers et al., QLoRA (arXiv 2305.14314), section 3: double quantization.
 """
 
 _MUON_GATHERED_BYTES = 256 * 2**20
-"""ZeRO keeps buffers for whole gradients of Muon's matrices up to this together
+"""Most bytes of the buffers that ZeRO keeps for whole gradients of Muon's matrices
 (`stage_1_and_2.py`, `_muon_allgather_max_cached_bytes`)."""
 
 _MUON_COPIES = 5
-"""Matrices in bf16 that one Newton-Schulz iteration holds (`zero/muon/original_muon.py`)."""
+"""Number of bf16 matrices that one Newton-Schulz iteration holds
+(`zero/muon/original_muon.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class States:
-    """Bytes on the device of one rank, by how long they stay."""
+    """Bytes on the device of one rank, by how long they are held."""
 
     weights: int
-    """Weights that compute, frozen ones too."""
+    """Weights of the model, frozen ones included."""
     second_weights: int
     """ZeRO++'s second copy, divided over fewer ranks."""
     master_weights: int
     optimizer_states: int
     paged_states: int
-    """The part of the optimizer states in managed memory, which moves to the host where the device
-    has no room."""
+    """The part of the optimizer states in managed memory, which moves to the host if the device is
+    full."""
     staged_states: int
-    """Muon's next momentum, beside the one that the optimizer has."""
+    """Muon's next momentum, beside the current one."""
     has_early_states: bool
-    """Whether optimizer states are there before the first step: stages 1 and 2 make them in it."""
+    """Whether optimizer states exist before the first step: stages 1 and 2 create them in it."""
     offload_buffers: int
-    """Staging for what moves between device and host."""
+    """Staging buffers for copies between device and host."""
     accumulated_gradients: int
-    """Gradients held from one micro-step to the next, and so on top of the activations."""
+    """Gradients held from one micro-step to the next, and so together with activations."""
     buckets: int
-    """Reduction buckets; from the first gradient of a micro-step on."""
+    """Reduction buckets, from the first gradient of a micro-step on."""
     buckets_in_forward: int
-    """The part of the buckets that is there in forward already."""
+    """The part of the buckets that exists already in forward."""
     received_gradients: int
-    """Gradients of this rank's part, with room for all of it from the first bucket that travels in
-    backward on, on a stream of its own; 0 where none does."""
+    """Buffer for all gradients of this rank's partition, on a stream of its own, from the first
+    bucket that is reduced during backward; 0 if none is."""
     final_gradients: int
-    """All gradients that are held when backward ends."""
+    """Gradients that are held when backward ends."""
     first_gradient: int
-    """Gradient of the output projection: the first and widest of backward."""
+    """Gradient of the output projection: the first and largest of backward."""
     gathered_weights: int
-    """ZeRO-3's full weights of the layers at work, at most."""
+    """Most bytes of whole weights that ZeRO-3 has gathered at once."""
     beside_at_most: int
-    """Bytes beside all that is counted, for the upper bound. ZeRO-3: the limit holds back
-    weights that are read ahead alone, and several on their way are copied out of one buffer.
-    Stages 1 and 2: gradients for several ranks in a flat copy
-    (`allreduce_bucket`)."""
+    """Additional bytes for the upper bound. ZeRO-3: its limit delays only prefetched weights, and
+    weights that arrive together are copied out of one buffer. Stages 1 and 2: a flat copy of
+    gradients for several ranks (`allreduce_bucket`)."""
     late_bucket: int
-    """ZeRO-3's gradients of one bucket, and the weights that were gathered for them: given back
-    by the host, and still in the way until streams of their own have done with them."""
+    """ZeRO-3's gradients of one bucket, and the weights that were gathered for them: the host has
+    freed them, and their memory is in use until other streams have finished with them."""
     step_buffers: int
-    """Copies of gradients made for the optimizer step, the gradients included."""
+    """Gradients in the optimizer step, and the copies of them that it makes."""
     offload_copies: int
-    """Copies of the largest gradient on its way to the host: its part, and that in another
-    precision."""
+    """Copies of the largest gradient when it is moved to the host: this rank's partition of it,
+    also in another precision."""
     first_copies: int
-    """The offload copies where they are there beside the gradient itself."""
+    """The part of `offload_copies` that exists together with the gradient itself."""
     buckets_in_step: int
-    """The part of the buckets that is there in the optimizer step."""
+    """The part of the buckets that exists in the optimizer step."""
     init_weights: int
     """Weights while the engine is built."""
     init_buffers: int
-    """Copies made while the engine is built, on top of the weights."""
+    """Copies made while the engine is built, in addition to the weights."""
     init_beside: int
-    """One more copy while the engine is built, after weights were given back, in whose place it
-    has no room."""
+    """One more copy while the engine is built, which freed weights leave no room for."""
 
 
 class StatesModel:
@@ -156,23 +154,23 @@ class StatesModel:
         return self.num_trainable(strategy) * shard.num_layers // self._num_layers
 
     def accumulation(self, strategy: Strategy) -> int:
-        """Micro-steps of one optimizer step; 1 where the batch cannot be divided."""
+        """Micro-steps of one optimizer step; 1 if the batch cannot be divided."""
         batch = self._workload.global_batch_size
         return max(1, strategy.gradient_accumulation_steps(batch, self._num_ranks))
 
     def shards(self, strategy: Strategy) -> tuple[RankShard, ...]:
-        """The shards of the model that ranks have, one a stage."""
+        """The shards of the model, one for each stage."""
         return self._shards.of(strategy, self.accumulation(strategy))
 
     def of(self, strategy: Strategy, shard: RankShard | None = None) -> States:
-        """What one strategy holds on the ranks of one stage, by default the first."""
+        """The states of one strategy on the ranks of one stage, by default the first."""
         shard = shard or self.shards(strategy)[0]
         return self.of_shard(strategy, shard, self.accumulation(strategy) > 1)
 
     def of_shard(self, strategy: Strategy, shard: RankShard, is_accumulating: bool) -> States:
-        """What one strategy holds on the ranks of one stage, in bytes.
+        """The states of one strategy on the ranks of one stage.
 
-        On the CPU offloading moves nothing: the host's memory is the device's.
+        On a CPU, offloading moves nothing, because the host's memory is the device's.
         """
         sizes = group_bytes(strategy)
         trained = self._trained(strategy, shard, sizes)
@@ -181,7 +179,7 @@ class StatesModel:
         stage = strategy.zero_stage
         resident = init_weights = weights / (ranks if stage == 3 else 1)
         if strategy.offload_param is not Offload.NONE and not self._is_cpu:
-            # What is below the threshold of persistence: norms.
+            # Weights below the persistence threshold stay on the device: norms.
             resident = sizes.norm * shard.parameters.other
             init_weights = sizes.residual * shard.parameters.largest
         hpz = strategy.zero_hpz_partition_size
@@ -203,7 +201,7 @@ class StatesModel:
         one = bucket(strategy, trained, sizes)
         has_two = stage == 3 or (overlaps(strategy) and self._num_ranks > 1)
         buckets = one * (2 if has_two else 1)
-        # ZeRO-3 makes its bucket once; ZeRO-1 keeps it until the last micro-step.
+        # ZeRO-3 creates its bucket once; ZeRO-1 keeps it until the last micro-step.
         buckets_in_forward = one if stage == 3 else 0
         if stage == 1 and is_accumulating:
             buckets_in_forward = buckets
@@ -228,7 +226,7 @@ class StatesModel:
                 if stage == 3
                 else one * (stage > 0 and ranks > 1)
             ),
-            # All that may be late at once is no more than there is.
+            # Late buckets hold no more than all gradients.
             late_bucket=2 * min(one, int(e * trained.num) // 3) if has_streams else 0,
             step_buffers=int(
                 self._step_buffers(strategy, shard, trained) * trained.device_fraction
@@ -249,7 +247,7 @@ class StatesModel:
             gradient = weight_bytes(shard, sizes) / num
         master: float = _master_bytes(strategy)
         if not sizes.is_uniform and not strategy.zero_stage:
-            # `techniques/master_weights.py`: of 16-bit weights alone.
+            # Only 16-bit weights have masters (`techniques/master_weights.py`).
             master = FP32_BYTES * fraction_of_16_bit(shard, sizes)
         is_offloaded = strategy.offload_optimizer is not Offload.NONE and not self._is_cpu
         offloaded = strategy.offload_ratio if is_offloaded else 0.0
@@ -277,7 +275,7 @@ class StatesModel:
         return held
 
     def _staged_states(self, strategy: Strategy, shard: RankShard, trained: Trained) -> int:
-        """Bytes of Muon's next momentum: stages 1 and 2 keep a copy (`_muon_staging_momentum`)."""
+        """Bytes of Muon's next momentum, which stages 1 and 2 keep (`_muon_staging_momentum`)."""
         if strategy.optimizer is not Optimizer.MUON or strategy.zero_stage not in (1, 2):
             return 0
         num = trained.num if strategy.lora_rank else shard.parameters.linears
@@ -291,9 +289,10 @@ class StatesModel:
         return sizes.residual * shard.parameters.largest
 
     def _gathered(self, strategy: Strategy, shard: RankShard, sizes: GroupBytes) -> int:
-        """Whole weights at once; from NVMe nothing is read ahead or kept for its next use.
+        """Most bytes of whole weights that ZeRO-3 has gathered at once.
 
-        Measured: one rank's part on the device is the whole weight, and nothing is copied.
+        From NVMe, nothing is prefetched or kept for its next use. Measured: on one rank without
+        offload the partition is the whole weight, and nothing is copied.
         """
         parameters = shard.parameters
         if zero_size(strategy, self._num_ranks) == 1 and strategy.offload_param is Offload.NONE:
@@ -309,17 +308,17 @@ class StatesModel:
         if num_ranks == 1:
             has_any = strategy.offload_param is not Offload.NONE
             return sizes.residual * parameters.largest if has_any else 0
-        # Of a layer: embeddings are read by themselves.
+        # The largest of one layer: embeddings are gathered separately.
         largest = parameters.linears // max(1, shard.num_layers)
         return sizes.residual * (parameters.largest + min(largest, 2 * _PREFETCHED_ELEMENTS))
 
     def _step_buffers(self, strategy: Strategy, shard: RankShard, trained: Trained) -> float:
-        """Averaged gradients, their flat copy, and that copy in the master's precision.
+        """Bytes of averaged gradients, their flat copy, and this copy in the master's precision.
 
-        `stage_1_and_2.py`, `step`: all three are alive when the last is made: with bf16 and an
-        fp32 master 2 + 2 + 4 bytes a parameter. `stage3.py`, `_prepare_fp32_grad_for_sub_group`:
-        the same, by sub-groups, beside the gradient buffer. `unfused_optimizer.py`, `step`:
-        gradients, and their fp32 copy; `techniques/master_weights.py`: of fp16 the copy alone.
+        Stages 1 and 2 hold all three at once (`stage_1_and_2.py`, `step`): 2 + 2 + 4 bytes a
+        parameter in bf16. Stage 3 does so by sub-groups, beside the gradient buffer (`stage3.py`,
+        `_prepare_fp32_grad_for_sub_group`). Stage 0 holds gradients and their fp32 copy
+        (`unfused_optimizer.py`), in fp16 only the copy (`techniques/master_weights.py`).
         """
         e, master, owned = trained.gradient, trained.master, trained.owned
         converted = master if trained.is_converted else 0
@@ -331,7 +330,7 @@ class StatesModel:
         else:
             needed = (2 * e + converted) * owned
         if self._is_cpu:
-            # torch's AdamW on the CPU is not fused: its denominator takes two more copies.
+            # torch's AdamW on a CPU is not fused: its denominator takes two more copies.
             needed = max(needed, 3 * max(master, e) * owned)
         if strategy.optimizer is Optimizer.MUON:
             needed += 2 * _MUON_COPIES * shard.parameters.largest
@@ -340,10 +339,11 @@ class StatesModel:
         return needed
 
     def _offload_copies(self, strategy: Strategy, shard: RankShard, trained: Trained) -> int:
-        """Each gradient has its norm taken and is converted, one after the other.
+        """Bytes of the copies that offloading makes of the largest gradient.
 
-        `stage3.py`, `partition_grads`: of this rank's part, beside it, at most a quarter billion
-        elements at a time for the norm; `stage_1_and_2.py`: of all of it.
+        Gradients have their norm computed and are converted one by one: in stage 3 this rank's
+        partition, beside it, a quarter billion elements at a time (`stage3.py`,
+        `partition_grads`), in stages 1 and 2 the whole gradient (`stage_1_and_2.py`).
         """
         if not trained.is_offloaded or strategy.lora_rank:
             return 0
@@ -359,9 +359,9 @@ class StatesModel:
     ) -> float:
         """Bytes that building the engine needs beside the weights.
 
-        Stages 1 and 2 flatten all weights into a copy, by way of the host where the device has no
-        room for it, then clone their partition on its way to the master; wherever the optimizer
-        is. Stages 0 and 3 take a first optimizer step over gradients of zeros.
+        Stages 1 and 2 flatten all weights into a copy, on the host if the device has no room, then
+        clone their partition, even with offload. Stages 0 and 3 take a first optimizer step with
+        gradients of zeros.
         """
         e, master, here = trained.gradient, trained.master, trained.device_fraction
         if strategy.zero_stage in (1, 2):
@@ -378,9 +378,10 @@ class StatesModel:
         return weights + trained.gradient * trained.num < self._device_bytes
 
     def _init_beside(self, strategy: Strategy, trained: Trained, weights: float) -> float:
-        """The clone of a whole partition: weights of up to 1 MiB left no room in their place.
+        """Bytes of the clone of a partition, if freed weights leave no room for it.
 
-        Of several ranks it is a part only, and lies where weights were.
+        On one rank the partition is the whole model, and weights of up to 1 MiB leave gaps. On
+        several ranks it is smaller, and lies where weights were.
         """
         is_whole = strategy.zero_stage in (1, 2) and trained.owned == trained.num
         is_made = is_whole and trained.is_offloaded and self._flattens_here(trained, weights)
@@ -393,7 +394,7 @@ def has_bf16_optimizer(strategy: Strategy) -> bool:
 
 
 def _master_bytes(strategy: Strategy) -> int:
-    """Bytes of one master weight; 0 where the optimizer updates the weights themselves."""
+    """Bytes of one master weight; 0 if the optimizer updates the weights themselves."""
     if strategy.precision is Precision.FP32 and strategy.zero_stage == 0:
         return 0
     return master_bytes(strategy)

@@ -1,8 +1,8 @@
-"""The memory of one token under each strategy of one workload: counted, or read from real code.
+"""The memory of one token under each strategy of one workload: counted, or traced from real code.
 
-A preset is counted from its published layers, which `tests/profile/` holds against the trace, so
-that planning for it loads no torch. All other models are traced; where that cannot be done, they
-are counted as the preset that is most like them, and `doubt` says so.
+Presets are counted from their published layers, so that planning for them loads no torch;
+`tests/profile/` compares the counts with traces. All other models are traced. If a model cannot be
+traced, it is counted as the most similar preset, and `uncertainty` says so.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ class TokenModel:
     """Bytes of a token, for any strategy.
 
     Args:
-        workload: the model, the length, the adapters.
+        workload: the model, the sequence length, the adapters.
         is_cpu: whether the device is the host.
-        traces: whether a model that was not seen before is traced, which takes seconds; it is
-            counted otherwise.
+        traces: whether a new model is traced, which takes seconds; otherwise it is counted.
     """
 
     def __init__(self, workload: Workload, *, is_cpu: bool, traces: bool = True) -> None:
@@ -40,10 +39,9 @@ class TokenModel:
         self._is_traced = shape.name not in PRESETS and bool(shape.config)
         self._reason = ""
         self.of = ReadCache(self._token)
-        """What one token holds on one rank, of any strategy."""
-        self.doubt: str | None = None
-        """Why a strategy that was asked for had to be counted as another model; None where none
-        had to be."""
+        """Bytes that one token holds on one rank, for a strategy."""
+        self.uncertainty: str | None = None
+        """Why some strategy was counted as another model; None if none was."""
 
     def _token(self, strategy: Strategy) -> TokenBytes:
         traced = self._traced(strategy) if self._is_traced else None
@@ -62,10 +60,10 @@ class TokenModel:
         profiles = self._profiles(strategy, has_liger=strategy.fused_kernels)
         has_liger = strategy.fused_kernels and profiles is not None
         if profiles is None and strategy.fused_kernels:
-            # Liger may not be installed here: its layers keep what compiled ones do.
+            # Liger may not be installed here. Its layers keep the same as compiled layers.
             profiles = self._profiles(strategy, has_liger=False)
         if profiles is None:
-            self.doubt = self._reason
+            self.uncertainty = self._reason
             return None
         return traced_token_bytes(
             profiles,
@@ -76,7 +74,7 @@ class TokenModel:
         )
 
     def _profiles(self, strategy: Strategy, *, has_liger: bool) -> dict[int, ModelProfile] | None:
-        """One profile for each size of an element; None where there are none."""
+        """One profile for each number of bytes of an element; None if one cannot be had."""
         targets = self._workload.adapter_targets(strategy.lora_targets)
         variant = Variant(
             attention=strategy.attention,

@@ -1,7 +1,7 @@
 """The memory of one token, put together from the parts of a profile.
 
-What is recomputed, tiled, divided over ranks or in a precision of its own is arithmetic on parts,
-so that few profiles serve all strategies. Does not know how a profile is made.
+Recomputation, tiles, division over ranks and precisions are arithmetic on these parts, so that few
+profiles serve all strategies. Does not know how a profile is made.
 """
 
 from __future__ import annotations
@@ -33,24 +33,25 @@ def traced_token_bytes(
 ) -> TokenBytes:
     """The bytes that one token holds on one rank.
 
-    Layers of several kinds count with their mean where all are held, and with the greatest where
-    one is at work.
+    If layers differ, the mean counts for bytes of all layers, and the largest for bytes of the
+    current layer.
 
     Args:
-        profiles: of the strategy's kernels and adapters, by bytes of an element; one for each size
-            that the strategy has.
-        strategy: what is recomputed, tiled and divided.
-        has_liger: whether the profiles are of Liger's kernels; if the strategy has them and the
-            profiles do not, layers are taken to keep what compiled ones do.
+        profiles: the profiles with the strategy's kernels and adapters, by bytes of an element;
+            one for each size that the strategy has.
+        strategy: says what is recomputed, tiled and divided.
+        has_liger: whether the profiles are those of Liger's kernels. If the strategy has fused
+            kernels and the profiles do not, layers are assumed to keep the same as compiled
+            layers.
         is_tied: whether the head shares the embedding's weights, and its logits are divided.
-        is_cpu: whether the device is the host, to which nothing can be moved.
+        is_cpu: whether the device is the host, so that nothing can be moved there.
     """
     sizes = group_bytes(strategy)
     residual, of_head = profiles[sizes.residual], profiles[sizes.lm_head]
     is_lean = (strategy.torch_compile or strategy.fused_kernels) and not has_liger
     kinds = [
-        _Layer({e: p.layers[place] for e, p in profiles.items()}, strategy, sizes, is_lean)
-        for place in range(len(residual.layers))
+        _Layer({e: p.layers[index] for e, p in profiles.items()}, strategy, sizes, is_lean)
+        for index in range(len(residual.layers))
     ]
     counts = [layer.count for layer in residual.layers]
     kept = sum(k.kept * n for k, n in zip(kinds, counts, strict=True)) / sum(counts)
@@ -64,7 +65,7 @@ def traced_token_bytes(
         layer_input=round(layer_input),
         layer=round(kept - host),
         recomputed=round(recomputed),
-        # Backward of the head is over by then, and what it kept is gone.
+        # By then, backward of the head has ended and freed what the head kept.
         layer_backward=max(0, round(widest - of_head.head)),
         head=round(of_head.head + residual.shared),
         loss=round(_loss(of_head, strategy, layer_input, has_liger=has_liger, is_tied=is_tied)),
@@ -80,7 +81,7 @@ def _loss(
     has_liger: bool,
     is_tied: bool,
 ) -> float:
-    """Bytes around the loss; in tiles they include the gradient of the whole input."""
+    """Bytes around the loss; with tiles they include the gradient of the whole input."""
     if has_liger:
         return profile.loss
     if strategy.fused_kernels:
@@ -128,9 +129,9 @@ class _Layer:
         if "mlp" in held:
             held["mlp"] /= strategy.mlp_tiles
         self.recomputed = max(held.values(), default=0.0)
-        """Bytes of the part that backward computes again; the larger where both parts are."""
+        """Bytes of the part that backward recomputes; the larger one if it recomputes both."""
         self.beyond = self._beyond(gap - inputs, own)
-        """Bytes that backward holds at its widest on top of those kept."""
+        """Most bytes that backward holds in addition to `kept`."""
 
     def _saved(self) -> dict[_Key, float]:
         """Bytes by the parts that keep them, each in its own precision."""
@@ -145,10 +146,10 @@ class _Layer:
         return layer.lean if self._is_lean else layer.saved
 
     def _beyond(self, gap: float, own: Mapping[str, float]) -> float:
-        """The widest moment of any part, from where the layer's backward begins.
+        """Most bytes that any part holds, beyond those kept when the layer's backward begins.
 
-        A part that is recomputed holds again what was not kept. Backward is at the MLP before it
-        is at attention, so that what the MLP recomputed is gone by then.
+        A recomputed part holds again what was not kept. Backward passes the MLP before attention,
+        and has freed by then what the MLP recomputed.
         """
         peaks = {part: self._peak(part) for part in self._size}
         strategy, scope = self._strategy, self._strategy.checkpoint_scope
@@ -163,7 +164,7 @@ class _Layer:
         return max(*peaks.values(), forward)
 
     def _peak(self, part: str) -> float:
-        """Peak of backward in one part; within attention and MLP it is divided over ranks."""
+        """Bytes of backward's peak in one part; those of attention and MLP are divided."""
         layer = self._profiles[self._size[part]]
         peak = layer.backward_peaks[part]
         if self._is_lean and part == "mlp":
@@ -179,7 +180,7 @@ def _table(groups: tuple[Saved, ...]) -> dict[_Key, float]:
 
 
 def _own(saved: Mapping[_Key, float], part: str) -> float:
-    """Bytes that one part alone keeps, without its input from outside."""
+    """Bytes that only this part keeps, without its input from outside."""
     return sum(
         size for (parts, inputs), size in saved.items() if parts == (part,) and part not in inputs
     )

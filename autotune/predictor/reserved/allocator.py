@@ -1,11 +1,12 @@
-"""PyTorch's caching allocator with expandable segments, simulated over a stream of tensors.
+"""PyTorch's caching allocator with expandable segments, simulated over a sequence of tensors.
 
-Read from `c10/cuda/CUDACachingAllocator.cpp`: sizes are rounded to 512 bytes; the smallest free
-block that is large enough is taken, of equal ones the lowest, and what is left of it stays free;
-neighbours that are free become one; the block at the end of the segment can grow, so it counts as
-larger than all others and is taken last; memory is mapped in pages of 20 MiB. Where the device has
-no more, whole free pages are given back, and then mapped again at other places. Every stream has a
-segment of its own. Of the pool of blocks up to 1 MiB only the bytes are known, not the places.
+Read from `c10/cuda/CUDACachingAllocator.cpp`. Sizes are rounded to 512 bytes. The allocator takes
+the smallest free block that is large enough, the lowest of equal ones, and the rest of it stays
+free. Free neighbours are merged. The block at the end of the segment can grow, so it counts as
+larger than all others and is taken last. Memory is mapped in pages of 20 MiB. If the device is
+full, whole free pages are unmapped, and then mapped again at other addresses. Every stream has a
+segment of its own. Of the pool of blocks up to 1 MiB only the bytes are simulated, not the
+addresses.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class _Device:
         self.num_retries = 0
         self.moment = self.peak_moment = ""
         self.parts: Counter[str] = Counter()
-        """Live bytes of large blocks, by what they are for."""
+        """Live bytes of large blocks, by purpose."""
         self.peak_parts: Mapping[str, int] = {}
 
     @property
@@ -46,9 +47,9 @@ class Allocator:
     """One stream's expandable segment of large blocks.
 
     Args:
-        capacity_bytes: what can be mapped at most.
-        beside: that of another stream on the same device, whose capacity is shared; peaks are of
-            all streams together.
+        capacity_bytes: the most bytes that can be mapped.
+        beside: the allocator of another stream of the same device. Both share one capacity, and
+            peaks count all streams together.
     """
 
     def __init__(self, capacity_bytes: int = 2**62, *, beside: Allocator | None = None) -> None:
@@ -65,14 +66,14 @@ class Allocator:
         """Purpose of each live block, by its address."""
         self._put_aside: set[int] = set()
         self._holes: dict[int, int] = {}
-        """Size of each range that was given back, by its start."""
+        """Size of each unmapped range, by its start."""
         self._end = 0
         self._mapped_end = 0
         self._small = self._peak_small = 0
 
     @property
     def peak_allocated_bytes(self) -> int:
-        """Peak so far of the bytes of live blocks together."""
+        """Peak so far of the bytes of all live blocks."""
         return self._device.peak_allocated
 
     @property
@@ -105,7 +106,7 @@ class Allocator:
 
     @property
     def num_retries(self) -> int:
-        """How often free pages were given back to go on."""
+        """How often the device was full and free pages were unmapped."""
         return self._device.num_retries
 
     @property
@@ -114,9 +115,9 @@ class Allocator:
         return _pages(self._mapped(self._mapped_end))
 
     def allocate(self, size_bytes: int, part: str = "") -> int:
-        """Place a block for a purpose; returns its address, by which it is freed.
+        """Allocate a block for a purpose; returns its address, by which it is freed.
 
-        The address of a small block is below 0, and tells its size.
+        The address of a small block is negative, and encodes its size.
         """
         size = -(-size_bytes // _ROUND_BYTES) * _ROUND_BYTES
         device = self._device
@@ -128,9 +129,9 @@ class Allocator:
             self._peak_small = max(self._peak_small, self._small)
             return -1 - size
         device.parts[part] += size
-        place = bisect_left(self._free_blocks, (size, -1))
-        if place < len(self._free_blocks):
-            free, address = self._free_blocks.pop(place)
+        index = bisect_left(self._free_blocks, (size, -1))
+        if index < len(self._free_blocks):
+            free, address = self._free_blocks.pop(index)
             del self._size_at[address], self._start_of[address + free]
             if free > size:
                 self._add(address + size, free - size)
@@ -141,7 +142,7 @@ class Allocator:
         return address
 
     def becomes(self, address: int, part: str) -> None:
-        """A live block serves another purpose from now on."""
+        """Change the purpose of a live block."""
         if address >= 0:
             size, parts = self._live[address], self._device.parts
             parts[self._part_of[address]] -= size
@@ -149,7 +150,7 @@ class Allocator:
             self._part_of[address] = part
 
     def free(self, address: int) -> None:
-        """Give a block back."""
+        """Free a block."""
         if address < 0:
             self._small -= -1 - address
             self._device.allocated -= -1 - address
@@ -175,16 +176,16 @@ class Allocator:
         self._add(address, size)
 
     def put_aside(self, address: int) -> None:
-        """Count a block as given back, though another stream still works on it (`record_stream`).
+        """Count a block as freed while another stream still uses it (`record_stream`).
 
-        `free` makes it one that can be taken.
+        Its memory can be allocated again only after `free`.
         """
         if address >= 0:
             self._put_aside.add(address)
             self._device.allocated -= self._live[address]
 
     def reset(self) -> None:
-        """Start again with an empty segment, all of it given back; peaks stay."""
+        """Start again with an empty, unmapped segment; peaks stay."""
         self._device.allocated -= self._small
         self._device.allocated -= sum(
             size for address, size in self._live.items() if address not in self._put_aside
@@ -207,7 +208,7 @@ class Allocator:
         return size
 
     def _map(self, size: int) -> int:
-        """Room for a block that no free one is large enough for."""
+        """Memory for a block that fits into no free block; returns its address."""
         device = self._device
         others = device.mapped - self.mapped_bytes
         if others + self._mapped(self._end + size) > device.capacity_bytes:
@@ -229,7 +230,7 @@ class Allocator:
         return max(end, self._mapped_end) - sum(self._holes.values())
 
     def _give_back(self) -> None:
-        """Unmap the whole pages in free blocks; their ends stay."""
+        """Unmap the whole pages of free blocks; the ends of the blocks stay mapped."""
         for size, address in list(self._free_blocks):
             first = _pages(address)
             last = (address + size) // _PAGE_BYTES * _PAGE_BYTES
@@ -244,19 +245,19 @@ class Allocator:
         self._mapped_end = self._end
 
     def _map_again(self, size: int) -> int | None:
-        """The first place with holes that is large enough, or that can grow at the end."""
+        """The start of the first range with holes that is large enough, or can grow at the end."""
         for hole in sorted(self._holes):
             start = self._start_of.get(hole, hole)
             end = start
             while more := self._size_at.get(end) or self._holes.get(end):
                 end += more
             if end - start >= size or end == self._end:
-                self._take_place(start, end, start + size)
+                self._take_range(start, end, start + size)
                 return start
         return None
 
-    def _take_place(self, start: int, end: int, taken_to: int) -> None:
-        """Map free blocks and holes up to an address; what is behind it stays as it was."""
+    def _take_range(self, start: int, end: int, taken_to: int) -> None:
+        """Map free blocks and holes up to an address; everything behind it stays unchanged."""
         at = start
         while at < end:
             is_free = at in self._size_at

@@ -1,8 +1,8 @@
 """Forward and backward with described activations, for kernels that are not installed here.
 
-What is known of the model's weights stays: which module needs them when, and the order in which
-their gradients are whole. Between these lie blocks as large as what a token is counted to hold.
-Does not know the training engine.
+Events of the model's weights are kept: which module needs them when, and the order in which their
+gradients become complete. Blocks with the counted bytes of a token are put between them. Does not
+know the training engine.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _Told = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Described:
-    """Activations that a micro-batch is described to hold."""
+    """The activations of a micro-batch, as counted bytes."""
 
     token: TokenBytes
     num_tokens: int
     num_layers: int
     checkpoint_interval: int
-    """Layers that keep but the input of the first of them, and are computed again; 0 for none."""
+    """Number of layers that keep only the first one's input and are recomputed; 0: none."""
     head_gradient_bytes: int
-    """Bytes of the output projection's gradient, where the loss makes it; else 0."""
+    """Bytes of the output projection's gradient if the loss computes it; else 0."""
 
     def kept_bytes(self, layer: int) -> int:
         """Bytes that one layer keeps from forward until its backward."""
@@ -39,18 +39,18 @@ class Described:
         return self.num_tokens * self.token.layer_input * is_first
 
     def again_bytes(self, layer: int) -> int:
-        """Bytes computed again when backward comes to a layer, and held until its end."""
+        """Bytes that are recomputed when backward reaches a layer, and held until its end."""
         span = min(self.checkpoint_interval, self.num_layers)
         is_last = layer == self.num_layers - 1 or (layer + 1) % max(span, 1) == 0
         return self.num_tokens * self.token.layer * span * is_last if span else 0
 
 
 def described(frame: MicroStep, what: Described) -> MicroStep:
-    """A micro-step of a model's weights, and of activations that are described.
+    """A micro-step with the events of a model's weights, and with described activations.
 
     Args:
-        frame: the events of weights and products alone, of the model with other kernels.
-        what: its activations.
+        frame: the events of weights and matrix products only, of the model with other kernels.
+        what: the activations.
     """
     products = [at for at, told in enumerate(frame.events) if told[0] == Event.MATMUL]
     turn = products[1] if len(products) > 1 else len(frame.events)
@@ -73,7 +73,7 @@ class _Weaver:
         self._head: list[_Told] = []
 
     def forward(self, events: list[_Told]) -> Iterator[_Told]:
-        """Layers keep what they keep, evenly over the events; then come head and loss."""
+        """Spread the bytes that layers keep evenly over the events; then head and loss."""
         what = self._what
         layer = 0
         for at, event in enumerate(events):
@@ -91,7 +91,7 @@ class _Weaver:
         yield from (*self._head, loss, _freed(loss))
 
     def backward(self, events: list[_Told]) -> Iterator[_Told]:
-        """Layers free their blocks as gradients become whole, the last layer first."""
+        """Free the blocks of layers as gradients become complete, the last layer first."""
         num_ready = sum(kind == Event.READY for kind, _, _ in events)
         num_layers, seen = self._what.num_layers, 0
         again, at = self._begin(num_layers - 1)
@@ -115,7 +115,7 @@ class _Weaver:
         yield self._kept[layer]
 
     def _begin(self, layer: int) -> tuple[list[_Told], int]:
-        """Blocks that a layer's backward needs beside those it has kept."""
+        """Blocks that a layer's backward needs beside those that forward kept."""
         what = self._what
         again = what.again_bytes(layer)
         events = []

@@ -1,8 +1,8 @@
 """The allocations that DeepSpeed makes around forward and backward, in order, for one rank.
 
-Read from DeepSpeed 0.19.8, and held against the allocations of trials on one H100. What stages do
-alike; each has a file of its own. Does not know what a model's own code allocates, which a
-`MicroStep` tells it.
+Read from DeepSpeed 0.19.8, and compared with the allocations of trials on one H100. This file has
+what all ZeRO stages have in common; each stage has a file of its own. Does not know what a model's
+own code allocates: a `MicroStep` says it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Engine", "EnginePlan", "Part"]
 
 
 class Part(StrEnum):
-    """What a block is for, by the names of `memory/peak.py`."""
+    """The purpose of a block, by the names of `memory/peak.py`."""
 
     WEIGHTS = "weights"
     FLATTENED = "flattened weights"
@@ -35,16 +35,16 @@ class Part(StrEnum):
 
 
 _CUBLAS_BYTES = 32 * 2**20
-"""Workspace of one thread's cuBLAS on Hopper; forward and backward are two
+"""Workspace of cuBLAS for one thread on Hopper; forward and backward are two threads
 (`aten/src/ATen/cuda/CublasHandlePool.cpp`)."""
 
 _MICRO_STEPS = 2
-"""Micro-steps that are simulated: the first of a step keeps gradients, all others add to them."""
+"""Micro-steps that are simulated: the first keeps its gradients, all others add to them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnginePlan:
-    """What a strategy asks of the engine."""
+    """The settings of the engine that a strategy needs."""
 
     zero_stage: int
     num_ranks: int
@@ -53,29 +53,28 @@ class EnginePlan:
     element_bytes: int
     master_bytes: int
     group_elements: int
-    """Limit of elements in a group of the optimizer: ZeRO makes one flat tensor of each."""
+    """Most elements in a group of the optimizer: ZeRO makes one flat tensor of each group."""
     state_bytes: tuple[float, ...]
-    """Bytes of a trained parameter, one number for each tensor that the optimizer keeps on the
-    device."""
+    """Bytes for each trained parameter, one number for each state tensor on the device."""
     bucket_elements: int
     reduce_bytes: int
-    """Bytes of an element while it travels."""
+    """Bytes of an element in communication."""
     overlaps: bool
-    """Whether gradients travel while backward goes on, on a stream of their own."""
+    """Whether gradients are reduced during backward, on a stream of their own."""
     sub_group_elements: int
-    """Elements of a sub-group of ZeRO-3, which are stepped over at once."""
+    """Elements of a sub-group of ZeRO-3, which are updated at once."""
     is_offloaded: bool
     """Whether the optimizer is on the host."""
     tied_bytes: int
-    """Bytes of an output projection that is made before it shares the embedding's weights."""
+    """Bytes of an output projection that is created before it shares the embedding's weights."""
     flattens_on_device: bool
     """Whether weights and a copy of them fit the device."""
     logits_bytes: int
-    """Bytes of the logits of a micro-batch, whole; 0 where they are made in pieces."""
+    """Bytes of the whole logits of a micro-batch; 0 if they are computed in pieces."""
 
 
 class Engine:
-    """The training engine: what all ZeRO stages do alike."""
+    """The training engine, as far as all ZeRO stages are alike."""
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class Engine:
         micro_step: MicroStep,
         first: MicroStep | None = None,
     ) -> None:
-        """Build the engine; `first` is the very first micro-step, where that differs."""
+        """Build the engine; `first` is the very first micro-step, if it differs."""
         self._allocator = allocator
         self._allocate = allocator.allocate
         self._plan = plan
@@ -106,12 +105,12 @@ class Engine:
         self._prepare()
 
     def _prepare(self) -> None:
-        """What a stage sets up beside what all stages have."""
+        """Set up what only one stage has."""
 
     def run(self, most_steps: int) -> None:
-        """Initialisation, and optimizer steps until one takes no more memory than those before.
+        """Run initialisation, and optimizer steps until one needs no more memory than before.
 
-        States come in the first, so that the second is the first of its kind.
+        The first step creates the states, so the second one is the first typical step.
         """
         self._allocator.moment = "initialisation"
         self._initialise()
@@ -132,14 +131,14 @@ class Engine:
         raise NotImplementedError
 
     def _take(self, weight: int, address: int) -> None:
-        """A gradient is whole."""
+        """Take a complete gradient."""
         raise NotImplementedError
 
     def _fetch(self, weights: tuple[int, ...]) -> None:
-        """A module is about to need its weights."""
+        """Get the weights that a module is about to need."""
 
     def _release(self, weights: tuple[int, ...]) -> None:
-        """A module has finished with its weights."""
+        """Give up the weights of a module that has run."""
 
     def _end_backward(self) -> None:
         raise NotImplementedError
@@ -176,7 +175,7 @@ class Engine:
         self._free(*live.values())
 
     def _start_pass(self, number: int) -> None:
-        """The first product of forward, or of backward: each has a thread of its own."""
+        """Begin forward or backward with its first product: each has a thread of its own."""
         if number:
             self._allocator.moment = "backward"
         if self._num_workspaces < 2:
@@ -191,7 +190,7 @@ class Engine:
             self._allocator.free(address)
 
     def _pass_by(self, sizes: Sequence[int], part: Part) -> None:
-        """Blocks that live one after the other."""
+        """Allocate and free blocks one after the other."""
         for size in sizes:
             self._free(self._allocate(size, part))
 
@@ -201,7 +200,7 @@ class Engine:
         return weights
 
     def _convert(self, address: int, num: int, part: Part) -> int:
-        """A copy in the master's precision takes the place of one in the weights', or is it."""
+        """Replace a tensor by a copy in the master's precision, if that is another."""
         if self._plan.master_bytes == self._plan.element_bytes:
             return address
         converted = self._allocate(self._plan.master_bytes * num, part)

@@ -1,9 +1,9 @@
-"""The whole weights that ZeRO-3 has on the device at each moment, and where they lie.
+"""The whole weights that ZeRO-3 has on the device at each moment, and their addresses.
 
-Follows `runtime/zero/partitioned_param_coordinator.py` of DeepSpeed 0.19.8: a module's weights are
-gathered before it runs and released behind it; from the third forward on, the order is known in
-which they are needed, so that later ones are gathered ahead, and those stay that are needed again
-soon. Does not know gradients.
+Follows `runtime/zero/partitioned_param_coordinator.py` of DeepSpeed 0.19.8. A module's weights are
+gathered before it runs and released after it. From the third forward on, DeepSpeed knows the order
+in which weights are needed: it prefetches later ones, and keeps those that are needed again soon.
+Does not know gradients.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ _PREFETCH_ELEMENTS = 50_000_000
 _MOST_ELEMENTS = 1_000_000_000
 _REUSE_ELEMENTS = 1_000_000_000
 _PERSISTENT_ELEMENTS = 100_000
-"""Defaults of `runtime/zero/config.py`: gathered ahead at once, gathered at most, the distance
-within which a weight is kept for its next use, and the largest of those that always stay."""
+"""Defaults of `runtime/zero/config.py`: elements that are prefetched at once; most elements that
+are gathered; the distance within which a weight is kept for its next use; and the size up to which
+a weight always stays."""
 
 
 @dataclass(slots=True)
 class _Gathering:
-    """Several weights on their way in one flat buffer, out of which each is copied."""
+    """Several weights that are gathered into one flat buffer, and then copied out of it."""
 
     buffer: int | None
-    """Address of the flat buffer; None for a single weight, whose buffer is its own."""
+    """Address of the flat buffer; None for a single weight, which needs none."""
     weights: Sequence[int]
     num_waiting: int
-    """Number of the weights whose modules have not asked for them yet."""
+    """Number of weights that no module has waited for yet."""
     is_complete: bool = False
 
 
@@ -41,10 +42,10 @@ class GatheredWeights:
     """The weights of one model on one rank.
 
     Args:
-        allocator: of the stream on which they are gathered.
-        elements: of each weight.
-        element_bytes: of all.
-        free: is told the addresses of weights that are released.
+        allocator: the allocator of the stream on which they are gathered.
+        elements: elements of each weight.
+        element_bytes: bytes of an element.
+        free: called with the address of each released weight.
     """
 
     def __init__(
@@ -67,10 +68,10 @@ class GatheredWeights:
         self._order: list[tuple[int, ...]] = []
         """Weights of each module, in the order in which modules run forward and backward."""
         self._uses: list[tuple[int, int]] = []
-        """Each weight that a module needs, and when."""
+        """Each weight that a module needs, with the number of the module's run."""
         self._queue: deque[tuple[int, int]] = deque()
         self._fetched_for: dict[int, int] = {}
-        """The latest use that a weight was fetched for."""
+        """The latest run that each weight was fetched for."""
         self._step = 0
 
     @property
@@ -78,7 +79,7 @@ class GatheredWeights:
         return self._num_forwards > 1
 
     def begin_forward(self) -> None:
-        """`reset_step`."""
+        """Begin a forward, as `reset_step` does."""
         for weight in list(self._on_their_way):
             self._wait(weight)
             self._free(weight)
@@ -92,7 +93,7 @@ class GatheredWeights:
         self._step = self._num_gathered = 0
 
     def fetch(self, weights: Iterable[int]) -> None:
-        """`fetch_sub_module`: what a module needs now, and what others need next."""
+        """Fetch what a module needs now, and others need next, as `fetch_sub_module` does."""
         needed = tuple(w for w in sorted(weights) if self._elements[w] > _PERSISTENT_ELEMENTS)
         if not self._knows_order:
             self._order.append(needed)
@@ -105,7 +106,7 @@ class GatheredWeights:
         self._step += 1
 
     def release(self, weights: Iterable[int]) -> None:
-        """`release_sub_module`."""
+        """Release weights of a module, as `release_sub_module` does."""
         done = {w for w in weights if w in self._buffers}
         if self._knows_order:
             done -= {w for w in done if self._fetched_for.get(w, -1) > self._step}
@@ -118,7 +119,7 @@ class GatheredWeights:
             self._free(weight)
 
     def release_all(self) -> None:
-        """`release_and_reset_all`, before the optimizer's step."""
+        """Release all weights before the optimizer step, as `release_and_reset_all` does."""
         for weight in list(self._on_their_way):
             self._wait(weight)
         for weight in list(self._buffers):
@@ -145,7 +146,7 @@ class GatheredWeights:
         self._gather(sorted(ahead))
 
     def _gather(self, weights: Sequence[int]) -> None:
-        """`all_gather_coalesced`."""
+        """Gather weights into one buffer, as `all_gather_coalesced` does."""
         if not weights:
             return
         sizes = [self._element_bytes * self._elements[w] for w in weights]
@@ -158,7 +159,10 @@ class GatheredWeights:
         self._on_their_way |= dict.fromkeys(weights, gathering)
 
     def _wait(self, weight: int) -> None:
-        """`AllGatherCoalescedHandle.wait`: the flat buffer lives until all have asked for it."""
+        """Wait for a weight, as `AllGatherCoalescedHandle.wait` does.
+
+        The flat buffer is freed when all its weights were waited for.
+        """
         gathering = self._on_their_way.pop(weight)
         if not gathering.is_complete:
             gathering.is_complete = True

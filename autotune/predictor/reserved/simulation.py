@@ -1,7 +1,7 @@
-"""Reserved peak of one rank, simulated: the allocator runs over what a strategy allocates.
+"""Reserved peak of one rank, simulated: the allocator runs over the allocations of a strategy.
 
-For strategies whose allocations are known (`ReservedModel.recipe` says which); for all others the
-caller keeps its formula. Does not know how a script comes to be: it is given one.
+It needs known allocations (`ReservedModel.recipe` says for which strategies); for all others the
+caller uses its formula. Does not know how scripts are made.
 """
 
 from __future__ import annotations
@@ -34,25 +34,26 @@ from autotune.space.strategy import Strategy
 __all__ = ["ReservedModel", "ReservedPeak", "ScriptSource"]
 
 ScriptSource = Callable[[ModelShape, Recipe, int], AllocationScript | str | None]
-"""Gives the script of a model, trained by a recipe, at a length, or in words why there is none;
-None where it is not known yet."""
+"""Gives the script of a model for a recipe and a sequence length, or in words why there is none;
+None if it is not known yet."""
 
 _CONTEXT_BYTES = 1_400_000_000
-"""Bytes of a GPU that the allocator cannot use: 1.30 GiB in 24 trials on an H100 (context,
-kernels)."""
+"""Bytes of a GPU that the allocator cannot use (context, kernels): 1.30 GiB in 24 trials on an
+H100."""
 
 _UNCERTAINTY = 0.08
 """Uncertainty of a simulated peak, as a fraction of it, in both directions.
 
-Measured: 38 trials of nine architectures beside Llama on one H100, to which nothing was fitted:
-36 within 0.5 %, the others off by 5.7 and 7.3 %.
+Measured in 38 trials of nine architectures other than Llama on one H100, to which nothing was
+fitted: 36 were within 0.5 %, the others off by 5.7 and 7.3 %.
 """
 
 _NO_BLOCK_BYTES = 2**62
-"""Events without the blocks of up to this size are those of weights alone."""
+"""Leaving out blocks of up to this size leaves only the events of weights."""
 
 _NUM_STEPS = 3
-"""States come in the first, and what they leave open shows in the next two."""
+"""Optimizer steps that are simulated at most: the first creates the states, and the next two run
+with them."""
 
 _ANY_ELEMENTS = 2**62
 
@@ -80,8 +81,8 @@ _FOLLOWED = frozenset(
         "lora_targets",
     )
 )
-"""The knobs that the simulation follows, or that allocate nothing. It is not trusted where another
-knob, a new one among them, is not at its default."""
+"""Knobs that the simulation follows, or that allocate nothing. A strategy is not simulated if any
+other knob, such as a new one, is not at its default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,17 +92,17 @@ class ReservedPeak:
     reserved_bytes: int
     allocated_bytes: int
     num_retries: int
-    """How often the device was full, and free memory was given back to go on."""
+    """How often the device was full and free memory was unmapped."""
     moment: str
-    """Moment at which the most was reserved for the first time."""
+    """Moment at which the peak was reached first."""
     parts: tuple[tuple[str, int], ...]
     """Bytes live at that moment, by purpose; without blocks of up to 1 MiB."""
     is_described: bool = False
-    """Whether activations are counted, since their kernels are not installed here."""
+    """Whether activations are counted, because their kernels are not installed here."""
 
     @property
     def lower_bytes(self) -> int:
-        """A full device goes on with all free memory given back: then live tensors at least."""
+        """Lower bound of the reserved peak; if the device was full, at most the live tensors."""
         lower = int((1 - _UNCERTAINTY) * self.reserved_bytes)
         return min(lower, self.allocated_bytes) if self.num_retries else lower
 
@@ -114,8 +115,9 @@ class ReservedPeak:
         """The peak of the worst rank as simulated.
 
         Args:
-            counted: the same by the formula.
-            num_ranks: of several no allocations were recorded, so the formula's bounds hold too.
+            counted: the peak by the formula.
+            num_ranks: ranks of the trial. No allocations of several ranks were recorded, so the
+                bounds then include the formula's.
         """
         lower, upper = self.lower_bytes, self.upper_bytes
         if num_ranks > 1 or self.is_described:
@@ -137,9 +139,9 @@ class ReservedModel:
     Args:
         workload: what is trained.
         hardware: what it runs on.
-        states: the model of states, which other models use as well.
-        script_of: where scripts come from.
-        token_of: what one token is counted to hold, for kernels that cannot be followed here.
+        states: the model of states.
+        script_of: the source of scripts.
+        token_of: the counted bytes of a token, for kernels that are not installed here.
     """
 
     def __init__(
@@ -161,7 +163,7 @@ class ReservedModel:
         self._peaks: dict[tuple[Recipe, int, EnginePlan], ReservedPeak] = {}
 
     def recipe(self, strategy: Strategy) -> Recipe | None:
-        """The recipe of a strategy's script; None where its allocations are not known."""
+        """The recipe of a strategy's script; None if its allocations are not known."""
         if not self._is_known(strategy):
             return None
         workload = self._workload
@@ -185,7 +187,7 @@ class ReservedModel:
         )
 
     def peak(self, strategy: Strategy) -> ReservedPeak | None:
-        """The reserved peak of a strategy; None where it cannot be simulated."""
+        """The reserved peak of a strategy; None if it cannot be simulated."""
         recipe = self.recipe(strategy)
         if recipe is None:
             return None
@@ -198,7 +200,7 @@ class ReservedModel:
         if key not in self._peaks:
             first = None
             if recipe.checkpoint_interval > 1:
-                # The first forward of all keeps every layer's input; see `_Span.call`.
+                # The very first forward keeps every layer's input; see `_Span.call`.
                 first = self._micro_step(replace(recipe, checkpoint_interval=1), strategy)
             peak = _simulate(micro_step, first, plan, self._capacity_bytes)
             self._peaks[key] = replace(peak, is_described=(recipe, num_samples) in self._described)
@@ -206,8 +208,8 @@ class ReservedModel:
 
     def _is_known(self, strategy: Strategy) -> bool:
         stage, ranks = strategy.zero_stage, self._hardware.num_devices
-        # Without ZeRO the engine has an fp32 master for 16-bit weights, and nothing for fp32.
-        # Of re-entrant checkpoints on one rank a trial took 14 % more than was simulated.
+        # Stage 0 is simulated only with 16-bit weights, which have fp32 masters there. ZeRO-3 with
+        # re-entrant checkpoints on one rank took 14 % more in a trial than was simulated.
         has_engine = (
             stage in (1, 2)
             or (stage == 3 and (ranks > 1 or not strategy.checkpoint_interval))
@@ -246,7 +248,7 @@ class ReservedModel:
     def _describe(self, recipe: Recipe, strategy: Strategy) -> MicroStep | None:
         """Describe a micro-step of fused kernels that are not installed here.
 
-        Its rows stand beside simulated ones.
+        Otherwise a table would compare simulated strategies with ones estimated by the formula.
         """
         if not recipe.variant.fused_kernels:
             return None
@@ -306,7 +308,7 @@ class ReservedModel:
 
 
 def _state_bytes(strategy: Strategy) -> tuple[float, ...]:
-    """Bytes of a parameter on the device, one for each tensor of states, in their order."""
+    """Bytes for each parameter on the device, one number for each state tensor, in order."""
     facts = OPTIMIZERS[strategy.optimizer]
     in_8bit = facts.states.count(StateForm.BLOCKWISE_8BIT)
     if in_8bit:

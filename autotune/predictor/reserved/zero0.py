@@ -1,4 +1,4 @@
-"""The allocations without ZeRO, around forward and backward of one rank.
+"""The allocations around forward and backward of one rank without ZeRO.
 
 Read from `runtime/fp16/unfused_optimizer.py` of DeepSpeed 0.19.8. Does not know a model's code.
 """
@@ -10,15 +10,15 @@ from autotune.predictor.reserved.engine import Engine, Part
 __all__ = ["Stage0"]
 
 _ALLREDUCE_ELEMENTS = 500_000_000
-"""Limit of elements in the engine's flat copy without ZeRO (`engine.py`,
+"""Most elements in the engine's flat copy without ZeRO (`engine.py`,
 `buffered_allreduce_fallback`)."""
 
 
 class Stage0(Engine):
-    """No ZeRO, 16-bit weights and an fp32 master of each (`unfused_optimizer.py`)."""
+    """Training without ZeRO: 16-bit weights, each with an fp32 master."""
 
     def _initialise(self) -> None:
-        """A first optimizer step over gradients of zeros makes the states."""
+        """Create the states by a first optimizer step with gradients of zeros."""
         self._make_weights()
         for size, master in zip(self._trained, self._masters, strict=True):
             clone = self._allocate(size, Part.MASTERS)
@@ -43,7 +43,7 @@ class Stage0(Engine):
             self._free(address)
 
     def _end_backward(self) -> None:
-        """`engine.py`, `allreduce_bucket`: flat copies, one after the other."""
+        """Reduce flat copies one after the other, as `allreduce_bucket` of `engine.py` does."""
         if self._is_last:
             e, most = self._plan.element_bytes, _ALLREDUCE_ELEMENTS
             pieces = range(0, self._num, most)

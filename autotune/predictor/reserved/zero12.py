@@ -1,6 +1,6 @@
-"""The allocations of ZeRO-1 and ZeRO-2, around forward and backward of one rank.
+"""The allocations of ZeRO-1 and ZeRO-2 around forward and backward of one rank.
 
-Read from `runtime/zero/stage_1_and_2.py` of DeepSpeed 0.19.8, their offload too, as far as it
+Read from `runtime/zero/stage_1_and_2.py` of DeepSpeed 0.19.8. With offload, this is the part that
 stays on the device. Does not know a model's code.
 """
 
@@ -16,7 +16,7 @@ __all__ = ["Stages12"]
 
 
 class Stages12(Engine):
-    """ZeRO-1 and ZeRO-2 (`stage_1_and_2.py`), and what stays of their offload on the device."""
+    """ZeRO-1 and ZeRO-2 (`stage_1_and_2.py`), with or without offload."""
 
     _buckets: tuple[int, ...] = ()
     _pending: tuple[int, ...] = ()
@@ -26,7 +26,7 @@ class Stages12(Engine):
     _averaged: int | None = None
 
     def _prepare(self) -> None:
-        """Gradients may travel on a stream of their own."""
+        """Make the allocator of the stream on which gradients are reduced."""
         plan, allocator = self._plan, self._allocator
         self._reducing = Allocator(beside=allocator) if plan.overlaps else allocator
         self._parts = self._divide()
@@ -34,7 +34,8 @@ class Stages12(Engine):
             sum(self._elements(weight) for weight, parts in self._parts.items() if rank in parts)
             for rank in range(plan.num_ranks)
         )
-        """Parameters that are at least in part this rank's."""
+        """Parameters of weights that belong to one rank at least in part; of the rank with the
+        most."""
 
     def _divide(self) -> dict[int, tuple[int, ...]]:
         """Ranks that have a part of each trained weight, in order."""
@@ -52,7 +53,7 @@ class Stages12(Engine):
         return parts
 
     def _initialise(self) -> None:
-        """`__init__`: weights become views of flat copies, partitions of which become masters."""
+        """Make weights views of flat copies, and masters of their partitions, as `__init__`."""
         plan, e = self._plan, self._plan.element_bytes
         made = zip(self._make_weights(), self._weights, strict=True)
         trained = [address for address, weight in made if weight.is_trained]
@@ -66,7 +67,7 @@ class Stages12(Engine):
             self._allocator.becomes(flat, Part.WEIGHTS)
             part = self._allocate(e * num, Part.MASTERS)
             if plan.is_offloaded:
-                # On its way to the host it is converted there.
+                # It is moved to the host and converted there.
                 self._free(part)
             else:
                 self._convert(part, num, Part.MASTERS)
@@ -77,7 +78,7 @@ class Stages12(Engine):
             self._free(*[self._allocate(size, Part.GRADIENTS) for size in sizes])
 
     def _members(self, trained: list[int], num: int) -> list[int]:
-        """The next weights, which make up a group; they leave the list."""
+        """Take the next weights, which make up a group, off the list."""
         left, own = num * self._plan.num_ranks, []
         sizes = iter(self._trained[len(self._trained) - len(trained) :])
         while trained and left > 0:
@@ -86,14 +87,17 @@ class Stages12(Engine):
         return own
 
     def _take(self, weight: int, address: int) -> None:
-        """`process_gradients`: with one rank ZeRO-1 reduces when backward has ended."""
+        """Handle a gradient as `process_gradients` does.
+
+        On one rank, ZeRO-1 reduces only when backward has ended.
+        """
         plan = self._plan
         if not self._buckets:
             size = plan.element_bytes * plan.bucket_elements
             num = 1 + plan.overlaps
             self._buckets = tuple(self._allocate(size, Part.BUCKETS) for _ in range(num))
         if plan.zero_stage == 1:
-            # Of fused norms a trace may tell one layer's for another's: they are small.
+            # A trace may confuse the fused norms of two layers: they are small.
             if weight in self._gradients:
                 self._free(address)
                 address = self._gradients[weight]
@@ -104,7 +108,7 @@ class Stages12(Engine):
         self._put_into_bucket(weight, address)
 
     def _put_into_bucket(self, weight: int, address: int) -> None:
-        """`reduce_independent_p_g_buckets_and_remove_grads`."""
+        """As `reduce_independent_p_g_buckets_and_remove_grads` does."""
         bucket = self._plan.bucket_elements
         num = self._elements(weight)
         if sum(map(self._elements, self._pending)) + num > bucket:
@@ -116,9 +120,10 @@ class Stages12(Engine):
         self._pending += (weight,)
 
     def _reduce(self) -> None:
-        """`reduce_ipg_grads`; the first gradient has `copy_grads_in_partition` make room for all.
+        """Reduce the bucket, as `reduce_ipg_grads` does.
 
-        Offloaded, each has its norm taken and is converted on its way to the host.
+        The first gradient has `copy_grads_in_partition` allocate memory for all of them. With
+        offload, each gradient has its norm computed and is converted before it is moved.
         """
         plan, reducing = self._plan, self._reducing
         if plan.num_ranks > 1:
@@ -135,7 +140,11 @@ class Stages12(Engine):
         self._oversized, self._pending = None, ()
 
     def _send(self, num: int) -> None:
-        """`allreduce_bucket`: a flat copy of parts for several ranks, and one to travel in."""
+        """Reduce as `allreduce_bucket` does.
+
+        It makes a flat copy if there are partitions of several ranks, and another if communication
+        has another precision.
+        """
         plan, copies = self._plan, []
         parts = [part for weight in self._pending for part in self._parts[weight]]
         if len(list(groupby(parts))) > 1:
@@ -146,7 +155,7 @@ class Stages12(Engine):
             self._reducing.free(address)
 
     def _end_backward(self) -> None:
-        """`independent_gradient_partition_epilogue`."""
+        """End backward, as `independent_gradient_partition_epilogue` does."""
         if self._plan.zero_stage == 1 and not self._is_last:
             return
         for weight in sorted(self._gradients):
@@ -162,9 +171,11 @@ class Stages12(Engine):
         self._partition = None
 
     def _step(self) -> None:
-        """`step`: a flat copy of a group's averaged gradients, in the master's precision then.
+        """Update each group, as `step` does.
 
-        The averaged gradients of all groups lie in one buffer, which goes with the last of them.
+        It makes a flat copy of the group's averaged gradients, and converts it to the master's
+        precision. The averaged gradients of all groups are in one buffer, which is freed with the
+        last group.
         """
         if self._plan.is_offloaded:
             return

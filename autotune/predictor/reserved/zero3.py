@@ -1,6 +1,6 @@
-"""The allocations of ZeRO-3, around forward and backward of one rank.
+"""The allocations of ZeRO-3 around forward and backward of one rank.
 
-Read from `runtime/zero/stage3.py` of DeepSpeed 0.19.8; its optimizer may be on the host, whole.
+Read from `runtime/zero/stage3.py` of DeepSpeed 0.19.8. The whole optimizer may be on the host.
 Does not know a model's code, nor which weights are gathered when.
 """
 
@@ -17,22 +17,22 @@ from autotune.profile.script import MicroStep
 __all__ = ["Stage3"]
 
 _BUCKETS_BEHIND = 2
-"""How many buckets of gradients the device is behind the host in backward, where what is given
-back can be taken again only after the device has done with it. The host waits for the third
-(`max_param_reduce_events`). Of 0 to 3 it fits eight trials on two H200 best: without it they took
-2 to 5 GiB more than was simulated."""
+"""Number of gradient buckets by which the device is behind the host in backward. Freed memory can
+be allocated again only after the device has finished with it. The host waits for the third bucket
+(`max_param_reduce_events`). Of the values 0 to 3, this one fits eight trials on two H200 best:
+with 0 they took 2 to 5 GiB more than was simulated."""
 
 
 class Stage3(Engine):
-    """ZeRO-3 (`stage3.py`); on one rank no weight is gathered."""
+    """ZeRO-3 (`stage3.py`); on one rank, no weight is gathered."""
 
     def _prepare(self) -> None:
-        """Weights are gathered, and gradients travel, on streams of their own."""
+        """Make the allocators of the streams that gather weights and reduce gradients."""
         plan, allocator = self._plan, self._allocator
         self._pending: list[int] = []
         """Weights whose gradients wait in the bucket."""
         self._late: deque[list[tuple[Allocator, int]]] = deque([[]])
-        """Blocks that were given back since each of the latest buckets was reduced."""
+        """Blocks that were freed since each of the latest buckets was reduced."""
         self._has_streams = plan.overlaps and plan.num_ranks > 1
         self._gathering, self._reducing = (
             Allocator(beside=allocator) if self._has_streams else allocator for _ in range(2)
@@ -44,7 +44,7 @@ class Stage3(Engine):
         self._sub_groups = self._divide()
 
     def _divide(self) -> list[int]:
-        """`_create_fp16_sub_groups`: this rank's parameters that are stepped over at once."""
+        """This rank's parameters in each sub-group, as `_create_fp16_sub_groups` makes them."""
         groups = [0]
         for size in self._trained:
             if groups[-1] >= self._plan.sub_group_elements:
@@ -56,7 +56,7 @@ class Stage3(Engine):
         return -(-num // self._plan.num_ranks)
 
     def _initialise(self) -> None:
-        """Parts of weights go to the host and come back as one; what was mapped is given back."""
+        """Move partitions of weights to the host, unmap all memory, and move them back as one."""
         plan, e, owned = self._plan, self._plan.element_bytes, sum(self._sub_groups)
         for weight in self._weights:
             whole = self._allocate(weight.size_bytes, Part.WEIGHTS)
@@ -74,11 +74,14 @@ class Stage3(Engine):
         if not plan.is_offloaded:
             self._allocate(e * owned, Part.GRADIENTS)
         if plan.num_ranks > 1:
-            # `create_reduce_and_remove_grad_hooks` gathers each.
+            # `create_reduce_and_remove_grad_hooks` gathers each weight.
             self._pass_by(self._trained, Part.GATHERED)
 
     def _make_masters(self) -> None:
-        """`_create_fp32_partitions`: a copy of the converted one, which the next takes over."""
+        """Make masters, as `_create_fp32_partitions` does.
+
+        Each is a copy of a converted tensor, which lives until the next one is converted.
+        """
         plan, before = self._plan, None
         for num in self._sub_groups:
             if plan.master_bytes != plan.element_bytes:
@@ -109,9 +112,10 @@ class Stage3(Engine):
         self._pending.append(weight)
 
     def _reduce(self) -> None:
-        """`__avg_scatter_grads`, and `reduce_scatter_coalesced`: a copy of what is sent.
+        """Reduce the bucket, as `__avg_scatter_grads` and `reduce_scatter_coalesced` do.
 
-        The bucket has the precision in which gradients travel; parts are converted behind it.
+        They copy the gradients that are sent. The bucket has the precision of communication, and
+        partitions are converted after it.
         """
         plan, reducing, copies = self._plan, self._reducing, []
         nums = [self._elements(weight) for weight in self._pending]
@@ -129,7 +133,10 @@ class Stage3(Engine):
         self._catch_up(_BUCKETS_BEHIND)
 
     def _offload(self, parts: list[int]) -> None:
-        """`partition_grads`: each part comes back, and goes to the host in fp32 at last."""
+        """Offload partitions, as `partition_grads` does.
+
+        Each accumulated partition is copied to the device, and finally to the host in fp32.
+        """
         plan, reducing = self._plan, self._reducing
         for num in parts:
             part = reducing.allocate(plan.element_bytes * num, Part.OFFLOAD)
@@ -139,7 +146,7 @@ class Stage3(Engine):
             reducing.free(part)
 
     def _give_back(self, allocator: Allocator, address: int) -> None:
-        """`record_stream`: what another stream works on is free when it has done with it."""
+        """Free a block, but only after other streams have finished with it (`record_stream`)."""
         if not self._has_streams:
             allocator.free(address)
             return
@@ -147,7 +154,7 @@ class Stage3(Engine):
         self._late[-1].append((allocator, address))
 
     def _free_gathered(self, address: int) -> None:
-        """Free a gathered weight; in forward the host, with its hooks, is not ahead."""
+        """Free a gathered weight; in forward, the host is not ahead because of its hooks."""
         if self._pending or len(self._late) > 1:
             self._give_back(self._gathering, address)
         else:
@@ -164,7 +171,7 @@ class Stage3(Engine):
         self._late.append([])
 
     def _step(self) -> None:
-        """`_prepare_fp32_grad_for_sub_group`, one group after the other."""
+        """Update one sub-group after the other, as `_prepare_fp32_grad_for_sub_group` does."""
         self._gathered.release_all()
         if self._plan.is_offloaded:
             return

@@ -1,1 +1,1 @@
-"""Time of an optimizer step: products, traffic, communication, launches, the update."""
+"""Time of an optimizer step: matrix products, memory traffic, communication, launches, update."""

@@ -1,9 +1,10 @@
 """Time of communication between ranks: gradients, weights, activations.
 
-Ranks stand as `techniques/parallel_layout.py` has them: those of a tensor-parallel group next to
-each other, then the sequence's, the data's, and the pipeline's furthest apart. A group within one
-host talks over its links, one that spans hosts over the network as well. Does not know what is
-computed meanwhile, only what part of the communication it hides.
+`techniques/parallel_layout.py` numbers the ranks: neighbours are in one tensor-parallel group,
+then come sequence-parallel and data-parallel groups, and the stages of a pipeline are furthest
+apart. A group within one host communicates over its links, and a group across hosts over the
+network as well. Does not know what is computed at the same time, only which fraction of the
+communication that hides.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ from autotune.space.strategy import Strategy
 __all__ = ["CommunicationModel", "tensor_sums"]
 
 _EXPOSED_FRACTION = 0.5
-"""Part of the gradients' communication that backward does not hide (`overlap_comm`)."""
+"""Fraction of the gradients' communication that backward does not hide (`overlap_comm`)."""
 
 _8BIT_FRACTION = 0.5
 _4BIT_FRACTION = 0.25
-"""Fraction of the bytes at 16 bit, without the scales of blocks. ZeRO++ (arXiv 2306.10209),
-section 3."""
+"""Fraction of the bytes relative to 16 bit, without the scales of blocks: ZeRO++ (arXiv
+2306.10209), section 3."""
 
 
 def tensor_sums(shape: ModelShape, strategy: Strategy) -> int:
-    """All-reduces of one layer under AutoTP, forward and backward."""
+    """Number of all-reduces of one layer under AutoTP, forward and backward."""
     times = repeats(strategy)
     num_columns = len(shape.attention_linears) + len(shape.mlp_linears) - 2
     return 2 + times.attention + times.mlp + num_columns
 
 
 class CommunicationModel:
-    """Communication of any strategy, for one workload on one machine."""
+    """Communication time of any strategy, for one workload on one machine."""
 
     def __init__(self, workload: Workload, hardware: Hardware, states: StatesModel) -> None:
         self._workload = workload
@@ -49,10 +50,10 @@ class CommunicationModel:
         self._per_node = hardware.devices_per_node
 
     def micro_step_s(self, strategy: Strategy, shard: RankShard) -> float:
-        """Communication of every micro-step, in seconds, beside what a pipeline hides.
+        """Seconds of communication in every micro-step that nothing hides.
 
-        ZeRO (arXiv 1910.02054), section 7: stages 2 and 3 reduce gradients, and stage 3 gathers
-        the weights in forward and again in backward.
+        Stages 2 and 3 reduce gradients, and stage 3 gathers the weights in forward and again in
+        backward: ZeRO (arXiv 1910.02054), section 7.
         """
         if self._num_ranks == 1:
             return 0.0
@@ -70,7 +71,10 @@ class CommunicationModel:
         return seconds
 
     def step_s(self, strategy: Strategy, shard: RankShard) -> float:
-        """Communication of every step: stages 0 and 1 reduce, 1 and 2 gather new weights."""
+        """Seconds of communication in every step.
+
+        Stages 0 and 1 reduce gradients; stages 1 and 2 gather new weights.
+        """
         if strategy.zero_stage == 3:
             return 0.0
         e, trained = element_bytes(strategy), self._states.trained_of(strategy, shard)
@@ -80,16 +84,16 @@ class CommunicationModel:
             exposed = _EXPOSED_FRACTION if strategy.zero_stage and overlaps(strategy) else 1.0
             seconds += exposed * self._gradients_s(strategy, trained)
         if strategy.zero_stage or has_bf16_optimizer(strategy):
-            # New weights are gathered (`bf16_optimizer.py` does so, too).
+            # New weights are gathered, by `bf16_optimizer.py` as well.
             seconds += self._ring_s(e * trained, ranks, apart)
         return seconds
 
     def _gradients_s(self, strategy: Strategy, trained: int) -> float:
-        """All gradients once, by the stage's own collective.
+        """Seconds to reduce all gradients once.
 
-        Only ZeRO-3 scatters; ZeRO-1 and ZeRO-2 sum on all ranks and drop what is another's
-        (`stage_1_and_2.py`, `allreduce_bucket`). With Ulysses gradients travel in fp32, into
-        which they are copied.
+        Only ZeRO-3 reduce-scatters. ZeRO-1 and ZeRO-2 all-reduce, and drop the partitions of other
+        ranks (`stage_1_and_2.py`, `allreduce_bucket`). With Ulysses, gradients are copied to fp32
+        and reduced in it.
         """
         ranks, apart = zero_size(strategy, self._num_ranks), strategy.tensor_parallel_size
         if ranks == 1:
@@ -107,9 +111,9 @@ class CommunicationModel:
         return seconds + self._starts_s(strategy, trained, ranks)
 
     def _gathers_s(self, strategy: Strategy, num_bytes: float) -> float:
-        """Weights in forward, and in backward from the second copy where there is one.
+        """Seconds to gather weights in forward, and in backward, from a second copy if any.
 
-        ZeRO++ gathers in 8 bit what comes from the first copy (`partition_parameters.py`,
+        ZeRO++ gathers the first copy in 8 bit (`partition_parameters.py`,
         `_all_gather_coalesced`).
         """
         ranks, apart = zero_size(strategy, self._num_ranks), strategy.tensor_parallel_size
@@ -119,17 +123,18 @@ class CommunicationModel:
         return whole + (self._ring_s(num_bytes, hpz, apart) if hpz > 1 else whole)
 
     def _starts_s(self, strategy: Strategy, num_elements: float, ranks: int) -> float:
-        """Additional start time of many small buckets over a single one."""
+        """Additional latency of many small buckets, compared with a single one."""
         if ranks == 1:
             return 0.0
         buckets = num_elements // max(1, strategy.reduce_bucket_size)
         return buckets * self._start_s(ranks, strategy.tensor_parallel_size)
 
     def _tensor_s(self, strategy: Strategy, shard: RankShard) -> float:
-        """AutoTP's sums: of each row-parallel output, of each column-parallel input's gradient.
+        """Seconds of AutoTP's all-reduces, none of which is hidden.
 
-        `module_inject/layers.py`, `RowParallel` and `ColumnParallel`; nothing of it is hidden. The
-        head gathers its logits, unless it shares the embedding's weights.
+        It reduces each row-parallel output, and the gradient of each column-parallel input
+        (`module_inject/layers.py`, `RowParallel` and `ColumnParallel`). The head gathers its
+        logits, unless it shares the embedding's weights.
         """
         degree = strategy.tensor_parallel_size
         if degree == 1:
@@ -143,9 +148,10 @@ class CommunicationModel:
         return seconds
 
     def _sequence_s(self, strategy: Strategy, shard: RankShard) -> float:
-        """Ulysses: query, key, value and output exchanged in each attention, and their gradients.
+        """Seconds of Ulysses: each attention exchanges query, key, value, output and gradients.
 
-        Jacobs et al. (arXiv 2309.14509), section 3.2: all-to-all, of which (s - 1) / s travels.
+        It is an all-to-all, which sends (s - 1) / s of the bytes: Jacobs et al. (arXiv
+        2309.14509), section 3.2.
         """
         degree = strategy.sequence_parallel_size
         if degree == 1:
@@ -161,7 +167,7 @@ class CommunicationModel:
         return shard.num_layers * passes * once
 
     def _between_stages_s(self, strategy: Strategy) -> float:
-        """Hidden states to the next stage, and their gradients back (`pipe/p2p.py`)."""
+        """Seconds to send hidden states to the next stage, and gradients back (`pipe/p2p.py`)."""
         apart = self._num_ranks // strategy.pipeline_parallel_size
         rates = self._rates
         is_near = self._num_ranks <= self._per_node or apart < self._per_node
@@ -177,15 +183,16 @@ class CommunicationModel:
         return 2 * self._ring_s(num_bytes, ranks, 1) + self._start_s(ranks, 1)
 
     def _ring_s(self, num_bytes: float, ranks: int, apart: int) -> float:
-        """A reduce-scatter or an all-gather over a ring: (n - 1) / n of the bytes pass each link.
+        """Seconds of a reduce-scatter or all-gather over a ring, without latency.
 
-        Patarasuk and Yuan, Bandwidth optimal all-reduce (JPDC 69(2), 2009). Between hosts as many
-        rings run side by side as the group has ranks on each, every one over its own port.
+        (n - 1) / n of the bytes pass each link: Patarasuk and Yuan, Bandwidth optimal all-reduce
+        (JPDC 69(2), 2009). Between hosts there are as many rings as the group has ranks on each
+        host, each over its own port.
 
         Args:
-            num_bytes: of the whole tensor.
-            ranks: of the group.
-            apart: ranks from one member to the next.
+            num_bytes: bytes of the whole tensor.
+            ranks: number of ranks in the group.
+            apart: distance from one rank of the group to the next.
         """
         if ranks == 1:
             return 0.0
@@ -195,7 +202,7 @@ class CommunicationModel:
         return num_bytes * (ranks - 1) / ranks / bandwidth
 
     def _start_s(self, ranks: int, apart: int) -> float:
-        """Latency of a collective up to its first byte: a tree over its ranks, and over hosts.
+        """Latency of a collective until its first byte: a tree over ranks, and over hosts.
 
         Sanders et al., Two-tree algorithms (Parallel Computing 35(12), 2009), which NCCL uses.
         """
@@ -205,5 +212,5 @@ class CommunicationModel:
         return COLLECTIVE_S + self._rates.level_s * (math.log2(ranks) + math.log2(num_hosts))
 
     def _ranks_here(self, ranks: int, apart: int) -> int:
-        """Members of a group on one host."""
+        """Number of ranks of a group on one host."""
         return max(1, min(ranks, self._per_node // apart))

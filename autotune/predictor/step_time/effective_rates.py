@@ -1,6 +1,6 @@
-"""The rates that a machine attains: measured ones, or usual fractions of its data sheet.
+"""The rates that a machine attains: measured ones, or typical fractions of its data sheet.
 
-The home of every rate that step times are predicted from. Does not know what is computed.
+Every rate that step times are predicted from is here. Does not know what is computed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ __all__ = [
 ]
 
 REFERENCE_LAUNCH_S = 2.55e-6
-"""One small operation with autograd on the core on which `host.py`'s times were measured."""
+"""Seconds of one small operation with autograd on the reference core, on which the times in
+`launch_overhead.py` were measured."""
 
 _MATMUL_FRACTION = 0.72
 _TRAFFIC_FRACTION = 0.68
-"""Fractions of the peak rates: of 16-bit matrix products, and of kernels that reduce or convert.
-Measured: Llamas of 1.1 to 13 billion on one H100. Unproven on other devices but the A100."""
+"""Fractions of the peak rates that 16-bit matrix products attain, and kernels that reduce or
+convert. Measured with Llamas of 1.1 to 13 billion parameters on one H100. Confirmed on the A100
+only."""
 
 _STREAM_FRACTION = 0.90
-"""Assumed: what plain copies and additions of large tensors attain, of the peak bandwidth."""
+"""Fraction of the peak bandwidth that plain copies and additions of large tensors attain.
+Assumed."""
 
 _INSTRUCTIONS_PER_S = {
     "B200": 40e12,
@@ -46,82 +49,85 @@ _INSTRUCTIONS_PER_S = {
     "RTX4090": 41.3e12,
     "RTX3090": 17.8e12,
 }
-"""Thread instructions per second: each multiprocessor has four schedulers, which issue to 32
-threads a cycle. Half of the fp32 FLOP/s of the data sheet, where there are as many fp32 lanes; as
-many as those where there are half as many lanes, up to the A100."""
+"""Thread instructions per second: each multiprocessor has four schedulers, each of which issues to
+32 threads a cycle. This is half of the data sheet's fp32 FLOP/s if there are as many fp32 lanes,
+and all of it if there are half as many lanes, as up to the A100."""
 
 _UNKNOWN_INSTRUCTIONS = 0.04
-"""Instructions of a device that the table does not have, for one FLOP of its matrix products:
-between the A100's 0.06 and the H100's 0.03. Assumed."""
+"""Instructions per FLOP of matrix products on a device that is not in the table: between the
+A100's 0.06 and the H100's 0.03. Assumed."""
 
 _INSTRUCTION_FRACTION = 0.54
-"""Fraction of the instruction rate that kernels attain whose blocks wait for each of their loads.
+"""Fraction of the instruction rate that kernels attain if their blocks wait for each load.
 Measured on one H200 (`tests/benchmarks/optimizer_update.py`): 28.0 ps for 510 instructions, 16.3
-ps for 300, in fp32 and in bf16 alike, and so not for want of bandwidth."""
+ps for 300. Times are the same in fp32 and bf16, so bandwidth does not limit them."""
 
 _ATTENTION_FRACTION = 0.60
 _ATTENTION_FRACTION_HOPPER = 0.50
 ATTENTION_HALF_TOKENS = 800
-"""Flash attention of very long samples, of the peak, and the length that reaches half of it.
-Measured: 1.1 billion on one H100 at 1024 and at 4096 tokens. Others reach a larger part of their
-lower peaks: FlashAttention-2 0.7 of an A100's and 0.35 of an H100's (Dao, arXiv 2307.08691,
-section 4; Shah et al., arXiv 2407.08608, section 1), for which 0.6 is assumed."""
+"""Fraction of the peak that flash attention attains with very long samples, and the sample length
+that attains half of it. Measured with 1.1 billion parameters on one H100 at 1024 and 4096 tokens.
+Other devices attain a larger fraction of their lower peaks: FlashAttention-2 attains 0.7 of an
+A100's peak and 0.35 of an H100's (Dao, arXiv 2307.08691, section 4; Shah et al., arXiv 2407.08608,
+section 1). For them, 0.6 is assumed."""
 
 _KERNEL_S = 2e-6
-"""Time of a kernel on the device beside its work: start, ramp and tail. Assumed."""
+"""Seconds of a kernel on the device beside its work: start, ramp and tail. Assumed."""
 
 _LAUNCH_S = 8.1e-6
-"""Host time of one small kernel from Python with autograd. From forward and backward of a Llama's
-layer at micro-batch 4, which take 4.4 ms on the host of one H100 and 1.39 ms on the reference
-core."""
+"""Host seconds to launch one small kernel from Python with autograd. Derived from forward and
+backward of a Llama's layer at micro-batch 4, which take 4.4 ms on the host of one H100 and 1.39 ms
+on the reference core."""
 
 _MEASURED_LAUNCH_S = 14.4e-6
-"""Launch time that `autotune doctor` measures on a host for which `_LAUNCH_S` holds: the driver's
-part does not grow with the size of a layer. Of two H200, one host, on which trials that wait for
-it took as long as `_LAUNCH_S` says."""
+"""Launch time that `autotune doctor` measures on a host for which `_LAUNCH_S` holds; it includes
+the driver's part, which does not grow with the size of a layer. Measured on a host of two H200, on
+which trials limited by launches took as long as `_LAUNCH_S` says."""
 
 _HOST_LINK_FRACTION = 0.8
 _HOST_LINK_BYTES_PER_S = 25e9
-"""Pinned copies over PCIe, weight by weight as DeepSpeed does them: four fifths of the peak, no
-more than over PCIe 4.0 x16. Measured on one H100 with PCIe 5.0: 30 GB/s."""
+"""Rate of pinned copies over PCIe, weight by weight as DeepSpeed does them: four fifths of the
+peak, and no more than PCIe 4.0 x16 attains. Measured on one H100 with PCIe 5.0: 30 GB/s."""
 
 _HOST_BYTES_PER_S = 100e9
-"""Memory bandwidth of a server's socket, shared by the ranks' CPU Adam."""
+"""Memory bandwidth of a server's socket, which the ranks' CPU Adam share."""
 
 _NVME_BYTES_PER_S = 3e9
-"""Assumed: one drive on PCIe 4.0 x4, reading or writing, shared by the ranks."""
+"""Rate of one drive on PCIe 4.0 x4, reading or writing, which the ranks share. Assumed."""
 
 _LINK_FRACTION = 0.7
-"""Fraction of NVLink's peak in one direction: NCCL's bus bandwidth in all-reduces of a gigabyte,
-about 230 of 300 GB/s on an A100 and 360 of 450 on an H100 (nccl-tests, public runs)."""
+"""Fraction of NVLink's peak in one direction that NCCL attains in all-reduces of a gigabyte (bus
+bandwidth): about 230 of 300 GB/s on an A100 and 360 of 450 on an H100 (nccl-tests, public
+runs)."""
 
 _PCIE_LINK_FRACTION = 0.5
-"""Fraction of PCIe's peak: two neighbours in a ring use it through the host. Assumed."""
+"""Fraction of PCIe's peak for a link of a ring: two neighbours use PCIe through the host.
+Assumed."""
 
 _LOOPBACK_BYTES_PER_S = 1e9
-"""Bytes per second between processes on the CPU. Assumed."""
+"""Bytes per second between CPU ranks. Assumed."""
 
 _NETWORK_BYTES_PER_S = 20e9
 _NETWORK_BYTES_PER_S_PCIE = 1.5e9
 """Bytes per second of one device between hosts. Assumed: a port of 200 Gb/s for each GPU with HBM,
-as in a DGX A100; one port of 100 Gb/s for eight others."""
+as in a DGX A100, and one port of 100 Gb/s for eight other GPUs."""
 
 COLLECTIVE_S = 17e-6
-"""Latency of any collective, before the first level of its tree."""
+"""Seconds of latency of any collective, before the first level of its tree."""
 
 _LEVEL_S = 20e-6
-"""Time until a collective's first byte has passed one level of a tree. Assumed; with it 37 µs of
-two ranks, as measured on two H200 over NVLink, where sizes of up to 64 MiB take 37 µs more than
-their bytes do at the bandwidth of a gigabyte."""
+"""Seconds until a collective's first byte has passed one level of a tree. Assumed. It gives 37 µs
+for two ranks, as measured on two H200 over NVLink: sizes of up to 64 MiB take 37 µs more than
+their bytes take at the bandwidth of a gigabyte."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EffectiveRates:
-    """Rates of one device, of its host, and of what connects them."""
+    """Rates of one device, of its host, and of their links."""
 
     matmul_flops_per_s: float
     attention_flops_per_s: float
-    """FLOP/s of attention over very long samples; half of it at `ATTENTION_HALF_TOKENS`."""
+    """FLOP/s of attention with very long samples; half of it at `ATTENTION_HALF_TOKENS`."""
     traffic_bytes_per_s: float
     """Bytes per second of kernels that also reduce, convert or gather."""
     stream_bytes_per_s: float
@@ -129,9 +135,9 @@ class EffectiveRates:
     instructions_per_s: float
     """Thread instructions per second of kernels that do more than move data."""
     kernel_s: float
-    """Time of every kernel on the device, beside its work."""
+    """Seconds of every kernel on the device, beside its work."""
     launch_s: float
-    """Time of the host to launch one small kernel; 0 where the device is the host."""
+    """Host seconds to launch one small kernel; 0 if the device is the host."""
     to_device_bytes_per_s: float
     to_host_bytes_per_s: float
     host_bytes_per_s: float
@@ -143,11 +149,11 @@ class EffectiveRates:
     network_bytes_per_s: float
     """Bytes per second of each device between hosts."""
     level_s: float
-    """Time until a collective's first byte has passed one level of a tree of ranks."""
+    """Seconds until a collective's first byte has passed one level of a tree of ranks."""
 
 
 def effective_rates(hardware: Hardware) -> EffectiveRates:
-    """The rates of a machine: measured ones where there are any, else usual ones."""
+    """The rates of a machine: measured ones if there are any, else typical ones."""
     is_cpu = hardware.device_type is DeviceType.CPU
     rates = hardware.rates or Rates()
     matmul = rates.matmul_flops_per_s or hardware.flops_per_s * _MATMUL_FRACTION
@@ -208,5 +214,5 @@ def _links(hardware: Hardware) -> tuple[float, float]:
 
 _UNKNOWN_PCIE = 31.5e9
 _UNKNOWN_NVLINK = 300e9
-"""Link rates of a device that the table does not have: PCIe 4.0 x16, and with HBM the A100's
-NVLink."""
+"""Link rates of a device that is not in the table: PCIe 4.0 x16, and the A100's NVLink if the
+device has HBM."""

@@ -1,10 +1,10 @@
 """The least time that the host takes to launch a step's work on a GPU.
 
-Python, launches and DeepSpeed's hooks. Does not know how long the device works.
+It consists of Python, launches and DeepSpeed's hooks. Does not know how long the device works.
 
-The times of its parts were measured on one core of a CPU with tensors of no size, where there is
-nothing but the host's work: Llamas of 2 and of 10 layers under DeepSpeed 0.19.8 with PEFT 0.21 and
-bitsandbytes 0.50. On another host they last as much longer as its launch of a small kernel does.
+The times of its parts were measured on one CPU core (the reference core) with empty tensors, so
+that only the host works: Llamas of 2 and 10 layers under DeepSpeed 0.19.8 with PEFT 0.21 and
+bitsandbytes 0.50. On another host they are scaled by its time to launch a small kernel.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["LaunchOverheadModel"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _LayerTime:
-    """Seconds of a decoder layer of seven linear layers on the reference core."""
+    """Seconds of a decoder layer with seven linear layers on the reference core."""
 
     forward_s: float
     backward_s: float
@@ -37,54 +37,54 @@ class _LayerTime:
 
 _PLAIN = _LayerTime(forward_s=0.52e-3, backward_s=0.87e-3)
 _ADAPTERS = _LayerTime(forward_s=0.47e-3, backward_s=0.37e-3)
-"""Additional launch time where all seven linear layers have adapters."""
+"""Additional launch time if all seven linear layers have adapters."""
 
 _4BIT = _LayerTime(forward_s=1.36e-3, backward_s=0.83e-3)
-"""Additional launch time where all seven linear layers are in 4 bit."""
+"""Additional launch time if all seven linear layers are in 4 bit."""
 
 _ZERO3 = _LayerTime(forward_s=2.70e-3, backward_s=2.38e-3)
 """Launch time with ZeRO-3, instead of `_PLAIN`: hooks of every module gather and release its
-weights. Processor time of the thread; two ranks take no longer than one, with a process group that
-sends nothing."""
+weights. It is the CPU time of the thread. With a process group that sends nothing, two ranks take
+no longer than one."""
 
 _ZERO3_ADAPTERS = _LayerTime(forward_s=4.71e-3, backward_s=2.30e-3)
-"""Additional launch time of adapters with ZeRO-3: each has three modules with hooks of their
-own."""
+"""Additional launch time of adapters with ZeRO-3: each adapter has three modules with hooks."""
 
 _NUM_LINEARS = 7
 
 _MLP_FRACTION = 0.13
-"""Fraction of a layer's launches in the MLP: an MLP alone took 0.07 of 0.55 ms, and has a third of
-the hooks."""
+"""Fraction of a layer's launch time in the MLP: an MLP alone took 0.07 of 0.55 ms, and has a third
+of the hooks."""
 
 _CHECKPOINT_S = 0.49e-3
-"""Time of a region under torch's checkpoint, beside what it runs again: states of random
-generators kept and restored. Measured on one H100: a layer at micro-batch 8 took 7.9 ms with, 4.4
-without, and fits four MLP tiles a layer as well; scaled to the reference core."""
+"""Launch time of a region under torch's checkpoint, beside its recomputation: the states of random
+generators are saved and restored. Measured on one H100: a layer at micro-batch 8 took 7.9 ms with
+a checkpoint and 4.4 ms without; the value also fits four MLP tiles a layer. It is scaled to the
+reference core."""
 
 _COLLECTIVE_LAUNCHES = 7
 """Launches of one collective from Python. Assumed."""
 
 _EXCHANGE = _LayerTime(forward_s=0.54e-3, backward_s=0.45e-3)
-"""Additional launch time where Ulysses exchanges heads for tokens: DeepSpeed's wrapper and torch's
-up to NCCL. Measured on the reference core with torch's process group that sends nothing."""
+"""Additional launch time of Ulysses' exchanges, in DeepSpeed's and torch's wrappers before NCCL.
+Measured on the reference core with torch's process group that sends nothing."""
 
 _EXCHANGES = (5, 4)
-"""Collectives of Ulysses in forward, one of which is of positions, and in backward."""
+"""Number of Ulysses' collectives in forward, one of them for positions, and in backward."""
 
 _ENQUEUE_LAUNCHES = 4.6
-"""Launches of one collective in NCCL. Measured: 37 µs a call of no size on two H200."""
+"""Launches of one collective in NCCL. Measured: 37 µs for an empty call on two H200."""
 
 _GATHERED_ELEMENTS = 50_000_000
 """Elements of weights that ZeRO-3 gathers in one call (`stage3_prefetch_bucket_size`)."""
 
 _TENSOR_LAUNCHES = 20
-"""Launches of a ZeRO step for each weight tensor: copied, its norm taken, clipped, copied back. A
-layer of nine took 0.46 ms of the reference core."""
+"""Launches of a ZeRO step for each weight tensor: copy, norm, clipping, copy back. A layer with
+nine tensors took 0.46 ms on the reference core."""
 
 _OFFLOAD_LAUNCHES = 25
-"""Additional launches for each tensor whose gradient goes to the host by itself. Measured on one
-H100: 0.12 s of 560 adapters' tensors."""
+"""Additional launches for each tensor whose gradient is copied to the host separately. Measured on
+one H100: 0.12 s for 560 tensors of adapters."""
 
 
 class LaunchOverheadModel:
@@ -101,7 +101,7 @@ class LaunchOverheadModel:
         self._ratio = layer_kernels(shape, 1, is_fused=False).host_ratio
 
     def micro_step_s(self, strategy: Strategy, num_layers: int) -> float:
-        """Seconds to launch one micro-step of so many layers; 0 on the CPU, which is the host."""
+        """Seconds to launch one micro-step of these layers; 0 on a CPU, which is the host."""
         forward, backward = self._layer_s(strategy)
         again = _again(repeats(strategy))
         seconds = (1 + again) * forward + backward + _CHECKPOINT_S * _num_regions(strategy)
@@ -118,7 +118,7 @@ class LaunchOverheadModel:
         return (forward + regions / 2) / ((1 + again) * forward + backward + regions)
 
     def step_s(self, strategy: Strategy, num_layers: int) -> float:
-        """Seconds to launch an optimizer step; the device waits for it, and it for the device."""
+        """Seconds to launch an optimizer step; host and device wait for each other."""
         adapted = self._num_adapted(strategy) if strategy.lora_rank else 0
         num_tensors = 2 * adapted if strategy.lora_rank else self._num_linears + 2
         launches = _TENSOR_LAUNCHES
@@ -130,7 +130,7 @@ class LaunchOverheadModel:
         return num_layers * num_tensors * launches * self._launch_s
 
     def _layer_s(self, strategy: Strategy) -> tuple[float, float]:
-        """Forward and backward of one layer on the reference core."""
+        """Seconds of forward and backward of one layer on the reference core."""
         is_zero3 = strategy.zero_stage == 3
         plain = _ZERO3 if is_zero3 else _PLAIN
         forward, backward = self._ratio * plain.forward_s, self._ratio * plain.backward_s
@@ -162,7 +162,7 @@ class LaunchOverheadModel:
         return forward, backward
 
     def _num_adapted(self, strategy: Strategy) -> int:
-        """Linear layers of one decoder layer that have adapters."""
+        """Number of linear layers with adapters in one decoder layer."""
         key = strategy.lora_targets
         if key not in self._adapted:
             targets = self._workload.adapter_targets(key)
@@ -176,11 +176,11 @@ class LaunchOverheadModel:
 
 
 def _again(times: Repeats) -> float:
-    """Part of forward that backward launches again."""
+    """Fraction of forward that backward launches again."""
     return (times.attention + times.mlp) / 2
 
 
 def _num_regions(strategy: Strategy) -> int:
-    """Calls of torch's checkpoint in one layer."""
+    """Number of calls of torch's checkpoint in one layer."""
     tiles = strategy.mlp_tiles if strategy.mlp_tiles > 1 else 0
     return tiles + (strategy.checkpoint_interval > 0)

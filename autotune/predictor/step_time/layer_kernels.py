@@ -1,8 +1,8 @@
 """The kernels of a decoder layer beside its matrix products, and the bytes that they move.
 
-Counted in transformers 5.24, operation by operation, and held against the operations that torch
-dispatches in forward of two small models, of one and of three layers (`tests/predictor/
-step_time/test_layer_kernels.py`). Does not know how often anything is repeated.
+Counted in transformers 5.24, operation by operation, and compared with the operations that torch
+dispatches in forward of two small models of one and three layers (`tests/predictor/
+step_time/test_layer_kernels.py`). Does not know how often a part is repeated.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ __all__ = ["LayerKernels", "layer_kernels"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerKernels:
-    """Kernels of one layer, and bytes of one token, in forward at 16 bit.
-
-    Bytes are read and written together.
-    """
+    """Kernels of one layer in forward, and bytes they read and write for a token at 16 bit."""
 
     norm_bytes: float
     norm_kernels: float
     upcasts_norm: bool
-    """Whether norms compute in fp32, whatever the precision: their bytes do not depend on it."""
+    """Whether norms compute in fp32 in any precision, so that their bytes do not depend on it."""
     attention_bytes: float
     """Bytes of rotary embedding, norms of heads and scaling."""
     attention_kernels: float
@@ -34,32 +31,31 @@ class LayerKernels:
     """Bytes of the activation and of its gate."""
     mlp_kernels: float
     residual_bytes: float
-    """Bytes of additions, and of dropout where the architecture has it."""
+    """Bytes of additions, and of dropout if the architecture has it."""
     residual_kernels: float
     backward: float
-    """Bytes and kernels of backward, as a multiple of those of forward."""
+    """Bytes and kernels of backward, as a multiple of forward's."""
     host_ratio: float
-    """The host's time for a layer, as a multiple of that for a Llama's: operations of both
-    counted."""
+    """Host time of a layer, as a multiple of a Llama layer's."""
 
 
 _RMS = (36.0, 8.0)
-"""RMSNorm as transformers writes it: to fp32 6, square 8, mean 4, scaled 8, to 16 bit 6, weight 4
-bytes an element, in eight kernels."""
+"""RMSNorm of transformers, in bytes an element and kernels: conversion to fp32 6, square 8, mean
+4, scaling 8, conversion to 16 bit 6, weight 4; eight kernels."""
 
 _GEMMA_RMS = (40.0, 10.0)
-"""RMSNorm of Gemma: the weight is brought to fp32, one is added, and the product is taken
-there."""
+"""RMSNorm of Gemma: the weight is converted to fp32, one is added, and the product is computed in
+fp32."""
 
 _NATIVE = (4.0, 1.0)
 """One kernel that reads and writes: torch's LayerNorm, or Liger's RMSNorm."""
 
 _ROTARY = (20.0, 12.0)
-"""Rotary embedding of queries and keys: halves negated and joined 8, two products 8, their sum
-6."""
+"""Rotary embedding of queries and keys, in bytes an element: negating and joining halves 8, two
+products 8, their sum 6."""
 
 _PARTIAL_ROTARY = (15.0, 14.0)
-"""Rotary embedding of a part of each head, which is cut off and joined again."""
+"""Rotary embedding of a part of each head, which is split off and joined again."""
 
 _FUSED_ROTARY = (4.0, 1.0)
 _GATED = (10.0, 2.0)
@@ -71,7 +67,7 @@ _NEW_GELU = (36.0, 8.0)
 
 _ADDITIONS = (12.0, 2.0)
 _DROPOUT = (10.0, 2.0)
-"""Dropout twice in a layer; each reads, writes and keeps a mask."""
+"""Dropout, twice in a layer: each reads, writes and keeps a mask."""
 
 _BACKWARD = 2.1
 _NATIVE_BACKWARD = 1.6
@@ -94,10 +90,10 @@ _HOST_RATIOS = {
     "olmo2": 1.31,
     "stablelm": 0.85,
 }
-"""Host time of a layer relative to a Llama's. Measured on a core of a CPU with small tensors,
-forward and backward without DeepSpeed: Llama 0.55 ms a layer, Mistral, Qwen2, Gemma and Phi-3
-within a tenth of it. The last three are of the operations that torch dispatches, to which times
-are in proportion: 227 in a Llama's layer."""
+"""Host time of a layer relative to a Llama's. Measured on one CPU core with small tensors, forward
+and backward without DeepSpeed: a Llama took 0.55 ms a layer, and Mistral, Qwen2, Gemma and Phi-3
+were within a tenth of it. The last three values are ratios of the operations that torch
+dispatches, to which times are proportional: a Llama's layer has 227."""
 
 
 @cache
@@ -107,7 +103,7 @@ def layer_kernels(shape: ModelShape, tensor: int, *, is_fused: bool) -> LayerKer
     Args:
         shape: the architecture.
         tensor: ranks over which matrix products are divided; norms and residuals are not.
-        is_fused: whether Liger's kernels do it, or those that inductor makes.
+        is_fused: whether the kernels are Liger's or inductor's.
     """
     gated, kind = shape.has_gated_mlp, shape.model_type
     h, width = shape.hidden_size, shape.intermediate_size * experts_per_token(shape) / tensor

@@ -1,7 +1,7 @@
 """Time of one optimizer step: a roofline of matrix products, memory traffic, links and the host.
 
-Williams et al., Roofline (CACM 52(4), 2009), taken as a sum over kinds of work, since kernels of
-one kind run after those of another. Does not know memory capacity.
+Based on Williams et al., Roofline (CACM 52(4), 2009). Times of different kinds of work are added,
+because their kernels run one after the other. Does not know memory capacity.
 """
 
 from __future__ import annotations
@@ -41,41 +41,40 @@ __all__ = ["StepParts", "TimeModel"]
 
 _NOTHING = Repeats(attention=0, mlp=0, rest=0, head=0)
 _ALL = Repeats(attention=1, mlp=1, rest=1, head=1)
-"""What is repeated to find the length of forward: with all of it repeated a step is longer by it.
-A fused loss is never repeated: its bytes are taken to be backward's."""
+"""Repetitions for finding the time of forward: a step that repeats all of it is longer by this
+time. A fused loss is never repeated; its bytes count as backward's."""
 
 _ROUNDING_S = 1e-12
-"""Lengths below this are rounding errors, and left out."""
+"""Times below this are rounding errors, and left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepParts:
-    """What one optimizer step is made of, in seconds, of the slowest rank."""
+    """The parts of one optimizer step of the slowest rank."""
 
     num_micro_steps: float
-    """Times in which micro-steps follow each other: the filling of a pipeline counts as more."""
+    """Number of micro-steps in sequence; the filling of a pipeline counts as additional ones."""
     compute_s: float
     """Seconds of a micro-step: matrix products and attention."""
     traffic_s: float
-    """Seconds of a micro-step: other traffic through the device's memory."""
+    """Seconds of a micro-step: other traffic of the device's memory."""
     link_s: float
-    """Seconds of a micro-step: communication between ranks, as the device waits for it."""
+    """Seconds of a micro-step: communication between ranks for which the device waits."""
     host_s: float
-    """Seconds of a micro-step: the least time in which the host launches it."""
+    """Seconds of a micro-step: the least time that the host takes to launch it."""
     has_hooks: bool
-    """Whether ZeRO-3's hooks of every module are part of `host_s`."""
-    forward_host_share: float
-    """The fraction of `host_s` before backward, where host and device start together: ZeRO waits
-    for its streams behind every backward. 0 where they do not."""
-    backward_device_share: float
-    """The fraction of the device's work in backward, where both start together; 1 where they do
-    not."""
+    """Whether `host_s` includes ZeRO-3's hooks of every module."""
+    forward_launch_fraction: float
+    """The fraction of `host_s` before backward if host and device start together, as under ZeRO,
+    which waits for its streams after every backward; otherwise 0."""
+    backward_device_fraction: float
+    """The fraction of the device's work in backward if both start together; otherwise 1."""
     moved_s: float
     """Seconds of a micro-step: transfers between host and device."""
     update_s: float
     """Seconds of a step: the optimizer on the device."""
     update_host_s: float
-    """Seconds of a step: the host launches the optimizer, and the device waits."""
+    """Seconds of a step: the host launches the optimizer while the device waits."""
     link_once_s: float
     """Seconds of a step: communication between ranks."""
     moved_once_s: float
@@ -83,24 +82,25 @@ class StepParts:
 
     @property
     def device_s(self) -> float:
-        """Seconds that the device works, or waits for other ranks, in a micro-step."""
+        """Seconds of a micro-step in which the device works, or waits for other ranks."""
         return self.compute_s + self.traffic_s + self.link_s
 
     @property
     def micro_step_s(self) -> float:
         """Seconds of a micro-step: the device works while the host launches.
 
-        Where both start together, backward begins no earlier than forward is launched.
+        If both start together, backward does not begin before forward is launched.
         """
         after_forward_s = (
-            self.forward_host_share * self.host_s + self.backward_device_share * self.device_s
+            self.forward_launch_fraction * self.host_s
+            + self.backward_device_fraction * self.device_s
         )
         launched_s: float = greatest(self.device_s, self.host_s, after_forward_s)
         return launched_s + self.moved_s
 
     @property
     def once_s(self) -> float:
-        """Seconds of what happens once a step."""
+        """Seconds of the work that is done once in a step."""
         return self.update_s + self.update_host_s + self.link_once_s + self.moved_once_s
 
     @property
@@ -124,7 +124,7 @@ class TimeModel:
         self._counts = ReadCache(self._count)
 
     def parts(self, strategy: Strategy) -> StepParts:
-        """One optimizer step, all its micro-steps, the slowest rank."""
+        """The parts of one optimizer step of the slowest rank."""
         shards = self._states.shards(strategy)
         ask, accumulation = ask_about(strategy), self._states.accumulation(strategy)
         parts = (self.parts_of(ask, shard, shards, accumulation) for shard in shards)
@@ -132,11 +132,14 @@ class TimeModel:
 
     @staticmethod
     def of_all_stages(stages: Stages) -> StepParts:
-        """One optimizer step of a pipeline from those of its stages, as `parts_of` gives them.
+        """The parts of one optimizer step of a pipeline, from those of its stages.
 
-        The stages wait for the slowest of them, and the first micro-batch passes all of them: m
-        micro-batches pass p like stages in the time of m + p - 1. Huang et al., GPipe (arXiv
-        1811.06965), section 2.3.
+        Stages wait for the slowest stage, and the first micro-batch passes all of them: m
+        micro-batches pass p equal stages in the time of m + p - 1 micro-steps. Huang et al., GPipe
+        (arXiv 1811.06965), section 2.3.
+
+        Args:
+            stages: what `parts_of` gives for each stage.
         """
         slowest: StepParts = stages.greatest(lambda parts: parts.micro_step_s)
         last: StepParts = stages.greatest(lambda parts: parts.once_s)
@@ -153,8 +156,8 @@ class TimeModel:
     def activities_s(self, strategy: Strategy, parts: StepParts) -> dict[str, float]:
         """Seconds of one optimizer step by activity; they sum up to `parts.total_s`.
 
-        Where the host is too slow to keep the device at work, forward and backward last as long as
-        it takes. Filling and draining a pipeline is a part of its own.
+        If the host is too slow to keep the device busy, the host's time counts as forward and
+        backward. Filling and draining a pipeline is an activity of its own.
         """
         shards = self._states.shards(strategy)
         accumulation = self._states.accumulation(strategy)
@@ -167,7 +170,7 @@ class TimeModel:
         once = max(shards, key=lambda shard: self._update.step_s(strategy, shard))
         away_s = self._update.moved_s(strategy, once)
         optimizer_s = self._update.step_s(strategy, once) - away_s
-        # Where the host is the slower, what travels between ranks is hidden.
+        # If the host is slower than the device, communication is hidden.
         link_s = parts.link_s if parts.device_s > parts.host_s else 0.0
         worked = parts.micro_step_s - parts.moved_s - link_s
         seconds = {
@@ -180,21 +183,21 @@ class TimeModel:
             + max(0.0, parts.update_s + parts.moved_once_s - optimizer_s),
             "pipeline bubble": (parts.num_micro_steps - accumulation) * parts.micro_step_s,
         }
-        # Which stage is the slowest can differ between what it computes and what it updates.
+        # The stage that computes longest may not be the one that updates longest.
         scale = parts.total_s / sum(seconds.values())
         return {name: scale * length for name, length in seconds.items() if length > _ROUNDING_S}
 
     def parts_of(self, ask: Ask, shard: Any, shards: Any, accumulation: Any) -> StepParts:
-        """One optimizer step of one stage.
+        """The parts of one optimizer step of one stage.
 
         Args:
             ask: about one strategy, or about a table of them.
-            shard: of the stage.
-            shards: of all stages.
+            shard: the shard of the stage.
+            shards: the shards of all stages.
             accumulation: micro-steps of one optimizer step.
         """
         compute_s, traffic_s = self._seconds(ask(self._memory.tokens), ask(self._work, shard))
-        # Down and up again, on the stream that computes.
+        # Activations are copied to the host and back on the stream that computes.
         offloaded = self._memory.host_bytes(ask, shards) / self._hardware.num_devices
         moved_s = ask(self._update.micro_step_s, shard)
         moved_s += offloaded / self._rates.to_host_bytes_per_s
@@ -208,8 +211,8 @@ class TimeModel:
             link_s=ask(self._links.micro_step_s, shard),
             host_s=ask(self._launch_s, shard),
             has_hooks=ask(_has_hooks),
-            forward_host_share=ask(self._forward_host_share),
-            backward_device_share=ask(self._backward_device_share),
+            forward_launch_fraction=ask(self._forward_launch_fraction),
+            backward_device_fraction=ask(self._backward_device_fraction),
             moved_s=moved_s,
             update_s=chosen(is_away, 0.0, update_s),
             update_host_s=ask(self._launch_update_s, shard),
@@ -221,18 +224,18 @@ class TimeModel:
         return self._host.micro_step_s(strategy, shard.num_layers)
 
     def _starts_together(self, strategy: Strategy) -> bool:
-        """Whether the host waits for the device behind every backward.
+        """Whether the host waits for the device after every backward.
 
         `independent_gradient_partition_epilogue` of `stage3.py` and of `stage_1_and_2.py`.
         """
         overlaps_here = overlaps(strategy) and self._hardware.num_devices > 1
         return strategy.zero_stage == 3 or (strategy.zero_stage == 2 and overlaps_here)
 
-    def _forward_host_share(self, strategy: Strategy) -> float:
+    def _forward_launch_fraction(self, strategy: Strategy) -> float:
         return self._host.forward_fraction(strategy) if self._starts_together(strategy) else 0.0
 
-    def _backward_device_share(self, strategy: Strategy) -> float:
-        """Backward takes twice forward's time, once where weights are frozen."""
+    def _backward_device_fraction(self, strategy: Strategy) -> float:
+        """Backward takes twice forward's time, or as long as forward if weights are frozen."""
         if not self._starts_together(strategy):
             return 1.0
         times = repeats(strategy)
@@ -243,7 +246,7 @@ class TimeModel:
         return self._host.step_s(strategy, shard.num_layers)
 
     def _device_s(self, strategy: Strategy, shard: RankShard) -> tuple[float, float]:
-        """Forward and backward of one micro-batch on the device: products, and the rest."""
+        """Seconds of one micro-batch on the device: of matrix products, and of the rest."""
         return self._seconds(self._memory.tokens(strategy), self._work(strategy, shard))
 
     def _seconds(self, tokens: int, work: OperationCounts) -> tuple[float, float]:
@@ -258,10 +261,10 @@ class TimeModel:
         return tokens * products_s, moved_s
 
     def _pieces_s(self, tokens: int, work: OperationCounts) -> float:
-        """Additional seconds of a fused loss over its products, where its pieces are small.
+        """Additional seconds of a fused loss beyond its matrix products, if its pieces are small.
 
-        A piece has the power of two of tokens at or above an even share of them: of few, reading
-        the head's weights takes longer than multiplying by them.
+        Tokens are divided evenly, and a piece is rounded up to a power of two. In a small piece,
+        reading the head's weights takes longer than multiplying by them.
         """
         part = tokens / greatest(1, work.loss_pieces)
         num_pieces = chosen(work.loss_pieces > 0, tokens / next_power_of_2(part), 0.0)

@@ -1,6 +1,6 @@
 """The operations and memory traffic of one rank in a micro-step.
 
-Does not know how long anything takes, nor what travels between ranks.
+Does not know times, nor the communication between ranks.
 """
 
 from __future__ import annotations
@@ -26,65 +26,65 @@ __all__ = ["OperationCounts", "Repeats", "micro_step_counts", "repeats"]
 
 _QUANTIZE_BYTES = 25
 _QUANTIZE_BYTES_COMPILED = 5
-"""Bytes to bring a number of 16 bit to 8 bit, as `techniques/fp8.py` does: magnitude 4, its
-maximum 2, conversion to fp32 6, division 8, conversion to 8 bit 5; compiled, one pass to find the
-maximum and one to convert."""
+"""Bytes to convert a 16-bit number to 8 bit, as `techniques/fp8.py` does: magnitude 4, maximum 2,
+conversion to fp32 6, division 8, conversion to 8 bit 5. Compiled, one pass finds the maximum and
+one converts."""
 
 _TRANSPOSE_BYTES = 2
-"""Bytes to transpose a number of 8 bit."""
+"""Bytes to transpose an 8-bit number."""
 
 _DEQUANTIZE_BYTES = 4.7
-"""Bytes to bring a weight of 4 bit to 16: 0.5 read, 2 written, 2 read by the product; a 64th of 13
-for the absmax of a block, which comes from 8 bit by way of fp32 (bitsandbytes,
+"""Bytes to convert a 4-bit weight to 16 bit: 0.5 read, 2 written, 2 read by the matrix product,
+and a 64th of 13 for a block's absmax, which is converted from 8 bit to fp32 (bitsandbytes,
 `backends/cuda/ops.py`)."""
 
 _ADAPTER_FORWARD_BYTES = (2, 12)
 _ADAPTER_BACKWARD_BYTES = (10, 8)
-"""Bytes of an adapter, for one element of its linear layer's input and of its output, from
-`result + lora_B(lora_A(x)) * scaling` in PEFT's `lora/layer.py`. Forward: input read; output
-written, scaled 4, added 6. Backward: input read, its gradient written and added 6; gradient of the
-output scaled 4 and read twice."""
+"""Bytes of an adapter for one element of its linear layer's input, and of its output, from
+`result + lora_B(lora_A(x)) * scaling` in PEFT's `lora/layer.py`. Forward: reading the input 2;
+writing the output 2, scaling 4, addition 6. Backward: reading the input 2, writing its gradient 2,
+addition 6; scaling the output's gradient 4, reading it twice 4."""
 
 _GRADIENT_PASSES = 6
-"""Times that a gradient passes the memory in a micro-step: written, read and written into the
-bucket, read twice and written where it is added up (`stage_1_and_2.py`,
+"""Number of times that a gradient is read or written in a micro-step: written; read and written
+into the bucket; read twice and written by the accumulation (`stage_1_and_2.py`,
 `reduce_independent_p_g_buckets_and_remove_grads`)."""
 
 _EAGER_KERNELS = 6
-"""Kernels of eager attention beyond one: two products, mask, softmax, conversions."""
+"""Kernels of eager attention in addition to one: two products, mask, softmax, conversions."""
 
 _ADAPTER_KERNELS = 5
-"""Kernels of an adapter in forward: two products, scaled, added, and the dropout's or a
-conversion's."""
+"""Kernels of an adapter in forward: two products, scaling, addition, and dropout or a
+conversion."""
 
 _HEAD_KERNELS = 12
 """Kernels of final norm, output projection and loss, forward and backward."""
 
 _EAGER_BYTES = (24, 34)
-"""Bytes of eager attention, for one score at 16 bit, forward and backward: scaled, masked, softmax
-in fp32 and both its conversions (`models/llama/modeling_llama.py`, `eager_attention_forward`)."""
+"""Bytes of eager attention for one score at 16 bit, forward and backward: scaling, mask, softmax
+in fp32 and its two conversions (`models/llama/modeling_llama.py`, `eager_attention_forward`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OperationCounts:
-    """Operations and bytes of one token; those of a whole micro-step say so."""
+    """Operations and bytes of one token, unless a field says that it is of a whole micro-step."""
 
     matmul_flops: float
-    """FLOP at 16 bit: other precisions are weighted by their slowdown."""
+    """FLOP at 16 bit; other precisions are weighted by their slowdown."""
     attention_flops: float
     traffic_bytes: float
     """Bytes of kernels that also reduce, convert or gather."""
     stream_bytes: float
     """Bytes of plain additions, multiplications and thin products over large tensors."""
     fixed_bytes: float
-    """Bytes of a whole micro-step: weights converted."""
+    """Bytes of a whole micro-step: conversion of weights."""
     weight_bytes: float
-    """Bytes of a whole micro-step: weights read, their gradients written, gathered and added
-    up."""
+    """Bytes of a whole micro-step: reading weights; writing, gathering and accumulating their
+    gradients."""
     num_kernels: float
     """Kernels of a whole micro-step."""
     loss_pieces: int
-    """Limit of the pieces of a fused loss, each of which reads the whole head; 0 for none."""
+    """Most pieces of a fused loss, each of which reads the whole head; 0 without a fused loss."""
     loss_piece_bytes: float
     """Bytes of one piece of a fused loss: the head's weights and their gradient."""
     loss_flops: float
@@ -93,7 +93,7 @@ class OperationCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repeats:
-    """How often backward computes the forward of each part again."""
+    """How often backward recomputes the forward of each part."""
 
     attention: int
     mlp: int
@@ -103,7 +103,7 @@ class Repeats:
 
 
 def repeats(strategy: Strategy) -> Repeats:
-    """How often each part is repeated; a tile within a checkpointed layer runs three times."""
+    """How often each part is recomputed; a tile within a checkpointed layer runs three times."""
     is_on, scope = strategy.checkpoint_interval > 0, strategy.checkpoint_scope
     whole = int(is_on and scope is CheckpointScope.LAYER)
     return Repeats(
@@ -122,21 +122,22 @@ def micro_step_counts(
     adapters: int,
     times: Repeats | None = None,
 ) -> OperationCounts:
-    """Floating point operations and bytes, forward and backward.
+    """Floating point operations and bytes of forward and backward.
 
-    Two operations a weight in forward, two for the gradient of the input, two for that of the
-    weight, which frozen weights do not need: Kaplan et al. (arXiv 2001.08361), section 2.1.
-    Causal attention does 2 s q forward in a layer, and backward five products for two: Dao,
-    FlashAttention-2 (arXiv 2307.08691), section 4.1; eager attention computes all s tokens for
-    each, in two products and four. Checkpointing repeats forward.
+    Each weight takes two operations in forward, two for the gradient of the input, and two for the
+    gradient of the weight, which frozen weights do not need: Kaplan et al. (arXiv 2001.08361),
+    section 2.1. Causal attention takes 2 s q operations for a token in a layer in forward, and
+    five products in backward for forward's two: Dao, FlashAttention-2 (arXiv 2307.08691), section
+    4.1. Eager attention computes all s scores of a token, in two products forward and four
+    backward. Checkpointing repeats forward.
 
     Args:
         workload: the model, the sequence length, the method.
-        hardware: for the rates of precisions.
-        strategy: what is done.
-        shard: the layers that this rank has.
-        adapters: parameters of LoRA on them; 0 where all weights are trained.
-        times: how often forward is repeated, if not as the strategy does.
+        hardware: gives the slowdowns of precisions.
+        strategy: the strategy.
+        shard: the layers of this rank.
+        adapters: parameters of LoRA on them; 0 if all weights are trained.
+        times: how often forward is repeated; by default as the strategy says.
     """
     times = times or repeats(strategy)
     return _WorkCount(workload, hardware, strategy, shard, adapters, times).total()
@@ -178,7 +179,7 @@ class _WorkCount:
         pairs = self._workload.seq_len * queries * num_layers
         attention, products = 0.0, 0.0
         if is_eager:
-            # 8 bit is of linear layers alone.
+            # Only linear layers compute in 8 bit.
             slow = max(1.0, self._slowdowns[ModuleGroup.ATTENTION])
             products = slow * (4 + 8 + 4 * rest.attention) * pairs
         else:
@@ -318,8 +319,8 @@ class _WorkCount:
             (self._repeats.mlp, self._adapted_sides(ModuleGroup.MLP)),
         ):
             moved += sum(
-                side * ((1 + times) * forward[place] + backward[place])
-                for place, side in enumerate(sides)
+                side * ((1 + times) * forward[index] + backward[index])
+                for index, side in enumerate(sides)
             )
         return moved * self._sizes.residual / 2 * self._shard.num_layers / self._tensor
 

@@ -1,6 +1,6 @@
-"""The uncertainty of a predicted step time: by the machine, and by a strategy's techniques.
+"""The uncertainty of a predicted step time: from the machine, and from a strategy's techniques.
 
-Deviations are of the logarithm. Does not know what is predicted.
+Deviations are standard deviations of the logarithm. Does not know what is predicted.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from autotune.space.strategy import Strategy
 __all__ = ["MODEL_DEVIATION", "log_bounds", "techniques"]
 
 MODEL_DEVIATION = 0.05
-"""Deviation that coefficients cannot mend. Measured: residuals of 150 trials on one H100 after the
-fit have a median of 2 %, and 8 % at the ninetieth percentile."""
+"""Deviation that coefficients cannot remove. Measured in 150 trials on one H100: residuals after
+the fit have a median of 2 %, and a 90th percentile of 8 %."""
 
 _QUANTILE = 2.1
 """Deviations to each side that hold 95 %: a little more than a normal distribution's 1.96."""
@@ -37,7 +37,7 @@ _ADAPTERS, _ZERO3, _FUSED, _RANKS = 0.08, 0.25, 0.07, 0.2
 
 
 def techniques(strategy: Strategy, num_ranks: int) -> Mapping[str, float]:
-    """Little-proven techniques of a strategy, and the deviation that each adds."""
+    """Techniques of a strategy with few trials so far, and the deviation that each adds."""
     found = {
         knob: deviation
         for knob, deviation in _OFFLOADS.items()
@@ -68,7 +68,7 @@ def log_bounds(
 
     Args:
         curve: the step time as a function of the coefficients.
-        known: the coefficients, and their covariance.
+        known: the coefficients and their covariance.
         unproven: deviations of the techniques that no trial has used.
         rest: deviation that neither coefficients nor techniques explain.
     """

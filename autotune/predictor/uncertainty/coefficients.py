@@ -1,7 +1,7 @@
 """The physical coefficients that may correct a prediction from first principles.
 
-Each is the logarithm of a factor, 0 where the prior is right. A curve describes one strategy, or a
-table of strategies where its records hold arrays. Does not know how coefficients are found.
+Each is the logarithm of a factor; 0 means that the prior is right. A curve describes one strategy,
+or a table of strategies if its records hold arrays. Does not know how coefficients are fitted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from autotune.trials.trial import Prediction
 __all__ = ["ACTIVATIONS", "MEMORY_COEFFICIENTS", "TIME_COEFFICIENTS", "MemoryCurve", "TimeCurve"]
 
 _OVERHEAD_S = 0.01
-"""Unit of the coefficient for the fixed overhead of a step, in seconds."""
+"""Seconds in the unit of the coefficient for the fixed overhead of a step."""
 
 TIME_COEFFICIENTS = (
     Coefficient(spread=0.12, lower=-0.9, upper=0.9),  # Time of matrix products and attention.
@@ -33,9 +33,9 @@ TIME_COEFFICIENTS = (
     Coefficient(spread=0.4, lower=-1.4, upper=1.4),  # Transfers between host and device.
     Coefficient(spread=1.0, lower=0.0, upper=10.0),  # Overhead of a step, in its unit.
 )
-"""Coefficients of the step time. A spread is how far apart fits to single sets of records were on
-one kind of device, and more for devices without records: the host's launches took 8.1 µs on one
-host and about 5 on another."""
+"""Coefficients of the step time. A spread covers the differences between fits to single sets of
+records on one kind of device, and more for devices without records: a launch took 8.1 µs on one
+host and about 5 µs on another."""
 
 _SLACK = ("allocator", "process")
 ACTIVATIONS = ("activations", "logits")
@@ -78,27 +78,27 @@ class TimeCurve:
         return seconds
 
     def slopes(self, at: Sequence[float]) -> tuple[float, ...]:
-        """Derivatives by each coefficient: the fraction of the step that it stands for."""
+        """Derivative by each coefficient: the fraction of the step that it scales."""
         terms = self._terms(at)
         total = sum(terms)
         overhead = _OVERHEAD_S / total
         return (*(term / total for term in terms[:-1]), overhead)
 
     def hidden(self, at: Sequence[float], covariance: Sequence[Sequence[float]]) -> float:
-        """Growth of the logarithm where the hidden work takes one deviation longer.
+        """Increase of the logarithm if the hidden work takes one standard deviation longer.
 
-        Host and device overlap, and the longer of them hides the other: slopes say nothing about
-        the hidden one.
+        Host and device overlap, and the slower one hides the other. Slopes do not depend on the
+        hidden one.
         """
         parts = self._parts
-        place = 3 if parts.has_hooks else 2
-        host_s = math.exp(at[place]) * parts.host_s
+        index = 3 if parts.has_hooks else 2
+        host_s = math.exp(at[index]) * parts.host_s
         device_s = math.exp(at[0]) * parts.compute_s + math.exp(at[1]) * parts.traffic_s
         device_s += math.exp(at[4]) * parts.link_s
         if not host_s or not device_s:
             return 0.0
         is_late = host_s < device_s
-        variance = covariance[place][place] if is_late else max(covariance[0][0], covariance[1][1])
+        variance = covariance[index][index] if is_late else max(covariance[0][0], covariance[1][1])
         shorter, longer = sorted((host_s, device_s))
         over = math.log(shorter / longer) + math.sqrt(variance)
         return max(0.0, over) * parts.num_micro_steps * longer / math.fsum(self._terms(at))
@@ -112,11 +112,13 @@ class TimeCurve:
         device_s, host_s = compute_s + traffic_s + link_s, host * parts.host_s
         is_waiting = host_s > device_s
         after_forward_s = (
-            parts.forward_host_share * host_s + parts.backward_device_share * device_s
+            parts.forward_launch_fraction * host_s + parts.backward_device_fraction * device_s
         )
         is_mixed = after_forward_s > greatest(host_s, device_s)
-        of_host = chosen(is_mixed, parts.forward_host_share, chosen(is_waiting, 1.0, 0.0))
-        worked = num * chosen(is_mixed, parts.backward_device_share, chosen(is_waiting, 0.0, 1.0))
+        of_host = chosen(is_mixed, parts.forward_launch_fraction, chosen(is_waiting, 1.0, 0.0))
+        worked = num * chosen(
+            is_mixed, parts.backward_device_fraction, chosen(is_waiting, 0.0, 1.0)
+        )
         launched_s = num * of_host * host_s + host * parts.update_host_s
         return (
             worked * compute_s,
@@ -130,7 +132,7 @@ class TimeCurve:
 
 
 class MemoryCurve:
-    """The peak memory of one strategy, or of several, at the moment that the prior predicts."""
+    """The peak memory of one strategy, or of several, at the moment of the predicted peak."""
 
     __slots__ = ("_activations", "_rest", "_slack")
 
@@ -172,7 +174,7 @@ class MemoryCurve:
         return size
 
     def slopes(self, at: Sequence[float]) -> tuple[float, ...]:
-        """Derivatives by each coefficient: the fraction of the peak that it stands for."""
+        """Derivative by each coefficient: the fraction of the peak that it scales."""
         activations, slack = self._scaled(at)
         total = self._rest + activations + slack
         return activations / total, slack / total

@@ -1,4 +1,4 @@
-"""Fits few coefficients to few observations, each shrunk towards zero.
+"""Fits a few coefficients to a few observations, with priors that shrink them towards zero.
 
 Does not know what is predicted, nor what the coefficients mean.
 """
@@ -18,24 +18,24 @@ __all__ = ["Coefficient", "Curve", "Fit", "fit", "prior_fit"]
 _NUM_ROUNDS = 8
 
 _SETTLED = 1e-4
-"""Fraction of its spread: a coefficient that moves less has converged."""
+"""A coefficient that moves by less than this fraction of its spread has converged."""
 
 _FREEDOM = 4
-"""Degrees of freedom of Student's t, which errors are taken to follow: exceptions are expected,
-and move the coefficients little."""
+"""Degrees of freedom of Student's t, which errors are assumed to follow: outliers are expected,
+and change the coefficients little."""
 
 _LEAST_SLOPE = 0.1
-"""Least slope at which an observation is a witness to a coefficient."""
+"""Least slope at which an observation informs about a coefficient."""
 
 _LEAST_WITNESSES = 2
-"""Least number of witnesses to a coefficient; with fewer it stays at 0."""
+"""Least number of observations that inform about a coefficient; with fewer it stays at 0."""
 
 _Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Coefficient:
-    """What is known of a coefficient before any observation: it is about 0."""
+    """The prior of a coefficient: normal, with mean 0, within bounds."""
 
     spread: float
     """Standard deviation of the prior."""
@@ -46,7 +46,7 @@ class Coefficient:
 class Curve(Protocol):
     """Logarithms of observations as functions of the coefficients.
 
-    Each value is an array of one element for each observation, or one number for all of them.
+    Each value is an array with one element for each observation, or one number for all.
     """
 
     def log_value(self, at: Sequence[float]) -> Any:
@@ -60,7 +60,7 @@ class Curve(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fit:
-    """What is known of the coefficients after the observations."""
+    """The posterior of the coefficients after the observations."""
 
     at: tuple[float, ...]
     """The most likely values of the coefficients."""
@@ -71,9 +71,9 @@ class Fit:
 def prior_fit(coefficients: Sequence[Coefficient]) -> Fit:
     """The fit before any observation: zeros, with the variances of the priors."""
     spreads = [coefficient.spread**2 for coefficient in coefficients]
-    places = range(len(spreads))
-    covariance = tuple(tuple(spreads[i] if i == j else 0.0 for j in places) for i in places)
-    return Fit(at=tuple(0.0 for _ in places), covariance=covariance)
+    indices = range(len(spreads))
+    covariance = tuple(tuple(spreads[i] if i == j else 0.0 for j in indices) for i in indices)
+    return Fit(at=tuple(0.0 for _ in indices), covariance=covariance)
 
 
 def fit(
@@ -83,7 +83,7 @@ def fit(
     *,
     scatters: Sequence[float] | _Array,
 ) -> Fit:
-    """The coefficients that explain logarithms best, held to zero by their spread.
+    """The coefficients that explain the logarithms best, shrunk towards zero by their priors.
 
     The maximum of the posterior by Gauss-Newton, with normal priors and errors of Student's t as
     reweighted least squares: Lange, Little and Taylor, Robust Statistical Modeling Using the t
@@ -92,7 +92,7 @@ def fit(
     Args:
         curve: the curve of all observations.
         observed: logarithms of the observations.
-        coefficients: what is known of each coefficient before.
+        coefficients: the prior of each coefficient.
         scatters: standard deviation of each observation's logarithm about the curve.
     """
     logs, variances = np.asarray(observed, float), np.square(np.asarray(scatters, float))

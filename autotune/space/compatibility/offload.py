@@ -23,10 +23,11 @@ def conflict(
     strategy: Strategy, workload: Workload, hardware: Hardware, software: Software
 ) -> str | None:
     """Why the question does not allow these knobs, in words; None where it does."""
-    place = strategy.offload_optimizer
-    if place is not Offload.NONE and not software.has_compiler:
+    destination = strategy.offload_optimizer
+    if destination is not Offload.NONE and not software.has_compiler:
         return (
-            f"offload_optimizer {place} needs a C++ compiler and ninja, for DeepSpeed's CPU Adam"
+            f"offload_optimizer {destination} needs a C++ compiler and ninja, "
+            "for DeepSpeed's CPU Adam"
         )
     if strategy.offload_ratio < 1 and hardware.device_type is not DeviceType.CUDA:
         return (

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import pytest
+from tiers import slow_but
 
 from autotune.errors import ConfigError
 from autotune.knob_values import LossClass, ModuleGroup, Precision
@@ -67,7 +68,7 @@ def _is_possible_on_a_cpu(strategy: Strategy, method: Method) -> bool:
     )
 
 
-@pytest.mark.parametrize("method", list(Method))
+@pytest.mark.parametrize("method", slow_but([Method.QLORA], Method))
 def test_the_full_space_on_a_cpu_holds_possible_strategies_only(
     method: Method, tiny: Workload, cpu_hardware: Hardware
 ) -> None:
