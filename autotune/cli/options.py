@@ -29,6 +29,7 @@ __all__ = [
     "Method",
     "SeqLen",
     "Storage",
+    "Vision",
     "announced_batch",
     "check_headroom",
     "default_batch",
@@ -98,6 +99,14 @@ LoraTargets = Annotated[
     str,
     typer.Option(
         help="Linear layers that get adapters: all-linear, or names such as q_proj,v_proj."
+    ),
+]
+Vision = Annotated[
+    str,
+    typer.Option(
+        help="Vision tower of a vision-language model: frozen (its weights count in memory) or "
+        "absent (its language part alone). Trials train on text, without images. Ignored for "
+        "language models."
     ),
 ]
 Headroom = Annotated[

@@ -19,8 +19,10 @@ from autotune.cli.options import (
     LoraTargets,
     Method,
     SeqLen,
+    Vision,
     announced_batch,
     check_headroom,
+    member,
     nearest_batches,
     read_workload,
 )
@@ -116,6 +118,7 @@ def plan(
     method: Method = "full",
     lora_rank: LoraRank = 16,
     lora_targets: LoraTargets = "all-linear",
+    vision: Vision = "frozen",
     space: Annotated[
         str,
         typer.Option(
@@ -195,6 +198,7 @@ def plan(
     from autotune.predictor import AnalyticPredictor
     from autotune.profile import known_script_of
     from autotune.question.question import Question
+    from autotune.question.workload import Vision as VisionTower
     from autotune.question.workload import load_model_shape
     from autotune.space.space_file import load_search_space
 
@@ -211,7 +215,7 @@ def plan(
     if batch is None:
         batch = announced_batch(ranks.num_devices, error_console())
     workload = read_workload(
-        load_model_shape(model),
+        load_model_shape(model, vision=member(VisionTower, vision, "--vision")),
         seq_len=seq_len,
         global_batch=batch,
         method=method,

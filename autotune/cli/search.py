@@ -22,6 +22,7 @@ from autotune.cli.options import (
     Method,
     SeqLen,
     Storage,
+    Vision,
     announced_batch,
     nearest_batches,
 )
@@ -66,6 +67,7 @@ def search(
     method: Method = "full",
     lora_rank: LoraRank = 16,
     lora_targets: LoraTargets = "all-linear",
+    vision: Vision = "frozen",
     space: declared.Space = "default",
     objective: declared.Objective = "front",
     sampler: declared.Sampler = "predicted",

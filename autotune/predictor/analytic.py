@@ -206,7 +206,7 @@ class AnalyticPredictor:
         if strategy.offload_optimizer is Offload.NVME:
             total += 4 * FP32_BYTES * trained
         if strategy.offload_param is Offload.NVME:
-            total += element_bytes(strategy) * workload.model.num_parameters
+            total += element_bytes(strategy) * workload.model.num_held_parameters
         return total
 
 

@@ -58,6 +58,12 @@ class ModelShape:
     census: Census | None = field(default=None, hash=False)
     """The parameters of the built model. None for presets, which are counted without transformers,
     and for models that cannot be built from their configuration."""
+    whole_type: str = ""
+    """`model_type` of the vision-language model whose language part this is; empty where it is a
+    model of its own."""
+    tower_parameters: int = 0
+    """Parameters of that model beside the language part: vision tower and projector, frozen. 0
+    where they are left away."""
 
     def __post_init__(self) -> None:
         """Take a census that comes from JSON."""
@@ -185,6 +191,11 @@ class ModelShape:
             + self.norm_parameters
             + self.lm_head_parameters
         )
+
+    @property
+    def num_held_parameters(self) -> int:
+        """All parameters, with those of a frozen vision tower."""
+        return self.num_parameters + self.tower_parameters
 
     @property
     def _layer_parameters(self) -> int:

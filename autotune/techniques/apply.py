@@ -27,6 +27,7 @@ from autotune.techniques.mlp_tiles import tile_mlps
 from autotune.techniques.optimizers import build_optimizer
 from autotune.techniques.precision import set_precisions
 from autotune.techniques.sequence_parallel import divide_attention
+from autotune.techniques.towers import freeze_towers, language_config
 
 __all__ = ["apply", "apply_strategy", "create_optimizer"]
 
@@ -35,9 +36,11 @@ def apply(model: nn.Module, strategy_file: str | Path) -> nn.Module:
     """Put an exported strategy on a model, before `deepspeed.initialize`.
 
     Patches in the fused kernels, wraps with LoRA adapters, sets the checkpointing of activations.
+    Of a vision-language model all but its language part is frozen.
 
     Args:
-        model: a causal language model of transformers, on any device; changed in place.
+        model: a causal language model of transformers, or a vision-language model that has one,
+            on any device; changed in place.
         strategy_file: the `strategy.yaml` of an export.
 
     Returns:
@@ -77,10 +80,11 @@ def apply_strategy(
     model: nn.Module, strategy: Strategy, *, method: Method, lora_targets: tuple[str, ...]
 ) -> nn.Module:
     """As `apply`, with the strategy itself."""
-    config: Any = model.config
+    config: Any = language_config(model)
     num_layers = int(config.num_hidden_layers)
+    freeze_towers(model)
     # A cache of keys and values is for generation; in training it only holds memory.
-    config.use_cache = False
+    model.config.use_cache = config.use_cache = False  # type: ignore[union-attr]
     for module in model.modules():
         # The strategy says what is recomputed; transformers' own switch would add to it.
         if getattr(module, "gradient_checkpointing", False):
