@@ -14,7 +14,7 @@ from typing import Any
 from autotune.question.empty_model import layers_path
 from autotune.question.expert_adapters import ExpertAdapters, find_expert_adapters
 
-__all__ = ["Census", "is_attention", "take_census"]
+__all__ = ["Census", "has_implementations", "is_attention", "take_census"]
 
 _ATTENTION_WORDS = ("attn", "attention")
 
@@ -43,6 +43,8 @@ class Census:
     """Elements of the largest parameter."""
     sides: int
     """Rows and columns of all matrices of decoder layers."""
+    experts: int = 0
+    """Parameters of routed experts for which transformers has several implementations."""
     expert_adapters: Mapping[str, ExpertAdapters] = field(default_factory=dict)
     """What PEFT adapts in place of linear layers, by the name of the parameter."""
 
@@ -63,6 +65,14 @@ class Census:
 def is_attention(name: str) -> bool:
     """Whether a module of a decoder layer is its attention, by the module's own name."""
     return any(word in name for word in _ATTENTION_WORDS)
+
+
+def has_implementations(module: Any) -> bool:
+    """Whether a module is the experts of a mixture, computed in one of several ways.
+
+    By what transformers sets on it (`integrations/moe.py`, `use_experts_implementation`).
+    """
+    return hasattr(module, "_is_expert_parallel") and hasattr(module, "is_transposed")
 
 
 def take_census(model: Any, num_layers: int) -> Census:
@@ -93,8 +103,24 @@ def take_census(model: Any, num_layers: int) -> Census:
             totals["lm_head"] += size
         else:
             totals["norm" if parameter.dim() == 1 else "embedding"] += size
+    totals["experts"] = sum(
+        parameter.numel()
+        for module in model.modules()
+        if has_implementations(module)
+        for parameter in module.parameters()
+    )
     attention, mlp = _linears(model, prefix)
-    names = ("attention", "mlp", "layers", "embedding", "lm_head", "norm", "largest", "sides")
+    names = (
+        "attention",
+        "mlp",
+        "layers",
+        "embedding",
+        "lm_head",
+        "norm",
+        "largest",
+        "sides",
+        "experts",
+    )
     return Census(
         attention_linears=attention,
         mlp_linears=mlp,

@@ -198,6 +198,11 @@ class ModelShape:
         return self.num_parameters + self.tower_parameters
 
     @property
+    def expert_parameters(self) -> int:
+        """Parameters of routed experts that can be computed in several ways; 0 without any."""
+        return self.census.experts if self.census is not None else 0
+
+    @property
     def _layer_parameters(self) -> int:
         if self.census is not None:
             return self.census.layers

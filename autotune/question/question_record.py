@@ -46,6 +46,7 @@ _MAY_BE_ZERO = frozenset(
     (
         "nvme_free_bytes",
         "seed",
+        "experts",
         "tower_parameters",
         "lm_head",
         "norm",

@@ -21,7 +21,7 @@ from autotune.techniques.adapters import wrap_lora
 from autotune.techniques.blocks import decoder_layers, mlp_blocks
 from autotune.techniques.checkpointing import checkpoint_activations
 from autotune.techniques.compilation import compile_layers
-from autotune.techniques.kernels import choose_attention, patch_kernels
+from autotune.techniques.kernels import choose_attention, choose_experts, patch_kernels
 from autotune.techniques.loss_tiles import tile_loss
 from autotune.techniques.mlp_tiles import tile_mlps
 from autotune.techniques.optimizers import build_optimizer
@@ -90,6 +90,7 @@ def apply_strategy(
         if getattr(module, "gradient_checkpointing", False):
             module.gradient_checkpointing = False  # type: ignore[assignment]
     choose_attention(model, strategy.attention)
+    choose_experts(model, strategy.experts_implementation)
     if strategy.fused_kernels:
         patch_kernels(model)
     set_precisions(model, strategy)

@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 
 from autotune.errors import ConfigError
-from autotune.knob_values import Attention
+from autotune.knob_values import Attention, Experts
+from autotune.question.census import has_implementations
 
-__all__ = ["choose_attention", "patch_kernels"]
+__all__ = ["choose_attention", "choose_experts", "patch_kernels"]
 
 
 def choose_attention(model: nn.Module, attention: Attention) -> None:
@@ -32,6 +33,22 @@ def choose_attention(model: nn.Module, attention: Attention) -> None:
             f"attention {attention}: {type(model).__name__} takes it only when it is built; "
             f'load it with attn_implementation="{attention}"'
         )
+
+
+def choose_experts(model: nn.Module, experts: Experts) -> None:
+    """Have the routed experts of a model of transformers be computed so; others have none.
+
+    Raises:
+        ConfigError: this machine's PyTorch has no grouped products.
+    """
+    if not any(map(has_implementations, model.modules())):
+        return
+    wrapped: Any = model
+    try:
+        wrapped.set_experts_implementation(str(experts))
+    except (ValueError, ImportError) as error:
+        lines = str(error).strip().splitlines()
+        raise ConfigError(f"experts_implementation {experts}: {lines[0]}") from error
 
 
 def patch_kernels(model: nn.Module) -> None:

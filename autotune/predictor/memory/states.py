@@ -54,10 +54,7 @@ _NORM_ELEMENTS = 250_000_000
 
 _NF4_BYTES = 0.516
 """Bytes of a weight in 4 bit, with an absmax of 8 bit for 64 weights and one of fp32 for 256 of
-those.
-
-Dettmers et al., QLoRA (arXiv 2305.14314), section 3: double quantization.
-"""
+those. Dettmers et al., QLoRA (arXiv 2305.14314), section 3: double quantization."""
 
 _MUON_GATHERED_BYTES = 256 * 2**20
 """ZeRO keeps buffers for whole gradients of Muon's matrices up to this together
@@ -266,10 +263,7 @@ class StatesModel:
     def _weights(
         self, strategy: Strategy, shard: RankShard, trained: Trained, sizes: GroupBytes
     ) -> float:
-        """Bytes of all weights of a shard, including adapters and a frozen vision tower.
-
-        What pipelines do with a tower is not known: they are refused beside one.
-        """
+        """Bytes of all weights of a shard, with adapters and a frozen vision tower."""
         held: float = weight_bytes(shard, sizes)
         held += sizes.residual * self._workload.model.tower_parameters
         if strategy.lora_rank:

@@ -75,6 +75,7 @@ _FOLLOWED = frozenset(
         "overlap_comm",
         "fused_kernels",
         "attention",
+        "experts_implementation",
         "lora_rank",
         "lora_alpha",
         "lora_targets",
@@ -183,6 +184,7 @@ class ReservedModel:
             attention=strategy.attention,
             element_bytes=element_bytes(strategy),
             fused_kernels=strategy.fused_kernels,
+            experts=strategy.experts_implementation,
             lora_rank=rank,
             lora_targets=workload.adapter_targets(strategy.lora_targets) if rank else (),
         )

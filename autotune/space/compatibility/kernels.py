@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.knob_values import Attention
+from autotune.knob_values import Attention, Experts
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Workload
@@ -27,6 +27,7 @@ def conflict(
     return (
         _fused_kernels(strategy, workload, hardware, software)
         or _attention(strategy, workload, hardware, software)
+        or _experts(strategy, workload)
         or _torch_compile(strategy, hardware, software)
     )
 
@@ -67,6 +68,13 @@ def _attention(
             f"{model.name} has {model.head_dim}"
         )
     return None
+
+
+def _experts(strategy: Strategy, workload: Workload) -> str | None:
+    experts, model = strategy.experts_implementation, workload.model
+    if experts is Experts.GROUPED_MM or model.expert_parameters:
+        return None
+    return f"experts_implementation {experts} needs routed experts; {model.name} has none"
 
 
 def _torch_compile(strategy: Strategy, hardware: Hardware, software: Software) -> str | None:
