@@ -110,21 +110,12 @@ def take_census(model: Any, num_layers: int) -> Census:
         for parameter in module.parameters()
     )
     attention, mlp = _linears(model, prefix)
-    names = (
-        "attention",
-        "mlp",
-        "layers",
-        "embedding",
-        "lm_head",
-        "norm",
-        "largest",
-        "sides",
-        "experts",
-    )
+    names = ("attention", "mlp", "layers", "embedding", "lm_head", "norm", "largest", "sides")
     return Census(
         attention_linears=attention,
         mlp_linears=mlp,
         expert_adapters=find_expert_adapters(model, {**attention, **mlp}),
+        experts=totals["experts"],
         **{name: totals[name] for name in names},
     )
 
