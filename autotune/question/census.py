@@ -7,7 +7,7 @@ architecture. Does not know what a model keeps or computes.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,8 @@ class Census:
     """Rows and columns of all matrices of decoder layers."""
     experts: int = 0
     """Parameters of routed experts for which transformers has several implementations."""
+    expert_sides: int = 0
+    """Rows and columns of the matrices of all those experts."""
     expert_adapters: Mapping[str, ExpertAdapters] = field(default_factory=dict)
     """What PEFT adapts in place of linear layers, by the name of the parameter."""
 
@@ -103,12 +105,10 @@ def take_census(model: Any, num_layers: int) -> Census:
             totals["lm_head"] += size
         else:
             totals["norm" if parameter.dim() == 1 else "embedding"] += size
-    totals["experts"] = sum(
-        parameter.numel()
-        for module in model.modules()
-        if has_implementations(module)
-        for parameter in module.parameters()
-    )
+    for parameter in _of_experts(model):
+        totals["experts"] += parameter.numel()
+        if parameter.dim() == 3:
+            totals["expert_sides"] += parameter.shape[0] * sum(parameter.shape[1:])
     attention, mlp = _linears(model, prefix)
     names = ("attention", "mlp", "layers", "embedding", "lm_head", "norm", "largest", "sides")
     return Census(
@@ -116,8 +116,16 @@ def take_census(model: Any, num_layers: int) -> Census:
         mlp_linears=mlp,
         expert_adapters=find_expert_adapters(model, {**attention, **mlp}),
         experts=totals["experts"],
+        expert_sides=totals["expert_sides"],
         **{name: totals[name] for name in names},
     )
+
+
+def _of_experts(model: Any) -> Iterator[Any]:
+    """The parameters of routed experts."""
+    for module in model.modules():
+        if has_implementations(module):
+            yield from module.parameters()
 
 
 def _linears(model: Any, prefix: str) -> tuple[dict[str, tuple[int, int]], ...]:

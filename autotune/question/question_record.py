@@ -47,6 +47,7 @@ _MAY_BE_ZERO = frozenset(
         "nvme_free_bytes",
         "seed",
         "experts",
+        "expert_sides",
         "tower_parameters",
         "lm_head",
         "norm",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from autotune.knob_values import Experts
 from autotune.predictor.memory.activations import experts_per_token
 from autotune.predictor.memory.sharding import tokens_of_rank
-from autotune.question.workload import ModelShape
+from autotune.question.workload import ModelShape, Workload
 from autotune.space.strategy import Strategy
 
 __all__ = ["ExpertWork", "RoutedExperts", "active_share", "expert_work"]
@@ -22,6 +22,11 @@ _FEW_ROWS = 128
 _TILE_OF_FEW, _TILE = 64, 128
 """Rows of a tile of PyTorch's grouped products on Hopper, by the mean rows of a group
 (`aten/src/ATen/native/cuda/GroupMM.cu`, `dispatch_bf16_grouped_kernel_on_tile_size`)."""
+
+_ADAPTED_BYTES, _ADAPTED_BACK_BYTES = 8, 6
+"""Bytes for one weight of experts with adapters (PEFT, `lora/layer.py`, `ParamWrapper`): the
+product of both adapters written; weight and product read, their sum written. Backward: the
+gradient written, and read for each of both adapters."""
 
 _MASK_BYTES = 32
 """Bytes for one choice and expert of the mask in which the loop looks its tokens up: made of 64
@@ -101,22 +106,31 @@ class RoutedExperts:
     Liger has kernels of its own, of which only the products are counted here.
 
     Args:
-        shape: a mixture whose experts can be computed in several ways.
+        workload: of a mixture whose experts can be computed in several ways.
         strategy: how it is trained.
-        seq_len: tokens of a sample.
     """
 
-    def __init__(self, shape: ModelShape, strategy: Strategy, seq_len: int) -> None:
-        experts, is_frozen = strategy.experts_implementation, strategy.lora_rank > 0
+    def __init__(self, workload: Workload, strategy: Strategy) -> None:
+        shape, experts = workload.model, strategy.experts_implementation
+        targets = workload.adapter_targets(strategy.lora_targets)
+        self.num_adapters = 0
+        """Parameters of adapters on the experts, which no token passes by itself."""
+        if strategy.lora_rank:
+            self.num_adapters = shape.num_expert_adapters(strategy.lora_rank, targets)
+        is_frozen = strategy.lora_rank > 0 and not self.num_adapters
         self._has_liger = strategy.fused_kernels
+        self._num_adapted = shape.expert_parameters if self.num_adapters else 0
+        self._rank = strategy.lora_rank
         self._forward, self._backward = expert_work(shape, experts, is_trained=not is_frozen)
         of_layer = shape.num_experts * _weights_of_expert(shape) * shape.num_hidden_layers
         self.share = min(1.0, shape.expert_parameters / of_layer)
         """The fraction of the layers that have routed experts."""
-        tokens = tokens_of_rank(strategy, seq_len) / strategy.mlp_tiles
-        self._padded = _padded_rows(shape, experts, tokens)
-        # Its backward has gradients for frozen weights too (`ops/fused_moe.py`).
-        self._more_products = 2 if is_frozen and self._has_liger else 0
+        self._num_tokens = tokens_of_rank(strategy, workload.seq_len)
+        self._padded = _padded_rows(shape, experts, self._num_tokens / strategy.mlp_tiles)
+        # Weights with adapters have gradients, which those of the adapters are made of; and all
+        # have with Liger (`ops/fused_moe.py`).
+        is_lora = strategy.lora_rank > 0
+        self._more_products = 2 if is_lora and (self._has_liger or not is_frozen) else 0
 
     def matmul_flops(self, per_weight: float) -> float:
         """FLOP of a weight and a token that are done for `per_weight` that are needed."""
@@ -134,9 +148,15 @@ class RoutedExperts:
         routed = (1 + repeats) * self._forward.token_bytes + self._backward.token_bytes
         return self.share * routed + (1 - self.share) * dense
 
-    def fixed_bytes(self, num_layers: int) -> float:
-        """Bytes of a whole micro-step in all layers."""
-        return 0.0 if self._has_liger else self.share * num_layers * self._backward.fixed_bytes
+    def fixed_bytes(self, num_layers: int, repeats: int) -> float:
+        """Bytes of a whole micro-step in all layers, those of adapters among them."""
+        adapters = (1 + repeats) * _ADAPTED_BYTES + _ADAPTED_BACK_BYTES
+        own = 0.0 if self._has_liger else self.share * num_layers * self._backward.fixed_bytes
+        return own + adapters * self._num_adapted
+
+    def adapter_flops(self, repeats: int) -> float:
+        """FLOP of one token's share: a micro-step multiplies out the adapters of all experts."""
+        return (6 + 2 * repeats) * self._rank * self._num_adapted / self._num_tokens
 
     def num_kernels(self, dense: float, repeats: int) -> float:
         """Kernels of a mean layer; arguments as those of `token_bytes`."""

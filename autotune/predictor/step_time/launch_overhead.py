@@ -160,7 +160,7 @@ class LaunchOverheadModel:
 
         Where the loop reads which experts have tokens, the host waits for the device besides.
         """
-        experts = RoutedExperts(self._workload.model, strategy, self._workload.seq_len)
+        experts = RoutedExperts(self._workload, strategy)
         forward, backward = experts.more_kernels
         return _OPERATION_S * forward, _OPERATION_S * backward
 

@@ -171,7 +171,7 @@ class _WorkCount:
         )
         self._experts: RoutedExperts | None = None
         if self._shape.expert_parameters:
-            self._experts = RoutedExperts(self._shape, strategy, workload.seq_len)
+            self._experts = RoutedExperts(workload, strategy)
 
     def total(self) -> OperationCounts:
         """All parts."""
@@ -191,7 +191,7 @@ class _WorkCount:
         casts, fixed = self._quantized()
         fixed += self._dequantized()
         if self._experts:
-            fixed += self._experts.fixed_bytes(num_layers) * self._sizes.mlp / 2
+            fixed += self._experts.fixed_bytes(num_layers, rest.mlp) * self._sizes.mlp / 2
         return OperationCounts(
             matmul_flops=self._matmul() + products,
             attention_flops=attention,
@@ -218,13 +218,23 @@ class _WorkCount:
         attention = (per_weight + 2 * times.attention) * parameters.attention
         mlp = of_mlp * parameters.mlp * active_share(self._shape)
         head = (per_weight + 2 * times.head) * parameters.head
-        adapters = (6 + 2 * max(times.attention, times.mlp)) * self._adapters
+        adapters = (6 + 2 * max(times.attention, times.mlp)) * self._linear_adapters()
+        if self._experts:
+            part = self._shard.num_layers / self._shape.num_hidden_layers
+            adapters += part * self._experts.adapter_flops(times.mlp)
         return (
             slow[ModuleGroup.ATTENTION] * attention
             + slow[ModuleGroup.MLP] * mlp
             + slow[ModuleGroup.LM_HEAD] * head
             + adapters
         )
+
+    def _linear_adapters(self) -> float:
+        """Parameters of adapters on linear layers; those on experts are multiplied out."""
+        if self._experts is None or not self._adapters:
+            return self._adapters
+        part = self._shard.num_layers / self._shape.num_hidden_layers
+        return self._adapters - part * self._experts.num_adapters
 
     def _layer_traffic(self) -> float:
         """Bytes that a layer's pointwise kernels move for one token, forward and backward."""

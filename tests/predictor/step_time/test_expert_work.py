@@ -145,8 +145,9 @@ def test_shared_weights_are_for_every_token() -> None:
 
 @pytest.mark.parametrize("num_samples", [1, 16])
 def test_small_groups_have_products_of_more_rows_than_there_are(num_samples: int) -> None:
+    workload = Workload(model=mixture(), seq_len=256, global_batch_size=16)
     strategy = Strategy(micro_batch_size=num_samples)
-    rows = RoutedExperts(mixture(), strategy, 256).matmul_flops(6) / 6
+    rows = RoutedExperts(workload, strategy).matmul_flops(6) / 6
     mean = num_samples * 256 * 8 / 32
     assert rows == pytest.approx(1 + (32 if mean <= 128 else 64) / mean)
 
