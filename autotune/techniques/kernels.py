@@ -57,4 +57,12 @@ def patch_kernels(model: nn.Module) -> None:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
     except ImportError as error:
         raise ConfigError("fused_kernels needs Liger: pip install 'autotune[liger]'") from error
-    _apply_liger_kernel_to_instance(model=model)
+    try:
+        _apply_liger_kernel_to_instance(model=model)
+    except (AssertionError, AttributeError, ImportError, TypeError, ValueError) as error:
+        # Liger goes through the modules of an architecture by the names that they had once.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        name = type(model).__name__
+        raise ConfigError(
+            f"fused_kernels: the installed Liger does not fit this {name}: {reason}"
+        ) from error
