@@ -139,7 +139,8 @@ class AnalyticPredictor:
 
     def techniques(self, strategy: Strategy) -> Mapping[str, float]:
         """Little-proven techniques of a strategy, and the deviation of its step time for each."""
-        return techniques(strategy, self._num_ranks)
+        has_experts = self._workload.model.expert_parameters > 0
+        return techniques(strategy, self._num_ranks, has_experts=has_experts)
 
     def predict_table(self, table: StrategyTable) -> PredictionTable:
         """Peak memory and step time of every strategy of a table, in its order.

@@ -16,7 +16,7 @@ _KNOWN_TO_LIGER = frozenset(
     ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3")
 )
 """Architectures that Liger 0.8 has fused kernels for, where none is installed to be asked, as when
-planning: the dense ones that it was measured with, and Mixtral."""
+planning: a part of them."""
 
 _MAX_FLASH_HEAD_DIM = 256
 """The largest head of FlashAttention 2."""
