@@ -13,6 +13,7 @@ __all__ = [
     "PARALLEL_DEGREES",
     "Attention",
     "CheckpointScope",
+    "Experts",
     "GroupPrecision",
     "LossClass",
     "MasterWeights",
@@ -126,3 +127,14 @@ class Attention(StrEnum):
     SDPA = "sdpa"
     EAGER = "eager"
     FLASH = "flash_attention_2"
+
+
+class Experts(StrEnum):
+    """How the routed experts of a mixture are computed (transformers' experts_implementation)."""
+
+    GROUPED_MM = "grouped_mm"
+    """Tokens sorted by expert, one grouped product for all experts: transformers' default."""
+    BATCHED_MM = "batched_mm"
+    """A copy of the expert's weights for each token: for few tokens alone."""
+    EAGER = "eager"
+    """One expert after the other, on the tokens that it has."""

@@ -94,8 +94,14 @@ def _other_imports(settings: ExportSettings) -> str:
 def _model_imports(workload: Workload, *others: str) -> str:
     """The import from transformers of the classes that load the model."""
     quantization = ("BitsAndBytesConfig",) if workload.method is Method.QLORA else ()
-    names = sorted(("AutoModelForCausalLM", *quantization, *others))
+    names = sorted((_model_class(workload), *quantization, *others))
     return f"from transformers import {', '.join(names)}\n"
+
+
+def _model_class(workload: Workload) -> str:
+    """The class of transformers that loads the model with all its parts."""
+    has_tower = workload.model.tower_parameters > 0
+    return "AutoModelForImageTextToText" if has_tower else "AutoModelForCausalLM"
 
 
 def deepspeed_example(workload: Workload, strategy: Strategy, settings: ExportSettings) -> str:
@@ -158,7 +164,7 @@ def _load_model(workload: Workload, strategy: Strategy) -> str:
     ),
     device_map={{"": int(os.environ["LOCAL_RANK"])}},"""
     return f"""\
-model = AutoModelForCausalLM.from_pretrained(
+model = {_model_class(workload)}.from_pretrained(
     {model}
     dtype={dtype},
     attn_implementation="{strategy.attention}",{quantization}

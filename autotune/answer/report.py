@@ -90,8 +90,7 @@ def _header(summary: StudySummary) -> Iterator[RenderableType]:
     yield Text(
         f"Study: {summary.name}. Each device has {format_gib(hardware.device_memory_bytes)} GiB."
     )
-    if workload.adapters_in_words:
-        yield Text(workload.adapters_in_words)
+    yield from map(Text, workload.remarks)
     asked = ", ".join(f"{flag} {value}" for flag, value in summary.question.items())
     if asked:
         yield Text(f"Options: {asked}")

@@ -29,6 +29,7 @@ __all__ = [
     "Method",
     "SeqLen",
     "Storage",
+    "Vision",
     "announced_batch",
     "check_headroom",
     "default_batch",
@@ -97,7 +98,16 @@ LoraRank = Annotated[
 LoraTargets = Annotated[
     str,
     typer.Option(
-        help="Linear layers that get adapters: all-linear, or names such as q_proj,v_proj."
+        help="Linear layers that get adapters: all-linear, or names such as q_proj,v_proj. "
+        "Routed experts get some with all-linear,experts."
+    ),
+]
+Vision = Annotated[
+    str,
+    typer.Option(
+        help="Vision tower of a vision-language model: frozen (its weights count in memory) or "
+        "absent (its language part alone). Trials train on text, without images. Ignored for "
+        "language models."
     ),
 ]
 Headroom = Annotated[
@@ -206,7 +216,7 @@ def read_workload(
 def _check_adapters(shape: ModelShape, rank: int, targets: str) -> None:
     """Refuse impossible adapters, even if the method has no adapters."""
     from autotune.errors import ConfigError
-    from autotune.question.adapter_targets import ALL_LINEAR, read_targets
+    from autotune.question.adapter_targets import ALL_LINEAR, EXPERTS, read_targets
 
     widest = max(shape.hidden_size, shape.intermediate_size)
     if rank > max(widest, _RANK):
@@ -223,7 +233,7 @@ def _check_adapters(shape: ModelShape, rank: int, targets: str) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"--lora-targets names {twice} twice; name each layer once")
-    if ALL_LINEAR in names and len(names) > 1:
+    if ALL_LINEAR in names and {ALL_LINEAR, EXPERTS} < {*names, EXPERTS}:
         raise ConfigError(
             f"--lora-targets {targets}: {ALL_LINEAR} includes every linear layer; "
             "give it alone, or give names without it"

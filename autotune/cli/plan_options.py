@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune.cli.options import MOST_DEVICES, MOST_GIB, read_workload
+from autotune.cli.options import MOST_DEVICES, MOST_GIB, member, read_workload
 
 if TYPE_CHECKING:
     from autotune.machine.hardware_spec import HardwareSpec
@@ -125,6 +125,7 @@ class PlanOptions:
     method: str
     lora_rank: int
     lora_targets: str
+    vision: str
     space: str
     headroom: float
     host_headroom: float
@@ -177,11 +178,11 @@ class PlanOptions:
         Raises:
             ConfigError: a value that cannot be; the message names its flag.
         """
-        from autotune.question.workload import load_model_shape
+        from autotune.question.workload import Vision, load_model_shape
 
         assert self.model is not None, "it is asked for before"
         return read_workload(
-            load_model_shape(self.model),
+            load_model_shape(self.model, vision=member(Vision, self.vision, "--vision")),
             seq_len=self.seq_len,
             global_batch=global_batch,
             method=self.method,

@@ -23,6 +23,7 @@ from autotune.cli.options import (
     Method,
     SeqLen,
     Storage,
+    Vision,
     announced_batch,
     nearest_batches,
 )
@@ -73,6 +74,7 @@ def search(
     method: Method = "full",
     lora_rank: LoraRank = 16,
     lora_targets: LoraTargets = "all-linear",
+    vision: Vision = "frozen",
     space: declared.Space = "default",
     objective: declared.Objective = "front",
     sampler: declared.Sampler = "predicted",
@@ -257,7 +259,9 @@ def _predictor(
         return _refuse_if_nothing_fits(options, question, space, site)
     if first is not None and first.outcome.measurement is not None:
         return UnknownModelPredictor(first.outcome.measurement)
-    with closing(read_record(StudyFolder(location.path), question, location.storage_url)) as record:
+    with closing(
+        read_record(StudyFolder(location.path), question, location.storage_url)
+    ) as record:
         measured = (trial.measurement for trial in record.trials())
         return UnknownModelPredictor(next(filter(None, measured)))
 

@@ -230,6 +230,7 @@ class SearchOptions:
     method: str
     lora_rank: int
     lora_targets: str
+    vision: str
     space: str
     objective: str
     sampler: str
@@ -298,12 +299,16 @@ class SearchOptions:
         Raises:
             ConfigError: a value that cannot be; the message names its flag.
         """
-        from autotune.question.workload import load_model_shape
+        from autotune.question.workload import Vision, load_model_shape
 
         assert self.model is not None, "it is asked for before"
         batch = self.global_batch if self.global_batch is not None else default_batch(1)
         return read_workload(
-            load_model_shape(self.model, trust_remote_code=self.trust_remote_code),
+            load_model_shape(
+                self.model,
+                trust_remote_code=self.trust_remote_code,
+                vision=member(Vision, self.vision, "--vision"),
+            ),
             seq_len=self.seq_len,
             global_batch=batch,
             method=self.method,

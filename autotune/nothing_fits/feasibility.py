@@ -138,7 +138,7 @@ def shortfall(asked: Asked, predictor: Predictor, predicted: PredictionTable) ->
         hardware=question.hardware,
         alternatives=tuple(found),
         uncertainty=getattr(predictor, "uncertainty", None),
-        adapters=question.workload.adapters_in_words,
+        remarks=question.workload.remarks,
     )
 
 

@@ -15,7 +15,7 @@ from autotune.machine.hardware_spec import HardwareSpec, read_hardware
 from autotune.nothing_fits.alternatives import Larger, LargerKind
 from autotune.nothing_fits.command_line import CommandLine
 from autotune.question.question import Question
-from autotune.question.workload import Method
+from autotune.question.workload import Method, Vision
 
 __all__ = ["larger_than_planned", "larger_than_searched"]
 
@@ -149,4 +149,6 @@ def _plan_of(question: Question, space_name: str) -> CommandLine:
             "--lora-rank": workload.lora_rank,
             "--lora-targets": ",".join(workload.lora_targets),
         }
+    if workload.model.whole_type and not workload.model.tower_parameters:
+        asked["--vision"] = Vision.ABSENT
     return CommandLine(("plan", *(str(part) for pair in asked.items() for part in pair)))

@@ -57,8 +57,8 @@ class Shortfall:
     """What fits, the cheapest change first."""
     uncertainty: str | None = None
     """Why activations are counted as another model's; None where they are not."""
-    adapters: str | None = None
-    """What is to be known of the adapters of this method, in words; None where nothing is."""
+    remarks: tuple[str, ...] = ()
+    """What is to be known of what is trained, a sentence or two each."""
 
 
 def render_shortfall(shortfall: Shortfall) -> RenderableType:
@@ -79,8 +79,7 @@ def render_shortfall(shortfall: Shortfall) -> RenderableType:
             Text(f"Activation memory is that of the most similar preset: {shortfall.uncertainty}.")
         )
     parts += ["", *_nearest_fits(shortfall.alternatives)]
-    if shortfall.adapters:
-        parts.append(Text(shortfall.adapters))
+    parts += map(Text, shortfall.remarks)
     return Group(*parts)
 
 

@@ -166,8 +166,7 @@ def _fitting_words(plan: Plan) -> str:
 def plan_assumptions(plan: Plan) -> Iterator[str]:
     """What the figures rest on, a sentence each."""
     spec, host = plan.spec, plan.spec.host
-    if plan.workload.adapters_in_words:
-        yield plan.workload.adapters_in_words
+    yield from plan.workload.remarks
     yield (
         f"A strategy may use {format_gib(plan.question.memory_limit_bytes)} of "
         f"{format_gib(host.device_memory_bytes)} GiB per device "

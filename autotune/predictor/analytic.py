@@ -139,7 +139,8 @@ class AnalyticPredictor:
 
     def techniques(self, strategy: Strategy) -> Mapping[str, float]:
         """Techniques of a strategy with few trials so far, and the deviation that each adds."""
-        return techniques(strategy, self._num_ranks)
+        has_experts = self._workload.model.expert_parameters > 0
+        return techniques(strategy, self._num_ranks, has_experts=has_experts)
 
     def predict_table(self, table: StrategyTable) -> PredictionTable:
         """Peak memory and step time of every strategy of a table, in its order.
@@ -206,7 +207,7 @@ class AnalyticPredictor:
         if strategy.offload_optimizer is Offload.NVME:
             total += 4 * FP32_BYTES * trained
         if strategy.offload_param is Offload.NVME:
-            total += element_bytes(strategy) * workload.model.num_parameters
+            total += element_bytes(strategy) * workload.model.num_held_parameters
         return total
 
 

@@ -31,7 +31,7 @@ if __name__ == "__main__":
 
 import torch  # noqa: F401  (before Triton's stand-in, which torch would take for the real one)
 
-from autotune.knob_values import Attention, CheckpointScope
+from autotune.knob_values import Attention, CheckpointScope, Experts
 from autotune.profile.liger import stand_in_for_triton
 from autotune.profile.script_trace import trace_script
 from autotune.profile.trace import trace
@@ -121,7 +121,8 @@ def _end_if_idle() -> None:
 
 def _variant(told: dict[str, Any]) -> Variant:
     attention, targets = Attention(told["attention"]), tuple(told["lora_targets"])
-    return Variant(**{**told, "attention": attention, "lora_targets": targets})
+    experts = Experts(told["experts"])
+    return Variant(**{**told, "attention": attention, "lora_targets": targets, "experts": experts})
 
 
 def _recipe(told: dict[str, Any]) -> Recipe:

@@ -61,6 +61,7 @@ class Run:
         num_layers: of it.
         batch: the model's arguments, each tensor [samples, tokens].
         gathers_weights: whether modules fetch their weights and release them.
+        has_expert_loop: whether routed experts are computed one after the other.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class Run:
         batch: Mapping[str, torch.Tensor],
         *,
         gathers_weights: bool = False,
+        has_expert_loop: bool = False,
     ) -> None:
         self.samples = len(batch["input_ids"])
         self._is_reentrant = gathers_weights
         self._num_layers = num_layers
         self.tape = _ToldTape(self._launched)
+        self.tape.has_expert_loop = has_expert_loop
         self.tape.enter(_AHEAD)
         self.workspaces: list[tuple[WorkspaceKind, int, int, int]] = []
         self._marks: list[_Marked] = []

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autotune.knob_values import CheckpointScope
+from autotune.knob_values import CheckpointScope, Experts
 from autotune.profile.gpu_kernels import attention_workspace_bytes, gpu_kernels
 from autotune.profile.liger import as_on_a_gpu, launches_told_to
 from autotune.profile.script import AllocationScript, Repeat
@@ -117,7 +117,13 @@ def _run(model: nn.Module, num_layers: int, recipe: Recipe, samples: int, seq_le
             strategy = Strategy(zero_stage=2, sequence_parallel_size=num_ranks)
             batch = shard_tokens(ids, ids, strategy, shard=0)
             stack.enter_context(exchanged_heads(model, num_ranks, samples))
-        return Run(model, num_layers, batch, gathers_weights=recipe.gathers_weights)
+        return Run(
+            model,
+            num_layers,
+            batch,
+            gathers_weights=recipe.gathers_weights,
+            has_expert_loop=recipe.variant.experts is Experts.EAGER,
+        )
 
 
 def _warm_up(model: nn.Module, seq_len: int) -> None:

@@ -21,7 +21,7 @@ from autotune.profile.variant import Variant
 from autotune.question.workload import ModelShape
 from autotune.techniques.adapters import wrap_lora
 from autotune.techniques.blocks import decoder_layers
-from autotune.techniques.kernels import patch_kernels
+from autotune.techniques.kernels import choose_experts, patch_kernels
 from autotune.worker.model import build_empty
 
 __all__ = ["build_skeleton", "layer_kinds", "shortened", "shortened_to"]
@@ -35,6 +35,7 @@ def build_skeleton(shape: ModelShape, variant: Variant) -> nn.Module:
     name = FLASH_ATTENTION if is_flash else str(variant.attention)
     dtype = _DTYPES[variant.element_bytes]
     model = build_empty(shape, dtype, name)
+    choose_experts(model, variant.experts)
     if variant.fused_kernels:
         patch_kernels(model)
     if variant.lora_rank:

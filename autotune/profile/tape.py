@@ -22,6 +22,9 @@ __all__ = ["Kept", "Kernel", "Moment", "Tape"]
 _NO_KERNEL = ("empty", "new_empty", "detach", "alias", "_unsafe_view", "lift", "device", "sym_")
 """Beginnings of the names of operations that launch nothing on a GPU, beside views."""
 
+_NOT_READ = ("new_", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")
+"""Beginnings of the names of operations that are given a tensor for its form alone."""
+
 _ACCUMULATES = 2**63
 """Autograd numbers the nodes that only accumulate a parameter's gradient from here on."""
 
@@ -88,6 +91,10 @@ class Tape(TorchDispatchMode):
         self._known: set[int] = set()
         self._events: list[tuple[int, int, Any, bool]] = []
         self._hold: list[Any] = []
+        self.has_expert_loop = False
+        """Whether code is followed that asks which experts have tokens, and which: every expert
+        has as many."""
+        self._num_experts = 1
 
     def know(self, tensors: Iterable[torch.Tensor]) -> None:
         """Leave these out of all that is counted: weights and buffers."""
@@ -170,11 +177,14 @@ class Tape(TorchDispatchMode):
         """Run one operation and write down what it did."""
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if func is torch.ops.aten._local_scalar_dense.default:
-            return _value(given[0].dtype)
+            return self._value(given[0])
         if func is torch.ops.aten.equal.default:
             return False
         reads = tuple(self.number(tensor) for tensor in given)
-        result = func(*args, **(kwargs or {}))
+        if self.has_expert_loop and func is torch.ops.aten.nonzero.default:
+            result = self._routed(given[0])
+        else:
+            result = func(*args, **(kwargs or {}))
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         writes = tuple(self.number(tensor) for tensor in made)
         name = func.name().partition("::")[2].partition(".")[0]
@@ -182,6 +192,26 @@ class Tape(TorchDispatchMode):
         if not is_free and (func._schema.is_mutable or not set(writes) <= set(reads)):
             self._launch(name, given, reads, made, writes)
         return result
+
+    def _routed(self, mask: torch.Tensor) -> torch.Tensor:
+        """The positions that are true: all experts of a list, or one expert's tokens.
+
+        As transformers' experts ask: of [experts + 1] whether each has any token, the last one
+        standing for none; then of [choices, tokens] which are the expert's.
+        """
+        if mask.dim() == 1:
+            self._num_experts = num = mask.numel() - 1
+        else:
+            num = -(-mask.numel() // self._num_experts)
+        return mask.new_empty((num, mask.dim()), dtype=torch.long)
+
+    def _value(self, asked: torch.Tensor) -> bool | int | float:
+        """What code is told that asks a tensor for its value."""
+        made_by = self.made_by.get(self.number(asked))
+        if self.has_expert_loop and made_by is not None and made_by.name == "eq":
+            # Whether the expert is the one that stands for none.
+            return False
+        return _value(asked.dtype)
 
     def launch(self, name: str, tensors: Sequence[torch.Tensor]) -> None:
         """Write down a kernel that PyTorch knows nothing of, which reads or writes each tensor."""
@@ -203,7 +233,8 @@ class Tape(TorchDispatchMode):
             shapes=tuple(tuple(tensor.shape) for tensor in given),
             reads=reads,
             writes=writes,
-            moved_bytes=sum(map(_moved_bytes, given)) + sum(map(_moved_bytes, made)),
+            moved_bytes=sum(map(_moved_bytes, () if name.startswith(_NOT_READ) else given))
+            + sum(map(_moved_bytes, made)),
         )
         self.kernels.append(kernel)
         for number in writes:
@@ -222,7 +253,7 @@ class Tape(TorchDispatchMode):
 
 
 def _value(dtype: torch.dtype) -> bool | int | float:
-    """What code is told that asks a tensor for its value.
+    """What most code is to be told.
 
     Yes to checks of labels and positions, and one for counts that a loss is divided by: those are
     what such code asks for.

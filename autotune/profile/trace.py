@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autotune.knob_values import Experts
 from autotune.profile.gpu_kernels import attention_workspace_bytes, gpu_kernels
 from autotune.profile.liger import launches_told_to
 from autotune.profile.model_profile import ModelProfile
@@ -41,6 +42,7 @@ def trace(shape: ModelShape, variant: Variant, seq_len: int) -> ModelProfile:
         stack.enter_context(FakeTensorMode())
         tape = Tape(attention_workspace_bytes)
         tape.enter((-1, "embedding"))
+        tape.has_expert_loop = variant.experts is Experts.EAGER
         stack.enter_context(gpu_kernels())
         stack.enter_context(launches_told_to(tape.launch))
         whole = build_skeleton(shape, variant)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from autotune.knob_values import Attention, CheckpointScope
+from autotune.knob_values import Attention, CheckpointScope, Experts
 
 __all__ = ["Recipe", "Variant", "digest"]
 
@@ -39,6 +39,7 @@ class Variant:
     lora_rank: int = 0
     """0 for full fine-tuning."""
     lora_targets: tuple[str, ...] = ()
+    experts: Experts = Experts.GROUPED_MM
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -177,6 +177,7 @@ _OF_STATES: Mapping[str, _Order] = {
             "fused_kernels",
             "attention",
             "torch_compile",
+            "experts_implementation",
         ),
         _in_any_order,
     ),

@@ -1,7 +1,8 @@
 """The linear layers that have LoRA adapters, by the words of `--lora-targets`.
 
-A target is `all-linear`, a group of layers (`attention`, `mlp`) or the name of a layer. Does not
-know which layers there are: that is told by `ModelShape`, and by the model itself.
+A target is `all-linear`, a group of layers (`attention`, `mlp`), the name of a layer, or
+`experts`: the weights of routed experts, which are no linear layers. Does not know which layers
+there are: that is told by `ModelShape`, and by the model itself.
 """
 
 from __future__ import annotations
@@ -10,10 +11,20 @@ from collections.abc import Sequence
 
 from autotune.knob_values import ModuleGroup
 
-__all__ = ["ADAPTER_GROUPS", "ALL_LINEAR", "can_have_adapter", "has_adapter", "read_targets"]
+__all__ = [
+    "ADAPTER_GROUPS",
+    "ALL_LINEAR",
+    "EXPERTS",
+    "can_have_adapter",
+    "has_adapter",
+    "read_targets",
+]
 
 ALL_LINEAR = "all-linear"
 """Every linear layer of the decoder blocks (PEFT's word)."""
+
+EXPERTS = "experts"
+"""The weights of routed experts, beside whatever linear layers are named."""
 
 ADAPTER_GROUPS = (ModuleGroup.ATTENTION, ModuleGroup.MLP)
 """The groups that linear layers of a decoder block belong to."""

@@ -1,4 +1,4 @@
-"""Refuses by name every architecture that is no decoder-only causal language model.
+"""Refuses by name every architecture that is no decoder-only causal language model, nor has one.
 
 By transformers' own tables, so that a new architecture needs no entry here. Knows no sizes.
 """
@@ -10,10 +10,12 @@ from typing import Any
 
 from autotune.errors import ConfigError
 from autotune.question.config_file import shorten
+from autotune.question.language_part import has_language_part, language_type
 
 __all__ = ["check_architecture"]
 
 _ASKED = "autotune supports decoder-only causal language models, such as Llama, Qwen or GPT-2"
+_BY_SCRIPT = "; `autotune search … -- COMMAND` tunes your own training script of any model"
 
 _PARTS_OF_LAYERS = ("attn_config", "ffn_config")
 """Configurations within a configuration that are of the layers of one model (MPT, DBRX)."""
@@ -26,7 +28,7 @@ _NEEDS_ANOTHER = ("gemma4_assistant", "gemma4_unified_assistant", "trocr")
 
 
 def check_architecture(fields: Mapping[str, Any], label: str) -> None:
-    """Refuse a model that is not a decoder-only causal language model of transformers.
+    """Refuse a model that is not, and has no, decoder-only causal language model of transformers.
 
     Args:
         fields: of a config.json.
@@ -48,7 +50,7 @@ def check_architecture(fields: Mapping[str, Any], label: str) -> None:
     reason = _why_not(model_type, fields, classes[model_type])
     if reason:
         raise ConfigError(f"{words} {reason}")
-    if named and not any(map(_is_causal, named)):
+    if named and not any(map(_is_causal, named)) and not has_language_part(model_type):
         raise ConfigError(
             f"{words} is not a causal language model. {_ASKED}; without the field `architectures` "
             f"it is read as {_causal_class(model_type)}"
@@ -96,31 +98,47 @@ def _why_not(model_type: str, fields: Mapping[str, Any], config_class: Any) -> s
 
     parts = [part for part in config_class.sub_configs if part not in _PARTS_OF_LAYERS]
     causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    asked = f"{_ASKED}{_BY_SCRIPT}"
     if fields.get("is_encoder_decoder", getattr(config_class, "is_encoder_decoder", False)):
-        return f"is an encoder-decoder. {_ASKED}"
+        return f"is an encoder-decoder. {asked}"
     if parts:
-        return f"is made of several models ({', '.join(parts)}). {_ASKED}{_text_part(fields)}"
+        return _why_no_language_part(model_type, fields, config_class, parts)
     if model_type in _NEEDS_ANOTHER:
-        return f"reads the hidden states of another model. {_ASKED}"
-    if model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or model_type in _BOTH_SIDES:
-        return f"is not causal: its tokens see those behind them. {_ASKED}"
+        return f"reads the hidden states of another model. {asked}"
+    if model_type in masked or model_type in _BOTH_SIDES:
+        return f"is not causal: its tokens see those behind them. {asked}"
     if model_type not in causal:
-        return f"is not a causal language model. {_ASKED}"
+        return f"is not a causal language model. {asked}"
     return None
 
 
-def _text_part(fields: Mapping[str, Any]) -> str:
-    """What to do where one of the models is a causal language model."""
+def _why_no_language_part(
+    model_type: str, fields: Mapping[str, Any], config_class: Any, parts: list[str]
+) -> str | None:
+    """Why none of several models is a causal language model that could be tuned."""
+    words = f"is made of several models ({', '.join(parts)})"
+    if not has_language_part(model_type):
+        return f"{words}. {_ASKED}{_BY_SCRIPT}"
+    text_type = _text_type(fields, config_class)
+    if text_type == model_type:
+        return f"{words}, none of which is a language model by itself. {_ASKED}{_BY_SCRIPT}"
+    if text_type is None or language_type(text_type) is not None:
+        # What cannot be read is refused by who reads it, with the field.
+        return None
+    return f"{words}, of which {text_type} is no causal language model. {_ASKED}{_BY_SCRIPT}"
+
+
+def _text_type(fields: Mapping[str, Any], config_class: Any) -> str | None:
+    """The `model_type` of the text model; None where transformers cannot read the fields."""
     text = fields.get("text_config")
-    text_type = text.get("model_type") if isinstance(text, Mapping) else None
-    if not isinstance(text_type, str) or text_type not in _classes():
-        return ""
-    if _causal_class(text_type) is None:
-        return ""
-    return (
-        f"; to tune its text model alone, make the contents of text_config (model_type "
-        f"{text_type}) the config.json of a folder of its own"
-    )
+    named = text.get("model_type") if isinstance(text, Mapping) else None
+    if isinstance(named, str):
+        return named
+    try:
+        return str(config_class.from_dict(dict(fields)).get_text_config().model_type)
+    except Exception:
+        return None
 
 
 def _causal_class(model_type: str) -> str | None:

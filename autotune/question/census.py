@@ -7,14 +7,14 @@ architecture. Does not know what a model keeps or computes.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from autotune.question.empty_model import layers_path
 from autotune.question.expert_adapters import ExpertAdapters, find_expert_adapters
 
-__all__ = ["Census", "is_attention", "take_census"]
+__all__ = ["Census", "has_implementations", "is_attention", "take_census"]
 
 _ATTENTION_WORDS = ("attn", "attention")
 
@@ -43,6 +43,10 @@ class Census:
     """Elements of the largest parameter."""
     sides: int
     """Rows and columns of all matrices of decoder layers."""
+    experts: int = 0
+    """Parameters of routed experts for which transformers has several implementations."""
+    expert_sides: int = 0
+    """Rows and columns of the matrices of all those experts."""
     expert_adapters: Mapping[str, ExpertAdapters] = field(default_factory=dict)
     """What PEFT adapts in place of linear layers, by the name of the parameter."""
 
@@ -63,6 +67,14 @@ class Census:
 def is_attention(name: str) -> bool:
     """Whether a module of a decoder layer is its attention, by the module's own name."""
     return any(word in name for word in _ATTENTION_WORDS)
+
+
+def has_implementations(module: Any) -> bool:
+    """Whether a module is the experts of a mixture, computed in one of several ways.
+
+    By what transformers sets on it (`integrations/moe.py`, `use_experts_implementation`).
+    """
+    return hasattr(module, "_is_expert_parallel") and hasattr(module, "is_transposed")
 
 
 def take_census(model: Any, num_layers: int) -> Census:
@@ -93,14 +105,27 @@ def take_census(model: Any, num_layers: int) -> Census:
             totals["lm_head"] += size
         else:
             totals["norm" if parameter.dim() == 1 else "embedding"] += size
+    for parameter in _of_experts(model):
+        totals["experts"] += parameter.numel()
+        if parameter.dim() == 3:
+            totals["expert_sides"] += parameter.shape[0] * sum(parameter.shape[1:])
     attention, mlp = _linears(model, prefix)
     names = ("attention", "mlp", "layers", "embedding", "lm_head", "norm", "largest", "sides")
     return Census(
         attention_linears=attention,
         mlp_linears=mlp,
         expert_adapters=find_expert_adapters(model, {**attention, **mlp}),
+        experts=totals["experts"],
+        expert_sides=totals["expert_sides"],
         **{name: totals[name] for name in names},
     )
+
+
+def _of_experts(model: Any) -> Iterator[Any]:
+    """The parameters of routed experts."""
+    for module in model.modules():
+        if has_implementations(module):
+            yield from module.parameters()
 
 
 def _linears(model: Any, prefix: str) -> tuple[dict[str, tuple[int, int]], ...]:

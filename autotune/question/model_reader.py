@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,11 +23,12 @@ from autotune.question.architecture import check_architecture
 from autotune.question.census import Census, take_census
 from autotune.question.config_file import read_config_file, shorten
 from autotune.question.empty_model import build_empty_model, run_first_layers
+from autotune.question.language_part import count_beside, has_language_part, language_fields
 from autotune.question.model_config import complete_fields, refusal
 from autotune.question.model_shape import ModelShape
 from autotune.question.presets import PRESETS
 
-__all__ = ["load_model_shape"]
+__all__ = ["Vision", "load_model_shape"]
 
 _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -36,6 +38,15 @@ _BLAME_S = 5.0
 """Seconds that may go into finding the field to blame."""
 
 _Count = Annotated[int, Field(ge=1)]
+
+
+class Vision(StrEnum):
+    """What becomes of the vision tower of a vision-language model."""
+
+    FROZEN = "frozen"
+    """Its weights are held and not trained."""
+    ABSENT = "absent"
+    """The language part is trained as a model of its own."""
 
 
 class _Sizes(BaseModel):
@@ -53,15 +64,18 @@ class _Sizes(BaseModel):
     word_embed_proj_dim: _Count | None = None
 
 
-def load_model_shape(name: str, *, trust_remote_code: bool = False) -> ModelShape:
+def load_model_shape(
+    name: str, *, trust_remote_code: bool = False, vision: Vision = Vision.FROZEN
+) -> ModelShape:
     """Read a preset, a local folder with config.json, or a Hugging Face id, in this order.
 
     Args:
         name: what the user gave to --model.
         trust_remote_code: allow the model's own Python code to run.
+        vision: what becomes of a vision tower; without meaning for other models.
 
     Raises:
-        ConfigError: there is no such model, it is no decoder-only causal language model, or its
+        ConfigError: there is no such model, it has no decoder-only causal language model, or its
             configuration cannot be read or built; one line that names the file and the field.
     """
     if name in PRESETS:
@@ -74,9 +88,26 @@ def load_model_shape(name: str, *, trust_remote_code: bool = False) -> ModelShap
         fields.pop("auto_map", None)
         check_architecture(fields, label)
         record = complete_fields(fields, label)
+        if has_language_part(str(record["model_type"])):
+            return _language_shape(name, record, fields, label, vision)
         shape = _shape_of(name, record, label)
         census = _census_of(record, fields, label)
     return replace(shape, census=census)
+
+
+def _language_shape(
+    name: str, whole: Mapping[str, Any], fields: Mapping[str, Any], label: str, vision: Vision
+) -> ModelShape:
+    """The shape of the language part of a vision-language model."""
+    of_text = f"{label}: text_config"
+    record = language_fields(whole, of_text)
+    shape = replace(
+        _shape_of(name, record, of_text),
+        census=_census_of(record, record, of_text),
+        whole_type=str(whole["model_type"]),
+    )
+    num_beside = count_beside(whole, fields, shape.num_parameters, label)
+    return replace(shape, tower_parameters=num_beside if vision is Vision.FROZEN else 0)
 
 
 def _config_path(name: str) -> Path:

@@ -14,6 +14,7 @@ from autotune.knob_values import ModuleGroup
 from autotune.question.adapter_targets import (
     ADAPTER_GROUPS,
     ALL_LINEAR,
+    EXPERTS,
     can_have_adapter,
     has_adapter,
 )
@@ -58,6 +59,12 @@ class ModelShape:
     census: Census | None = field(default=None, hash=False)
     """The parameters of the built model. None for presets, which are counted without transformers,
     and for models that cannot be built from their configuration."""
+    whole_type: str = ""
+    """`model_type` of the vision-language model whose language part this is; empty where it is a
+    model of its own."""
+    tower_parameters: int = 0
+    """Parameters of that model beside the language part: vision tower and projector, frozen. 0
+    where they are left away."""
 
     def __post_init__(self) -> None:
         """Take a census that comes from JSON."""
@@ -187,6 +194,16 @@ class ModelShape:
         )
 
     @property
+    def num_held_parameters(self) -> int:
+        """All parameters, with those of a frozen vision tower."""
+        return self.num_parameters + self.tower_parameters
+
+    @property
+    def expert_parameters(self) -> int:
+        """Parameters of routed experts that can be computed in several ways; 0 without any."""
+        return self.census.experts if self.census is not None else 0
+
+    @property
     def _layer_parameters(self) -> int:
         if self.census is not None:
             return self.census.layers
@@ -217,7 +234,8 @@ class ModelShape:
         linears = self._named_linears
         groups = [group for group in ADAPTER_GROUPS if linears[group]]
         names = [name for group in groups for name in linears[group]]
-        known = dict.fromkeys((ALL_LINEAR, *map(str, groups), *names))
+        of_experts = (EXPERTS,) if self.expert_parameters else ()
+        known = dict.fromkeys((ALL_LINEAR, *map(str, groups), *names, *of_experts))
         for target in targets:
             if target not in known:
                 words = f"{self.name} has no linear layer {target!r}; choose from"
@@ -230,6 +248,8 @@ class ModelShape:
 
     def num_expert_adapters(self, rank: int, targets: tuple[str, ...]) -> int:
         """Parameters of the adapters on routed experts that PEFT makes for the targets."""
+        if EXPERTS in targets and self.census is not None:
+            return rank * self.census.expert_sides
         chosen = self._chosen(targets)
         return sum(
             rank * (each.inputs + each.outputs)
@@ -242,7 +262,11 @@ class ModelShape:
         if self.num_experts == 1 and not self.num_expert_adapters(1, targets):
             return None
         if not self.num_expert_adapters(1, targets):
-            return "the routed experts have no adapters"
+            more = ",".join((*targets, EXPERTS))
+            hint = f" (--lora-targets {more} puts some there)" if self.expert_parameters else ""
+            return f"the routed experts have no adapters{hint}"
+        if EXPERTS in targets:
+            return "adapters on the routed experts"
         names = sorted(
             name
             for each in self._expert_adapters.values()
@@ -305,8 +329,18 @@ class ModelShape:
         return "; its routed experts are no linear layers"
 
     def _parted_experts(self, targets: tuple[str, ...]) -> str | None:
-        """What PEFT refuses: a part of the names that it holds for one tensor of experts."""
+        """What PEFT refuses: a part of the names that it holds for one tensor of experts.
+
+        Nor does it tell a tensor that is named itself from one that it adapts for such names.
+        """
         chosen = self._chosen(targets)
+        held = [name for each in self._expert_adapters.values() for name in each.names]
+        both = [name for name in held if name in chosen] if EXPERTS in targets else []
+        if both:
+            return (
+                f"PEFT adapts the experts of {self.name} in place of {both[0]} already; leave "
+                f"{EXPERTS} out, or name other linear layers"
+            )
         for each in self._expert_adapters.values():
             has = [name for name in each.names if name in chosen]
             if has and len(has) < len(each.names):

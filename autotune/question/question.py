@@ -6,14 +6,14 @@ Budget, sampler and timeouts are not part of it: they say how long and how, not 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from autotune.machine.hardware import Hardware
 from autotune.names import plain_name, printable
 from autotune.question.limits import Limits
 from autotune.question.own_training import OwnTraining
-from autotune.question.workload import Workload
+from autotune.question.workload import ModelShape, Workload
 
 __all__ = ["Question"]
 
@@ -91,7 +91,8 @@ class Question:
         The exact size of host memory does not count: it moves by a few pages from boot to boot.
         """
         pairs = {
-            "--model": (self.workload.model, other.workload.model),
+            "--model": (_without_tower(self), _without_tower(other)),
+            "--vision": (_tower_in_words(self), _tower_in_words(other)),
             "--seq-len": (self.workload.seq_len, other.workload.seq_len),
             "--global-batch": (self.workload.global_batch_size, other.workload.global_batch_size),
             "--method": (str(self.workload.method), str(other.workload.method)),
@@ -124,6 +125,14 @@ class Question:
 def _command_of(question: Question) -> str:
     own = question.own_training
     return "none" if own is None else f"{own.command} (in {own.command.folder})"
+
+
+def _without_tower(question: Question) -> ModelShape:
+    return replace(question.workload.model, tower_parameters=0)
+
+
+def _tower_in_words(question: Question) -> str:
+    return "frozen" if question.workload.model.tower_parameters else "absent"
 
 
 def _in_words(value: object) -> str:

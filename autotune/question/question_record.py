@@ -47,6 +47,9 @@ _MAY_BE_ZERO = frozenset(
     (
         "nvme_free_bytes",
         "seed",
+        "experts",
+        "expert_sides",
+        "tower_parameters",
         "lm_head",
         "norm",
         "headroom",

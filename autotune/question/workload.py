@@ -13,10 +13,10 @@ from typing import Any
 
 from autotune.errors import ConfigError
 from autotune.question.adapter_targets import ALL_LINEAR, read_targets
-from autotune.question.model_reader import load_model_shape
+from autotune.question.model_reader import Vision, load_model_shape
 from autotune.question.model_shape import ModelShape
 
-__all__ = ["Method", "ModelShape", "Workload", "load_model_shape"]
+__all__ = ["Method", "ModelShape", "Vision", "Workload", "load_model_shape"]
 
 
 class Method(StrEnum):
@@ -100,6 +100,29 @@ class Workload:
             f"LoRA of rank {self.lora_rank} on {', '.join(self.lora_targets)} trains "
             f"{num / 1e6:,.1f} million parameters{share} {experts}."
         )
+
+    @property
+    def towers_in_words(self) -> str | None:
+        """What trials train of a vision-language model, sentences; None for language models."""
+        model = self.model
+        if not model.whole_type:
+            return None
+        words = (
+            f"Trials train the language part of {model.whole_type} on text alone "
+            f"({model.num_parameters / 1e9:,.2f} billion parameters, as {model.model_type}); no "
+            "images are measured."
+        )
+        if not model.tower_parameters:
+            return f"{words} Its vision tower is left away (--vision absent)."
+        return (
+            f"{words} Its vision tower ({model.tower_parameters / 1e9:,.2f} billion parameters) "
+            "is frozen: its weights count in memory, its activations do not."
+        )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader must know of what is trained, a sentence or two each."""
+        return tuple(filter(None, (self.towers_in_words, self.adapters_in_words)))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `from_dict` reads it back."""

@@ -12,6 +12,7 @@ from autotune.knob_values import (
     PARALLEL_DEGREES,
     Attention,
     CheckpointScope,
+    Experts,
     GroupPrecision,
     MasterWeights,
     ModuleGroup,
@@ -244,8 +245,19 @@ def _kernels(s: Strategy) -> str | None:
     attention = s.precision_of(ModuleGroup.ATTENTION)
     if s.attention is Attention.FLASH and attention is GroupPrecision.FP32:
         return f"attention {s.attention} computes in 16 bit: its precision must be bf16 or fp16"
+    experts = s.experts_implementation
+    if s.fused_kernels and experts is not Experts.GROUPED_MM:
+        return (
+            f"experts_implementation {experts} needs fused_kernels false: Liger computes experts "
+            "by kernels of its own"
+        )
     if not s.torch_compile:
         return None
+    if experts is Experts.EAGER:
+        return (
+            "torch_compile needs experts_implementation grouped_mm or batched_mm, got eager: the "
+            "loop asks which experts have tokens, and breaks each layer into pieces"
+        )
     if s.zero_stage == 3:
         return (
             "torch_compile needs zero_stage 0, 1 or 2, got 3: the hooks that gather weights "

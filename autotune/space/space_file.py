@@ -173,6 +173,8 @@ def _knobs(section: _Knobs, workload: Workload) -> tuple[Knob, ...]:
         values = _plain(entry.values)
         if name.startswith("lora_") and workload.method is Method.FULL:
             continue
+        if name == "experts_implementation" and not workload.model.expert_parameters:
+            continue
         if name == "lora_rank":
             values = tuple(rank for rank in values if rank) or (workload.lora_rank,)
         asked = ((other, getattr(entry.when, other, None)) for other in KNOBS + FACTS)

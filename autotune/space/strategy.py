@@ -18,6 +18,7 @@ from autotune.knob_values import (
     DEFAULT_BUCKET_SIZE,
     Attention,
     CheckpointScope,
+    Experts,
     GroupPrecision,
     LossClass,
     MasterWeights,
@@ -232,6 +233,13 @@ class Strategy(_HashedOnce):
         word="compile",
     )
     """Whether `torch.compile` compiles the decoder layers."""
+    experts_implementation: Experts = knob(
+        Experts.GROUPED_MM,
+        loss=_NEUTRAL,
+        comment="autotune.apply: how routed experts are computed",
+        word="experts={}",
+    )
+    """How the routed experts of a mixture are computed; of no meaning for dense models."""
     lora_rank: int = knob(
         0,
         loss=_CHANGING,

@@ -9,7 +9,8 @@ from torch import nn
 
 from autotune.errors import ConfigError
 from autotune.knob_values import ModuleGroup
-from autotune.question.adapter_targets import ALL_LINEAR, can_have_adapter, has_adapter
+from autotune.question.adapter_targets import ALL_LINEAR, EXPERTS, can_have_adapter, has_adapter
+from autotune.question.census import has_implementations
 from autotune.techniques.blocks import is_attention
 
 __all__ = ["linear_layers", "wrap_lora"]
@@ -44,12 +45,13 @@ def wrap_lora(
         if can_have_adapter(_name(path), model_type)
     }
     chosen = [path for path, group in linears.items() if has_adapter(_name(path), group, targets)]
-    _check_targets(targets, linears)
+    _check_targets(targets, linears, has_experts=bool(_expert_weights(model)))
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha or 2 * rank,
         # Whole paths, since a name may stand for layers of both groups (GPT-2's c_proj).
         target_modules=chosen,
+        target_parameters=_expert_weights(model) if EXPERTS in targets else None,
         lora_dropout=0.0,
         fan_in_fan_out=any(isinstance(model.get_submodule(path), Conv1D) for path in chosen),
         task_type="CAUSAL_LM",
@@ -91,10 +93,23 @@ def _name(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def _check_targets(targets: Sequence[str], linears: dict[str, ModuleGroup]) -> None:
-    known = dict.fromkeys(
-        (ALL_LINEAR, *map(str, linears.values()), *(_name(path) for path in linears))
-    )
+def _expert_weights(model: nn.Module) -> list[str]:
+    """Paths of the weights of routed experts: of each layer one tensor for all experts."""
+    return [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if has_implementations(module)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3
+    ]
+
+
+def _check_targets(
+    targets: Sequence[str], linears: dict[str, ModuleGroup], *, has_experts: bool
+) -> None:
+    names = (_name(path) for path in linears)
+    experts = (EXPERTS,) if has_experts else ()
+    known = dict.fromkeys((ALL_LINEAR, *map(str, linears.values()), *names, *experts))
     for target in targets:
         if target not in known:
             raise ConfigError(

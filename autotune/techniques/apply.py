@@ -21,12 +21,13 @@ from autotune.techniques.adapters import wrap_lora
 from autotune.techniques.blocks import decoder_layers, mlp_blocks
 from autotune.techniques.checkpointing import checkpoint_activations
 from autotune.techniques.compilation import compile_layers
-from autotune.techniques.kernels import choose_attention, patch_kernels
+from autotune.techniques.kernels import choose_attention, choose_experts, patch_kernels
 from autotune.techniques.loss_tiles import tile_loss
 from autotune.techniques.mlp_tiles import tile_mlps
 from autotune.techniques.optimizers import build_optimizer
 from autotune.techniques.precision import set_precisions
 from autotune.techniques.sequence_parallel import divide_attention
+from autotune.techniques.towers import freeze_towers, language_config
 
 __all__ = ["apply", "apply_strategy", "create_optimizer"]
 
@@ -35,9 +36,11 @@ def apply(model: nn.Module, strategy_file: str | Path) -> nn.Module:
     """Put an exported strategy on a model, before `deepspeed.initialize`.
 
     Patches in the fused kernels, wraps with LoRA adapters, sets the checkpointing of activations.
+    Of a vision-language model all but its language part is frozen.
 
     Args:
-        model: a causal language model of transformers, on any device; changed in place.
+        model: a causal language model of transformers, or a vision-language model that has one,
+            on any device; changed in place.
         strategy_file: the `strategy.yaml` of an export.
 
     Returns:
@@ -77,15 +80,17 @@ def apply_strategy(
     model: nn.Module, strategy: Strategy, *, method: Method, lora_targets: tuple[str, ...]
 ) -> nn.Module:
     """As `apply`, with the strategy itself."""
-    config: Any = model.config
+    config: Any = language_config(model)
     num_layers = int(config.num_hidden_layers)
+    freeze_towers(model)
     # A cache of keys and values is for generation; in training it only holds memory.
-    config.use_cache = False
+    model.config.use_cache = config.use_cache = False  # type: ignore[union-attr]
     for module in model.modules():
         # The strategy says what is recomputed; transformers' own switch would add to it.
         if getattr(module, "gradient_checkpointing", False):
             module.gradient_checkpointing = False  # type: ignore[assignment]
     choose_attention(model, strategy.attention)
+    choose_experts(model, strategy.experts_implementation)
     if strategy.fused_kernels:
         patch_kernels(model)
     set_precisions(model, strategy)

@@ -6,6 +6,7 @@ Found by their place and their names' common words, so that no table of architec
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -28,13 +29,23 @@ def decoder_layers(model: nn.Module, num_layers: int) -> nn.ModuleList:
     Raises:
         ConfigError: no list of `num_layers` modules is found.
     """
-    for module in model.modules():
+    for module in _language_part(model).modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
             return own_layers(module)
     raise ConfigError(
         f"checkpoint_interval and mlp_tiles need a model with a list of {num_layers} decoder "
         f"layers; {type(model).__name__} has none"
     )
+
+
+def _language_part(model: nn.Module) -> nn.Module:
+    """The part of a vision-language model that has its decoder layers; others as they are."""
+    causal: Any = causal_model(model)
+    config: Any = getattr(causal, "config", None)
+    if not hasattr(config, "get_text_config") or config.get_text_config() is config:
+        return model
+    part: nn.Module = causal.get_decoder()
+    return part
 
 
 def attention_blocks(layers: Iterable[nn.Module]) -> list[nn.Module]:

@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 
 from autotune.errors import ConfigError
-from autotune.knob_values import Attention
+from autotune.knob_values import Attention, Experts
+from autotune.question.census import has_implementations
 
-__all__ = ["choose_attention", "patch_kernels"]
+__all__ = ["choose_attention", "choose_experts", "patch_kernels"]
 
 
 def choose_attention(model: nn.Module, attention: Attention) -> None:
@@ -34,10 +35,34 @@ def choose_attention(model: nn.Module, attention: Attention) -> None:
         )
 
 
+def choose_experts(model: nn.Module, experts: Experts) -> None:
+    """Have the routed experts of a model of transformers be computed so; others have none.
+
+    Raises:
+        ConfigError: this machine's PyTorch has no grouped products.
+    """
+    if not any(map(has_implementations, model.modules())):
+        return
+    wrapped: Any = model
+    try:
+        wrapped.set_experts_implementation(str(experts))
+    except (ValueError, ImportError) as error:
+        lines = str(error).strip().splitlines()
+        raise ConfigError(f"experts_implementation {experts}: {lines[0]}") from error
+
+
 def patch_kernels(model: nn.Module) -> None:
     """Liger's kernels on this instance; must come before PEFT wraps it, which Liger refuses."""
     try:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
     except ImportError as error:
         raise ConfigError("fused_kernels needs Liger: pip install 'autotune[liger]'") from error
-    _apply_liger_kernel_to_instance(model=model)
+    try:
+        _apply_liger_kernel_to_instance(model=model)
+    except (AssertionError, AttributeError, ImportError, TypeError, ValueError) as error:
+        # Liger goes through the modules of an architecture by the names that they had once.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        name = type(model).__name__
+        raise ConfigError(
+            f"fused_kernels: the installed Liger does not fit this {name}: {reason}"
+        ) from error

@@ -23,6 +23,7 @@ from autotune.space.strategy import Strategy
 from autotune.techniques.blocks import decoder_layers
 from autotune.techniques.precision import torch_dtype
 from autotune.techniques.stage import cut_stage
+from autotune.techniques.towers import FrozenTower
 
 __all__ = ["build_empty", "build_model", "fill_adapters"]
 
@@ -58,6 +59,8 @@ def build_model(
         if strategy.pipeline_parallel_size > 1:
             stack.enter_context(_parameters_on_meta())
         model = _from_config(workload.model, dtype, str(strategy.attention))
+        if workload.model.tower_parameters:
+            model.add_module("tower", FrozenTower(workload.model.tower_parameters, dtype))
     model.tie_weights()  # type: ignore[operator]
     if strategy.pipeline_parallel_size > 1:
         layers = decoder_layers(model, workload.model.num_hidden_layers)

@@ -79,6 +79,7 @@ IN_NO_ORDER: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"precision": "fp32"}, {}),
     ({"zero_stage": 1, "mlp_precision": "fp32"}, {"zero_stage": 1}),
     ({"attention": "flash_attention_2"}, {}),
+    ({"experts_implementation": "eager"}, {}),
     ({"zero_stage": 1, "torch_compile": True}, {"zero_stage": 1}),
     ({"zero_quantized_weights": True}, {}),
     ({"zero_quantized_gradients": True}, {}),

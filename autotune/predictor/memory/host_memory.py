@@ -99,7 +99,7 @@ def saved_bytes(
     ranks = num_ranks // num_nodes
     own = zero_size(strategy, num_ranks)
     weight, stage = element_bytes(strategy), strategy.zero_stage
-    model = workload.model.num_parameters / strategy.pipeline_parallel_size
+    model = workload.model.num_held_parameters / strategy.pipeline_parallel_size
     model /= strategy.tensor_parallel_size
     trained: float = workload.num_trainable_parameters(strategy.lora_rank, strategy.lora_targets)
     trained /= strategy.pipeline_parallel_size
@@ -121,7 +121,7 @@ def saved_bytes(
         states = 0.0
     save = max(first, states + frozen) + (ranks - 1) * (states + frozen)
     is_divided = stage == 3 or strategy.tensor_parallel_size > 1
-    gathered = float(weight * workload.model.num_parameters) if is_divided else 0.0
+    gathered = float(weight * workload.model.num_held_parameters) if is_divided else 0.0
     return save, gathered
 
 

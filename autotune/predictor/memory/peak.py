@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.knob_values import CheckpointScope, Offload
+from autotune.knob_values import CheckpointScope, Experts, Offload
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.arithmetic import (
     Ask,
@@ -22,7 +22,7 @@ from autotune.predictor.arithmetic import (
     whole,
 )
 from autotune.predictor.memory.peak_memory import PeakMemory
-from autotune.predictor.memory.precision import element_bytes
+from autotune.predictor.memory.precision import element_bytes, group_bytes
 from autotune.predictor.memory.sharding import RankShard, tokens_of_rank, zero_size
 from autotune.predictor.memory.states import States, StatesModel
 from autotune.predictor.memory.token_model import TokenModel
@@ -152,6 +152,19 @@ class MemoryModel:
         """Tokens of one micro-batch on one rank."""
         return tokens_of_rank(strategy, self._workload.seq_len)
 
+    def _busiest_bytes(self, strategy: Strategy) -> int:
+        """Bytes of the loop over experts where one expert has all tokens, at most.
+
+        Grouped and batched products hold as many rows however these are spread.
+        """
+        shape = self._workload.model
+        if not shape.expert_parameters:
+            return 0
+        if strategy.experts_implementation is not Experts.EAGER:
+            return 0
+        row = 3 * shape.hidden_size + 4 * shape.intermediate_size
+        return group_bytes(strategy).mlp * self.tokens(strategy) * row
+
     def host_bytes(self, ask: Ask, shards: Any) -> int:
         """Bytes of activations that are moved to the host, of all ranks together.
 
@@ -222,6 +235,7 @@ class MemoryModel:
                 # memory.
                 most = most + whole(held.fragmented_fraction * ask(self.tokens) * held.logits)
             upper = 1.05 * most + 2 * _ALLOCATOR_BYTES
+        upper = upper + ask(self._busiest_bytes)
         return PeakMemory(
             expected_bytes=expected,
             allocated_bytes=allocated,

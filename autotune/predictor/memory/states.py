@@ -264,8 +264,9 @@ class StatesModel:
     def _weights(
         self, strategy: Strategy, shard: RankShard, trained: Trained, sizes: GroupBytes
     ) -> float:
-        """Bytes of all weights of a shard, including adapters."""
+        """Bytes of all weights of a shard, with adapters and a frozen vision tower."""
         held: float = weight_bytes(shard, sizes)
+        held += sizes.residual * self._workload.model.tower_parameters
         if strategy.lora_rank:
             held += sizes.residual * trained.num
         if self._workload.method is Method.QLORA:

@@ -80,6 +80,7 @@ class TokenModel:
             attention=strategy.attention,
             element_bytes=2,
             fused_kernels=has_liger,
+            experts=strategy.experts_implementation,
             lora_rank=strategy.lora_rank,
             lora_targets=targets if strategy.lora_rank else (),
         )

@@ -76,6 +76,7 @@ _FOLLOWED = frozenset(
         "overlap_comm",
         "fused_kernels",
         "attention",
+        "experts_implementation",
         "lora_rank",
         "lora_alpha",
         "lora_targets",
@@ -110,6 +111,19 @@ class ReservedPeak:
     def upper_bytes(self) -> int:
         """Upper bound of the reserved peak."""
         return int((1 + _UNCERTAINTY) * self.reserved_bytes)
+
+    def beside(self, weight_bytes: int) -> ReservedPeak:
+        """The same with weights that no step reads."""
+        if not weight_bytes:
+            return self
+        parts = dict(self.parts)
+        parts["weights"] = parts.get("weights", 0) + weight_bytes
+        return replace(
+            self,
+            reserved_bytes=self.reserved_bytes + weight_bytes,
+            allocated_bytes=self.allocated_bytes + weight_bytes,
+            parts=tuple(parts.items()),
+        )
 
     def instead_of(self, counted: PeakMemory, *, num_ranks: int) -> PeakMemory:
         """The peak of the worst rank as simulated.
@@ -172,6 +186,7 @@ class ReservedModel:
             attention=strategy.attention,
             element_bytes=element_bytes(strategy),
             fused_kernels=strategy.fused_kernels,
+            experts=strategy.experts_implementation,
             lora_rank=rank,
             lora_targets=workload.adapter_targets(strategy.lora_targets) if rank else (),
         )
@@ -202,9 +217,18 @@ class ReservedModel:
             if recipe.checkpoint_interval > 1:
                 # The very first forward keeps every layer's input; see `_Span.call`.
                 first = self._micro_step(replace(recipe, checkpoint_interval=1), strategy)
-            peak = _simulate(micro_step, first, plan, self._capacity_bytes)
+            # A frozen tower is there from the beginning to the end, and nothing touches it.
+            tower = self._tower_bytes(strategy)
+            peak = _simulate(micro_step, first, plan, self._capacity_bytes - tower)
+            peak = peak.beside(tower)
             self._peaks[key] = replace(peak, is_described=(recipe, num_samples) in self._described)
         return self._peaks[key]
+
+    def _tower_bytes(self, strategy: Strategy) -> int:
+        """Bytes of a vision tower's weights on one rank."""
+        size = element_bytes(strategy) * self._workload.model.tower_parameters
+        divisor = zero_size(strategy, self._hardware.num_devices)
+        return size // (divisor if strategy.zero_stage == 3 else 1)
 
     def _is_known(self, strategy: Strategy) -> bool:
         stage, ranks = strategy.zero_stage, self._hardware.num_devices

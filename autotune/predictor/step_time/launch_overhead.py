@@ -16,6 +16,7 @@ from autotune.machine.hardware import Hardware
 from autotune.predictor.memory.sharding import zero_size
 from autotune.predictor.step_time.communication import tensor_sums
 from autotune.predictor.step_time.effective_rates import REFERENCE_LAUNCH_S, effective_rates
+from autotune.predictor.step_time.expert_work import RoutedExperts
 from autotune.predictor.step_time.layer_kernels import layer_kernels
 from autotune.predictor.step_time.operation_counts import Repeats, repeats
 from autotune.question.adapter_targets import ADAPTER_GROUPS, has_adapter
@@ -55,6 +56,9 @@ _NUM_LINEARS = 7
 _MLP_FRACTION = 0.13
 """Fraction of a layer's launch time in the MLP: an MLP alone took 0.07 of 0.55 ms, and has a third
 of the hooks."""
+
+_OPERATION_S = (_PLAIN.forward_s + _PLAIN.backward_s) / 227
+"""Of the operations that torch dispatches in a Llama's layer, forward and backward: each."""
 
 _CHECKPOINT_S = 0.49e-3
 """Launch time of a region under torch's checkpoint, beside its recomputation: the states of random
@@ -134,6 +138,9 @@ class LaunchOverheadModel:
         is_zero3 = strategy.zero_stage == 3
         plain = _ZERO3 if is_zero3 else _PLAIN
         forward, backward = self._ratio * plain.forward_s, self._ratio * plain.backward_s
+        if self._workload.model.expert_parameters:
+            more, more_back = self._experts_s(strategy)
+            forward, backward = forward + more, backward + more_back
         if strategy.lora_rank:
             adapters = _ZERO3_ADAPTERS if is_zero3 else _ADAPTERS
             part = self._num_adapted(strategy) / _NUM_LINEARS
@@ -147,6 +154,15 @@ class LaunchOverheadModel:
         pieces = 1 + _MLP_FRACTION * (strategy.mlp_tiles - 1)
         talk, talk_back = self._collectives_s(strategy)
         return forward * pieces + talk, backward * pieces + talk_back
+
+    def _experts_s(self, strategy: Strategy) -> tuple[float, float]:
+        """Launch time of routed experts beyond an MLP's: of the loop one expert after the other.
+
+        Where the loop reads which experts have tokens, the host waits for the device besides.
+        """
+        experts = RoutedExperts(self._workload, strategy)
+        forward, backward = experts.more_kernels
+        return _OPERATION_S * forward, _OPERATION_S * backward
 
     def _collectives_s(self, strategy: Strategy) -> tuple[float, float]:
         """Launch time of Ulysses' exchanges, and of ZeRO-3's gathering on several ranks."""

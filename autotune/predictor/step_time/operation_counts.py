@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from autotune.knob_values import Attention, CheckpointScope, GroupPrecision, ModuleGroup
 from autotune.machine.hardware import Hardware
-from autotune.predictor.memory.activations import experts_per_token
 from autotune.predictor.memory.precision import (
     GroupBytes,
     attention_slowdown,
@@ -17,6 +16,7 @@ from autotune.predictor.memory.precision import (
     group_slowdowns,
 )
 from autotune.predictor.memory.sharding import RankShard
+from autotune.predictor.step_time.expert_work import RoutedExperts, active_share
 from autotune.predictor.step_time.layer_kernels import layer_kernels
 from autotune.question.adapter_targets import has_adapter
 from autotune.question.workload import Method, Workload
@@ -170,6 +170,9 @@ class _WorkCount:
             self._tensor,
             is_fused=strategy.fused_kernels or strategy.torch_compile,
         )
+        self._experts: RoutedExperts | None = None
+        if self._shape.expert_parameters:
+            self._experts = RoutedExperts(workload, strategy)
 
     def total(self) -> OperationCounts:
         """All parts."""
@@ -186,13 +189,16 @@ class _WorkCount:
             attention = self._attention_slowdown * (2 + 5 + 2 * rest.attention) * pairs
         traffic = (self._layer_traffic() + self._exchange_traffic()) * num_layers
         traffic += self._loss_traffic()
-        casts, fixed_casts = self._quantized()
+        casts, fixed = self._quantized()
+        fixed += self._dequantized()
+        if self._experts:
+            fixed += self._experts.fixed_bytes(num_layers, rest.mlp) * self._sizes.mlp / 2
         return OperationCounts(
             matmul_flops=self._matmul() + products,
             attention_flops=attention,
             traffic_bytes=traffic + casts + (self._score_traffic() if is_eager else 0),
             stream_bytes=self._adapter_traffic() if self._adapters else 0,
-            fixed_bytes=self._dequantized() + fixed_casts,
+            fixed_bytes=fixed,
             weight_bytes=self._weight_traffic(),
             num_kernels=self._num_kernels(),
             loss_pieces=self._loss_pieces(),
@@ -207,11 +213,16 @@ class _WorkCount:
         parameters, times = self._shard.parameters, self._repeats
         per_weight = 4 if self._adapters else 6
         slow = self._slowdowns
-        experts = experts_per_token(self._shape) / self._shape.num_experts
+        of_mlp: float = per_weight + 2 * times.mlp
+        if self._experts:
+            of_mlp = self._experts.matmul_flops(of_mlp)
         attention = (per_weight + 2 * times.attention) * parameters.attention
-        mlp = (per_weight + 2 * times.mlp) * parameters.mlp * experts
+        mlp = of_mlp * parameters.mlp * active_share(self._shape)
         head = (per_weight + 2 * times.head) * parameters.head
-        adapters = (6 + 2 * max(times.attention, times.mlp)) * self._adapters
+        adapters = (6 + 2 * max(times.attention, times.mlp)) * self._linear_adapters()
+        if self._experts:
+            part = self._shard.num_layers / self._shape.num_hidden_layers
+            adapters += part * self._experts.adapter_flops(times.mlp)
         return (
             slow[ModuleGroup.ATTENTION] * attention
             + slow[ModuleGroup.MLP] * mlp
@@ -219,16 +230,24 @@ class _WorkCount:
             + adapters
         )
 
+    def _linear_adapters(self) -> float:
+        """Parameters of adapters on linear layers; those on experts are multiplied out."""
+        if self._experts is None or not self._adapters:
+            return self._adapters
+        part = self._shard.num_layers / self._shape.num_hidden_layers
+        return self._adapters - part * self._experts.num_adapters
+
     def _layer_traffic(self) -> float:
         """Bytes that a layer's pointwise kernels move for one token, forward and backward."""
         kernels, times, sizes = self._kernels, self._repeats, self._sizes
         passes = 1 + kernels.backward
         norm = 2 if kernels.upcasts_norm else sizes.norm
+        mlp = (passes + times.mlp) * kernels.mlp_bytes
         return (
             (passes + times.rest)
             * (kernels.norm_bytes * norm + kernels.residual_bytes * sizes.residual)
             + (passes + times.attention) * kernels.attention_bytes * sizes.attention
-            + (passes + times.mlp) * kernels.mlp_bytes * sizes.mlp
+            + (self._experts.token_bytes(mlp, times.mlp) if self._experts else mlp) * sizes.mlp
         ) / 2 + self._border_traffic(sizes)
 
     def _exchange_traffic(self) -> float:
@@ -283,10 +302,13 @@ class _WorkCount:
         attention += _ADAPTER_KERNELS * len(self._adapted(ModuleGroup.ATTENTION))
         mlp = len(self._shape.mlp_linears) + kernels.mlp_kernels
         mlp += _ADAPTER_KERNELS * len(self._adapted(ModuleGroup.MLP))
+        mlp *= passes + times.mlp
+        if self._experts:
+            mlp = self._experts.num_kernels(mlp, times.mlp)
         of_layer = (
             (passes + times.rest) * (kernels.norm_kernels + kernels.residual_kernels)
             + (passes + times.attention) * attention
-            + (passes + times.mlp) * mlp * strategy.mlp_tiles
+            + mlp * strategy.mlp_tiles
         )
         head = _HEAD_KERNELS * strategy.loss_tiles * self._shard.has_head
         return self._shard.num_layers * of_layer + head

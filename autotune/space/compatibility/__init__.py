@@ -22,6 +22,7 @@ from autotune.space.compatibility import (
     optimizer,
     parallel,
     precision,
+    towers,
 )
 from autotune.space.compatibility.reference import reference_strategy
 from autotune.space.strategy import Strategy
@@ -38,6 +39,7 @@ _FAMILIES: tuple[Callable[..., str | None], ...] = (
     offload.conflict,
     communication.conflict,
     kernels.conflict,
+    towers.conflict,
 )
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from autotune.knob_values import Attention
+from autotune.knob_values import Attention, Experts
 from autotune.machine.hardware import DeviceType, Hardware
+from autotune.machine.liger import liger_model_types
 from autotune.machine.software import Software
 from autotune.question.workload import Workload
 from autotune.space.compatibility.attention import ATTENTIONS_MISSING
 from autotune.space.strategy import Strategy
 
-__all__ = ["LIGER_MODEL_TYPES", "conflict"]
+__all__ = ["conflict"]
 
-LIGER_MODEL_TYPES = frozenset(
+_KNOWN_TO_LIGER = frozenset(
     ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3")
 )
-"""Architectures for which Liger 0.8 has fused kernels."""
+"""Architectures that Liger 0.8 has fused kernels for, where none is installed to be asked, as when
+planning: a part of them."""
 
 _MAX_FLASH_HEAD_DIM = 256
 """The largest head of FlashAttention 2."""
@@ -27,6 +29,7 @@ def conflict(
     return (
         _fused_kernels(strategy, workload, hardware, software)
         or _attention(strategy, workload, hardware, software)
+        or _experts(strategy, workload)
         or _torch_compile(strategy, hardware, software)
     )
 
@@ -42,9 +45,16 @@ def _fused_kernels(
         return f"fused_kernels: Liger uses Triton, which makes kernels {_too_old(hardware)}"
     if not software.has_liger:
         return "fused_kernels needs Liger: pip install 'autotune[liger]'"
-    if workload.model.model_type not in LIGER_MODEL_TYPES:
-        return f"Liger has no fused kernels for {workload.model.model_type}"
-    return None
+    known = liger_model_types()
+    model = workload.model
+    # The user's own model is the whole of it where it has a tower.
+    kinds = (model.model_type, *((model.whole_type,) if model.tower_parameters else ()))
+    lacking = next((k for k in kinds if k not in (known or _KNOWN_TO_LIGER)), None)
+    if lacking is None:
+        return None
+    if known is None:
+        return f"no Liger is installed here to say whether it has fused kernels for {lacking}"
+    return f"the installed Liger has no fused kernels for {lacking}"
 
 
 def _attention(
@@ -67,6 +77,13 @@ def _attention(
             f"{model.name} has {model.head_dim}"
         )
     return None
+
+
+def _experts(strategy: Strategy, workload: Workload) -> str | None:
+    experts, model = strategy.experts_implementation, workload.model
+    if experts is Experts.GROUPED_MM or model.expert_parameters:
+        return None
+    return f"experts_implementation {experts} needs routed experts; {model.name} has none"
 
 
 def _torch_compile(strategy: Strategy, hardware: Hardware, software: Software) -> str | None:
