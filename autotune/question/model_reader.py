@@ -21,7 +21,7 @@ from autotune.errors import ConfigError
 from autotune.question.architecture import check_architecture
 from autotune.question.census import Census, take_census
 from autotune.question.config_file import read_config_file, shorten
-from autotune.question.empty_model import build_empty_model, run_first_layers
+from autotune.question.empty_model import build_empty_model, run_first_layers, uncollected
 from autotune.question.model_config import complete_fields, refusal
 from autotune.question.model_shape import ModelShape
 from autotune.question.presets import PRESETS
@@ -67,7 +67,7 @@ def load_model_shape(name: str, *, trust_remote_code: bool = False) -> ModelShap
     if name in PRESETS:
         return _shape_of(name, PRESETS[name].config, f"--model {name}")
     place = f"--model {name}: config.json"
-    with _quiet_libraries():
+    with uncollected(), _quiet_libraries():
         fields = read_config_file(_config_path(name), place)
         if trust_remote_code and "auto_map" in fields:
             return _shape_of(name, _remote_fields(name, place), place, source=name)
