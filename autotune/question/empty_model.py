@@ -6,37 +6,21 @@ architecture. Imports transformers and torch when it is used.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from autotune.question.model_config import transformers_config
 
-__all__ = ["build_empty_model", "layers_path", "run_first_layers", "uncollected"]
+__all__ = ["build_empty_model", "layers_path", "run_first_layers"]
 
 _NUM_TOKENS = 8
 
 
 class _Enough(Exception):
     """The layers behind are of kinds that have run."""
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Keep Python's garbage collection away while libraries are imported, most of a second of it.
-
-    An import makes hundreds of thousands of objects that are there to stay.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @cache

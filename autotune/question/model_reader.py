@@ -21,10 +21,11 @@ from autotune.errors import ConfigError
 from autotune.question.architecture import check_architecture
 from autotune.question.census import Census, take_census
 from autotune.question.config_file import read_config_file, shorten
-from autotune.question.empty_model import build_empty_model, run_first_layers, uncollected
+from autotune.question.empty_model import build_empty_model, run_first_layers
 from autotune.question.model_config import complete_fields, refusal
 from autotune.question.model_shape import ModelShape
 from autotune.question.presets import PRESETS
+from autotune.uncollected import uncollected
 
 __all__ = ["load_model_shape"]
 
