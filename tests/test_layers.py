@@ -23,6 +23,7 @@ LAYERS: tuple[str, ...] = (
     "yaml_file",
     "lifeline",
     "drafts",
+    "uncollected",
     "machine",
     "question",
     "space",

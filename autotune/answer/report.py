@@ -111,6 +111,11 @@ def _counts(summary: StudySummary) -> Iterator[RenderableType]:
         )
     if summary.disturbed:
         yield Text(_disturbance_words(summary.disturbed))
+    if held := [n for t in summary.trials if (n := _others_device_bytes(t))]:
+        yield Text(
+            f"Other processes held up to {format_gib(max(held))} GiB of a GPU during "
+            f"{_num_trials(len(held))}. It counts as used there."
+        )
     if summary.end_reason:
         yield Text(f"The search ended: {summary.end_reason}.")
     errors = summary.prediction_errors
@@ -167,6 +172,10 @@ def _disturbance_words(disturbed: Sequence[Trial]) -> str:
         f"{min(fractions):.0%} to {max(fractions):.0%} of the cores or GPUs that a trial needs. "
         "Throughput is lower than on an idle machine. The intervals are wider to allow for it."
     )
+
+
+def _others_device_bytes(trial: Trial) -> int:
+    return trial.measurement.others_device_bytes if trial.measurement else 0
 
 
 def _ties(summary: StudySummary) -> Iterator[RenderableType]:

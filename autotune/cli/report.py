@@ -38,11 +38,13 @@ def report(
     from autotune.answer.report_document import report_json
     from autotune.cli.console import answer_console, print_document
     from autotune.study.stored import read_study
+    from autotune.uncollected import uncollected
 
-    summary = read_study(study, storage)
-    exported = exported_to(summary.best, study / "exports") if summary.best else None
-    console = answer_console()
-    if as_json:
-        print_document(report_json(summary, exported))
-    else:
-        console.print(render_report(summary, exported, all_rows=all_rows), crop=False)
+    with uncollected():
+        summary = read_study(study, storage)
+        exported = exported_to(summary.best, study / "exports") if summary.best else None
+        console = answer_console()
+        if as_json:
+            print_document(report_json(summary, exported))
+        else:
+            console.print(render_report(summary, exported, all_rows=all_rows), crop=False)

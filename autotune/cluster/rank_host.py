@@ -23,7 +23,13 @@ from autotune.launch.launcher import Launcher
 from autotune.launch.rank_process import NodeShare, RanksEnd
 from autotune.launch.scratch_folder import ScratchFolder
 from autotune.machine.hardware import DeviceType, Hardware
-from autotune.machine.load import LoadMeter, disturbance
+from autotune.machine.load import (
+    LoadMeter,
+    OtherWork,
+    busy_gpu_fraction,
+    gpu_load_meter,
+    other_work,
+)
 from autotune.trials.trial import Failure, FailureKind, TrialSpec
 
 __all__ = ["RankHost", "ShareEnd"]
@@ -42,8 +48,8 @@ class ShareEnd:
     ranks: RanksEnd
     files: Mapping[str, str] = field(default_factory=dict)
     """The end of each file that it wrote."""
-    disturbance: float = 0.0
-    """The fraction of what it needs that work outside Ray took on this node."""
+    others: OtherWork = field(default_factory=OtherWork)
+    """What work outside Ray took on this node."""
 
 
 class RankHost:
@@ -62,6 +68,8 @@ class RankHost:
         self._folder.mkdir()
         _share_cores(hardware)
         self._hardware = hardware
+        self._gpu_fraction = busy_gpu_fraction(hardware)
+        """Before any trial has run here; stands where NVML does not tell processes apart."""
         self._launcher = Launcher(
             hardware,
             model_type=model_type,
@@ -101,7 +109,14 @@ class RankHost:
     ) -> None:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         # All trials of this node are below the same parent; it is Ray's, and so not other work.
-        meter = LoadMeter(psutil.Process().parent())
+        parent = psutil.Process().parent()
+        meter = LoadMeter(parent)
+        gpus = gpu_load_meter(self._hardware, root=None if parent is None else parent.pid)
+
+        def look_and_ask() -> str | None:
+            gpus.look()
+            return self._stop_reason
+
         try:
             ranks = self._launcher.run_share(
                 spec,
@@ -109,11 +124,15 @@ class RankHost:
                 folder=folder,
                 timeout_s=timeout_s,
                 on_event=news.put,
-                should_stop=lambda: self._stop_reason,
+                should_stop=look_and_ask,
             )
-            fraction_of_others = disturbance(self._hardware, meter.cores_of_others())
-            files = _ends_of_files(folder)
-            news.put(ShareEnd(ranks=ranks, files=files, disturbance=fraction_of_others))
+            others = other_work(
+                self._hardware,
+                cores=meter.cores_of_others(),
+                gpus=gpus.of_others(),
+                gpu_fraction_before=self._gpu_fraction,
+            )
+            news.put(ShareEnd(ranks=ranks, files=_ends_of_files(folder), others=others))
         except LaunchError as error:
             lost = Failure(kind=FailureKind.LOST_NODE, message=str(error))
             news.put(ShareEnd(ranks=RanksEnd(ranks=(), stopped=lost)))

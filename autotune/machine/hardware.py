@@ -168,12 +168,27 @@ class Gpu:
     """Share of the last moment in which anybody's kernels ran on it."""
 
 
-def visible_gpus() -> list[Gpu]:
-    """The GPUs that CUDA would use, in its order; empty where there is no driver.
+def visible_handles(nvml: Any) -> list[Any]:
+    """NVML's handles of the GPUs that CUDA would use, in its order.
 
     `CUDA_VISIBLE_DEVICES` may name them by index or by UUID; as for CUDA, the first name that
     stands for none ends the list.
+
+    Args:
+        nvml: the module `pynvml`, after its `nvmlInit`.
     """
+    handles = [nvml.nvmlDeviceGetHandleByIndex(n) for n in range(nvml.nvmlDeviceGetCount())]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return handles
+    names = {str(index): handle for index, handle in enumerate(handles)}
+    names |= {str(nvml.nvmlDeviceGetUUID(handle)): handle for handle in handles}
+    named = [names.get(part.strip()) for part in visible.split(",")]
+    return named[: named.index(None)] if None in named else named
+
+
+def visible_gpus() -> list[Gpu]:
+    """The GPUs that CUDA would use, in its order; empty where there is no driver."""
     import pynvml
 
     try:
@@ -181,16 +196,7 @@ def visible_gpus() -> list[Gpu]:
     except pynvml.NVMLError:
         return []
     try:
-        handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(index)
-            for index in range(pynvml.nvmlDeviceGetCount())
-        ]
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible is not None:
-            names = {str(index): handle for index, handle in enumerate(handles)}
-            names |= {str(pynvml.nvmlDeviceGetUUID(handle)): handle for handle in handles}
-            handles = [names.get(part.strip()) for part in visible.split(",")]
-            handles = handles[: handles.index(None)] if None in handles else handles
+        handles = visible_handles(pynvml)
         memories = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
         return [
             Gpu(

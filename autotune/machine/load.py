@@ -10,12 +10,20 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from autotune.machine.gpu_load import GpuLoad, GpuLoadMeter
 from autotune.machine.hardware import DeviceType, Hardware, visible_gpus
 
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["LoadMeter", "busy_gpu_fraction", "disturbance"]
+__all__ = [
+    "LoadMeter",
+    "OtherWork",
+    "busy_gpu_fraction",
+    "disturbance",
+    "gpu_load_meter",
+    "other_work",
+]
 
 _IGNORED = 0.05
 """Less than this of what is needed is what every machine does beside."""
@@ -88,5 +96,48 @@ def busy_gpu_fraction(hardware: Hardware) -> float:
     """How busy other processes keep the busiest visible GPU, while ours have none at work."""
     if hardware.device_type is DeviceType.CPU:
         return 0.0
-    fraction = max((gpu.utilisation for gpu in visible_gpus()), default=0.0)
-    return fraction if fraction > _IGNORED else 0.0
+    share = max((gpu.utilisation for gpu in visible_gpus()), default=0.0)
+    return share if share > _IGNORED else 0.0
+
+
+def gpu_load_meter(
+    hardware: Hardware, devices: slice = slice(None), *, root: int | None = None
+) -> GpuLoadMeter:
+    """A meter of the GPUs that a trial works on; of none where it works on the CPU.
+
+    Args:
+        hardware: what a trial has.
+        devices: which of the visible GPUs.
+        root: the process that all of our work is below; this one if None.
+    """
+    is_cpu = hardware.device_type is DeviceType.CPU
+    return GpuLoadMeter(slice(0) if is_cpu else devices, root=root)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OtherWork:
+    """What the work of others took of what a trial needs."""
+
+    share: float = 0.0
+    """Of its cores, or of the time of a GPU; the greater of both, 0 to 1."""
+    device_bytes: int = 0
+    """Of one device's memory, at most."""
+
+
+def other_work(
+    hardware: Hardware, *, cores: float, gpus: GpuLoad | None, gpu_fraction_before: float
+) -> OtherWork:
+    """The load on cores and on GPUs as one.
+
+    Args:
+        hardware: what a trial has.
+        cores: that others kept busy.
+        gpus: the load on them; None where NVML does not tell processes apart.
+        gpu_fraction_before: how busy a GPU was before any trial; for what is not told
+            apart.
+    """
+    busy = gpu_fraction_before if gpus is None else gpus.share
+    return OtherWork(
+        share=max(busy if busy > _IGNORED else 0.0, disturbance(hardware, cores)),
+        device_bytes=0 if gpus is None else gpus.memory_bytes,
+    )

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 from autotune.knob_values import Attention, CheckpointScope, Experts
@@ -85,7 +86,9 @@ def _without_names(value: Any) -> Any:
     return value
 
 
+@cache
 def _version(name: str) -> str:
+    """Of an installed package; read once, as the metadata's file is parsed for each answer."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -27,6 +27,7 @@ from autotune.question.language_part import count_beside, has_language_part, lan
 from autotune.question.model_config import complete_fields, refusal
 from autotune.question.model_shape import ModelShape
 from autotune.question.presets import PRESETS
+from autotune.uncollected import uncollected
 
 __all__ = ["Vision", "load_model_shape"]
 
@@ -81,7 +82,7 @@ def load_model_shape(
     if name in PRESETS:
         return _shape_of(name, PRESETS[name].config, f"--model {name}")
     label = f"--model {name}: config.json"
-    with _quiet_libraries():
+    with uncollected(), _quiet_libraries():
         fields = read_config_file(_config_path(name), label)
         if trust_remote_code and "auto_map" in fields:
             return _shape_of(name, _remote_fields(name, label), label, source=name)

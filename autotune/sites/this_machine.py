@@ -95,7 +95,9 @@ class ThisMachine:
 
     def driver(self, context: DriverContext) -> Driver:
         """One trial after the other, or one on each part of the devices."""
-        runners = [WatchedRunner(each, self.hardware) for each in self._launchers]
+        runners = [
+            WatchedRunner(each, self.hardware, place) for place, each in enumerate(self._launchers)
+        ]
         if len(runners) == 1:
             return LocalDriver(runners[0], context)
         return SideBySideDriver(runners, context)

@@ -70,9 +70,9 @@ class OptimizerFacts:
     passes: int = 3
     """Numbers in master precision that its update moves for a parameter, beside its states.
 
-    Weight and gradient are read and the weight is written; torch's SGD passes three times
-    (`optim/sgd.py`, `_multi_tensor_sgd`), its Adafactor ten (`optim/_adafactor.py`,
-    `_single_tensor_adafactor`).
+    Weight and gradient are read and the weight is written; torch's SGD passes six times beside
+    its momentum (`optim/sgd.py`, `_multi_tensor_sgd`), its Adafactor seventeen
+    (`optim/_adafactor.py`, `_single_tensor_adafactor`).
     """
     instructions: int = 0
     """Instructions that a thread issues for one parameter; 0 where memory surely takes longer.

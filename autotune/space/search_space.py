@@ -5,7 +5,6 @@ Does not know files or samplers: it lists strategies, and turns a choice of valu
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +16,8 @@ from autotune.machine.hardware import Hardware
 from autotune.machine.software import Software
 from autotune.question.workload import Workload
 from autotune.space.compatibility import conflict, rules
-from autotune.space.listing import Knob, Value, list_strategies
+from autotune.space.drawing import draw_choices
+from autotune.space.listing import Knob, Rule, Value, list_strategies
 from autotune.space.own_training import reference_of
 from autotune.space.strategy import KNOBS, RULES, Strategy, read_knob
 from autotune.space.strategy_table import StrategyTable
@@ -118,10 +118,7 @@ class SearchSpace:
         A space of more than `MOST_COMBINATIONS` is not listed. `NUM_DRAWN` combinations are drawn
         then, the same ones every time.
         """
-        question_rules = rules(self.workload, self.hardware, self.software)
-        listed = list_strategies(
-            self._fixed, self._bounded, (*RULES, *question_rules), most=MOST_COMBINATIONS
-        )
+        listed = list_strategies(self._fixed, self._bounded, self._rules, most=MOST_COMBINATIONS)
         return StrategyTable.of(self._drawn) if listed is None else listed
 
     def strategies(self) -> Iterator[Strategy]:
@@ -135,8 +132,14 @@ class SearchSpace:
 
     @cached_property
     def _drawn(self) -> tuple[Strategy, ...]:
-        possible = (self._possible(values) for values in self._drawn_choices())
-        return tuple(dict.fromkeys(strategy for strategy in possible if strategy is not None))
+        drawn = draw_choices(self._fixed, self._bounded, self._rules, number=NUM_DRAWN)
+        return tuple(
+            dict.fromkeys(Strategy(**{name: values[name] for name in KNOBS}) for values in drawn)
+        )
+
+    @property
+    def _rules(self) -> tuple[Rule, ...]:
+        return (*RULES, *rules(self.workload, self.hardware, self.software))
 
     def _possible(self, values: Mapping[str, Any]) -> Strategy | None:
         try:
@@ -144,21 +147,6 @@ class SearchSpace:
         except ConfigError:
             return None
         return None if self.conflict(strategy) else strategy
-
-    def _drawn_choices(self) -> Iterator[dict[str, Any]]:
-        """Knob by knob a value at random, of those that are possible after the ones before it."""
-        draw = random.Random(0)
-        for _ in range(NUM_DRAWN):
-            values = dict(self._fixed)
-            for knob in self._bounded:
-                if self._moves(knob, values):
-                    order = draw.sample(knob.values, len(knob.values))
-                    tries = (values | {knob.name: value} for value in order)
-                    values = next(
-                        (v for v in tries if v == values or self._possible(v) is not None),
-                        values | {knob.name: order[0]},
-                    )
-            yield values
 
     @cached_property
     def _bounded(self) -> tuple[Knob, ...]:

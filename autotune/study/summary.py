@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -214,7 +214,7 @@ class StudySummary:
             "headroom": self.headroom(trial),
         }
         if trial.measurement is not None:
-            record["measurement"] = asdict(trial.measurement) | {
+            record["measurement"] |= {
                 "step_time_s": trial.measurement.step_time_s,
                 "peak_memory_bytes": trial.measurement.peak_memory_bytes,
             }
@@ -257,8 +257,13 @@ def _flops_per_token(workload: Workload, strategy: Strategy) -> float:
 
 def _finite(value: Any) -> Any:
     """JSON has no word for NaN and infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    # Most values by far; to ask whether something is a Mapping takes longer.
+    if value is None or isinstance(value, str | int):
+        return value
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return value

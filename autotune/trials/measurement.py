@@ -71,6 +71,9 @@ class Measurement:
     disturbance: float = 0.0
     """What other work on the machine took meanwhile, as a fraction of what the ranks need of its
     cores, or kept a GPU busy: up to so much faster it may be alone."""
+    others_device_bytes: int = 0
+    """What processes of others held of one device at most, as far as NVML tells them apart;
+    `peak_device_bytes` counts it too."""
     energy_j_per_token: float | None = None
     """What all devices used in the timed steps; None where a device counts no energy."""
     unit: str = TOKENS

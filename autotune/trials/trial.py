@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import fmean
 from typing import Any
@@ -402,15 +402,23 @@ class Trial:
             "number": self.number,
             "state": str(self.state),
             "strategy": self.strategy.to_dict(),
-            "prediction": asdict(self.prediction) if self.prediction else None,
-            "measurement": asdict(self.measurement) if self.measurement else None,
-            "failure": asdict(self.failure) if self.failure else None,
+            "prediction": _shallow(self.prediction) if self.prediction else None,
+            "measurement": _shallow(self.measurement) if self.measurement else None,
+            "failure": _shallow(self.failure) if self.failure else None,
             "reason": self.reason,
             "duration_s": self.duration_s,
             "fits": self.fits,
             "is_forced": self.is_forced,
             "reused_from": self.reused_from,
-            "throughput": asdict(self.throughput) if self.throughput else None,
-            "confirmations": [asdict(run) for run in self.confirmations],
+            "throughput": _shallow(self.throughput) if self.throughput else None,
+            "confirmations": [_shallow(run) for run in self.confirmations],
             "has_failed_again": self.has_failed_again,
         }
+
+
+def _shallow(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass, as `asdict` has them of one that holds no other dataclass.
+
+    `asdict` copies every value, which takes half of the time to report thousands of trials.
+    """
+    return {name: getattr(record, name) for name in type(record).__dataclass_fields__}

@@ -93,6 +93,15 @@ def test_a_busy_machine_and_a_tie_are_said_once_each() -> None:
     assert text.count("Tie: trial 1 may be as fast as trial 0") == 1
 
 
+def test_what_others_hold_of_a_gpu_is_said() -> None:
+    trial = complete(0, 45_000, 60)
+    assert trial.measurement is not None
+    crowded = replace(trial.measurement, others_device_bytes=3 * 2**30)
+    text = printed(render_report(summary(replace(trial, measurement=crowded))), width=200)
+    assert "Other processes held up to 3.00 GiB of a GPU during 1 trial." in text
+    assert "Other processes held" not in printed(render_report(summary(trial)), width=200)
+
+
 def test_a_tie_stands_beside_the_pick_in_the_table() -> None:
     # A busy machine widens intervals: 0 and 1 overlap, 2 is far from both.
     busy = [

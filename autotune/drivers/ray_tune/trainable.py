@@ -137,9 +137,12 @@ class RayTrial(Trainable):  # type: ignore[misc]  # Ray is untyped
         for end in self._ends:
             files |= end.files
         outcome = outcome_of(self._order.spec, ends)
-        fraction = max(end.disturbance for end in self._ends)
-        if fraction and outcome.measurement is not None:
-            measurement = replace(outcome.measurement, disturbance=fraction)
+        if outcome.measurement is not None:
+            measurement = replace(
+                outcome.measurement,
+                disturbance=max(end.others.share for end in self._ends),
+                others_device_bytes=max(end.others.device_bytes for end in self._ends),
+            )
             outcome = replace(outcome, measurement=measurement)
         return TrialReport(events=tuple(events), outcome=outcome, files=files).to_result()
 

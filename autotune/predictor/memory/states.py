@@ -20,7 +20,10 @@ from autotune.predictor.memory.gradients import (
     of_bf16_pipeline,
     overlaps,
 )
-from autotune.predictor.memory.optimizer_states import optimizer_state_bytes
+from autotune.predictor.memory.optimizer_states import (
+    muon_border_elements,
+    optimizer_state_bytes,
+)
 from autotune.predictor.memory.precision import (
     FP32_BYTES,
     NORM_BYTES,
@@ -185,6 +188,7 @@ class StatesModel:
         hpz = strategy.zero_hpz_partition_size
         states = optimizer_state_bytes(strategy, self._workload.model, shard, trained.num)
         held_states = int(states * trained.owned * trained.device_fraction)
+        held_states += self._border_states(strategy, shard, trained)
         common: dict[str, Any] = {
             "weights": int(resident),
             "second_weights": int(weights / hpz) if hpz > 1 else 0,
@@ -280,7 +284,21 @@ class StatesModel:
         if strategy.optimizer is not Optimizer.MUON or strategy.zero_stage not in (1, 2):
             return 0
         num = trained.num if strategy.lora_rank else shard.parameters.linears
-        return int(trained.gradient * num * trained.owned / trained.num)
+        inner = int(trained.gradient * num * trained.owned / trained.num)
+        return inner + self._border_states(strategy, shard, trained)
+
+    def _border_states(self, strategy: Strategy, shard: RankShard, trained: Trained) -> int:
+        """Bytes of Muon's momentum of matrices at the border of a partition, beyond it.
+
+        Of adapters, which are small, none are counted.
+        """
+        if strategy.optimizer is not Optimizer.MUON or strategy.zero_stage not in (1, 2):
+            return 0
+        if strategy.lora_rank:
+            return 0
+        ranks = zero_size(strategy, self._num_ranks)
+        elements = muon_border_elements(self._workload.model, shard.num_layers, ranks)
+        return int(trained.gradient * elements)
 
     def _first_gradient(self, strategy: Strategy, shard: RankShard, sizes: GroupBytes) -> int:
         if strategy.lora_rank:

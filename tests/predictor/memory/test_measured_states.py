@@ -31,6 +31,8 @@ def predicted_states(workload: Workload, hardware: Hardware, knobs: dict[str, An
         {"zero_stage": 0, "optimizer": "adamw_8bit", "precision": "fp32"},
         {"zero_stage": 2, "optimizer": "lion"},
         {"zero_stage": 0, "embedding_precision": "fp32"},
+        # The matrix at the border of two partitions has its whole momentum on both ranks.
+        {"zero_stage": 1, "optimizer": "muon"},
     ],
     ids=str,
 )
@@ -44,16 +46,3 @@ def test_predicted_states_are_those_of_the_engine(
     assert outcome.measurement.optimizer_state_bytes == pytest.approx(
         predicted_states(tiny, cpu_hardware, knobs), rel=0.02
     )
-
-
-def test_muon_keeps_the_momentum_of_a_matrix_whole_where_two_ranks_divide_it(
-    run_trial: RunTrial, tiny: Workload, cpu_hardware: Hardware
-) -> None:
-    knobs = {"zero_stage": 1, "optimizer": "muon", "precision": "bf16"}
-    outcome = run_trial(**knobs)
-    assert outcome.measurement is not None, outcome.failure
-
-    predicted = predicted_states(tiny, cpu_hardware, knobs)
-    beyond = outcome.measurement.optimizer_state_bytes - predicted
-    sides = tiny.model.mlp_linears.values()
-    assert 0 <= beyond <= 2 * max(inputs * outputs for inputs, outputs in sides)

@@ -155,6 +155,24 @@ def test_muon_keeps_one_momentum_of_16_bit_for_matrices_and_two_moments_for_the_
     assert held.staged_states == 2 * matrices
 
 
+@pytest.mark.parametrize("zero_stage", [1, 2])
+@pytest.mark.parametrize(("precision", "element"), [("bf16", 2), ("fp32", 4)])
+def test_muon_keeps_matrices_that_reach_into_a_partition_whole_and_stages_them(
+    zero_stage: int, precision: str, element: int
+) -> None:
+    shape = load_model_shape("7B")
+    matrices = shape.num_hidden_layers * shape.linear_parameters_per_layer
+    rest = shape.num_parameters - matrices
+    # By shape, the largest first: 64 of 11008 x 4096, 32 of 4096 x 11008, 128 of 4096 x 4096.
+    # The border lies in the 72nd of them, 36,700,160 of whose elements are the first rank's.
+    held = states(zero_stage=zero_stage, optimizer="muon", num_devices=2, precision=precision)
+    border = 36_700_160
+    assert held.staged_states == element * (matrices // 2 + border)
+    assert held.optimizer_states == pytest.approx(
+        element * (matrices / 2 + border) + 2 * 4 * rest / 2, rel=1e-6
+    )
+
+
 def test_a_ratio_leaves_the_rest_of_states_and_masters_on_the_device() -> None:
     knobs: dict[str, Any] = {"zero_stage": 3, "num_devices": 2}
     here = states(**knobs)
