@@ -41,7 +41,7 @@ _ROUTED, _LOOP = 0.25, 0.5
 """The same for routed experts. Assumed until `tests/benchmarks/experts.py` has measured what
 small grouped products and the sums behind them attain. How rows are spread is a small part of it:
 on random routers the busiest of 128 experts had up to 6.5 times the mean, and tiles were filled
-within 3 % as evenly spread rows fill them; the loop waits for the device at each expert besides."""
+within 3 % as evenly spread rows fill them. The loop waits for the device at each expert too."""
 
 
 def techniques(
