@@ -6,6 +6,7 @@ Does not know the commands.
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -13,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from autotune.question.lengths import Lengths
     from autotune.question.workload import ModelShape, Workload
 
 __all__ = [
@@ -21,20 +23,24 @@ __all__ = [
     "MOST_TRIALS",
     "AllRows",
     "AsJson",
+    "Data",
     "GlobalBatch",
     "Headroom",
     "HostHeadroom",
+    "LengthsFile",
     "LoraRank",
     "LoraTargets",
     "Method",
     "SeqLen",
     "Storage",
+    "Tokenizer",
     "Vision",
     "announced_batch",
     "check_headroom",
     "default_batch",
     "member",
     "nearest_batches",
+    "read_samples",
     "read_workload",
 ]
 
@@ -68,6 +74,30 @@ SeqLen = Annotated[
         max=_MOST_TOKENS,
         help="Tokens per sample: the longest that you will train on.",
         show_default="1024, or the model's maximum if less",
+    ),
+]
+LengthsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--lengths",
+        help="File with the lengths of your samples in tokens: one a line, JSON lines, or YAML "
+        "(lengths: {380: 1200, …}, samples by their tokens). Batches are then drawn from it and "
+        "padded, and throughput counts real tokens. --seq-len cuts longer samples off.",
+        show_default="every sample has --seq-len tokens",
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Data set in JSON lines (text, messages, or prompt and completion), whose lengths "
+        "are counted with --tokenizer, in place of --lengths.",
+        show_default="none",
+    ),
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        help="Local folder with a tokenizer of transformers, for --data.", show_default="none"
     ),
 ]
 GlobalBatch = Annotated[
@@ -194,6 +224,7 @@ def read_workload(
     method: str,
     lora_rank: int,
     lora_targets: str,
+    lengths: Lengths | None = None,
 ) -> Workload:
     """The workload that the options describe.
 
@@ -210,7 +241,32 @@ def read_workload(
         method=member(workload.Method, method, "--method"),
         lora_rank=lora_rank,
         lora_targets=tuple(part.strip() for part in lora_targets.split(",") if part.strip()),
+        lengths=lengths,
     )
+
+
+def read_samples(lengths: Path | None, data: Path | None, tokenizer: Path | None) -> Lengths | None:
+    """The lengths that --lengths, or --data and --tokenizer, tell; None where none is given.
+
+    Raises:
+        ConfigError: they contradict each other, or a file cannot be read.
+    """
+    from autotune.errors import ConfigError
+
+    if data is not None and lengths is not None:
+        raise ConfigError("--lengths and --data both tell the lengths; give one of them")
+    if (data is None) != (tokenizer is None):
+        given, other = ("--tokenizer", "--data") if data is None else ("--data", "--tokenizer")
+        raise ConfigError(f"{given} needs {other}: lengths are counted in its tokens")
+    if data is None and lengths is None:
+        return None
+    from autotune.question.length_files import read_data, read_lengths
+
+    if lengths is not None:
+        return read_lengths(lengths)
+    assert data is not None
+    assert tokenizer is not None
+    return read_data(data, tokenizer)
 
 
 def _check_adapters(shape: ModelShape, rank: int, targets: str) -> None:

@@ -49,6 +49,9 @@ FOLDER = "first-run"
 _TAUGHT = {
     "model": "--model",
     "seq_len": "--seq-len",
+    "lengths": "--lengths",
+    "data": "--data",
+    "tokenizer": "--tokenizer",
     "method": "--method",
     "lora_rank": "--lora-rank",
     "lora_targets": "--lora-targets",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune.cli.options import MOST_DEVICES, MOST_GIB, member, read_workload
+from autotune.cli.options import MOST_DEVICES, MOST_GIB, member, read_samples, read_workload
 
 if TYPE_CHECKING:
     from autotune.machine.hardware_spec import HardwareSpec
@@ -121,6 +121,9 @@ class PlanOptions:
     host_memory: float | None
     nvme: float | None
     seq_len: int | None
+    lengths: Path | None
+    data: Path | None
+    tokenizer: Path | None
     global_batch: int | None
     method: str
     lora_rank: int
@@ -188,4 +191,5 @@ class PlanOptions:
             method=self.method,
             lora_rank=self.lora_rank,
             lora_targets=self.lora_targets,
+            lengths=read_samples(self.lengths, self.data, self.tokenizer),
         )

@@ -17,6 +17,7 @@ from autotune.cli.options import (
     check_headroom,
     default_batch,
     member,
+    read_samples,
     read_workload,
 )
 
@@ -226,6 +227,9 @@ class SearchOptions:
     from_file: Path | None
     budget: str
     seq_len: int | None
+    lengths: Path | None
+    data: Path | None
+    tokenizer: Path | None
     global_batch: int | None
     method: str
     lora_rank: int
@@ -314,6 +318,7 @@ class SearchOptions:
             method=self.method,
             lora_rank=self.lora_rank,
             lora_targets=self.lora_targets,
+            lengths=read_samples(self.lengths, self.data, self.tokenizer),
         )
 
     def site(self) -> SiteOptions:

@@ -94,6 +94,7 @@ class Question:
             "--model": (_without_tower(self), _without_tower(other)),
             "--vision": (_tower_in_words(self), _tower_in_words(other)),
             "--seq-len": (self.workload.seq_len, other.workload.seq_len),
+            "--lengths": (self.workload.lengths, other.workload.lengths),
             "--global-batch": (self.workload.global_batch_size, other.workload.global_batch_size),
             "--method": (str(self.workload.method), str(other.workload.method)),
             "--lora-rank": (self.workload.lora_rank, other.workload.lora_rank),
@@ -138,4 +139,6 @@ def _tower_in_words(question: Question) -> str:
 def _in_words(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
+    if value is None:
+        return "none"
     return str(getattr(value, "name", value))

@@ -13,6 +13,7 @@ from typing import Any
 
 from autotune.errors import ConfigError
 from autotune.question.adapter_targets import ALL_LINEAR, read_targets
+from autotune.question.lengths import Lengths
 from autotune.question.model_reader import Vision, load_model_shape
 from autotune.question.model_shape import ModelShape
 
@@ -37,13 +38,15 @@ class Workload:
 
     model: ModelShape
     seq_len: int
-    """Tokens of every sample; trials always run the longest sample."""
+    """Tokens of every sample; those of the longest where there are `lengths`."""
     global_batch_size: int
     """Samples of one optimizer step over all ranks."""
     method: Method = Method.FULL
     lora_rank: int = 16
     """Rank of the adapters where the method has any and the space does not search it."""
     lora_targets: tuple[str, ...] = (ALL_LINEAR,)
+    lengths: Lengths | None = None
+    """Of the samples, cut off at `seq_len`; None where all have that many tokens."""
 
     def __post_init__(self) -> None:
         """Refuse what no strategy can train."""
@@ -55,6 +58,8 @@ class Workload:
             )
         if self.global_batch_size < 1:
             raise ConfigError(f"--global-batch must be at least 1, got {self.global_batch_size}")
+        if self.lengths is not None:
+            object.__setattr__(self, "lengths", self.lengths.cut(self.seq_len))
         if self.method is Method.FULL:
             return
         if self.lora_rank < 1:
@@ -69,8 +74,15 @@ class Workload:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one optimizer step over all ranks."""
+        """Tokens of one optimizer step over all ranks, without padding: in the mean."""
+        if self.lengths is not None:
+            return round(self.lengths.mean * self.global_batch_size)
         return self.seq_len * self.global_batch_size
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sample."""
+        return self.seq_len if self.lengths is None else self.lengths.longest
 
     def adapter_targets(self, lora_targets: str) -> tuple[str, ...]:
         """The targets that a strategy's `lora_targets` stands for."""
@@ -141,6 +153,8 @@ class Workload:
             rest = {key: value for key, value in record.items() if key != "model"}
             rest["method"] = Method(rest["method"])
             rest["lora_targets"] = tuple(rest["lora_targets"])
+            lengths = rest.get("lengths")
+            rest["lengths"] = None if lengths is None else Lengths.from_dict(lengths)
             return cls(model=model, **rest)
         except (KeyError, TypeError) as error:
             raise ConfigError(f"this is not a workload of autotune: {error}") from error

@@ -32,6 +32,8 @@ def difference(study: StudySummary, question: Question, versions: Mapping[str, s
     # Folders and identifiers may name the same model differently.
     if replace(theirs.model, name="", source="") != replace(ours.model, name="", source=""):
         return f"it measured {theirs.model.name}"
+    if theirs.lengths != ours.lengths:
+        return f"it measured {theirs.lengths or 'samples of one length'}"
     if replace(theirs, model=ours.model) != ours:
         return (
             f"it measured {theirs.method}, {theirs.seq_len} tokens per sample, "

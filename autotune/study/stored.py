@@ -87,6 +87,8 @@ def summarize(
         "host-headroom": question.host_headroom,
         "seed": question.seed,
     }
+    if workload.lengths is not None:
+        asked["lengths"] = str(workload.lengths)
     if own is not None:
         asked["command"] = str(own.command)
     for flag in ("sampler", "objective"):
