@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from autotune.errors import ConfigError
-from autotune.foreign.keys import Keys
+from autotune.foreign.keys import MOST_RANKS, MOST_SAMPLES, Keys, shown
 from autotune.foreign.rows import Named, Row
 from autotune.knob_values import Offload, Precision
 from autotune.machine.hardware import DeviceType, Hardware
@@ -44,7 +44,7 @@ def read_plugin(plugin: Keys) -> tuple[dict[str, Any], int | None]:
         knobs |= row.read(plugin)
     for key in ("offload_optimizer_nvme_path", "offload_param_nvme_path", "gradient_clipping"):
         plugin.value(key)
-    accumulation = plugin.count("gradient_accumulation_steps")
+    accumulation = plugin.count("gradient_accumulation_steps", most=MOST_SAMPLES)
     return knobs, accumulation
 
 
@@ -80,12 +80,13 @@ def read_parallelism(keys: Keys) -> dict[str, Any]:
     """Ranks that share a sample, by DeepSpeed's Ulysses."""
     section = keys.section("parallelism_config")
     backend = section.word("parallelism_config_sp_backend")
-    size = section.count("parallelism_config_sp_size")
+    size = section.count("parallelism_config_sp_size", most=MOST_RANKS)
     if size is None or size == 1:
         return {}
     if backend not in (None, "deepspeed"):
         raise ConfigError(
-            f"{keys.file}: parallelism_config_sp_backend {backend}: autotune has deepspeed alone"
+            f"{keys.file}: parallelism_config_sp_backend {shown(backend)}: autotune has deepspeed "
+            "alone"
         )
     return {"sequence_parallel_size": size}
 

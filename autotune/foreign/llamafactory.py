@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.errors import ConfigError
-from autotune.foreign.keys import Keys
+from autotune.foreign.keys import MOST_RANK, Keys, shown
 from autotune.foreign.optimizers import OPTIMIZER_NAMES
 from autotune.foreign.rows import Count, Flag, Named, Row
 from autotune.knob_values import Attention, Optimizer, Precision
@@ -96,8 +96,8 @@ def read_adapters(keys: Keys, notes: list[str]) -> dict[str, Any]:
     if kind == "full":
         return {"method": Method.FULL}
     if kind != "lora":
-        words = f"finetuning_type {kind} has no counterpart: autotune trains full, lora or qlora"
-        return {"problem": words}
+        words = f"finetuning_type {shown(kind)} has no counterpart"
+        return {"problem": f"{words}: autotune trains full, lora or qlora"}
     bits = keys.count("quantization_bit")
     if bits not in (None, 4):
         notes.append(
@@ -107,7 +107,7 @@ def read_adapters(keys: Keys, notes: list[str]) -> dict[str, Any]:
     names = keys.words("lora_target")
     return {
         "method": Method.QLORA if bits == 4 else Method.LORA,
-        "lora_rank": keys.count("lora_rank") or _DEFAULT_RANK,
+        "lora_rank": keys.count("lora_rank", most=MOST_RANK) or _DEFAULT_RANK,
         "lora_alpha": keys.count("lora_alpha"),
         "lora_targets": (ALL_LINEAR,) if _ALL in names or not names else names,
     }

@@ -14,7 +14,7 @@ from autotune.foreign import accelerate, axolotl, llamafactory
 from autotune.foreign.deepspeed import DeepSpeedSays, read_deepspeed, read_named_deepspeed
 from autotune.foreign.document import read_document
 from autotune.foreign.hub_names import model_of
-from autotune.foreign.keys import Keys
+from autotune.foreign.keys import MOST_RANKS, MOST_SAMPLES, MOST_TOKENS, Keys, shown
 from autotune.foreign.rows import read_rows
 from autotune.foreign.setup import TRAINERS_MICRO_BATCH, Setup
 from autotune.foreign.tool import Tool, tool_of
@@ -93,9 +93,9 @@ def _accelerate(keys: Keys, path: Path) -> Setup:
     elif kind == "FSDP":
         says.knobs = _fsdp(keys, notes)
     elif kind not in _WITHOUT_SHARDS:
-        problem = f"distributed_type {kind} has no counterpart here"
+        problem = f"distributed_type {shown(kind)} has no counterpart here"
     fields = {
-        "num_ranks": keys.count("num_processes"),
+        "num_ranks": keys.count("num_processes", most=MOST_RANKS),
         "knobs": knobs,
         "notes": notes,
         "problem": problem,
@@ -115,7 +115,7 @@ def _axolotl(keys: Keys, path: Path) -> Setup:
     keys.expect("learning_rate", LEARNING_RATE)
     fields |= {
         "model": keys.word("base_model"),
-        "seq_len": keys.count("sequence_len") or 512,
+        "seq_len": keys.count("sequence_len", most=MOST_TOKENS) or 512,
         "accumulation_steps": axolotl.read_batch(keys),
         "knobs": knobs,
         "notes": notes,
@@ -133,10 +133,10 @@ def _llamafactory(keys: Keys, path: Path) -> Setup:
     says = _named(keys, path, notes)
     knobs = read_rows(llamafactory.ROWS, keys)
     knobs.setdefault("micro_batch_size", says.knobs.get("micro_batch_size", TRAINERS_MICRO_BATCH))
-    accumulation = keys.count("gradient_accumulation_steps")
+    accumulation = keys.count("gradient_accumulation_steps", most=MOST_SAMPLES)
     fields |= {
         "model": keys.word("model_name_or_path"),
-        "seq_len": keys.count("cutoff_len") or llamafactory.DEFAULT_LENGTH,
+        "seq_len": keys.count("cutoff_len", most=MOST_TOKENS) or llamafactory.DEFAULT_LENGTH,
         "accumulation_steps": accumulation or (None if says.accumulation_steps else 1),
         "knobs": knobs,
         "notes": notes,
