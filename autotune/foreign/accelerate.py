@@ -15,7 +15,14 @@ from autotune.knob_values import Offload, Precision
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.space.strategy import Strategy
 
-__all__ = ["accelerate_keys", "read_dynamo", "read_parallelism", "read_plugin", "read_precision"]
+__all__ = [
+    "accelerate_keys",
+    "expect_the_usual",
+    "read_dynamo",
+    "read_parallelism",
+    "read_plugin",
+    "read_precision",
+]
 
 _DEFAULT_STAGE = 2
 """ZeRO's stage where the file says none: that of `DeepSpeedPlugin`."""
@@ -30,6 +37,21 @@ _PLUGIN_ROWS: tuple[Row, ...] = (
 _COMPILER = "INDUCTOR"
 
 _PRECISIONS = {"bf16": Precision.BF16, "fp16": Precision.FP16, "no": Precision.FP32}
+
+
+def expect_the_usual(keys: Keys) -> None:
+    """Take keys for read that say nothing of time and memory, or what every trial does."""
+    for key in ("compute_environment", "machine_rank", "main_training_function", "use_cpu"):
+        keys.value(key)
+    keys.expect("debug", False)
+    keys.expect("downcast_bf16", "no", False)
+    keys.expect("num_machines", 1)
+    keys.expect("rdzv_backend", "static")
+    keys.expect("same_network", True)
+    plugin = keys.section("deepspeed_config")
+    plugin.value("zero3_init_flag")
+    plugin.value("zero3_save_16bit_model")
+    plugin.expect("deepspeed_multinode_launcher", "standard")
 
 
 def read_plugin(plugin: Keys) -> tuple[dict[str, Any], int | None]:
