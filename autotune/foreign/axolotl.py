@@ -123,14 +123,12 @@ class _Liger:
 
 @dataclass(frozen=True, slots=True)
 class _TiledMlp:
-    """MLPs in tiles. Without a number Axolotl takes as many as the sequence has widths."""
+    """MLPs in tiles; `AUTO` for as many as the sequence has widths, if there is no number."""
 
     def read(self, keys: Keys) -> dict[str, Any]:
         """See `Row`."""
         is_tiled, number = keys.flag("tiled_mlp"), keys.count("tiled_mlp_num_shards")
-        if is_tiled and number is None:
-            keys.leave("tiled_mlp")
-        return {"mlp_tiles": number} if is_tiled and number else {}
+        return {"mlp_tiles": number or AUTO} if is_tiled else {}
 
     def write(self, strategy: Strategy) -> dict[str, Any]:
         """See `Row`."""
@@ -168,8 +166,12 @@ def read_batch(keys: Keys) -> int | None:
 
 def read_precision(keys: Keys) -> Precision | None:
     """The precision of forward and backward; None for the best that the device has."""
-    is_bf16 = keys.flag("bf16") or keys.flag("bfloat16")
-    is_fp16 = keys.flag("fp16") or keys.flag("float16")
+    is_bf16, is_fp16 = bool(keys.flag("bf16")), bool(keys.flag("fp16"))
+    # Without autocast; weights have the precision in any case.
+    is_bf16, is_fp16 = (
+        is_bf16 or bool(keys.flag("bfloat16")),
+        is_fp16 or bool(keys.flag("float16")),
+    )
     if is_bf16 and is_fp16:
         raise ConfigError(f"{keys.file}: bf16 and fp16 are both true; let one of them be true")
     if is_bf16 or is_fp16:

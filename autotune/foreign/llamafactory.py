@@ -13,7 +13,7 @@ from autotune.errors import ConfigError
 from autotune.foreign.keys import MOST_RANK, Keys, shown
 from autotune.foreign.optimizers import OPTIMIZER_NAMES
 from autotune.foreign.rows import Count, Flag, Named, Row
-from autotune.knob_values import Attention, Optimizer, Precision
+from autotune.knob_values import Attention, MasterWeights, Optimizer, Precision
 from autotune.question.adapter_targets import ALL_LINEAR
 from autotune.question.workload import Method
 from autotune.space.strategy import Strategy
@@ -63,6 +63,19 @@ class _Optimizer:
         return Named("optimizer", "optim", OPTIMIZER_NAMES).write(strategy)
 
 
+@dataclass(frozen=True, slots=True)
+class _Masters:
+    """Weights that are updated in bf16."""
+
+    def read(self, keys: Keys) -> dict[str, Any]:
+        """See `Row`."""
+        return {"master_weights": MasterWeights.BF16} if keys.flag("pure_bf16") else {}
+
+    def write(self, strategy: Strategy) -> dict[str, Any]:
+        """See `Row`. An export has it in its DeepSpeed JSON."""
+        return {}
+
+
 ROWS: tuple[Row, ...] = (
     Count("micro_batch_size", "per_device_train_batch_size"),
     _Optimizer(),
@@ -74,6 +87,7 @@ ROWS: tuple[Row, ...] = (
         {"sdpa": Attention.SDPA, "fa2": Attention.FLASH, "disabled": Attention.EAGER},
     ),
     _Checkpoints(),
+    _Masters(),
     Flag("fused_kernels", "enable_liger_kernel", ("use_liger_kernel",)),
 )
 """Which key of LLaMA-Factory's stands for which knob. `batching` belongs here too, once it is a

@@ -32,6 +32,12 @@ _WITHOUT_SHARDS = ("NO", "MULTI_GPU", "MULTI_CPU")
 """Accelerate's kinds of training in which every rank holds everything."""
 
 
+_NO_MASTERS = (
+    "without DeepSpeed it updates the 16-bit weights themselves, and is measured with fp32 masters"
+)
+"""Axolotl loads the model in bf16, and gives its parameters to the optimizer."""
+
+
 def read_setup(path: Path) -> Setup:
     """What a file says.
 
@@ -105,6 +111,8 @@ def _axolotl(keys: Keys, path: Path) -> Setup:
     says = _named(keys, path, notes)
     if knobs.get("sequence_parallel_size", 1) > 1:
         notes.append("context parallel is ring attention there, and is measured as Ulysses")
+    if fields.get("method") is Method.FULL and says.knobs == {"zero_stage": 0}:
+        notes.append(_NO_MASTERS)
     keys.expect("pad_to_sequence_len", True)
     keys.expect("max_grad_norm", GRADIENT_CLIPPING, 0.0)
     keys.expect("learning_rate", LEARNING_RATE)
@@ -126,7 +134,10 @@ def _llamafactory(keys: Keys, path: Path) -> Setup:
     keys.expect("max_grad_norm", GRADIENT_CLIPPING, 0.0)
     keys.expect("learning_rate", LEARNING_RATE)
     says = _named(keys, path, notes)
-    knobs = read_rows(llamafactory.ROWS, keys)
+    knobs, precision = read_rows(llamafactory.ROWS, keys), llamafactory.read_precision(keys)
+    if knobs.get("master_weights") and not says.knobs.get("zero_stage"):
+        # Here weights are updated in bf16 under ZeRO alone.
+        keys.leave("pure_bf16")
     knobs.setdefault("micro_batch_size", says.knobs.get("micro_batch_size", TRAINERS_MICRO_BATCH))
     accumulation = keys.count("gradient_accumulation_steps", most=MOST_SAMPLES)
     fields |= {
@@ -136,7 +147,7 @@ def _llamafactory(keys: Keys, path: Path) -> Setup:
         "knobs": knobs,
         "notes": notes,
     }
-    return _setup(Tool.LLAMAFACTORY, keys, path, fields, says, llamafactory.read_precision(keys))
+    return _setup(Tool.LLAMAFACTORY, keys, path, fields, says, precision)
 
 
 _READERS = {

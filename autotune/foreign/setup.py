@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from autotune.errors import ConfigError
-from autotune.foreign.keys import MOST_SAMPLES
+from autotune.foreign.keys import AUTO, MOST_SAMPLES
 from autotune.foreign.tool import Tool
 from autotune.knob_values import (
     DEFAULT_BUCKET_SIZE,
@@ -169,6 +169,9 @@ class Setup:
             )
         if self._said("precision") is None:
             notes.append(f"precision {values['precision']} (the file leaves it open)")
+        if values["mlp_tiles"] == AUTO:
+            # Axolotl's documentation of `tiled_mlp_num_shards`.
+            values["mlp_tiles"] = -(-workload.seq_len // workload.model.hidden_size)
         if self.has_auto_bucket:
             values["reduce_bucket_size"] = workload.model.hidden_size**2
         if "lora_targets" not in self.knobs and self.adapter_targets is not None:
