@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.errors import ConfigError
-from autotune.foreign.keys import AUTO, Keys
+from autotune.foreign.keys import AUTO, MOST_RANK, MOST_SAMPLES, Keys, shown
 from autotune.foreign.optimizers import OPTIMIZER_NAMES
 from autotune.foreign.rows import Count, Flag, Named, Row
 from autotune.knob_values import Attention, Offload, Precision
@@ -123,14 +123,12 @@ class _Liger:
 
 @dataclass(frozen=True, slots=True)
 class _TiledMlp:
-    """MLPs in tiles. Without a number Axolotl takes as many as the sequence has widths."""
+    """MLPs in tiles; `AUTO` for as many as the sequence has widths, if there is no number."""
 
     def read(self, keys: Keys) -> dict[str, Any]:
         """See `Row`."""
         is_tiled, number = keys.flag("tiled_mlp"), keys.count("tiled_mlp_num_shards")
-        if is_tiled and number is None:
-            keys.leave("tiled_mlp")
-        return {"mlp_tiles": number} if is_tiled and number else {}
+        return {"mlp_tiles": number or AUTO} if is_tiled else {}
 
     def write(self, strategy: Strategy) -> dict[str, Any]:
         """See `Row`."""
@@ -159,8 +157,8 @@ ROWS: tuple[Row, ...] = (
 
 def read_batch(keys: Keys) -> int | None:
     """Micro-batches of a step; `batch_size` is what one device takes in a step."""
-    accumulation = keys.count("gradient_accumulation_steps")
-    size, micro_batch = keys.count("batch_size"), keys.count("micro_batch_size")
+    accumulation = keys.count("gradient_accumulation_steps", most=MOST_SAMPLES)
+    size, micro_batch = keys.count("batch_size", most=MOST_SAMPLES), keys.count("micro_batch_size")
     if accumulation is None and size is not None and micro_batch is not None:
         return max(1, size // micro_batch)
     return accumulation
@@ -168,8 +166,12 @@ def read_batch(keys: Keys) -> int | None:
 
 def read_precision(keys: Keys) -> Precision | None:
     """The precision of forward and backward; None for the best that the device has."""
-    is_bf16 = keys.flag("bf16") or keys.flag("bfloat16")
-    is_fp16 = keys.flag("fp16") or keys.flag("float16")
+    is_bf16, is_fp16 = bool(keys.flag("bf16")), bool(keys.flag("fp16"))
+    # Without autocast; weights have the precision in any case.
+    is_bf16, is_fp16 = (
+        is_bf16 or bool(keys.flag("bfloat16")),
+        is_fp16 or bool(keys.flag("float16")),
+    )
     if is_bf16 and is_fp16:
         raise ConfigError(f"{keys.file}: bf16 and fp16 are both true; let one of them be true")
     if is_bf16 or is_fp16:
@@ -185,9 +187,8 @@ def read_adapters(keys: Keys, notes: list[str]) -> dict[str, Any]:
     if adapter is None:
         return {"method": Method.FULL}
     if adapter not in ("lora", "qlora"):
-        return {
-            "problem": f"adapter {adapter} has no counterpart: autotune trains full, lora or qlora"
-        }
+        words = f"adapter {shown(adapter)} has no counterpart"
+        return {"problem": f"{words}: autotune trains full, lora or qlora"}
     if is_8bit:
         notes.append(
             "load_in_8bit is left out: weights under adapters are in 16 bit or 4 bit here"
@@ -197,7 +198,7 @@ def read_adapters(keys: Keys, notes: list[str]) -> dict[str, Any]:
         names = (ALL_LINEAR,)
     return {
         "method": Method.QLORA if adapter == "qlora" or is_4bit else Method.LORA,
-        "lora_rank": keys.count("lora_r") or _DEFAULT_RANK,
+        "lora_rank": keys.count("lora_r", most=MOST_RANK) or _DEFAULT_RANK,
         "lora_alpha": keys.count("lora_alpha"),
         "lora_targets": names,
     }

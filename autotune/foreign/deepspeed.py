@@ -13,10 +13,10 @@ from typing import Any
 
 from autotune.errors import ConfigError
 from autotune.foreign.document import find_beside, read_document
-from autotune.foreign.keys import AUTO, Keys
+from autotune.foreign.keys import AUTO, MOST_RANK, MOST_SAMPLES, MOST_TOKENS, Keys, shown
 from autotune.foreign.rows import Count, Flag, Named, Row, read_rows
 from autotune.knob_values import MasterWeights, Offload, Optimizer, Precision
-from autotune.names import plain_name, visible
+from autotune.names import plain_name
 from autotune.question.workload import Method
 from autotune.space.deepspeed_config import GRADIENT_CLIPPING, LEARNING_RATE
 from autotune.space.optimizers import OPTIMIZERS
@@ -142,12 +142,12 @@ def read_named_deepspeed(value: Any, path: Path, keys: Keys, key: str) -> DeepSp
         raise keys.wrong(key, "the name of a DeepSpeed JSON, or its content")
     found = find_beside(value, path)
     if found is not None:
-        file = f"{keys.file}: {key} {visible(value)}"
+        file = f"{keys.file}: {key} {shown(value)}"
         return read_deepspeed(Keys(read_document(found, file), file))
     name = Path(value).name
     if name not in PUBLISHED:
         raise ConfigError(
-            f"{keys.file}: {key}: there is no file {visible(value)}, neither here nor beside "
+            f"{keys.file}: {key}: there is no file {shown(value)}, neither here nor beside "
             f"{path.name} or in the folders above it; put it there, or give its right name"
         )
     says = read_deepspeed(Keys({"zero_optimization": PUBLISHED[name]}, keys.file))
@@ -165,8 +165,8 @@ def read_deepspeed(keys: Keys) -> DeepSpeedSays:
     """
     says = DeepSpeedSays()
     says.knobs |= read_rows((Count("micro_batch_size", "train_micro_batch_size_per_gpu"),), keys)
-    says.train_batch_size = keys.count("train_batch_size")
-    says.accumulation_steps = keys.count("gradient_accumulation_steps")
+    says.train_batch_size = keys.count("train_batch_size", most=MOST_SAMPLES)
+    says.accumulation_steps = keys.count("gradient_accumulation_steps", most=MOST_SAMPLES)
     says.precision = _precision(keys, says)
     _read_zero(keys.section("zero_optimization"), says)
     _read_optimizer(keys.section("optimizer"), says)
@@ -290,7 +290,7 @@ def _read_note(keys: Keys, says: DeepSpeedSays) -> None:
     said = {knob: _noted(knob, knobs) for knob in KNOBS if knob in knobs}
     if said:
         says.noted = said
-        words = ", ".join(f"{knob} {_shown(value)}" for knob, value in said.items())
+        words = ", ".join(f"{knob} {_in_words(value)}" for knob, value in said.items())
         says.notes = (*says.notes, f"its key {NOTE} says {words}")
     question = note.section("question")
     method = question.word("method")
@@ -298,11 +298,11 @@ def _read_note(keys: Keys, says: DeepSpeedSays) -> None:
         raise question.wrong("method", f"one of {', '.join(Method)}")
     said_of = {
         "model": question.word("model"),
-        "seq_len": question.count("seq_len"),
+        "seq_len": question.count("seq_len", most=MOST_TOKENS),
         "method": Method(method) if method else None,
-        "lora_rank": question.count("lora_rank"),
+        "lora_rank": question.count("lora_rank", most=MOST_RANK),
         "lora_targets": question.words("lora_targets") or None,
-        "train_batch_size": question.count("global_batch_size"),
+        "train_batch_size": question.count("global_batch_size", most=MOST_SAMPLES),
     }
     says.question = {name: value for name, value in said_of.items() if value is not None}
 
@@ -316,5 +316,5 @@ def _noted(knob: str, knobs: Keys) -> Any:
         raise ConfigError(f"{knobs.file}: {NOTE}.knobs: {error}") from error
 
 
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else visible(str(value))
+def _in_words(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else shown(value)
