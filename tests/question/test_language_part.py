@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from vision_models import write_vision_config
 
 from autotune.errors import ConfigError
 from autotune.question.model_reader import Vision, load_model_shape
 from autotune.question.workload import Workload
-from tests.techniques.vision_models import write_vision_config
 
 GEMMA3_4B: dict[str, Any] = {
     "model_type": "gemma3",
