@@ -6,6 +6,7 @@ Does not know how the folder is written. `export_examples.py` has the training c
 from __future__ import annotations
 
 from html import escape
+from textwrap import fill
 
 from autotune.answer.export_examples import (
     accelerate_example,
@@ -170,10 +171,11 @@ def guide_text(
     as_run = " of the trial" if is_measured else "; no trial has run with it"
     as_had = " of the trial" if is_measured else ""
     figures = "measurements and predictions" if is_measured else "predictions"
+    remarks = "".join(f"\n\n{fill(words, 99)}" for words in workload.remarks)
     return f"""\
 # {strategy}
 
-{origin}
+{origin}{remarks}
 
 | file | what it is |
 |---|---|

@@ -32,7 +32,7 @@ from autotune.uncollected import uncollected
 __all__ = ["Vision", "load_model_shape"]
 
 _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
-_NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """Names of the MLP's width and of the number of experts, which differ between architectures."""
 
 _BLAME_S = 5.0

@@ -23,6 +23,15 @@ from autotune.question.expert_adapters import ExpertAdapters
 
 __all__ = ["ModelShape"]
 
+_NUM_CHOICES = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_k",
+    "top_k_experts",
+)
+"""Names of the number of experts that a token is routed to; differ between architectures."""
+
 _PLAIN_MLP = {"opt", "gpt2", "gpt_neox", "gptj", "gpt_neo", "bloom", "falcon", "phi"}
 
 
@@ -197,6 +206,14 @@ class ModelShape:
     def num_held_parameters(self) -> int:
         """All parameters, with those of a frozen vision tower."""
         return self.num_parameters + self.tower_parameters
+
+    @property
+    def experts_per_token(self) -> int:
+        """MLPs of a layer that one token passes: 1 for dense models."""
+        if self.num_experts == 1:
+            return 1
+        told = (self.config.get(name) for name in _NUM_CHOICES)
+        return next((num for num in told if isinstance(num, int) and num > 0), 2)
 
     @property
     def expert_parameters(self) -> int:

@@ -128,7 +128,8 @@ class Workload:
             return f"{words} Its vision tower is left away (--vision absent)."
         return (
             f"{words} Its vision tower ({model.tower_parameters / 1e9:,.2f} billion parameters) "
-            "is frozen: its weights count in memory, its activations do not."
+            "is frozen, by `autotune.apply` in your own model: its weights count in memory, its "
+            "activations do not."
         )
 
     @property

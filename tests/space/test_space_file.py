@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from tiers import slow_but
 from autotune.errors import ConfigError
 from autotune.knob_values import LossClass
 from autotune.machine.hardware import Hardware
+from autotune.question.census import take_census
+from autotune.question.empty_model import build_empty_model
 from autotune.question.workload import Workload
 from autotune.space.search_space import SearchSpace
 from autotune.space.space_file import bundled_spaces, load_search_space, parse_search_space
@@ -59,9 +62,26 @@ def test_the_default_space_moves_only_neutral_knobs() -> None:
     assert {LOSS_CLASSES[knob.name] for knob in space.knobs} == {LossClass.NEUTRAL}
 
 
+MIXTURE = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_local_experts": 2,
+}
+
+
 def test_the_full_space_moves_every_knob() -> None:
-    space = load_search_space("full", LORA_WORKLOAD, HARDWARE, SOFTWARE)
+    census = take_census(build_empty_model({"model_type": "mixtral", **MIXTURE}), 1)
+    mixture = replace(LORA_WORKLOAD, model=replace(LORA_WORKLOAD.model, census=census))
+    space = load_search_space("full", mixture, HARDWARE, SOFTWARE)
     assert tuple(knob.name for knob in space.knobs) == KNOBS
+
+
+def test_a_model_without_routed_experts_does_not_move_their_knob() -> None:
+    space = load_search_space("full", LORA_WORKLOAD, HARDWARE, SOFTWARE)
+    assert set(KNOBS) - {knob.name for knob in space.knobs} == {"experts_implementation"}
 
 
 def test_a_list_is_short_for_values(tmp_path: Path) -> None:

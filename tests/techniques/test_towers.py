@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from vision_models import build_vision, write_vision_config
 
 from autotune.knob_values import CheckpointScope
 from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
@@ -19,7 +20,6 @@ from autotune.space.strategy import Strategy
 from autotune.techniques.apply import apply_strategy
 from autotune.techniques.towers import FrozenTower
 from autotune.worker.model import build_model
-from tests.techniques.vision_models import build_vision, write_vision_config
 
 H100 = Hardware(
     device_type=DeviceType.CUDA,
