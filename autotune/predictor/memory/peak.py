@@ -287,7 +287,7 @@ class MemoryModel:
                 "gradients": accumulated + states.first_gradient,
                 "gradient buckets": states.buckets,
                 "activations": tokens * held.backward,
-                "gathered weights": states.gathered_weights,
+                "gathered weights": states.gathered_weights + states.span_weights,
             },
             "first gradient": stays
             | {

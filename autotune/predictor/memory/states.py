@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.knob_values import Offload, Optimizer, Precision
+from autotune.knob_values import CheckpointScope, Offload, Optimizer, Precision
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.memory.gradients import (
     Trained,
@@ -104,6 +104,8 @@ class States:
     """Gradient of the output projection: the first and largest of backward."""
     gathered_weights: int
     """Most bytes of whole weights that ZeRO-3 has gathered at once."""
+    span_weights: int
+    """Whole weights that stay while several layers are recomputed together, beside them."""
     beside_at_most: int
     """Additional bytes for the upper bound. ZeRO-3: its limit delays only prefetched weights, and
     weights that arrive together are copied out of one buffer. Stages 1 and 2: a flat copy of
@@ -213,6 +215,7 @@ class StatesModel:
         final = final_gradients(
             strategy, trained, held, num_ranks=self._num_ranks, is_accumulating=is_accumulating
         )
+        gathered = self._gathered(strategy, shard, sizes) if stage == 3 else 0
         has_streams = stage == 3 and overlaps(strategy) and ranks > 1
         is_received = has_two and stage in (1, 2) and not trained.is_offloaded
         has_staging = trained.is_offloaded and stage < 3 and not strategy.lora_rank
@@ -224,7 +227,8 @@ class StatesModel:
             buckets=buckets,
             buckets_in_forward=buckets_in_forward,
             final_gradients=int(final * e),
-            gathered_weights=self._gathered(strategy, shard, sizes) if stage == 3 else 0,
+            gathered_weights=gathered,
+            span_weights=self._span_weights(strategy, shard, gathered),
             beside_at_most=(
                 self._gathered_beside(strategy, shard, sizes)
                 if stage == 3
@@ -319,6 +323,22 @@ class StatesModel:
         if strategy.offload_param is Offload.NVME:
             return sizes.residual * min(2 * parameters.largest, parameters.total)
         return sizes.residual * min(parameters.total, _LIVE_ELEMENTS)
+
+    def _span_weights(self, strategy: Strategy, shard: RankShard, gathered: int) -> int:
+        """Bytes of the layers that are recomputed together: they stay until their backward.
+
+        `partitioned_param_coordinator.py`, `fetch_sub_module`: what is there already costs nothing
+        of what may be fetched ahead, so that all are marked as fetched for their next use. From
+        NVMe nothing is fetched ahead.
+        """
+        span, sizes = strategy.checkpoint_interval, group_bytes(strategy)
+        is_whole = strategy.checkpoint_scope is CheckpointScope.LAYER
+        if not gathered or span < 2 or not is_whole or strategy.offload_param is Offload.NVME:
+            return 0
+        num_layers = max(1, shard.num_layers)
+        span_elements = min(span, num_layers) * (shard.parameters.linears // num_layers)
+        left = sizes.residual * shard.parameters.total - gathered
+        return int(max(0, min(left, sizes.residual * span_elements)))
 
     def _gathered_beside(self, strategy: Strategy, shard: RankShard, sizes: GroupBytes) -> int:
         parameters, num_ranks = shard.parameters, zero_size(strategy, self._num_ranks)
