@@ -200,13 +200,13 @@ def _census_of(record: Mapping[str, Any], fields: Mapping[str, Any], label: str)
         run_first_layers(model, num_layers)
     except LookupError as error:
         if type(error) is not LookupError:
-            raise refusal(label, "no such model can be built", error, fields, attempt) from error
+            raise refusal(label, "this model cannot be built", error, fields, attempt) from error
         raise ConfigError(
             f"{label}: autotune cannot count a model of model_type {record['model_type']}: {error}"
         ) from error
     except Exception as error:
         # Code of some hundred architectures runs here; whatever it raises is about this file.
-        raise refusal(label, "no such model can be built", error, fields, attempt) from error
+        raise refusal(label, "this model cannot be built", error, fields, attempt) from error
     return census
 
 

@@ -343,7 +343,7 @@ class ModelShape:
     def _why_no_experts(self) -> str:
         if self.num_experts == 1:
             return ""
-        return "; its routed experts are no linear layers"
+        return "; its routed experts are not linear layers"
 
     def _parted_experts(self, targets: tuple[str, ...]) -> str | None:
         """What PEFT refuses: a part of the names that it holds for one tensor of experts.
@@ -363,7 +363,7 @@ class ModelShape:
             if has and len(has) < len(each.names):
                 (lacking, *_) = (name for name in each.names if name not in chosen)
                 return (
-                    f"PEFT holds {has[0]} of {self.name} for a part of its experts and puts no "
+                    f"PEFT takes {has[0]} of {self.name} for a part of its experts, and puts no "
                     f"adapters on it without {lacking}; name other linear layers"
                 )
         if self.census is not None and not self.num_lora_parameters(1, targets):

@@ -125,7 +125,7 @@ def test_what_is_trained_of_such_a_model_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"model_type": "mllama"}, "mllama_text_model is no causal language model"),
+        ({"model_type": "mllama"}, "mllama_text_model is not a causal language model"),
         ({"model_type": "llava", "text_config": {"model_type": "bert"}}, "of which bert is no"),
         ({"model_type": "gemma3", "text_config": {"hidden_size": 0}}, "text_config"),
         ({"model_type": "gemma3", "text_config": 5}, "text_config"),

@@ -107,12 +107,11 @@ class States:
     span_weights: int
     """Whole weights that stay while several layers are recomputed together, beside them."""
     beside_at_most: int
-    """Additional bytes for the upper bound. ZeRO-3: its limit delays only prefetched weights, and
-    weights that arrive together are copied out of one buffer. Stages 1 and 2: a flat copy of
-    gradients for several ranks (`allreduce_bucket`)."""
+    """More bytes for the upper bound. Stage 3: prefetched weights, in a common buffer. Stages
+    1 and 2: a flat copy of gradients for several ranks (`allreduce_bucket`)."""
     late_bucket: int
-    """ZeRO-3's gradients of one bucket, and the weights that were gathered for them: the host has
-    freed them, and their memory is in use until other streams have finished with them."""
+    """ZeRO-3's gradients of one bucket, and the weights gathered for them: freed by the host; in
+    use until other streams finish."""
     step_buffers: int
     """Gradients in the optimizer step, and the copies of them that it makes."""
     offload_copies: int
