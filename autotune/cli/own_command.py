@@ -221,6 +221,7 @@ def _run(
         strategy=Strategy(),
         num_ranks=site.hardware.num_devices,
         nvme_path=site.hardware.nvme_path,
+        composes=False,
         script=ScriptRun(command=command, is_untouched=True),
     )
     view = LiveProgress if can_be_redrawn(console) else PlainProgress

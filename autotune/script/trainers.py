@@ -120,11 +120,13 @@ def _change_arguments(arguments: Any, steering: Steering) -> None:
             # The strategy says what is recomputed, and with which kernels.
             "gradient_checkpointing": False,
             "activation_checkpointing": False,
-            "use_liger_kernel": False,
+            # TRL reads more of a model's output than Liger's own patch gives.
+            "use_liger_kernel": strategy.fused_kernels,
             "torch_compile": False,
             "bf16": strategy.precision is Precision.BF16,
             "fp16": strategy.precision is Precision.FP16,
         }
+        steering.by_trainer.add("fused_kernels")
     for name, value in changes.items():
         if hasattr(arguments, name):
             setattr(arguments, name, value)
