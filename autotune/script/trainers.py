@@ -14,6 +14,7 @@ from typing import Any
 from autotune.knob_values import Precision
 from autotune.script.configuration import with_strategy
 from autotune.script.steering import Steering
+from autotune.space.strategy import Strategy
 
 __all__ = ["SILENT", "steer_trainers"]
 
@@ -151,6 +152,21 @@ def _steer_configuration(steering: Steering) -> None:
         self.set_stage_and_offload()
 
     HfDeepSpeedConfig.__init__ = init
+    _steer_plugin(steering.strategy)
+
+
+def _steer_plugin(strategy: Strategy) -> None:
+    """Accelerate decides by its plugin's own copy of the stage whether gradients are reduced."""
+    from accelerate.utils import DeepSpeedPlugin
+
+    original = DeepSpeedPlugin.__post_init__
+
+    @functools.wraps(original)
+    def post_init(self: Any) -> None:
+        original(self)
+        self.zero_stage = strategy.zero_stage
+
+    DeepSpeedPlugin.__post_init__ = post_init
 
 
 def _steer_accelerate(steering: Steering) -> None:
