@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
-from autotune.predictor.memory.states import States, StatesModel
+from autotune.predictor.memory.held_states import States
+from autotune.predictor.memory.states import StatesModel
 from autotune.question.workload import Workload, load_model_shape
 from autotune.space.deepspeed_config import deepspeed_config
 from autotune.space.strategy import Strategy
