@@ -245,7 +245,9 @@ def read_workload(
     )
 
 
-def read_samples(lengths: Path | None, data: Path | None, tokenizer: Path | None) -> Lengths | None:
+def read_samples(
+    lengths: Path | None, data: Path | None, tokenizer: Path | None
+) -> Lengths | None:
     """The lengths that --lengths, or --data and --tokenizer, tell; None where none is given.
 
     Raises:

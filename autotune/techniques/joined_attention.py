@@ -42,7 +42,9 @@ def attend_in_samples(model: nn.Module) -> None:
         wrapped.set_attn_implementation(NAME)
     except (ValueError, ImportError) as error:
         lines = str(error).strip().splitlines()
-        raise ConfigError(f"batching: {type(model).__name__} cannot join samples: {lines[0]}") from error
+        raise ConfigError(
+            f"batching: {type(model).__name__} cannot join samples: {lines[0]}"
+        ) from error
     if wrapped.config._attn_implementation != NAME:
         raise ConfigError(
             f"batching: {type(model).__name__} cannot join samples: it takes its attention only "

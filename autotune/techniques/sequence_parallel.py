@@ -155,9 +155,7 @@ def shard_tokens(
         "labels": own_labels,
         "shift_labels": own_labels,
         # The divisor of the loss: the labels of the whole batch, not of this part of it.
-        "num_items_in_batch": (
-            (shifted != _IGNORED).sum() if num_labels is None else num_labels
-        )
+        "num_items_in_batch": ((shifted != _IGNORED).sum() if num_labels is None else num_labels)
         / _averaged_ranks(strategy),
     }
 

@@ -39,9 +39,7 @@ LLAMA_8B = {
 """Llama 3.1 8B as far as memory and time are concerned."""
 
 FUSED: Knobs = {"zero_stage": 0, "fused_kernels": True}
-PADDED, JOINED, PACKED = (
-    {"batching": name} for name in ("padded", "padding_free", "packed")
-)
+PADDED, JOINED, PACKED = ({"batching": name} for name in ("padded", "padding_free", "packed"))
 FULL: tuple[Knobs, ...] = (
     FUSED | PADDED | {"micro_batch_size": 16},
     FUSED | JOINED | {"micro_batch_size": 16},
@@ -60,8 +58,8 @@ LORA: tuple[Knobs, ...] = (
     ADAPTERS | PADDED | {"micro_batch_size": 4},
     ADAPTERS | JOINED | {"micro_batch_size": 4},
     ADAPTERS | PACKED | {"micro_batch_size": 2},
-    ADAPTERS | JOINED | {"micro_batch_size": 8},
     ADAPTERS | PADDED | {"micro_batch_size": 2},
+    ADAPTERS | JOINED | {"micro_batch_size": 8, "checkpoint_interval": 2},
     ADAPTERS | PADDED | {"micro_batch_size": 4, "checkpoint_interval": 1},
     ADAPTERS | JOINED | {"micro_batch_size": 16, "checkpoint_interval": 1},
 )
