@@ -12,6 +12,7 @@ __all__ = [
     "FP8_MULTIPLE",
     "PARALLEL_DEGREES",
     "Attention",
+    "Batching",
     "CheckpointScope",
     "Experts",
     "GroupPrecision",
@@ -53,6 +54,17 @@ class Offload(StrEnum):
     """In the host's memory."""
     NVME = "nvme"
     """In files under --nvme-path."""
+
+
+class Batching(StrEnum):
+    """How samples of different lengths become a micro-batch."""
+
+    PADDED = "padded"
+    """Each padded on the right to the longest of them."""
+    PADDING_FREE = "padding_free"
+    """One after the other in a single row, each with positions and attention of its own."""
+    PACKED = "packed"
+    """Sequences of `seq_len` tokens that samples fill; a step then has more samples."""
 
 
 class CheckpointScope(StrEnum):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from autotune.knob_values import Offload
+from autotune.knob_values import Batching, Offload
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.arithmetic import Ask, ask_about
 from autotune.predictor.memory.host_memory import HostMemory, host_memory
@@ -140,7 +140,12 @@ class AnalyticPredictor:
     def techniques(self, strategy: Strategy) -> Mapping[str, float]:
         """Techniques of a strategy with few trials so far, and the deviation that each adds."""
         has_experts = self._workload.model.expert_parameters > 0
-        return techniques(strategy, self._num_ranks, has_experts=has_experts)
+        return techniques(
+            strategy,
+            self._num_ranks,
+            has_experts=has_experts,
+            has_lengths=self._workload.lengths is not None,
+        )
 
     def predict_table(self, table: StrategyTable) -> PredictionTable:
         """Peak memory and step time of every strategy of a table, in its order.
@@ -177,7 +182,7 @@ class AnalyticPredictor:
             # Every host has the same number of ranks, which offload the same.
             "disk_bytes": -(-ask(self._disk_bytes) // self._num_nodes),
             "step_time_s": step_time_s,
-            "tokens_per_second": self._workload.tokens_per_step / step_time_s,
+            "tokens_per_second": ask(self._tokens_fed) / step_time_s,
         }
 
     def _host_memory(self, strategy: Strategy, shards: tuple[RankShard, ...]) -> HostMemory:
@@ -192,6 +197,9 @@ class AnalyticPredictor:
             accumulation=self._memory.states.accumulation(strategy),
             activations=self._memory.host_bytes(ask_about(strategy), shards),
         )
+
+    def _tokens_fed(self, strategy: Strategy) -> int:
+        return self._workload.tokens_fed(is_packed=strategy.batching is Batching.PACKED)
 
     def _disk_bytes(self, strategy: Strategy) -> int:
         """Bytes on NVMe of all ranks together: master weights, moments, gradients, and weights.

@@ -79,6 +79,10 @@ class Workload:
             return round(self.lengths.mean * self.global_batch_size)
         return self.seq_len * self.global_batch_size
 
+    def tokens_fed(self, *, is_packed: bool) -> int:
+        """Tokens of one optimizer step without padding; packed samples fill all of `seq_len`."""
+        return self.seq_len * self.global_batch_size if is_packed else self.tokens_per_step
+
     @property
     def longest(self) -> int:
         """Tokens of the longest sample."""

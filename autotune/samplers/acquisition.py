@@ -95,8 +95,8 @@ class Acquisition:
     """That a row runs, and fits."""
     limit_bytes: float
     """The limit of the memory that the allocator reserves."""
-    tokens: float
-    """Tokens of an optimizer step."""
+    tokens: _Array
+    """Tokens of an optimizer step, without padding."""
 
     def gains(self, goal: Goal) -> _Array:
         """By what fraction each row alone is expected to improve what is sought."""
@@ -126,8 +126,9 @@ class Acquisition:
         runs = draw.random(log_times.shape) < self.chance[rows]
         power = np.exp(self.log_power[rows] + _POWER_DEVIATION * draw.standard_normal(len(rows)))
         gains = []
+        tokens = self.tokens[rows]
         for log_time, log_memory, can_run in zip(log_times, log_memories, runs, strict=True):
-            speed = self.tokens / np.exp(log_time[can_run])
+            speed = tokens[can_run] / np.exp(log_time[can_run])
             drawn = Measured(
                 speed=speed, memory=np.exp(log_memory[can_run]), energy=power[can_run] / speed
             )
@@ -140,7 +141,7 @@ class Acquisition:
         time, memory = self.step_time, self.peak_memory
         if goal is Goal.MEMORY:
             return -memory.mean, memory.deviation
-        log_speed = math.log(self.tokens) - time.mean
+        log_speed = np.log(self.tokens) - time.mean
         if goal is Goal.ENERGY:
             return log_speed - self.log_power, np.hypot(time.deviation, _POWER_DEVIATION)
         return log_speed, time.deviation

@@ -87,7 +87,9 @@ class PredictedSampler:
         self._surrogate = Surrogate(self._table, prior)
         self._history = History(self._surrogate.row_of)
         predicted = self._surrogate.predicted
-        self._tokens = float(predicted.tokens_per_second[0] * predicted.step_time_s[0])
+        tokens = predicted.tokens_per_second * predicted.step_time_s
+        # Packed sequences have more tokens a step; the others have as many as each other.
+        self._tokens = np.where(np.isclose(tokens, tokens[0]), tokens[0], tokens)
         self._has_room = (predicted.peak_host_bytes <= self._limits.host_bytes) & (
             predicted.disk_bytes <= self._limits.disk_bytes
         )
@@ -152,7 +154,7 @@ class PredictedSampler:
             np.log(np.maximum(1.0, self._limits.device_bytes - overhead[rows])),
         )
         log_power = self._log_power(past.trials, rows)
-        speed = self._tokens / np.exp(step_time.mean)
+        speed = self._tokens[rows] / np.exp(step_time.mean)
         running = slice(len(rows) - num_running, None)
         expected = Measured(
             speed=speed[running],
@@ -167,7 +169,7 @@ class PredictedSampler:
             log_power=log_power,
             chance=fits * self._has_room[rows] * runs,
             limit_bytes=limit,
-            tokens=self._tokens,
+            tokens=self._tokens[rows],
         )
 
     def _reason_to_end(self, acquisition: Acquisition, rows: NDArray[np.intp]) -> str | None:

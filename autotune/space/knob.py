@@ -47,7 +47,9 @@ class KnobFacts:
 
     loss: LossClass
     """Whether it can change what is learned."""
-    comment: str
+    changing_values: tuple[Any, ...] = ()
+    """Of a neutral knob, the values that change it all the same."""
+    comment: str = ""
     """In `strategy.yaml`: which of an export's files puts it to work."""
     least: float = 1
     """The least number that it takes."""

@@ -175,6 +175,8 @@ def _knobs(section: _Knobs, workload: Workload) -> tuple[Knob, ...]:
             continue
         if name == "experts_implementation" and not workload.model.expert_parameters:
             continue
+        if name == "batching" and workload.lengths is None:
+            continue
         if name == "lora_rank":
             values = tuple(rank for rank in values if rank) or (workload.lora_rank,)
         asked = ((other, getattr(entry.when, other, None)) for other in KNOBS + FACTS)

@@ -17,6 +17,7 @@ from autotune.errors import ConfigError
 from autotune.knob_values import (
     DEFAULT_BUCKET_SIZE,
     Attention,
+    Batching,
     CheckpointScope,
     Experts,
     GroupPrecision,
@@ -226,6 +227,31 @@ class Strategy(_HashedOnce):
         comment="autotune.apply: transformers' attn_implementation",
         word="{}",
     )
+    batching: Batching = knob(
+        Batching.PADDED,
+        loss=_NEUTRAL,
+        changing_values=(Batching.PACKED,),
+        comment="your collator, and autotune.apply",
+        word="{}",
+        needs=(
+            Needs(
+                knob="attention",
+                values=(Attention.SDPA, Attention.FLASH),
+                because="eager attention takes no bounds of samples",
+            ),
+            Needs(
+                knob="pipeline_parallel_size",
+                values=(1,),
+                because="DeepSpeed's stages exchange tensors of one shape",
+            ),
+            Needs(
+                knob="sequence_parallel_size",
+                values=(1,),
+                because="Ulysses divides a sample's tokens, not joined samples",
+            ),
+        ),
+    )
+    """How samples of different lengths become a micro-batch."""
     torch_compile: bool = knob(
         False,
         loss=_NEUTRAL,
@@ -358,9 +384,15 @@ class Strategy(_HashedOnce):
         changed = (
             knob
             for knob, loss_class in LOSS_CLASSES.items()
-            if loss_class is LossClass.CHANGING and getattr(self, knob) != getattr(reference, knob)
+            if getattr(self, knob) != getattr(reference, knob)
+            and (loss_class is LossClass.CHANGING or self._is_changed_by(knob, reference))
         )
         return LossClass.NEUTRAL if next(changed, None) is None else LossClass.CHANGING
+
+    def _is_changed_by(self, knob: str, reference: Strategy) -> bool:
+        """Whether the knob has a value here or there that changes what is learned."""
+        changing = FACTS[knob].changing_values
+        return getattr(self, knob) in changing or getattr(reference, knob) in changing
 
     def __str__(self) -> str:
         """For a table row: ZeRO's stage, the micro-batch, and all that is not at its default.

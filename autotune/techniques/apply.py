@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from autotune.errors import ConfigError
+from autotune.knob_values import Attention, Batching
 from autotune.question.adapter_targets import read_targets
 from autotune.question.workload import Method
 from autotune.space.strategy import Strategy
@@ -21,6 +22,7 @@ from autotune.techniques.adapters import wrap_lora
 from autotune.techniques.blocks import decoder_layers, mlp_blocks
 from autotune.techniques.checkpointing import checkpoint_activations
 from autotune.techniques.compilation import compile_layers
+from autotune.techniques.joined_attention import attend_in_samples
 from autotune.techniques.kernels import choose_attention, choose_experts, patch_kernels
 from autotune.techniques.loss_tiles import tile_loss
 from autotune.techniques.mlp_tiles import tile_mlps
@@ -90,6 +92,8 @@ def apply_strategy(
         if getattr(module, "gradient_checkpointing", False):
             module.gradient_checkpointing = False  # type: ignore[assignment]
     choose_attention(model, strategy.attention)
+    if strategy.batching is not Batching.PADDED and strategy.attention is Attention.SDPA:
+        attend_in_samples(model)
     choose_experts(model, strategy.experts_implementation)
     if strategy.fused_kernels:
         patch_kernels(model)

@@ -114,7 +114,12 @@ def shard_batch(
 
 
 def shard_tokens(
-    input_ids: torch.Tensor, labels: torch.Tensor, strategy: Strategy, *, shard: int
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    strategy: Strategy,
+    *,
+    shard: int,
+    num_labels: float | None = None,
 ) -> dict[str, torch.Tensor]:
     """One part of a batch along its tokens, as the model's keyword arguments.
 
@@ -126,6 +131,7 @@ def shard_tokens(
         labels: as `input_ids`, not yet shifted.
         strategy: says into how many parts they are cut.
         shard: which part to give.
+        num_labels: the divisor of the loss; the labels of this batch if left out.
 
     Raises:
         ConfigError: the number of tokens is no multiple of the number of parts.
@@ -149,7 +155,8 @@ def shard_tokens(
         "labels": own_labels,
         "shift_labels": own_labels,
         # The divisor of the loss: the labels of the whole batch, not of this part of it.
-        "num_items_in_batch": (shifted != _IGNORED).sum() / _averaged_ranks(strategy),
+        "num_items_in_batch": ((shifted != _IGNORED).sum() if num_labels is None else num_labels)
+        / _averaged_ranks(strategy),
     }
 
 

@@ -78,12 +78,13 @@ class Composition:
 
 
 def composition_of(workload: Workload, strategy: Strategy, num_ranks: int) -> Composition:
-    """How to run a strategy's optimizer steps: long ones in part, those of a pipeline whole.
+    """How to run a strategy's optimizer steps: long ones in part, others whole.
 
-    The micro-batches of a pipeline overlap, so no time is any one's own.
+    The micro-batches of a pipeline overlap, so no time is any one's own. Where samples have lengths
+    of their own, no micro-batch stands for another.
     """
     num = strategy.gradient_accumulation_steps(workload.global_batch_size, num_ranks)
-    is_short = num < _LEAST or strategy.pipeline_parallel_size > 1
+    is_short = num < _LEAST or strategy.pipeline_parallel_size > 1 or workload.lengths is not None
     num_run = num if is_short else _NUM_RUN
     is_slow_to_warm = strategy.zero_stage == 3 and num_run < _MICRO_STEPS_TO_WARM_UP
     return Composition(

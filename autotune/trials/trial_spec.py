@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from autotune.knob_values import Batching
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 from autotune.trials.composition import Composition, composition_of
@@ -64,6 +65,12 @@ class TrialSpec:
         """How the optimizer steps of the trial are run."""
         found = composition_of(self.workload, self.strategy, self.num_ranks)
         return found if self.composes else replace(found, num_run=found.num_micro_steps)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step over all ranks, without padding: in the mean."""
+        is_packed = self.strategy.batching is Batching.PACKED
+        return self.workload.tokens_fed(is_packed=is_packed)
 
     @property
     def num_warm_up_steps(self) -> int:

@@ -92,7 +92,7 @@ class TimedSteps:
         """
         if not self._times_s:
             return None
-        fastest = self._spec.workload.tokens_per_step / least_step_time_s(self._times_s)
+        fastest = self._spec.tokens_per_step / least_step_time_s(self._times_s)
         for incumbent in self._spec.incumbents:
             is_leaner = incumbent.peak_memory_bytes <= peak_memory_bytes
             if is_leaner and incumbent.tokens_per_second > fastest:

@@ -23,6 +23,7 @@ from autotune.worker.energy import energy_meter
 from autotune.worker.engine import build_engine, optimizer_state_bytes
 from autotune.worker.events import RankLog
 from autotune.worker.memory import memory_meter
+from autotune.worker.natural_batches import FedTokens, NaturalBatches
 from autotune.worker.process_group import join
 from autotune.worker.samples import micro_batch
 from autotune.worker.stepper import stepper
@@ -84,6 +85,11 @@ class Training:
         self._built = build_engine(spec, self._device, on_model=lambda: log.write("model"))
         self._engine = self._built.engine
         self._stepper = stepper(self._engine, log)
+        self._natural = (
+            None
+            if spec.workload.lengths is None
+            else NaturalBatches(spec, data_rank=self._coordinates.data, device=self._device)
+        )
 
     def run(self) -> dict[str, Any]:
         """Train and measure; the fields of `Measurement` as this rank sees them."""
@@ -94,6 +100,7 @@ class Training:
         timed = TimedSteps(self._whole_spec)
         defeat: str | None = None
         energies: list[float | None] = []
+        fed: list[FedTokens] = []
         retries_before = skipped = index = 0
         while not timed.are_enough and defeat is None:
             if not timed.times_s:
@@ -110,12 +117,17 @@ class Training:
             if is_timed:
                 timed.add(step.seconds, spent_s=step.spent_s)
                 energies.append(step.joules)
+                if self._natural is not None:
+                    fed.append(self._natural.fed(index))
                 defeat = timed.defeat(step.peak_reserved_bytes)
             if skipped > _MAX_SKIPPED_STEPS:
                 raise FloatingPointError(
                     f"fp16 overflowed in {skipped} steps: the loss scale does not converge"
                 )
             index += 1
+        retries = self._meter.peaks().num_alloc_retries - retries_before
+        if defeat is None:
+            self._step_on_longest()
         peaks = self._meter.peaks()
         return {
             "defeat": defeat,
@@ -126,7 +138,8 @@ class Training:
             "peak_reserved_bytes": peaks.reserved,
             "peak_device_bytes": peaks.device,
             "host_memory_bytes": self._meter.held_on_host(),
-            "num_alloc_retries": peaks.num_alloc_retries - retries_before,
+            "num_alloc_retries": retries,
+            "fed": self._fed(fed),
             "num_parameters": self._built.num_parameters,
             "num_trainable_parameters": self._built.num_trainable_parameters,
             "optimizer_state_bytes": optimizer_state_bytes(self._engine),
@@ -135,6 +148,27 @@ class Training:
             "skipped_steps": skipped,
             "environment": settings_in(os.environ),
         }
+
+    def _fed(self, steps: Sequence[FedTokens]) -> dict[str, float] | None:
+        """What the timed steps fed in the mean, over all ranks; None where samples are alike."""
+        if not steps:
+            return None
+        return {
+            "samples": float(self._spec.workload.global_batch_size),
+            "tokens": sum(each.real for each in steps) / len(steps),
+            "padded_tokens": sum(each.padded for each in steps) / len(steps),
+        }
+
+    def _step_on_longest(self) -> None:
+        """One more step on the longest samples that a micro-batch can draw, for its peak.
+
+        What fits must fit hours in, too. It comes last, so that it changes no loss.
+        """
+        if self._natural is None:
+            return
+        longest = self._shard(self._natural.longest())
+        self._stepper.step([dict(longest) for _ in range(self._composition.num_run)])
+        self._synchronize()
 
     def _optimizer_step(self, index: int) -> _Step:
         """All micro-batches of one step that are run."""
@@ -171,13 +205,28 @@ class Training:
             peak_reserved_bytes=int(reserved),
         )
 
-    def _inputs(self, index: int, micro: int) -> dict[str, torch.Tensor]:
+    def _inputs(self, index: int, micro: int) -> dict[str, Any]:
         """The model's arguments for one micro-batch: this rank's part of its samples."""
+        if self._natural is not None:
+            return self._shard(self._natural.inputs(index, micro))
         ids = micro_batch(self._spec, data_rank=self._coordinates.data, step=index, micro=micro)
         ids = ids.to(self._device)
         if self._spec.strategy.sequence_parallel_size == 1:
             return {"input_ids": ids, "labels": ids}
         return shard_tokens(ids, ids, self._spec.strategy, shard=self._coordinates.sequence)
+
+    def _shard(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """This rank's part of a batch with lengths of its own."""
+        strategy = self._spec.strategy
+        if strategy.sequence_parallel_size == 1:
+            return batch
+        return shard_tokens(
+            batch["input_ids"],
+            batch["labels"],
+            strategy,
+            shard=self._coordinates.sequence,
+            num_labels=batch["num_items_in_batch"],
+        )
 
     def _synchronize(self) -> None:
         if self._device_type is DeviceType.CUDA:

@@ -19,6 +19,7 @@ from autotune.launch.launcher import Launcher
 from autotune.machine.hardware import DeviceType, Hardware, detect_hardware
 from autotune.machine.software import detect_software
 from autotune.predictor import AnalyticPredictor
+from autotune.question.lengths import Lengths
 from autotune.question.workload import Method, Workload, load_model_shape
 from autotune.space.compatibility import conflict
 from autotune.space.strategy import Strategy
@@ -50,6 +51,8 @@ class Case:
     """At most."""
     composes: bool = False
     """Whether a part only of long optimizer steps is run."""
+    lengths: Lengths | None = None
+    """Of the samples; None where all have `seq_len` tokens."""
 
 
 def record(cases: Iterable[Case], out: Path, seconds: float) -> None:
@@ -136,6 +139,7 @@ def _workload(case: Case, hardware: Hardware) -> Workload:
         seq_len=case.seq_len if is_cuda else SEQ_LEN_ON_CPU,
         global_batch_size=case.global_batch_size * hardware.num_devices,
         method=case.method,
+        lengths=case.lengths,
     )
 
 
@@ -150,6 +154,8 @@ def _words(predicted: Prediction, outcome: Outcome) -> str:
             f"{predicted.peak_allocated_bytes / GIB:.2f}, "
             f"{predicted.peak_memory_bytes / GIB:.2f}, {predicted.tokens_per_second:,.0f})"
         )
+        if measured.padded_tokens_per_second is not None:
+            words += f", {measured.padded_tokens_per_second:,.0f} with padding"
     elif failure is not None:
         words += f"{failure.kind} in {failure.phase}: {failure.message}"
     return words

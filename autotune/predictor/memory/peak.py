@@ -24,9 +24,10 @@ from autotune.predictor.arithmetic import (
 from autotune.predictor.memory.held_states import States
 from autotune.predictor.memory.peak_memory import PeakMemory
 from autotune.predictor.memory.precision import element_bytes, group_bytes
-from autotune.predictor.memory.sharding import RankShard, tokens_of_rank, zero_size
-from autotune.predictor.memory.states import StatesModel
+from autotune.predictor.memory.sharding import RankShard, zero_size
+from autotune.predictor.memory.states import States, StatesModel
 from autotune.predictor.memory.token_model import TokenModel
+from autotune.predictor.micro_batch import longest_tokens
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 
@@ -150,8 +151,8 @@ class MemoryModel:
         return worst
 
     def tokens(self, strategy: Strategy) -> int:
-        """Tokens of one micro-batch on one rank."""
-        return tokens_of_rank(strategy, self._workload.seq_len)
+        """Tokens of one micro-batch on one rank, at most."""
+        return longest_tokens(self._workload, strategy)
 
     def _busiest_bytes(self, strategy: Strategy) -> int:
         """Bytes of the loop over experts where one expert has all tokens, at most.

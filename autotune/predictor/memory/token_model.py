@@ -12,6 +12,7 @@ from dataclasses import replace
 from autotune.predictor.memory.activations import TokenBytes, token_bytes
 from autotune.predictor.memory.precision import group_bytes
 from autotune.predictor.memory.traced_activations import traced_token_bytes
+from autotune.predictor.micro_batch import with_mask
 from autotune.profile import ModelProfile, Variant, known_profile_of, profile_of
 from autotune.question.presets import PRESETS
 from autotune.question.workload import Workload
@@ -45,7 +46,7 @@ class TokenModel:
 
     def _token(self, strategy: Strategy) -> TokenBytes:
         traced = self._traced(strategy) if self._is_traced else None
-        return traced or self._counted(strategy)
+        return with_mask(traced or self._counted(strategy), self._workload, strategy)
 
     def _counted(self, strategy: Strategy) -> TokenBytes:
         return token_bytes(

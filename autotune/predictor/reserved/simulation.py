@@ -18,6 +18,7 @@ from autotune.predictor.memory.peak_memory import PeakMemory
 from autotune.predictor.memory.precision import FP32_BYTES, element_bytes, master_bytes
 from autotune.predictor.memory.sharding import tokens_of_rank, zero_size
 from autotune.predictor.memory.states import StatesModel
+from autotune.predictor.micro_batch import has_mask
 from autotune.predictor.reserved.allocator import LARGE_POOL_BYTES, Allocator
 from autotune.predictor.reserved.described_step import Described, described
 from autotune.predictor.reserved.engine import Engine, EnginePlan
@@ -76,6 +77,7 @@ _FOLLOWED = frozenset(
         "overlap_comm",
         "fused_kernels",
         "attention",
+        "batching",
         "experts_implementation",
         "lora_rank",
         "lora_alpha",
@@ -250,6 +252,8 @@ class ReservedModel:
             and strategy.offload_optimizer is not Offload.NVME
             and not strategy.has_group_precisions
             and has_engine
+            # The mask of padding, and what is copied for it, are not traced.
+            and not has_mask(self._workload, strategy)
             and all(
                 getattr(strategy, knob.name) == knob.default
                 for knob in fields(strategy)
@@ -260,7 +264,7 @@ class ReservedModel:
     def _micro_step(self, recipe: Recipe, strategy: Strategy) -> MicroStep | None:
         key = (recipe, strategy.micro_batch_size)
         if key not in self._micro_steps:
-            script = self._script_of(self._workload.model, recipe, self._workload.seq_len)
+            script = self._script_of(self._workload.model, recipe, self._workload.longest)
             if script is None:
                 return None
             if isinstance(script, str):
@@ -278,7 +282,7 @@ class ReservedModel:
             return None
         shape, seq_len, num_samples = (
             self._workload.model,
-            self._workload.seq_len,
+            self._workload.longest,
             strategy.micro_batch_size,
         )
         plain = replace(recipe, variant=replace(recipe.variant, fused_kernels=False))
@@ -327,7 +331,7 @@ class ReservedModel:
     def _logits_bytes(self, strategy: Strategy) -> int:
         if strategy.fused_kernels or strategy.loss_tiles > 1:
             return 0
-        tokens = tokens_of_rank(strategy, self._workload.seq_len)
+        tokens = tokens_of_rank(strategy, self._workload.longest)
         return element_bytes(strategy) * tokens * self._workload.model.vocab_size
 
 

@@ -14,8 +14,9 @@ import math
 from autotune.machine.hardware import Hardware
 from autotune.predictor.memory.gradients import overlaps
 from autotune.predictor.memory.precision import FP32_BYTES, element_bytes
-from autotune.predictor.memory.sharding import RankShard, tokens_of_rank, zero_size
+from autotune.predictor.memory.sharding import RankShard, zero_size
 from autotune.predictor.memory.states import StatesModel, has_bf16_optimizer
+from autotune.predictor.micro_batch import computed_tokens
 from autotune.predictor.step_time.effective_rates import COLLECTIVE_S, effective_rates
 from autotune.predictor.step_time.operation_counts import repeats
 from autotune.question.workload import ModelShape, Workload
@@ -176,7 +177,7 @@ class CommunicationModel:
 
     def _hidden_bytes(self, strategy: Strategy) -> float:
         """Bytes of the hidden states of one micro-batch on one rank."""
-        tokens = tokens_of_rank(strategy, self._workload.seq_len)
+        tokens = computed_tokens(self._workload, strategy)
         return tokens * self._workload.model.hidden_size * element_bytes(strategy)
 
     def _all_reduce_s(self, num_bytes: float, ranks: int) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from autotune.knob_values import Experts
 from autotune.predictor.memory.activations import experts_per_token
-from autotune.predictor.memory.sharding import tokens_of_rank
+from autotune.predictor.micro_batch import computed_tokens
 from autotune.question.workload import ModelShape, Workload
 from autotune.space.strategy import Strategy
 
@@ -134,7 +134,7 @@ class RoutedExperts:
         of_layer = shape.num_experts * _weights_of_expert(shape) * shape.num_hidden_layers
         self.share = min(1.0, shape.expert_parameters / of_layer)
         """The fraction of the layers that have routed experts."""
-        self._num_tokens = tokens_of_rank(strategy, workload.seq_len)
+        self._num_tokens = computed_tokens(workload, strategy)
         self._padded = _padded_rows(shape, experts, self._num_tokens / strategy.mlp_tiles)
         # Weights with adapters have gradients, which those of the adapters are made of; and all
         # have with Liger (`ops/fused_moe.py`).

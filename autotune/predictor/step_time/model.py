@@ -23,6 +23,7 @@ from autotune.predictor.arithmetic import (
 from autotune.predictor.memory.gradients import overlaps
 from autotune.predictor.memory.peak import MemoryModel
 from autotune.predictor.memory.sharding import RankShard
+from autotune.predictor.micro_batch import computed_tokens
 from autotune.predictor.step_time.communication import CommunicationModel
 from autotune.predictor.step_time.effective_rates import ATTENTION_HALF_TOKENS, effective_rates
 from autotune.predictor.step_time.launch_overhead import LaunchOverheadModel
@@ -162,7 +163,7 @@ class TimeModel:
         shards = self._states.shards(strategy)
         accumulation = self._states.accumulation(strategy)
         shard = max(shards, key=lambda shard: sum(self._device_s(strategy, shard)))
-        tokens = self._memory.tokens(strategy)
+        tokens = self._tokens(strategy)
         own, plain, again = (
             sum(self._seconds(tokens, self._work(strategy, shard, times)))
             for times in (None, _NOTHING, _ALL)
@@ -196,7 +197,7 @@ class TimeModel:
             shards: the shards of all stages.
             accumulation: micro-steps of one optimizer step.
         """
-        compute_s, traffic_s = self._seconds(ask(self._memory.tokens), ask(self._work, shard))
+        compute_s, traffic_s = self._seconds(ask(self._tokens), ask(self._work, shard))
         # Activations are copied to the host and back on the stream that computes.
         offloaded = self._memory.host_bytes(ask, shards) / self._hardware.num_devices
         moved_s = ask(self._update.micro_step_s, shard)
@@ -219,6 +220,9 @@ class TimeModel:
             link_once_s=ask(self._links.step_s, shard),
             moved_once_s=gradients_s + chosen(is_away, update_s, 0.0),
         )
+
+    def _tokens(self, strategy: Strategy) -> float:
+        return computed_tokens(self._workload, strategy)
 
     def _launch_s(self, strategy: Strategy, shard: RankShard) -> float:
         return self._host.micro_step_s(strategy, shard.num_layers)
@@ -247,11 +251,11 @@ class TimeModel:
 
     def _device_s(self, strategy: Strategy, shard: RankShard) -> tuple[float, float]:
         """Seconds of one micro-batch on the device: of matrix products, and of the rest."""
-        return self._seconds(self._memory.tokens(strategy), self._work(strategy, shard))
+        return self._seconds(self._tokens(strategy), self._work(strategy, shard))
 
-    def _seconds(self, tokens: int, work: OperationCounts) -> tuple[float, float]:
+    def _seconds(self, tokens: float, work: OperationCounts) -> tuple[float, float]:
         rates = self._rates
-        longer = 1 + ATTENTION_HALF_TOKENS / self._workload.seq_len
+        longer = 1 + ATTENTION_HALF_TOKENS / work.attended_tokens
         products_s = work.matmul_flops / rates.matmul_flops_per_s
         products_s += longer * work.attention_flops / rates.attention_flops_per_s
         moved = tokens * work.traffic_bytes + work.fixed_bytes + work.weight_bytes
@@ -260,7 +264,7 @@ class TimeModel:
         moved_s += work.num_kernels * rates.kernel_s + self._pieces_s(tokens, work)
         return tokens * products_s, moved_s
 
-    def _pieces_s(self, tokens: int, work: OperationCounts) -> float:
+    def _pieces_s(self, tokens: float, work: OperationCounts) -> float:
         """Additional seconds of a fused loss beyond its matrix products, if its pieces are small.
 
         Tokens are divided evenly, and a piece is rounded up to a power of two. In a small piece,

@@ -16,6 +16,7 @@ from autotune.predictor.memory.precision import (
     group_slowdowns,
 )
 from autotune.predictor.memory.sharding import RankShard
+from autotune.predictor.micro_batch import attended_tokens, has_mask
 from autotune.predictor.step_time.expert_work import RoutedExperts, active_share
 from autotune.predictor.step_time.layer_kernels import layer_kernels
 from autotune.question.adapter_targets import has_adapter
@@ -60,6 +61,11 @@ conversion."""
 _HEAD_KERNELS = 12
 """Kernels of final norm, output projection and loss, forward and backward."""
 
+_MASK_SLOWDOWN = 4.0
+"""Times that attention with a mask takes: twice the pairs, since a mask hides from the kernel that
+it is causal, in PyTorch's memory-efficient kernel, which attains about half of FlashAttention 2's
+rate: Dao, FlashAttention-2 (arXiv 2307.08691), section 4.1, figure 4 (xformers, CUTLASS)."""
+
 _EAGER_BYTES = (24, 34)
 """Bytes of eager attention for one score at 16 bit, forward and backward: scaling, mask, softmax
 in fp32 and its two conversions (`models/llama/modeling_llama.py`, `eager_attention_forward`)."""
@@ -72,6 +78,8 @@ class OperationCounts:
     matmul_flops: float
     """FLOP at 16 bit; other precisions are weighted by their slowdown."""
     attention_flops: float
+    attended_tokens: float
+    """Tokens of the sample that a token lies in."""
     traffic_bytes: float
     """Bytes of kernels that also reduce, convert or gather."""
     stream_bytes: float
@@ -165,6 +173,8 @@ class _WorkCount:
         self._slowdowns = group_slowdowns(strategy, hardware)
         self._attention_slowdown = attention_slowdown(strategy, hardware)
         self._tensor = shard.tensor_parallel_size
+        self._attended = attended_tokens(workload, strategy)
+        self._has_mask = has_mask(workload, strategy)
         self._kernels = layer_kernels(
             self._shape,
             self._tensor,
@@ -179,7 +189,7 @@ class _WorkCount:
         rest, num_layers = self._repeats, self._shard.num_layers
         queries = self._shape.num_attention_heads * self._shape.head_dim / self._tensor
         is_eager = self._strategy.attention is Attention.EAGER
-        pairs = self._workload.seq_len * queries * num_layers
+        pairs = self._attended * queries * num_layers
         attention, products = 0.0, 0.0
         if is_eager:
             # Only linear layers compute in 8 bit.
@@ -187,8 +197,11 @@ class _WorkCount:
             products = slow * (4 + 8 + 4 * rest.attention) * pairs
         else:
             attention = self._attention_slowdown * (2 + 5 + 2 * rest.attention) * pairs
+            if self._has_mask:
+                attention *= _MASK_SLOWDOWN
         traffic = (self._layer_traffic() + self._exchange_traffic()) * num_layers
         traffic += self._loss_traffic()
+        traffic += self._mask_traffic() * num_layers if self._has_mask else 0
         casts, fixed = self._quantized()
         fixed += self._dequantized()
         if self._experts:
@@ -196,6 +209,7 @@ class _WorkCount:
         return OperationCounts(
             matmul_flops=self._matmul() + products,
             attention_flops=attention,
+            attended_tokens=self._attended,
             traffic_bytes=traffic + casts + (self._score_traffic() if is_eager else 0),
             stream_bytes=self._adapter_traffic() if self._adapters else 0,
             fixed_bytes=fixed,
@@ -327,10 +341,22 @@ class _WorkCount:
         divisor = self._tensor if self._shape.tie_word_embeddings else 1
         return of_logit * self._shape.vocab_size / divisor
 
+    def _mask_traffic(self) -> float:
+        """Bytes of attention with a mask beyond those of attention without, for one token.
+
+        The bias is made of the mask and read by every head, forward and backward; keys and values
+        are repeated for each query head, and their gradients summed up (`with_mask`).
+        """
+        shape, size = self._shape, self._sizes.attention
+        passes = 2 + self._repeats.attention
+        bias = (1 + size + size * shape.num_attention_heads / self._tensor) * self._attended
+        repeated = 2 * (shape.num_attention_heads - shape.num_key_value_heads) * shape.head_dim
+        return passes * (bias + 2 * size * repeated / self._tensor)
+
     def _score_traffic(self) -> float:
         forward, backward = _EAGER_BYTES
         moved = (1 + self._repeats.attention) * forward + backward
-        scores = self._shape.num_attention_heads * self._workload.seq_len / self._tensor
+        scores = self._shape.num_attention_heads * self._attended / self._tensor
         return moved * self._sizes.attention / 2 * scores * self._shard.num_layers
 
     def _adapter_traffic(self) -> float:

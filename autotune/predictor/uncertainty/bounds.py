@@ -11,6 +11,7 @@ from operator import mul
 
 from autotune.knob_values import (
     Attention,
+    Batching,
     Experts,
     GroupPrecision,
     ModuleGroup,
@@ -37,6 +38,10 @@ _ADAPTERS, _ZERO3, _FUSED, _RANKS = 0.08, 0.25, 0.07, 0.2
 """Additional deviations for techniques with few trials so far: about the error of those trials."""
 
 
+_MASKED, _JOINED = 0.3, 0.15
+"""The same for batches of samples with lengths of their own: padded ones, whose mask sends
+attention to another kernel, and joined ones. Assumed until trials have measured them."""
+
 _ROUTED, _LOOP = 0.25, 0.5
 """The same for routed experts. Assumed, until `tests/benchmarks/experts.py` has measured what
 grouped products and the sums behind them attain. How rows are spread is a small part of it: with
@@ -46,7 +51,11 @@ waits for the device at each expert."""
 
 
 def techniques(
-    strategy: Strategy, num_ranks: int, *, has_experts: bool = False
+    strategy: Strategy,
+    num_ranks: int,
+    *,
+    has_experts: bool = False,
+    has_lengths: bool = False,
 ) -> Mapping[str, float]:
     """Techniques of a strategy with few trials so far, and the deviation that each adds.
 
@@ -54,6 +63,7 @@ def techniques(
         strategy: how it is trained.
         num_ranks: on so many devices.
         has_experts: whether the model routes its tokens to experts.
+        has_lengths: whether samples have lengths of their own.
     """
     found = {
         knob: deviation
@@ -78,6 +88,9 @@ def techniques(
     if has_experts:
         is_loop = strategy.experts_implementation is Experts.EAGER
         found["experts"] = _LOOP if is_loop else _ROUTED
+    if has_lengths:
+        is_padded = strategy.batching is Batching.PADDED
+        found["batching"] = _MASKED if is_padded else _JOINED
     return found | {name: deviation for name, is_used, deviation in flags if is_used}
 
 
