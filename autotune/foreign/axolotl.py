@@ -73,7 +73,6 @@ class _Checkpoints:
     def read(self, keys: Keys) -> dict[str, Any]:
         """See `Row`."""
         word = keys.word("gradient_checkpointing")
-        keys.value("gradient_checkpointing_kwargs")
         if word in (None, "false"):
             keys.expect("activation_offloading", False)
             return {"checkpoint_interval": 0}
