@@ -13,6 +13,7 @@ from autotune.foreign.keys import MOST_RANKS, MOST_SAMPLES, Keys, shown
 from autotune.foreign.rows import Named, Row
 from autotune.knob_values import Offload, Precision
 from autotune.machine.hardware import DeviceType, Hardware
+from autotune.space.deepspeed_config import GRADIENT_CLIPPING
 from autotune.space.strategy import Strategy
 
 __all__ = [
@@ -49,8 +50,8 @@ def expect_the_usual(keys: Keys) -> None:
     keys.expect("rdzv_backend", "static")
     keys.expect("same_network", True)
     plugin = keys.section("deepspeed_config")
+    # Trials divide a model as it is made.
     plugin.value("zero3_init_flag")
-    plugin.value("zero3_save_16bit_model")
     plugin.expect("deepspeed_multinode_launcher", "standard")
 
 
@@ -64,8 +65,9 @@ def read_plugin(plugin: Keys) -> tuple[dict[str, Any], int | None]:
     knobs["overlap_comm"] = knobs["zero_stage"] == 3
     for row in _PLUGIN_ROWS:
         knobs |= row.read(plugin)
-    for key in ("offload_optimizer_nvme_path", "offload_param_nvme_path", "gradient_clipping"):
+    for key in ("offload_optimizer_nvme_path", "offload_param_nvme_path"):
         plugin.value(key)
+    plugin.expect("gradient_clipping", GRADIENT_CLIPPING)
     accumulation = plugin.count("gradient_accumulation_steps", most=MOST_SAMPLES)
     return knobs, accumulation
 

@@ -18,17 +18,16 @@ from autotune.question.adapter_targets import ALL_LINEAR
 from autotune.question.workload import Method
 from autotune.space.strategy import Strategy
 
-__all__ = ["ROWS", "adapter_keys", "read_adapters", "read_batch", "read_precision"]
+__all__ = ["ROWS", "adapter_keys", "liger_note", "read_adapters", "read_batch", "read_precision"]
 
 _LIGER_PLUGIN = "axolotl.integrations.liger.LigerPlugin"
 
-_LIGER_KEYS = (
-    "liger_rope",
-    "liger_rms_norm",
-    "liger_glu_activation",
-    "liger_fused_linear_cross_entropy",
-)
+_LIGER_LOSS = "liger_fused_linear_cross_entropy"
+
+_LIGER_KEYS = ("liger_rope", "liger_rms_norm", "liger_glu_activation", _LIGER_LOSS)
 """What Liger's plugin is told to replace; the knob stands for all of it."""
+
+_OTHER_LIGER_KEYS = ("liger_layer_norm", "liger_swiglu", "liger_cross_entropy")
 
 _DEFAULT_RANK = 8
 """PEFT's, which Axolotl takes where `lora_r` is missing."""
@@ -73,7 +72,6 @@ class _Checkpoints:
     def read(self, keys: Keys) -> dict[str, Any]:
         """See `Row`."""
         word = keys.word("gradient_checkpointing")
-        keys.value("gradient_checkpointing_kwargs")
         if word in (None, "false"):
             keys.expect("activation_offloading", False)
             return {"checkpoint_interval": 0}
@@ -108,11 +106,15 @@ class _Liger:
             if plugins:
                 keys.leave("plugins")
             return {}
-        asked = {key: keys.flag(key) for key in (*_LIGER_KEYS, "liger_layer_norm", "liger_swiglu")}
         if len(plugins) > 1:
             keys.leave("plugins")
+        asked = [key for key in (*_LIGER_KEYS, *_OTHER_LIGER_KEYS) if keys.flag(key)]
+        if _LIGER_LOSS in asked:
+            return {"fused_kernels": True}
         # The loss without logits is what saves memory; without it the knob would mislead.
-        return {"fused_kernels": bool(asked["liger_fused_linear_cross_entropy"])}
+        for key in asked:
+            keys.leave(key)
+        return {}
 
     def write(self, strategy: Strategy) -> dict[str, Any]:
         """See `Row`."""
@@ -153,6 +155,19 @@ ROWS: tuple[Row, ...] = (
 )
 """Which key of Axolotl's stands for which knob. `batching` belongs here too, once it is a knob:
 `sample_packing`, and `batch_flattening` for samples that are joined without padding."""
+
+
+def liger_note(keys: Keys) -> str | None:
+    """That the knob, which is on, replaces more than a file asks for; None where it does not."""
+    older = {"liger_glu_activation": "liger_swiglu"}
+    missing = [
+        key
+        for key in _LIGER_KEYS
+        if not keys.flag(key) and not (key in older and keys.flag(older[key]))
+    ]
+    if not missing:
+        return None
+    return f"all of Liger's kernels are measured, {', '.join(missing)} too"
 
 
 def read_batch(keys: Keys) -> int | None:

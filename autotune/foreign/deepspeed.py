@@ -15,10 +15,10 @@ from autotune.errors import ConfigError
 from autotune.foreign.document import find_beside, read_document
 from autotune.foreign.keys import AUTO, MOST_RANK, MOST_SAMPLES, MOST_TOKENS, Keys, shown
 from autotune.foreign.rows import Count, Flag, Named, Row, read_rows
-from autotune.knob_values import MasterWeights, Offload, Optimizer, Precision
+from autotune.knob_values import DEFAULT_BUCKET_SIZE, MasterWeights, Offload, Optimizer, Precision
 from autotune.names import plain_name
 from autotune.question.workload import Method
-from autotune.space.deepspeed_config import GRADIENT_CLIPPING, LEARNING_RATE
+from autotune.space.deepspeed_config import GRADIENT_CLIPPING, INITIAL_SCALE_POWER, LEARNING_RATE
 from autotune.space.optimizers import OPTIMIZERS
 from autotune.space.strategy import KNOBS, read_knob
 
@@ -61,6 +61,34 @@ _USUAL: Mapping[str, tuple[Any, ...]] = {
     "prescale_gradients": (False,),
 }
 """What every trial has of keys that no knob moves."""
+
+_USUAL_ZERO: Mapping[str, tuple[Any, ...]] = {
+    "contiguous_gradients": (True,),
+    "reduce_scatter": (True,),
+    "allgather_partitions": (True,),
+    "sub_group_size": (1e9,),
+    "stage3_prefetch_bucket_size": (5e7,),
+    "stage3_param_persistence_threshold": (1e5,),
+    "stage3_max_live_parameters": (1e9,),
+    "stage3_max_reuse_distance": (1e9,),
+}
+"""DeepSpeed's own values, and so those of trials."""
+
+_USUAL_SCALE: Mapping[str, tuple[Any, ...]] = {
+    "loss_scale": (0,),
+    "initial_scale_power": (INITIAL_SCALE_POWER, 16),
+    "loss_scale_window": (1000,),
+    "hysteresis": (2,),
+    "min_loss_scale": (1,),
+    "auto_cast": (False,),
+}
+"""The scale of fp16's losses: ours, and DeepSpeed's own."""
+
+_DERIVED = (
+    *("sub_group_size", "stage3_prefetch_bucket_size", "stage3_max_reuse_distance"),
+    *("reduce_scatter", "contiguous_gradients", "buffer_size", "max_in_cpu"),
+)
+"""What an export of ours derives from its strategy: it is derived again."""
 
 _DEVICE = {
     place: (Named(place, "device", _PLACES),) for place in ("offload_optimizer", "offload_param")
@@ -189,21 +217,27 @@ def _precision(keys: Keys, says: DeepSpeedSays) -> Precision | None:
     enabled = [precision for precision, section in asked.items() if section.flag("enabled")]
     if len(enabled) > 1:
         raise ConfigError(f"{keys.file}: bf16 and fp16 are both enabled; enable one of them")
-    bf16 = asked[Precision.BF16]
-    slim = [bf16.flag(f"bf16_{what}") for what in ("master_weights_and_grads", "optimizer_states")]
-    if all(slim) and Precision.BF16 in enabled:
-        says.knobs["master_weights"] = MasterWeights.BF16
+    _read_slim_states(asked[Precision.BF16], says, is_enabled=Precision.BF16 in enabled)
     for section in asked.values():
-        for key in ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis"):
-            section.value(key)
-        section.expect("min_loss_scale", 0, 1)
-        section.expect("auto_cast", False)
+        for key, values in _USUAL_SCALE.items():
+            section.expect(key, *values)
     says.has_precision = any("enabled" in section for section in asked.values())
     if enabled:
         return enabled[0]
     if any(section.is_auto("enabled") for section in asked.values()):
         return None
     return Precision.FP32
+
+
+def _read_slim_states(bf16: Keys, says: DeepSpeedSays, *, is_enabled: bool) -> None:
+    """Masters and states in bf16, which are one knob; DeepSpeed has a key for each."""
+    keys = ("bf16_master_weights_and_grads", "bf16_optimizer_states")
+    flags = [bf16.flag(key) for key in keys]
+    if all(flags) and is_enabled:
+        says.knobs["master_weights"] = MasterWeights.BF16
+    elif any(flags):
+        for key in keys:
+            bf16.leave(key)
 
 
 def _read_zero(zero: Keys, says: DeepSpeedSays) -> None:
@@ -218,39 +252,26 @@ def _read_zero(zero: Keys, says: DeepSpeedSays) -> None:
     bucket = zero.count("reduce_bucket_size")
     if bucket is not None:
         says.knobs["reduce_bucket_size"] = bucket
-    zero.expect("allgather_bucket_size", bucket or 500_000_000)
+    zero.expect("allgather_bucket_size", bucket or DEFAULT_BUCKET_SIZE)
+    _read_offload(zero, says)
+    for key, values in _USUAL_ZERO.items():
+        zero.expect(key, *values)
+
+
+def _read_offload(zero: Keys, says: DeepSpeedSays) -> None:
     for place, rows in _DEVICE.items():
         section = zero.section(place)
         says.knobs |= read_rows(rows, section)
-        for key in ("nvme_path", "pin_memory", "buffer_size", "max_in_cpu"):
-            section.value(key)
+        # The path is asked for by --nvme-path: trials write there.
+        section.value("nvme_path")
+        section.expect("pin_memory", True)
     ratio = zero.section("offload_optimizer").number("ratio")
     if ratio is not None:
         says.knobs["offload_ratio"] = ratio
-    for old, place in (
-        ("cpu_offload", "offload_optimizer"),
-        ("cpu_offload_param", "offload_param"),
-    ):
+    older = {"cpu_offload": "offload_optimizer", "cpu_offload_param": "offload_param"}
+    for old, place in older.items():
         if zero.flag(old):
             says.knobs[place] = Offload.CPU
-    zero.expect("contiguous_gradients", True)
-    zero.expect("reduce_scatter", True)
-    zero.expect("allgather_partitions", True)
-    # What a save does, and what an offload of ours sets by itself.
-    for key in ("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save"):
-        zero.value(key)
-    if says.knobs.get("offload_param") is Offload.NVME or ratio or _uses_nvme(says):
-        for key in ("sub_group_size", "stage3_prefetch_bucket_size", "stage3_max_reuse_distance"):
-            zero.value(key)
-    for key in ("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"):
-        zero.expect(key)
-    zero.expect("sub_group_size", 1e9)
-    zero.expect("stage3_max_live_parameters", 1e9)
-    zero.expect("stage3_max_reuse_distance", 1e9)
-
-
-def _uses_nvme(says: DeepSpeedSays) -> bool:
-    return says.knobs.get("offload_optimizer") is Offload.NVME
 
 
 def _read_optimizer(optimizer: Keys, says: DeepSpeedSays) -> None:
@@ -286,6 +307,10 @@ def _read_note(keys: Keys, says: DeepSpeedSays) -> None:
         return
     note = keys.section(NOTE)
     note.value("cannot_say")
+    zero = keys.section("zero_optimization")
+    for section in (zero, zero.section("offload_param")):
+        for key in _DERIVED:
+            section.value(key)
     knobs = note.section("knobs")
     said = {knob: _noted(knob, knobs) for knob in KNOBS if knob in knobs}
     if said:

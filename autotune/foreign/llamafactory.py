@@ -36,7 +36,6 @@ class _Checkpoints:
 
     def read(self, keys: Keys) -> dict[str, Any]:
         """See `Row`."""
-        keys.expect("use_reentrant_gc", True, False)
         keys.expect("gradient_checkpointing", True)
         return {"checkpoint_interval": 0 if keys.flag("disable_gradient_checkpointing") else 1}
 

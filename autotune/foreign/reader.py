@@ -38,6 +38,12 @@ _NO_MASTERS = (
 """Axolotl loads the model in bf16, and gives its parameters to the optimizer."""
 
 
+_ALPHA = (
+    "is kept in the baseline; other strategies have twice the rank, which no figure depends on: "
+    "keep yours"
+)
+
+
 def read_setup(path: Path) -> Setup:
     """What a file says.
 
@@ -109,6 +115,8 @@ def _axolotl(keys: Keys, path: Path) -> Setup:
     fields = axolotl.read_adapters(keys, notes)
     knobs = read_rows(axolotl.ROWS, keys)
     says = _named(keys, path, notes)
+    if knobs.get("fused_kernels") and (words := axolotl.liger_note(keys)) is not None:
+        notes.append(words)
     if knobs.get("sequence_parallel_size", 1) > 1:
         notes.append("context parallel is ring attention there, and is measured as Ulysses")
     if fields.get("method") is Method.FULL and says.knobs == {"zero_stage": 0}:
@@ -193,6 +201,8 @@ def _setup(
         precision = says.precision
     knobs = _knobs(fields, says, precision)
     notes = (*says.notes, *fields.pop("notes", ()))
+    if knobs.get("lora_alpha") and knobs["lora_rank"] == fields.get("lora_rank"):
+        notes = (*notes, f"lora_alpha {knobs['lora_alpha']} {_ALPHA}")
     fields["adapter_targets"] = fields.get("lora_targets")
     asked = says.question | {name: each for name, each in fields.items() if each is not None}
     if "model" in asked:

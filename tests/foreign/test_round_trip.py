@@ -61,6 +61,7 @@ def test_what_is_exported_is_read_back_as_the_same_strategy(
     for strategy in strategies:
         setup = read_setup(written_to(tmp_path, write_setup(tool, workload, ranks, strategy)))
         assert setup.tool is tool
+        assert setup.left_out == ()
         made = setup.strategy(workload, ranks, ASSUMED_SOFTWARE)
         assert made.strategy == strategy, made
         assert setup.global_batch(ranks.num_devices) == workload.global_batch_size
