@@ -46,6 +46,8 @@ class Vision(StrEnum):
 
     FROZEN = "frozen"
     """Its weights are held and not trained."""
+    TRAINED = "trained"
+    """Its weights are trained with all others."""
     ABSENT = "absent"
     """The language part is trained as a model of its own."""
 
@@ -108,7 +110,10 @@ def _language_shape(
         whole_type=str(whole["model_type"]),
     )
     num_beside = count_beside(whole, fields, shape.num_parameters, label)
-    return replace(shape, tower_parameters=num_beside if vision is Vision.FROZEN else 0)
+    if vision is Vision.ABSENT:
+        return shape
+    is_trained = vision is Vision.TRAINED
+    return replace(shape, tower_parameters=num_beside, trains_tower=is_trained)
 
 
 def _config_path(name: str) -> Path:

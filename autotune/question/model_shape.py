@@ -72,8 +72,10 @@ class ModelShape:
     """`model_type` of the vision-language model whose language part this is; empty where it is a
     model of its own."""
     tower_parameters: int = 0
-    """Parameters of that model beside the language part: vision tower and projector, frozen. 0
-    where they are left away."""
+    """Parameters of that model beside the language part: vision tower and projector. 0 where they
+    are left away."""
+    trains_tower: bool = False
+    """Whether those are trained; otherwise they are frozen."""
 
     def __post_init__(self) -> None:
         """Take a census that comes from JSON."""
@@ -174,9 +176,12 @@ class ModelShape:
 
     @property
     def embedding_parameters(self) -> int:
-        """The token embedding, with learned positions where the architecture has them."""
+        """The token embedding, with learned positions where the architecture has them.
+
+        A vision tower that is trained is one more embedding, of images.
+        """
         if self.census is not None:
-            return self.census.embedding
+            return self.census.embedding + self.tower_parameters * self.trains_tower
         positions = {"opt": self.max_position_embeddings + 2, "gpt2": self.max_position_embeddings}
         projections = 2 * self.embedding_size * self.hidden_size
         return (
@@ -205,7 +210,17 @@ class ModelShape:
     @property
     def num_held_parameters(self) -> int:
         """All parameters, with those of a frozen vision tower."""
-        return self.num_parameters + self.tower_parameters
+        return self.num_parameters + self.frozen_tower_parameters
+
+    @property
+    def frozen_tower_parameters(self) -> int:
+        """Parameters of a vision tower that are held and not trained."""
+        return 0 if self.trains_tower else self.tower_parameters
+
+    @property
+    def num_language_parameters(self) -> int:
+        """Parameters of the language part alone."""
+        return self.num_held_parameters - self.tower_parameters
 
     @property
     def experts_per_token(self) -> int:

@@ -214,7 +214,7 @@ class StatesModel:
     ) -> float:
         """Bytes of all weights of a shard, with adapters and a frozen vision tower."""
         held: float = weight_bytes(shard, sizes)
-        held += sizes.residual * self._workload.model.tower_parameters
+        held += sizes.residual * self._workload.model.frozen_tower_parameters
         if strategy.lora_rank:
             held += sizes.residual * trained.num
         if self._workload.method is Method.QLORA:

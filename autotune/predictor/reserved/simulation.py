@@ -228,7 +228,7 @@ class ReservedModel:
 
     def _tower_bytes(self, strategy: Strategy) -> int:
         """Bytes of a vision tower's weights on one rank."""
-        size = element_bytes(strategy) * self._workload.model.tower_parameters
+        size = element_bytes(strategy) * self._workload.model.frozen_tower_parameters
         divisor = zero_size(strategy, self._hardware.num_devices)
         return size // (divisor if strategy.zero_stage == 3 else 1)
 
@@ -248,6 +248,7 @@ class ReservedModel:
         return (
             self._hardware.device_type is DeviceType.CUDA
             and self._workload.method is not Method.QLORA
+            and not self._workload.model.trains_tower
             and OPTIMIZERS[strategy.optimizer].is_step_simulated
             and strategy.offload_optimizer is not Offload.NVME
             and not strategy.has_group_precisions
