@@ -42,6 +42,11 @@ _MICRO_STEPS = 2
 """Micro-steps that are simulated: the first of a step keeps gradients, all others add to them."""
 
 
+_BLOCK = 64
+_ABSMAX = 4
+"""A 4-bit block's elements, and bytes of its absolute maximum (bitsandbytes)."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnginePlan:
     """What a strategy asks of the engine."""
@@ -72,6 +77,8 @@ class EnginePlan:
     """Whether weights and a copy of them fit the device."""
     logits_bytes: int
     """Bytes of the logits of a micro-batch, whole; 0 where they are made in pieces."""
+    packed_sizes: frozenset[int] = frozenset()
+    """Bytes of the weights that are kept in 4 bit, as they would be whole."""
 
 
 class Engine:
@@ -101,6 +108,8 @@ class Engine:
         self._num_workspaces = 0
         self._has_states = False
         self._gradients: dict[int, int] = {}
+        self._unpacked: dict[int, int] = {}
+        """Address of each 4-bit weight that is whole for the moment."""
         self._is_first = self._is_last = True
         """Whether the micro-step is the first, and the last, of its step."""
         self._prepare()
@@ -136,10 +145,26 @@ class Engine:
         raise NotImplementedError
 
     def _fetch(self, weights: tuple[int, ...]) -> None:
-        """A module is about to need its weights."""
+        """A module is about to need its weights: those in 4 bit are unpacked.
+
+        bitsandbytes, `functional.py`, `dequantize_4bit`: first the absolute maxima, in fp32.
+        """
+        for weight in filter(self._is_packed, weights):
+            if weight not in self._unpacked:
+                size = self._weights[weight].size_bytes
+                maxima = self._allocate(_ABSMAX * self._elements(weight) // _BLOCK, Part.WORKSPACE)
+                self._unpacked[weight] = self._allocate(size, Part.WORKSPACE)
+                self._free(maxima)
 
     def _release(self, weights: tuple[int, ...]) -> None:
         """A module has finished with its weights."""
+        for weight in weights:
+            if weight in self._unpacked:
+                self._free(self._unpacked.pop(weight))
+
+    def _is_packed(self, weight: int) -> bool:
+        made = self._weights[weight]
+        return not made.is_trained and made.size_bytes in self._plan.packed_sizes
 
     def _end_backward(self) -> None:
         raise NotImplementedError
@@ -196,9 +221,27 @@ class Engine:
             self._free(self._allocate(size, part))
 
     def _make_weights(self) -> list[int]:
-        weights = [self._allocate(weight.size_bytes, Part.WEIGHTS) for weight in self._weights]
+        weights = [
+            self._pack(weight.size_bytes)
+            if self._is_packed(number)
+            else self._allocate(weight.size_bytes, Part.WEIGHTS)
+            for number, weight in enumerate(self._weights)
+        ]
         self._pass_by([self._plan.tied_bytes], Part.WEIGHTS)
         return weights
+
+    def _pack(self, size_bytes: int) -> int:
+        """Make a weight whole, and keep it in 4 bit.
+
+        bitsandbytes, `functional.py`, `quantize_4bit`: maxima in fp32, which are in 8 bit later.
+        """
+        num = size_bytes // self._plan.element_bytes
+        whole = self._allocate(size_bytes, Part.WEIGHTS)
+        maxima = self._allocate(_ABSMAX * num // _BLOCK, Part.WEIGHTS)
+        packed = self._allocate(num // 2, Part.WEIGHTS)
+        self._allocate(num // _BLOCK, Part.WEIGHTS)
+        self._free(maxima, whole)
+        return packed
 
     def _convert(self, address: int, num: int, part: Part) -> int:
         """A copy in the master's precision takes the place of one in the weights', or is it."""
