@@ -27,9 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_search_of_ones_own_script_ends_in_a_run_of_it(
-    folder: Path, launcher: Launcher
-) -> None:
+def test_a_search_of_ones_own_script_ends_in_a_run_of_it(folder: Path, launcher: Launcher) -> None:
     search = ["search", "--budget", "3m", "--trials", "3", "--confirm", "0", "--out", "study"]
     with searching_with(launcher):
         found = autotune_here(*search, "--json", "--", *PLAIN, folder=folder)
@@ -91,9 +89,7 @@ def test_a_word_that_is_no_command_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_keeps_its_output_and_no_study(
-    folder: Path, launcher: Launcher
-) -> None:
+def test_a_run_that_fails_keeps_its_output_and_no_study(folder: Path, launcher: Launcher) -> None:
     (folder / "bad.py").write_text("from transformers import Trainer\nraise ValueError('mine')")
     with searching_with(launcher):
         failed = autotune_here(
