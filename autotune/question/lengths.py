@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from autotune.errors import ConfigError
@@ -113,7 +113,7 @@ class Lengths:
         """Tokens of the longest of so many samples, drawn independently, in the mean."""
         total = self.num_samples
         below = [0.0, *((each / total) ** num_samples for each in _cumulated(self))]
-        chances = (b - a for a, b in zip(below, below[1:], strict=False))
+        chances = (b - a for a, b in pairwise(below))
         return sum(n * chance for n, chance in zip(self.tokens, chances, strict=True))
 
     def __str__(self) -> str:

@@ -28,6 +28,8 @@ class OwnTraining:
     """Whether the predictor knows its model; if not, measurements alone lead the search."""
     rows_per_sample: float = 1.0
     """Rows that its model is fed for each sample of a micro-batch; 0 where rows tell nothing."""
+    joins_batches: bool = False
+    """Whether the samples of a micro-batch can be joined without padding."""
     counts_tokens: bool = True
     """Whether its model is fed tokens; throughput is in samples otherwise."""
     knobs: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -39,6 +41,7 @@ class OwnTraining:
             "command": self.command.to_dict(),
             "is_predictable": self.is_predictable,
             "rows_per_sample": self.rows_per_sample,
+            "joins_batches": self.joins_batches,
             "counts_tokens": self.counts_tokens,
             "knobs": dict(self.knobs),
         }
@@ -51,7 +54,11 @@ class OwnTraining:
             ConfigError: it is none.
         """
         rows, knobs = record.get("rows_per_sample", 1.0), record.get("knobs", {})
-        flags = [record.get("is_predictable"), record.get("counts_tokens", True)]
+        flags = [
+            record.get("is_predictable"),
+            record.get("counts_tokens", True),
+            record.get("joins_batches", False),
+        ]
         is_number = isinstance(rows, int | float) and not isinstance(rows, bool)
         is_right = is_number and 0 <= rows <= _MOST_ROWS and isinstance(knobs, Mapping)
         if not is_right or not all(isinstance(flag, bool) for flag in flags):
@@ -63,5 +70,6 @@ class OwnTraining:
             is_predictable=bool(flags[0]),
             rows_per_sample=float(rows),
             counts_tokens=bool(flags[1]),
+            joins_batches=bool(flags[2]),
             knobs={printable(str(name), "knob"): value for name, value in knobs.items()},
         )

@@ -74,6 +74,7 @@ def asked_by(
         command=command,
         is_predictable=why_unknown is None,
         rows_per_sample=0.0 if findings.is_joined else rows,
+        joins_batches=findings.joins_batches and workload.lengths is not None,
         counts_tokens=findings.has_tokens,
         knobs=own_knobs(baseline),
     )

@@ -45,6 +45,9 @@ class FedBatches:
         """Rows of each batch of the last step."""
         self.is_joined = False
         """Whether several samples were joined in one row."""
+        self.has_masks = False
+        """Whether every batch of tokens so far had a mask that tells its padding."""
+        self._num_with_ids = self._num_with_masks = 0
         self._real: list[torch.Tensor] = []
         self._row_lengths: list[torch.Tensor] = []
         self._joined: list[torch.Tensor] = []
@@ -70,6 +73,9 @@ class FedBatches:
             return
         self._rows.append(int(ids.shape[0]))
         self._padded += ids.numel()
+        self._num_with_ids += 1
+        self._num_with_masks += _mask(ids, kwargs) is not None
+        self.has_masks = self._num_with_masks == self._num_with_ids
         self._longest = max(self._longest, int(ids.shape[1]))
         joined = _joined_positions(ids, kwargs)
         if joined is not None:

@@ -51,6 +51,8 @@ class Findings(BaseModel):
     global_batch_size: int = Field(ge=1, le=2**31)
     rows_per_batch: int = Field(default=0, ge=0, le=2**31)
     """Rows that one micro-batch feeds the model."""
+    joins_batches: bool = False
+    """Whether its trainer's batches can be joined: they are padded, and a trainer makes them."""
     has_tokens: bool = False
     is_joined: bool = False
     longest: int = Field(default=0, ge=0, le=2**27)
@@ -68,6 +70,7 @@ def findings_of(
     rows: Sequence[int],
     longest: int,
     is_joined: bool,
+    joins_batches: bool = False,
 ) -> Findings:
     """What an engine of the user's program shows.
 
@@ -79,6 +82,7 @@ def findings_of(
         rows: rows of each micro-batch that was fed.
         longest: tokens of the longest row; 0 where no tokens are fed.
         is_joined: whether samples were joined in rows.
+        joins_batches: whether they could be.
     """
     model: nn.Module = engine.module
     base: Any = causal_model(model)
@@ -116,6 +120,7 @@ def findings_of(
         gradient_accumulation_steps=engine.gradient_accumulation_steps(),
         global_batch_size=engine.train_batch_size(),
         rows_per_batch=max(rows, default=0),
+        joins_batches=joins_batches,
         has_tokens=bool(longest),
         is_joined=is_joined,
         longest=longest,

@@ -11,8 +11,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autotune.knob_values import Precision
+from autotune.knob_values import Batching, Precision
 from autotune.script.configuration import with_strategy
+from autotune.script.joined_batches import JoiningCollator
 from autotune.script.steering import Steering
 from autotune.space.strategy import Strategy
 
@@ -87,9 +88,31 @@ def _steer_training_arguments(steering: Steering) -> None:
         original(self)  # type: ignore[no-untyped-call]
 
     setattr(TrainingArguments, "__post_init__", post_init)  # noqa: B010
+    _steer_batches(steering)
     if steering.is_trial:
         for name in ("evaluate", "predict", "save_model", "push_to_hub"):
             setattr(Trainer, name, _nothing)
+
+
+def _steer_batches(steering: Steering) -> None:
+    """Have the loader of training batches, and of no others, join samples if it shall."""
+    from transformers import Trainer
+
+    original = Trainer.get_train_dataloader
+    strategy = steering.strategy
+    joins = strategy is not None and strategy.batching is Batching.PADDING_FREE
+
+    @functools.wraps(original)
+    def get_train_dataloader(self: Any) -> Any:
+        steering.by_trainer.add("batching")
+        own = self.data_collator
+        self.data_collator = JoiningCollator(own) if joins else own
+        try:
+            return original(self)
+        finally:
+            self.data_collator = own
+
+    setattr(Trainer, "get_train_dataloader", get_train_dataloader)  # noqa: B010
 
 
 def _nothing(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

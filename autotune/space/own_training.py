@@ -10,6 +10,7 @@ from typing import Any
 
 from autotune.knob_values import PARALLEL_DEGREES, LossClass
 from autotune.machine.hardware import Hardware
+from autotune.question.own_training import OwnTraining
 from autotune.question.workload import Workload
 from autotune.space.compatibility import reference_strategy
 from autotune.space.strategy import FACTS, KNOBS, Strategy
@@ -38,13 +39,15 @@ _OF_ANY_MODEL = frozenset(
 `checkpoint_interval` there."""
 
 
-def held_knobs(*, is_predictable: bool) -> frozenset[str]:
+def held_knobs(own: OwnTraining) -> frozenset[str]:
     """Names of the knobs that a search of the user's own command does not move.
 
     Args:
-        is_predictable: whether the model is one whose layers are known.
+        own: what its first run has shown.
     """
-    return _HELD if is_predictable else frozenset(KNOBS) - _OF_ANY_MODEL
+    if not own.is_predictable:
+        return frozenset(KNOBS) - _OF_ANY_MODEL
+    return _HELD if own.joins_batches else _HELD | {"batching"}
 
 
 def own_knobs(baseline: Strategy) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def parse_search_space(
     Raises:
         ConfigError: there is a mistake in it; the message has path and line.
     """
-    held = frozenset() if own is None else held_knobs(is_predictable=own.is_predictable)
+    held = frozenset[str]() if own is None else held_knobs(own)
     document = _document(text, path)
     return SearchSpace(
         name=Path(path).stem,

@@ -120,7 +120,7 @@ def shard_tokens(
     *,
     shard: int,
     num_labels: float | None = None,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Any]:
     """One part of a batch along its tokens, as the model's keyword arguments.
 
     Labels are shifted before they are cut, so that the last token of a part learns the first of

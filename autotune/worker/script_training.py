@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from autotune.knob_values import Batching
 from autotune.machine.hardware import DeviceType
 from autotune.machine.settings import settings_in
 from autotune.script.deepspeed_calls import DeepSpeedCalls
@@ -88,7 +89,7 @@ class ScriptTraining:
         Raises:
             Exception: whatever the program raises, or what it lacked.
         """
-        steering = self._steering()
+        self._steered = steering = self._steering()
         (self._folder / "output").mkdir(exist_ok=True)
         steer_trainers(steering)
         DeepSpeedCalls(steering, self).install()
@@ -288,12 +289,13 @@ class ScriptTraining:
         """Refuse a program that trains other batches than it was told, in the first step."""
         if self._script.is_untouched or self._index:
             return
+        is_padded = self._spec.strategy.batching is Batching.PADDED
         told = self._engine.gradient_accumulation_steps()
         if own.num_batches != told:
             raise IgnoredBatchError.accumulation(own.num_batches, told)
         expected = self._script.rows_per_sample * self._spec.strategy.micro_batch_size
         seen = max(self._fed.rows_of_batches, default=0)
-        if expected and seen != round(expected):
+        if expected and is_padded and seen != round(expected):
             raise IgnoredBatchError.micro_batch(seen, round(expected))
 
     @property
@@ -358,6 +360,7 @@ class ScriptTraining:
             rows=self._fed.rows_of_batches,
             longest=self._longest,
             is_joined=self._fed.is_joined,
+            joins_batches="batching" in self._steered.by_trainer and self._fed.has_masks,
         ).model_dump(mode="json")
 
     def _synchronize(self) -> None:

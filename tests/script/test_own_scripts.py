@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune.knob_values import Batching
 from autotune.launch.launcher import Launcher
 from autotune.machine.hardware import Hardware
 from autotune.question.unknown_model import unknown_model
@@ -35,6 +36,7 @@ KNOWN = {
     "plain": f"deepspeed --num_gpus 2 {PLAIN}",
     "trainer": f"torchrun --nproc-per-node 2 hf_trainer.py {NOISY}",
     "sft": f"trl_sft.py {HF}",
+    "sft joined": f"trl_sft.py {HF}",
     "sft padding-free": f"trl_sft.py {HF} --padding_free true",
     "sft packed": f"trl_sft.py {HF} --packing true --max_length 128",
     "accelerate": "accelerate launch --num_processes 2 accelerate_loop.py",
@@ -46,7 +48,16 @@ UNKNOWN = {
     "vit": f"vit_classification.py {HF}",
     "llava": f"vision_language.py {HF}",
 }
-SAME_SAMPLES = ("trainer", "sft", "sft padding-free", "sft packed", "dpo", "vit", "llava")
+SAME_SAMPLES = (
+    "trainer",
+    "sft",
+    "sft joined",
+    "sft padding-free",
+    "sft packed",
+    "dpo",
+    "vit",
+    "llava",
+)
 """Of each the samples of an optimizer step, and the loss of a sample, do not depend on batches."""
 
 
@@ -104,6 +115,9 @@ def test_a_program_is_measured_as_it_is_and_under_a_strategy(
     strategy = replace(asked.baseline, zero_stage=3, micro_batch_size=4, checkpoint_interval=1)
     if name in SAME_SAMPLES:
         strategy = replace(strategy, zero_stage=1)
+    if name == "sft joined":
+        assert asked.own_training.joins_batches
+        strategy = replace(strategy, batching=Batching.PADDING_FREE)
     outcome = run_with(asked, strategy, folder, launcher)
     assert outcome.failure is None, outcome.failure
     assert outcome.measurement is not None
