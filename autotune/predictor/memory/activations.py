@@ -186,7 +186,7 @@ class _TokenCount:
         strategy, row = self._strategy, self._e.mlp * self._shape.hidden_size
         if strategy.fused_kernels:
             return 0
-        rows = 1 if strategy.lora_rank else 2
+        rows = 1 + self._targets.trains_experts
         if strategy.experts_implementation is Experts.BATCHED_MM:
             rows += 3 * self._shape.intermediate_size
         return experts_per_token(self._shape) * row * rows
@@ -244,7 +244,7 @@ class _Targets:
     def __init__(self, shape: ModelShape, lora_rank: int, lora_targets: tuple[str, ...]) -> None:
         def keeps(group: ModuleGroup) -> dict[str, bool]:
             linears = shape.attention_linears if group is attention else shape.mlp_linears
-            # The experts of a mixture have no adapters.
+            # The experts of a mixture are no linear layers.
             can_have = shape.adapter_linears[group]
             return {
                 name: lora_rank == 0
@@ -257,7 +257,8 @@ class _Targets:
         *widening, down = keeps(mlp).values()
         self.keep_attention_input = any(projections)
         self.keep_mlp_input = any(widening)
-        self.keep_down_input = down
+        self.trains_experts = not lora_rank or shape.num_expert_adapters(1, lora_targets) > 0
+        self.keep_down_input = down or self.trains_experts
         self.num_attention = sum(keeps(attention).values()) if lora_rank else 0
         self.num_mlp = sum(keeps(mlp).values()) if lora_rank else 0
 
