@@ -74,7 +74,7 @@ def has_implementations(module: Any) -> bool:
 
     By what transformers sets on it (`integrations/moe.py`, `use_experts_implementation`).
     """
-    return hasattr(module, "_is_expert_parallel") and hasattr(module, "is_transposed")
+    return hasattr(module, "has_gate") and hasattr(module, "is_transposed")
 
 
 def take_census(model: Any, num_layers: int) -> Census:

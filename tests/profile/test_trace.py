@@ -68,6 +68,10 @@ def test_each_implementation_of_experts_keeps_what_its_code_keeps(tmp_path: Path
     grouped, batched, loop = (
         layers[experts] for experts in (Experts.GROUPED_MM, Experts.BATCHED_MM, Experts.EAGER)
     )
+    for experts, layer in layers.items():
+        strategy = Strategy(experts_implementation=experts)
+        counted = token_bytes(shape, strategy, lora_targets=(), seq_len=SEQ_LEN)
+        assert counted.layer == pytest.approx(saved(layer), rel=0.15)
     # A copy of gate, up and down for each of two choices of a token, in 16 bit.
     copies = 2 * 2 * 3 * shape.hidden_size * shape.intermediate_size
     assert saved(batched) - saved(grouped) == pytest.approx(copies, rel=0.05)

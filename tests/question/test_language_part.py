@@ -13,7 +13,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from vision_models import write_vision_config
 
 from autotune.errors import ConfigError
+from autotune.machine.hardware import Hardware
 from autotune.question.model_reader import Vision, load_model_shape
+from autotune.question.question import Question
 from autotune.question.workload import Workload
 
 GEMMA3_4B: dict[str, Any] = {
@@ -107,6 +109,23 @@ def test_without_a_tower_the_language_part_is_a_model_of_its_own(tmp_path: Path)
     absent = load_model_shape(str(tmp_path), vision=Vision.ABSENT)
     assert frozen.num_parameters == absent.num_parameters == absent.num_held_parameters
     assert frozen.num_held_parameters > frozen.num_parameters
+
+
+def test_a_question_keeps_its_tower_and_says_where_another_differs(
+    tmp_path: Path, cpu_hardware: Hardware
+) -> None:
+    write_vision_config(tmp_path, "gemma3")
+    questions = []
+    for vision in Vision:
+        model = load_model_shape(str(tmp_path), vision=vision)
+        workload = Workload(model=model, seq_len=16, global_batch_size=2)
+        question = Question(
+            workload=workload, hardware=cpu_hardware, space_name="mine", space_text=""
+        )
+        assert Question.from_dict(json.loads(json.dumps(question.to_dict()))) == question
+        questions.append(question)
+    frozen, trained, _ = questions
+    assert frozen.differences(trained) == ["--vision trained there, frozen here"]
 
 
 def test_what_is_trained_of_such_a_model_is_said(tmp_path: Path) -> None:

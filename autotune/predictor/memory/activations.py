@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autotune.knob_values import Attention, CheckpointScope, ModuleGroup, Offload
+from autotune.knob_values import Attention, CheckpointScope, Experts, ModuleGroup, Offload
 from autotune.predictor.memory.precision import FP32_BYTES, GroupBytes, group_bytes
 from autotune.question.adapter_targets import has_adapter
 from autotune.question.workload import ModelShape
@@ -167,6 +167,7 @@ class _TokenCount:
         shape, e, targets = self._shape, self._e.mlp, self._targets
         outside = e * shape.hidden_size * targets.keep_mlp_input
         outside += self._e.residual * self._strategy.lora_rank * targets.num_mlp
+        outside += self._routed() if shape.expert_parameters else 0
         f = shape.intermediate_size * experts_per_token(shape)
         if shape.has_gated_mlp:
             inside = e * f * ((2 if self._is_lean else 3) + targets.keep_down_input)
@@ -174,6 +175,21 @@ class _TokenCount:
             is_relu = shape.config.get("activation_function", "relu") == "relu"
             inside = e * f if is_relu else e * f * (1 + targets.keep_down_input)
         return outside + inside // self._tensor
+
+    def _routed(self) -> int:
+        """Bytes of the rows that routed experts save beside what an MLP saves.
+
+        One row for each expert that the token passes: the output, for the gradient of its weight,
+        and, where the experts are trained, the input. `batched_mm` also saves the copies of the
+        weights. Liger saves neither. Source: `integrations/moe.py`.
+        """
+        strategy, row = self._strategy, self._e.mlp * self._shape.hidden_size
+        if strategy.fused_kernels:
+            return 0
+        rows = 1 + self._targets.trains_experts
+        if strategy.experts_implementation is Experts.BATCHED_MM:
+            rows += 3 * self._shape.intermediate_size
+        return experts_per_token(self._shape) * row * rows
 
     def _mlp_backward(self) -> int:
         """Bytes of the gradients within the MLP.
@@ -184,6 +200,10 @@ class _TokenCount:
         shape, e = self._shape, self._e
         divisor = self._tensor * self._strategy.mlp_tiles
         whole = e.residual * shape.hidden_size if self._strategy.mlp_tiles > 1 else 0
+        if shape.expert_parameters:
+            # Gradients of the rows of all experts that a token passes, twice, and their sums.
+            rows = 3 * e.mlp * shape.hidden_size * experts_per_token(shape)
+            return rows // self._strategy.mlp_tiles + whole
         if self._is_lean:
             inside = e.mlp * shape.intermediate_size // divisor
             return inside + 2 * e.residual * shape.hidden_size + whole
@@ -224,7 +244,7 @@ class _Targets:
     def __init__(self, shape: ModelShape, lora_rank: int, lora_targets: tuple[str, ...]) -> None:
         def keeps(group: ModuleGroup) -> dict[str, bool]:
             linears = shape.attention_linears if group is attention else shape.mlp_linears
-            # The experts of a mixture have no adapters.
+            # The experts of a mixture are no linear layers.
             can_have = shape.adapter_linears[group]
             return {
                 name: lora_rank == 0
@@ -237,7 +257,8 @@ class _Targets:
         *widening, down = keeps(mlp).values()
         self.keep_attention_input = any(projections)
         self.keep_mlp_input = any(widening)
-        self.keep_down_input = down
+        self.trains_experts = not lora_rank or shape.num_expert_adapters(1, lora_targets) > 0
+        self.keep_down_input = down or self.trains_experts
         self.num_attention = sum(keeps(attention).values()) if lora_rank else 0
         self.num_mlp = sum(keeps(mlp).values()) if lora_rank else 0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autotune.predictor.memory.activations import TokenBytes, token_bytes
+from autotune.predictor.memory.adapted_experts import with_adapted_experts
 from autotune.predictor.memory.precision import group_bytes
 from autotune.predictor.memory.traced_activations import traced_token_bytes
 from autotune.predictor.micro_batch import with_mask
@@ -49,13 +50,14 @@ class TokenModel:
         return with_mask(traced or self._counted(strategy), self._workload, strategy)
 
     def _counted(self, strategy: Strategy) -> TokenBytes:
-        return token_bytes(
+        counted = token_bytes(
             self._workload.model,
             strategy,
             lora_targets=self._workload.adapter_targets(strategy.lora_targets),
             seq_len=self._workload.seq_len,
             is_cpu=self._is_cpu,
         )
+        return with_adapted_experts(counted, self._workload, strategy, num_traced=0)
 
     def _traced(self, strategy: Strategy) -> TokenBytes | None:
         profiles = self._profiles(strategy, has_liger=strategy.fused_kernels)
@@ -66,13 +68,15 @@ class TokenModel:
         if profiles is None:
             self.uncertainty = self._reason
             return None
-        return traced_token_bytes(
+        traced = traced_token_bytes(
             profiles,
             strategy,
             has_liger=has_liger,
             is_tied=self._workload.model.tie_word_embeddings,
             is_cpu=self._is_cpu,
         )
+        num_traced = next(iter(profiles.values())).num_tokens
+        return with_adapted_experts(traced, self._workload, strategy, num_traced=num_traced)
 
     def _profiles(self, strategy: Strategy, *, has_liger: bool) -> dict[int, ModelProfile] | None:
         """One profile for each number of bytes of an element; None if one cannot be had."""

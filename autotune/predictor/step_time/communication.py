@@ -18,7 +18,7 @@ from autotune.predictor.memory.sharding import RankShard, zero_size
 from autotune.predictor.memory.states import StatesModel, has_bf16_optimizer
 from autotune.predictor.micro_batch import computed_tokens
 from autotune.predictor.step_time.effective_rates import COLLECTIVE_S, effective_rates
-from autotune.predictor.step_time.operation_counts import repeats
+from autotune.predictor.step_time.repeats import repeats
 from autotune.question.workload import ModelShape, Workload
 from autotune.space.strategy import Strategy
 

@@ -121,13 +121,12 @@ class RoutedExperts:
     def __init__(self, workload: Workload, strategy: Strategy) -> None:
         shape, experts = workload.model, strategy.experts_implementation
         targets = workload.adapter_targets(strategy.lora_targets)
-        self.num_adapters = 0
-        """Parameters of adapters on the experts, which no token passes by itself."""
+        self._num_adapters = 0
         if strategy.lora_rank:
-            self.num_adapters = shape.num_expert_adapters(strategy.lora_rank, targets)
-        is_frozen = strategy.lora_rank > 0 and not self.num_adapters
+            self._num_adapters = shape.num_expert_adapters(strategy.lora_rank, targets)
+        is_frozen = strategy.lora_rank > 0 and not self._num_adapters
         self._has_liger = strategy.fused_kernels
-        self._num_adapted = shape.expert_parameters if self.num_adapters else 0
+        self._num_adapted = shape.expert_parameters if self._num_adapters else 0
         self._rank = strategy.lora_rank
         self._implementation, self._num_experts = experts, shape.num_experts
         self._forward, self._backward = expert_work(shape, experts, is_trained=not is_frozen)
@@ -163,9 +162,13 @@ class RoutedExperts:
         own = 0.0 if self._has_liger else self.share * num_layers * self._backward.fixed_bytes
         return own + adapters * self._num_adapted
 
-    def adapter_flops(self, repeats: int) -> float:
-        """FLOP of one token's share: a micro-step multiplies out the adapters of all experts."""
-        return (6 + 2 * repeats) * self._rank * self._num_adapted / self._num_tokens
+    def more_adapter_flops(self, per_adapter: float, repeats: int) -> float:
+        """FLOP of one token's share in adapters on experts, beyond `per_adapter` for each of them.
+
+        No token passes them: a micro-step multiplies them out, and adds them to the weights.
+        """
+        once = (6 + 2 * repeats) * self._rank * self._num_adapted
+        return once / self._num_tokens - per_adapter * self._num_adapters
 
     def num_kernels(self, dense: float, repeats: int) -> float:
         """Kernels of a mean layer; arguments as those of `token_bytes`."""

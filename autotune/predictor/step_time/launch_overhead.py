@@ -18,7 +18,7 @@ from autotune.predictor.step_time.communication import tensor_sums
 from autotune.predictor.step_time.effective_rates import REFERENCE_LAUNCH_S, effective_rates
 from autotune.predictor.step_time.expert_work import RoutedExperts
 from autotune.predictor.step_time.layer_kernels import layer_kernels
-from autotune.predictor.step_time.operation_counts import Repeats, repeats
+from autotune.predictor.step_time.repeats import Repeats, repeats
 from autotune.question.adapter_targets import ADAPTER_GROUPS, has_adapter
 from autotune.question.workload import Method, Workload
 from autotune.space.deepspeed_config import flattens_parameters

@@ -27,13 +27,9 @@ from autotune.predictor.micro_batch import computed_tokens
 from autotune.predictor.step_time.communication import CommunicationModel
 from autotune.predictor.step_time.effective_rates import ATTENTION_HALF_TOKENS, effective_rates
 from autotune.predictor.step_time.launch_overhead import LaunchOverheadModel
-from autotune.predictor.step_time.operation_counts import (
-    OperationCounts,
-    Repeats,
-    micro_step_counts,
-    repeats,
-)
+from autotune.predictor.step_time.operation_counts import OperationCounts, micro_step_counts
 from autotune.predictor.step_time.optimizer_step import OptimizerStepModel
+from autotune.predictor.step_time.repeats import Repeats, repeats
 from autotune.question.workload import Workload
 from autotune.space.read_knobs import ReadCache
 from autotune.space.strategy import Strategy

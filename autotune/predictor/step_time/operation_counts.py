@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autotune.knob_values import Attention, CheckpointScope, GroupPrecision, ModuleGroup
+from autotune.knob_values import Attention, GroupPrecision, ModuleGroup
 from autotune.machine.hardware import Hardware
 from autotune.predictor.memory.precision import (
     GroupBytes,
@@ -19,11 +19,12 @@ from autotune.predictor.memory.sharding import RankShard
 from autotune.predictor.micro_batch import attended_tokens, has_mask
 from autotune.predictor.step_time.expert_work import RoutedExperts, active_share
 from autotune.predictor.step_time.layer_kernels import layer_kernels
+from autotune.predictor.step_time.repeats import Repeats, repeats
 from autotune.question.adapter_targets import has_adapter
 from autotune.question.workload import Method, Workload
 from autotune.space.strategy import Strategy
 
-__all__ = ["OperationCounts", "Repeats", "micro_step_counts", "repeats"]
+__all__ = ["OperationCounts", "micro_step_counts"]
 
 _QUANTIZE_BYTES = 25
 _QUANTIZE_BYTES_COMPILED = 5
@@ -97,29 +98,6 @@ class OperationCounts:
     """Bytes of one piece of a fused loss: the head's weights and their gradient."""
     loss_flops: float
     """FLOP of a fused loss, which `matmul_flops` includes."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Repeats:
-    """How often backward recomputes the forward of each part."""
-
-    attention: int
-    mlp: int
-    rest: int
-    """Norms and residuals of a layer."""
-    head: int
-
-
-def repeats(strategy: Strategy) -> Repeats:
-    """How often each part is recomputed; a tile within a checkpointed layer runs three times."""
-    is_on, scope = strategy.checkpoint_interval > 0, strategy.checkpoint_scope
-    whole = int(is_on and scope is CheckpointScope.LAYER)
-    return Repeats(
-        attention=whole or int(is_on and scope is CheckpointScope.ATTENTION),
-        mlp=(whole or int(is_on and scope is CheckpointScope.MLP)) + (strategy.mlp_tiles > 1),
-        rest=whole,
-        head=int(strategy.loss_tiles > 1),
-    )
 
 
 def micro_step_counts(
@@ -228,28 +206,21 @@ class _WorkCount:
         per_weight = 4 if self._adapters else 6
         slow = self._slowdowns
         of_mlp: float = per_weight + 2 * times.mlp
+        per_adapter = 6 + 2 * max(times.attention, times.mlp)
+        adapters: float = per_adapter * self._adapters
         if self._experts:
             of_mlp = self._experts.matmul_flops(of_mlp)
+            part = self._shard.num_layers / self._shape.num_hidden_layers
+            adapters += part * self._experts.more_adapter_flops(per_adapter, times.mlp)
         attention = (per_weight + 2 * times.attention) * parameters.attention
         mlp = of_mlp * parameters.mlp * active_share(self._shape)
         head = (per_weight + 2 * times.head) * parameters.head
-        adapters = (6 + 2 * max(times.attention, times.mlp)) * self._linear_adapters()
-        if self._experts:
-            part = self._shard.num_layers / self._shape.num_hidden_layers
-            adapters += part * self._experts.adapter_flops(times.mlp)
         return (
             slow[ModuleGroup.ATTENTION] * attention
             + slow[ModuleGroup.MLP] * mlp
             + slow[ModuleGroup.LM_HEAD] * head
             + adapters
         )
-
-    def _linear_adapters(self) -> float:
-        """Parameters of adapters on linear layers; those on experts are multiplied out."""
-        if self._experts is None or not self._adapters:
-            return self._adapters
-        part = self._shard.num_layers / self._shape.num_hidden_layers
-        return self._adapters - part * self._experts.num_adapters
 
     def _layer_traffic(self) -> float:
         """Bytes that a layer's pointwise kernels move for one token, forward and backward."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -97,9 +99,14 @@ def dispatched(experts: Experts, *, is_trained: bool) -> list[Kernel]:
     return tape.kernels[:]
 
 
+counted_there = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.24"),
+    reason="older versions also mask the rows of experts that other ranks have",
+)
 IS_PRODUCT = ("mm", "bmm", "_grouped_mm")
 
 
+@counted_there
 @pytest.mark.parametrize("is_trained", [False, True])
 @pytest.mark.parametrize("experts", Experts)
 def test_as_many_kernels_are_launched_as_are_counted(experts: Experts, is_trained: bool) -> None:
@@ -111,6 +118,7 @@ def test_as_many_kernels_are_launched_as_are_counted(experts: Experts, is_traine
         assert work.num_kernels == pytest.approx(num, rel=0.06)
 
 
+@counted_there
 @pytest.mark.parametrize("experts", [Experts.GROUPED_MM, Experts.BATCHED_MM])
 def test_as_many_bytes_are_moved_as_are_counted(experts: Experts) -> None:
     shape = mixture()
@@ -157,6 +165,7 @@ class _Counter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@counted_there
 @pytest.mark.parametrize("experts", Experts)
 def test_as_many_operations_are_dispatched_as_are_counted(experts: Experts) -> None:
     small = SIZES | {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
