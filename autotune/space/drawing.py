@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 from autotune.space.listing import Knob, Rule
@@ -33,15 +34,57 @@ def draw_choices(
         Values of possible strategies alone.
     """
     draw = random.Random(0)
-    start = _Choice.of(dict(fixed), rules)
+    asked = [_AskedRule(rule) for rule in rules]
+    start = _Choice.of(dict(fixed), asked)
     for _ in range(number):
         choice = start
         for knob in knobs:
             if all(choice.values[name] in allowed for name, allowed in knob.when.items()):
                 order = draw.sample(knob.values, len(knob.values))
-                choice = choice.moved_to_first_possible(knob.name, order, rules)
+                choice = choice.moved_to_first_possible(knob.name, order, asked)
         if choice.is_possible:
             yield choice.values
+
+
+class _AskedRule:
+    """A rule, and its answers so far: a tree of the knobs in the order in which it reads them."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self._root: dict[Any, Any] = {}
+
+    def read(self, values: Mapping[str, Any]) -> frozenset[str] | None:
+        """The knobs that it reads of these values; None where it is against them."""
+        node = self._root
+        while _KNOB in node:
+            value = values[node[_KNOB]]
+            if value not in node:
+                break
+            node = node[value]
+        if _ANSWER not in node:
+            self._ask(values)
+            return self.read(values)
+        answer: frozenset[str] | None = node[_ANSWER]
+        return answer
+
+    def _ask(self, values: Mapping[str, Any]) -> None:
+        row = KnobReader(values.__getitem__)
+        is_broken = bool(self._rule(row))
+        node = self._root
+        for knob in row.read:
+            node[_KNOB] = knob
+            node = node.setdefault(values[knob], {})
+        node[_ANSWER] = None if is_broken else frozenset(row.read)
+
+
+class _Key(Enum):
+    """What a node of the tree holds beside the nodes below it, which are by value."""
+
+    KNOB = auto()
+    ANSWER = auto()
+
+
+_KNOB, _ANSWER = _Key.KNOB, _Key.ANSWER
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,27 +101,25 @@ class _Choice:
 
     @classmethod
     def of(
-        cls, values: dict[str, Any], rules: Sequence[Rule], known: Sequence[frozenset[str]] = ()
+        cls, values: dict[str, Any], rules: Sequence[_AskedRule], known: Sequence[Any] = ()
     ) -> _Choice:
         """Ask the rules, but not those of which is known what they read and that they allow it."""
         read = []
         for number, rule in enumerate(rules):
-            names = known[number] if known else frozenset()
-            if not names:
-                row = KnobReader(values.__getitem__)
-                if rule(row):
+            names = known[number] if known else None
+            if names is None:
+                names = rule.read(values)
+                if names is None:
                     return cls(values=values, read=None)
-                names = frozenset(row.read)
             read.append(names)
         return cls(values=values, read=tuple(read))
 
     def moved_to_first_possible(
-        self, name: str, order: Sequence[Any], rules: Sequence[Rule]
+        self, name: str, order: Sequence[Any], rules: Sequence[_AskedRule]
     ) -> _Choice:
         """One knob moved to the first value that is possible, or stands; the first if none is."""
         # Of others the answers stand: a rule that has not read a knob does not depend on it.
-        nothing: frozenset[str] = frozenset()
-        known = [nothing if name in names else names for names in self.read or ()]
+        known = [None if name in names else names for names in self.read or ()]
         moved = []
         for value in order:
             if value == self.values[name]:

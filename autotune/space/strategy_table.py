@@ -153,7 +153,7 @@ class StrategyTable:
         """
         counts = np.where(where, len(values), 1)
         rows = np.repeat(np.arange(self._num_rows), counts)
-        index = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        index = np.arange(len(rows)) - (np.cumsum(counts) - counts).take(rows)
         kept = self._values[knob][0]
         known = list(dict.fromkeys((kept, *values)))
         codes = np.array([known.index(value) for value in values])[index]
@@ -212,7 +212,8 @@ class StrategyTable:
             if num_keys * num_values > max(_LEAST_KEYS, 4 * self._num_rows):
                 keys, firsts = _numbered(keys, num_keys)
                 num_keys = len(firsts)
-            keys = keys * num_values + codes
+            keys *= num_values
+            keys += codes
             num_keys *= num_values
         return _numbered(keys, num_keys)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from autotune.knob_values import CheckpointScope, Offload, Optimizer, Precision
+from autotune.knob_values import Offload, Optimizer, Precision
 from autotune.machine.hardware import DeviceType, Hardware
+from autotune.predictor.memory.gathered import gathered_beside, gathered_weights, span_weights
 from autotune.predictor.memory.gradients import (
     Trained,
     bucket,
@@ -44,12 +45,6 @@ from autotune.space.optimizers import OPTIMIZERS
 from autotune.space.strategy import Strategy
 
 __all__ = ["StatesModel", "has_bf16_optimizer"]
-
-_LIVE_ELEMENTS = 1_000_000_000
-"""Most gathered parameters that ZeRO-3 keeps (`zero/config.py`, `max_live_parameters`)."""
-
-_PREFETCHED_ELEMENTS = 50_000_000
-"""Elements that ZeRO-3 prefetches at once, and one weight (`stage3_prefetch_bucket_size`)."""
 
 _NORM_ELEMENTS = 250_000_000
 """Elements whose squares are summed at once (`stage3.py`, `_constant_buffered_norm2`)."""
@@ -155,7 +150,7 @@ class StatesModel:
         final = final_gradients(
             strategy, trained, held, num_ranks=self._num_ranks, is_accumulating=is_accumulating
         )
-        gathered = self._gathered(strategy, shard, sizes) if stage == 3 else 0
+        gathered = gathered_weights(strategy, shard, self._num_ranks) if stage == 3 else 0
         has_streams = stage == 3 and overlaps(strategy) and ranks > 1
         is_received = has_two and stage in (1, 2) and not trained.is_offloaded
         has_staging = trained.is_offloaded and stage < 3 and not strategy.lora_rank
@@ -168,9 +163,9 @@ class StatesModel:
             buckets_in_forward=buckets_in_forward,
             final_gradients=int(final * e),
             gathered_weights=gathered,
-            span_weights=self._span_weights(strategy, shard, gathered),
+            span_weights=span_weights(strategy, shard, gathered),
             beside_at_most=(
-                self._gathered_beside(strategy, shard, sizes)
+                gathered_beside(strategy, shard, self._num_ranks)
                 if stage == 3
                 else one * (stage > 0 and ranks > 1)
             ),
@@ -250,46 +245,6 @@ class StatesModel:
         if shard.has_head:
             return sizes.lm_head * shard.parameters.head
         return sizes.residual * shard.parameters.largest
-
-    def _gathered(self, strategy: Strategy, shard: RankShard, sizes: GroupBytes) -> int:
-        """Most bytes of whole weights that ZeRO-3 has gathered at once.
-
-        From NVMe, nothing is prefetched or kept for its next use. Measured: on one rank without
-        offload the partition is the whole weight, and nothing is copied.
-        """
-        parameters = shard.parameters
-        if zero_size(strategy, self._num_ranks) == 1 and strategy.offload_param is Offload.NONE:
-            return 0
-        if strategy.offload_param is Offload.NVME:
-            return sizes.residual * min(2 * parameters.largest, parameters.total)
-        return sizes.residual * min(parameters.total, _LIVE_ELEMENTS)
-
-    def _span_weights(self, strategy: Strategy, shard: RankShard, gathered: int) -> int:
-        """Bytes of the layers that are recomputed together: they stay until their backward.
-
-        `partitioned_param_coordinator.py`, `fetch_sub_module`: what is there already costs nothing
-        of what may be fetched ahead, so that all are marked as fetched for their next use. From
-        NVMe nothing is fetched ahead.
-        """
-        span, sizes = strategy.checkpoint_interval, group_bytes(strategy)
-        is_whole = strategy.checkpoint_scope is CheckpointScope.LAYER
-        if not gathered or span < 2 or not is_whole or strategy.offload_param is Offload.NVME:
-            return 0
-        num_layers = max(1, shard.num_layers)
-        span_elements = min(span, num_layers) * (shard.parameters.linears // num_layers)
-        left = sizes.residual * shard.parameters.total - gathered
-        return int(max(0, min(left, sizes.residual * span_elements)))
-
-    def _gathered_beside(self, strategy: Strategy, shard: RankShard, sizes: GroupBytes) -> int:
-        parameters, num_ranks = shard.parameters, zero_size(strategy, self._num_ranks)
-        if parameters.total <= _LIVE_ELEMENTS or strategy.offload_param is Offload.NVME:
-            return 0
-        if num_ranks == 1:
-            has_any = strategy.offload_param is not Offload.NONE
-            return sizes.residual * parameters.largest if has_any else 0
-        # The largest of one layer: embeddings are gathered separately.
-        largest = parameters.linears // max(1, shard.num_layers)
-        return sizes.residual * (parameters.largest + min(largest, 2 * _PREFETCHED_ELEMENTS))
 
     def _step_buffers(self, strategy: Strategy, shard: RankShard, trained: Trained) -> float:
         """Bytes of averaged gradients, their flat copy, and this copy in the master's precision.
