@@ -53,8 +53,9 @@ def read_lengths(path: Path) -> Lengths:
 
 
 def read_data(path: Path, tokenizer: Path) -> Lengths:
-    """The lengths of the samples of a data set in JSON lines: `text`, `messages`, or `prompt` and
-    `completion`.
+    """The lengths of a data set's samples, counted by a tokenizer.
+
+    Each line is a JSON object with `text`, with `messages`, or with `prompt` and `completion`.
 
     Args:
         path: of the data.

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from autotune.errors import ConfigError
@@ -44,7 +44,7 @@ class Lengths:
             raise ConfigError(f"lengths have at most {MOST_BINS} distinct values")
         if any(type(each) is not int for each in (*self.tokens, *self.counts)):
             raise ConfigError("lengths and their counts are whole numbers")
-        is_ascending = all(a < b for a, b in zip(self.tokens, self.tokens[1:], strict=False))
+        is_ascending = all(a < b for a, b in pairwise(self.tokens))
         if not is_ascending or not 1 <= self.tokens[0] <= self.tokens[-1] <= _MOST_TOKENS:
             raise ConfigError(f"lengths are ascending, from 1 to {_MOST_TOKENS:,} tokens")
         if min(self.counts) < 1 or self.num_samples > _MOST_SAMPLES:
@@ -113,7 +113,7 @@ class Lengths:
         """Tokens of the longest of so many samples, drawn independently, in the mean."""
         total = self.num_samples
         below = [0.0, *((each / total) ** num_samples for each in _cumulated(self))]
-        chances = (b - a for a, b in zip(below, below[1:], strict=False))
+        chances = (b - a for a, b in pairwise(below))
         return sum(n * chance for n, chance in zip(self.tokens, chances, strict=True))
 
     def __str__(self) -> str:

@@ -80,8 +80,8 @@ class Composition:
 def composition_of(workload: Workload, strategy: Strategy, num_ranks: int) -> Composition:
     """How to run a strategy's optimizer steps: long ones in part, others whole.
 
-    The micro-batches of a pipeline overlap, so no time is any one's own. Where samples have lengths
-    of their own, no micro-batch stands for another.
+    The micro-batches of a pipeline overlap, so no time is any one's own. Where samples have
+    lengths of their own, no micro-batch stands for another.
     """
     num = strategy.gradient_accumulation_steps(workload.global_batch_size, num_ranks)
     is_short = num < _LEAST or strategy.pipeline_parallel_size > 1 or workload.lengths is not None
