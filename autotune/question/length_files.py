@@ -99,9 +99,8 @@ def _lengths_of(lengths: Any, name: str) -> Lengths:
 
 
 def _length(line: str, where: str) -> int:
-    if line.isascii() and line.isdigit() and len(line) < 12:
-        return int(line)
-    value = _json(line, where)
+    is_number = line.isascii() and line.isdigit() and len(line) < 12
+    value = int(line) if is_number else _json(line, where)
     if isinstance(value, dict):
         value = value["length"] if "length" in value else value.get("input_ids")
         value = len(value) if isinstance(value, list) else value
