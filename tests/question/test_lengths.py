@@ -111,9 +111,9 @@ def test_a_data_set_is_counted_by_its_tokenizer(tmp_path: Path) -> None:
     )
     assert read_data(data, folder) == Lengths((2, 3), (1, 2))
     data.write_text('{"texts": "a"}\n')
-    with pytest.raises(ConfigError, match="data.jsonl:1: a sample has text, messages"):
+    with pytest.raises(ConfigError, match=r"data\.jsonl:1: a sample has text, messages"):
         read_data(data, folder)
-    with pytest.raises(ConfigError, match="--tokenizer .*none: no such folder"):
+    with pytest.raises(ConfigError, match=r"--tokenizer .*none: no such folder"):
         read_data(data, tmp_path / "none")
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tiers import slow_but
 from autotune.errors import ConfigError
 from autotune.knob_values import LossClass
 from autotune.machine.hardware import Hardware
+from autotune.question.lengths import Lengths
 from autotune.question.workload import Workload
 from autotune.space.search_space import SearchSpace
 from autotune.space.space_file import bundled_spaces, load_search_space, parse_search_space
@@ -60,8 +62,13 @@ def test_the_default_space_moves_only_neutral_knobs() -> None:
 
 
 def test_the_full_space_moves_every_knob() -> None:
-    space = load_search_space("full", LORA_WORKLOAD, HARDWARE, SOFTWARE)
-    assert tuple(knob.name for knob in space.knobs) == KNOBS
+    workload = replace(LORA_WORKLOAD, lengths=Lengths.of([100, 200]))
+    space = load_search_space("full", workload, HARDWARE, SOFTWARE)
+    of_mixtures = ("experts_implementation",)
+    moved = tuple(knob.name for knob in space.knobs)
+    assert moved == tuple(name for name in KNOBS if name not in of_mixtures)
+    without = load_search_space("full", LORA_WORKLOAD, HARDWARE, SOFTWARE)
+    assert {*KNOBS} - {knob.name for knob in without.knobs} == {"batching", *of_mixtures}
 
 
 def test_a_list_is_short_for_values(tmp_path: Path) -> None:
