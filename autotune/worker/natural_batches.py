@@ -67,11 +67,16 @@ class NaturalBatches:
         samples = self._samples(step, micro, self._data_rank)
         return self._collated(samples, self._divisor(step))
 
-    def longest(self) -> dict[str, Any]:
-        """The model's arguments for the longest samples that a micro-batch can draw."""
-        lengths = _longest_of(self._lengths, self._size)
+    def longest(self, most_samples: int | None = None) -> dict[str, Any]:
+        """The model's arguments for the longest samples that a micro-batch can draw.
+
+        Args:
+            most_samples: of the batch; as many as a micro-batch has if left out.
+        """
+        size = min(self._size, most_samples or self._size)
+        lengths = _longest_of(self._lengths, size)
         if self._batching is Batching.PACKED:
-            lengths = [self._spec.workload.seq_len] * self._size
+            lengths = [self._spec.workload.seq_len] * size
         samples = [_tokens(self._spec, 2**40 + place, n) for place, n in enumerate(lengths)]
         return self._collated(samples, max(1, sum(lengths) - len(lengths)))
 
