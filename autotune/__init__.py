@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autotune.techniques.apply import apply, create_optimizer
+    from autotune.techniques.collation import collator, pack
     from autotune.techniques.pipeline import pipeline
     from autotune.techniques.sequence_parallel import shard_batch
 
-__all__ = ["apply", "create_optimizer", "pipeline", "shard_batch"]
+__all__ = ["apply", "collator", "create_optimizer", "pack", "pipeline", "shard_batch"]
 
-_HOMES = {"pipeline": "pipeline", "shard_batch": "sequence_parallel"}
+_HOMES = {
+    "collator": "collation",
+    "pack": "collation",
+    "pipeline": "pipeline",
+    "shard_batch": "sequence_parallel",
+}
 """The module of `autotune.techniques` that a function lives in, where that is not `apply`."""
 
 

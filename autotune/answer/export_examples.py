@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from autotune.answer.export_settings import ExportSettings
-from autotune.knob_values import Precision
+from autotune.knob_values import Batching, Precision
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.question.presets import PRESETS
 from autotune.question.workload import Method, Workload
@@ -32,6 +32,29 @@ for batch in batches:  # your batches: token ids, [{size}, tokens]{where}
     loss = engine(input_ids=batch, labels=batch, use_cache=False).loss
     engine.backward(loss)
     engine.step()
+"""
+
+_COLLATED_LOOP = """\
+collate = autotune.collator("strategy.yaml", pad_token_id=0)  # the pad token of your tokenizer
+{pack}for samples in batches:  # your batches: lists of {size} {what}{where}
+    inputs = {{
+        name: value.to({device}) if torch.is_tensor(value) else value
+        for name, value in collate(samples).items()
+    }}
+"""
+
+_COLLATED_STEP = """\
+    loss = engine(**inputs, use_cache=False).loss
+    engine.backward(loss)
+    engine.step()
+"""
+
+_COLLATED_ACCELERATE_STEP = """\
+    with accelerator.accumulate(model):
+        loss = model(**inputs, use_cache=False).loss
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
 """
 
 _SEQUENCE_LOOP = """\
@@ -131,10 +154,29 @@ engine, *_ = deepspeed.initialize(
     optimizer=optimizer,
     config="ds_config.json",{units}
 )
-{_loop(strategy)}"""
+{_loop(workload, strategy)}"""
 
 
-def _loop(strategy: Strategy) -> str:
+def _collated_loop(strategy: Strategy, device: str, step: str) -> str:
+    """The loop over samples of different lengths."""
+    is_packed = strategy.batching is Batching.PACKED
+    degree = strategy.model_parallel_size
+    loop = _COLLATED_LOOP.format(
+        pack='# Sequences of all samples: autotune.pack(samples, "strategy.yaml")\n'
+        if is_packed
+        else "",
+        size=strategy.micro_batch_size,
+        what="sequences" if is_packed else 'samples, {"input_ids": [...]},',
+        where=f", the same where rank // {degree} is" if degree > 1 else " on each rank",
+        device=device,
+    )
+    return loop + step
+
+
+def _loop(workload: Workload, strategy: Strategy) -> str:
+    is_plain = strategy.pipeline_parallel_size == strategy.sequence_parallel_size == 1
+    if workload.lengths is not None and is_plain:
+        return _collated_loop(strategy, "engine.device", _COLLATED_STEP)
     loop = _LOOP
     if strategy.pipeline_parallel_size > 1:
         loop = _PIPELINE_LOOP
@@ -182,6 +224,8 @@ def trainer_example(
     rate = "" if is_client else '\n    learning_rate=config["optimizer"]["params"]["lr"],'
     cpu = "\n    use_cpu=True," if hardware.device_type is DeviceType.CPU else ""
     trainer = "StrategyTrainer" if is_client else "Trainer"
+    # The Trainer drops what the model's forward does not name, such as the lengths of pieces.
+    columns = "" if workload.lengths is None else "\n    remove_unused_columns=False,"
     return f"""\
 {_beginning(settings, imports)}
 with open("ds_config.json") as file:
@@ -193,14 +237,34 @@ arguments = TrainingArguments(
     gradient_accumulation_steps=config["gradient_accumulation_steps"],
     max_grad_norm=config["gradient_clipping"],
     bf16=config.get("bf16", {{}}).get("enabled", False),
-    fp16=config.get("fp16", {{}}).get("enabled", False),{rate}{cpu}
+    fp16=config.get("fp16", {{}}).get("enabled", False),{rate}{cpu}{columns}
 )
 {_load_model(workload, strategy)}
 model = autotune.apply(model, "strategy.yaml")
 {_TRAINER if is_client else ""}\
-trainer = {trainer}(model=model, args=arguments, train_dataset=dataset)  # dataset: your own
+{_trainer_line(workload, strategy, trainer)}
 trainer.train()
 """
+
+
+def _trainer_line(workload: Workload, strategy: Strategy, trainer: str) -> str:
+    """Makes the Trainer, with the strategy's collator where samples differ in length."""
+    if workload.lengths is None:
+        return (
+            f"trainer = {trainer}(model=model, args=arguments, train_dataset=dataset)"
+            "  # dataset: your own"
+        )
+    pack = ""
+    if strategy.batching is Batching.PACKED:
+        pack = 'dataset = autotune.pack(dataset, "strategy.yaml")\n'
+    return f"""\
+# dataset: your own samples, {{"input_ids": [...]}}
+{pack}trainer = {trainer}(
+    model=model,
+    args=arguments,
+    train_dataset=dataset,
+    data_collator=autotune.collator("strategy.yaml", pad_token_id=0),  # your tokenizer's
+)"""
 
 
 def accelerate_example(workload: Workload, strategy: Strategy, settings: ExportSettings) -> str:
@@ -214,6 +278,10 @@ def accelerate_example(workload: Workload, strategy: Strategy, settings: ExportS
     )
     if is_client:
         optimizer = 'autotune.create_optimizer(model, "strategy.yaml")'
+    loop = _ACCELERATE_LOOP.format(size=strategy.micro_batch_size)
+    if workload.lengths is not None:
+        step = _COLLATED_ACCELERATE_STEP
+        loop = _collated_loop(strategy, "accelerator.device", step)
     return f"""\
 {_beginning(settings, imports)}
 with open("ds_config.json") as file:
@@ -226,7 +294,7 @@ accelerator = Accelerator(
 model = autotune.apply(model, "strategy.yaml")
 optimizer = {optimizer}
 model, optimizer = accelerator.prepare(model, optimizer)
-{_ACCELERATE_LOOP.format(size=strategy.micro_batch_size)}"""
+{loop}"""
 
 
 def _lines(statements: Iterable[str]) -> str:

@@ -53,9 +53,9 @@ def read_lengths(path: Path) -> Lengths:
 
 
 def read_data(path: Path, tokenizer: Path) -> Lengths:
-    """The lengths of the samples of a data set in JSON lines.
+    """The lengths of a data set's samples, counted by a tokenizer.
 
-    Each line has `text`, `messages`, or `prompt` and `completion`.
+    Each line is a JSON object with `text`, with `messages`, or with `prompt` and `completion`.
 
     Args:
         path: of the data.
@@ -99,9 +99,8 @@ def _lengths_of(lengths: Any, name: str) -> Lengths:
 
 
 def _length(line: str, where: str) -> int:
-    if line.isascii() and line.isdigit() and len(line) < 12:
-        return int(line)
-    value = _json(line, where)
+    is_number = line.isascii() and line.isdigit() and len(line) < 12
+    value = int(line) if is_number else _json(line, where)
     if isinstance(value, dict):
         value = value["length"] if "length" in value else value.get("input_ids")
         value = len(value) if isinstance(value, list) else value

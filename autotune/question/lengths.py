@@ -44,7 +44,7 @@ class Lengths:
             raise ConfigError(f"lengths have at most {MOST_BINS} distinct values")
         if any(type(each) is not int for each in (*self.tokens, *self.counts)):
             raise ConfigError("lengths and their counts are whole numbers")
-        is_ascending = all(a < b for a, b in zip(self.tokens, self.tokens[1:], strict=False))
+        is_ascending = all(a < b for a, b in pairwise(self.tokens))
         if not is_ascending or not 1 <= self.tokens[0] <= self.tokens[-1] <= _MOST_TOKENS:
             raise ConfigError(f"lengths are ascending, from 1 to {_MOST_TOKENS:,} tokens")
         if min(self.counts) < 1 or self.num_samples > _MOST_SAMPLES:

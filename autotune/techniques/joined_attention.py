@@ -90,6 +90,11 @@ def joined_attention(
         raise ConfigError("batching: attention of joined samples has no dropout; set it to 0")
     if attention_mask is not None:
         raise ConfigError("batching: a joined batch takes no attention_mask")
+    if more.get("softcap") is not None or more.get("s_aux") is not None:
+        raise ConfigError(
+            f"batching: {type(module).__name__} caps its scores or has sinks, which attention of "
+            "joined samples does not compute"
+        )
     if cu_seq_lens_q is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

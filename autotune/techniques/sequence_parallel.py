@@ -148,6 +148,8 @@ def shard_tokens(
         whole.chunk(num_shards, dim=1)[shard].contiguous()
         for whole in (input_ids, positions, shifted)
     )
+    counted = (shifted != _IGNORED).sum()
+    divisor = counted if num_labels is None else torch.full_like(counted.float(), num_labels)
     return {
         "input_ids": ids,
         "position_ids": own_positions,
@@ -155,8 +157,7 @@ def shard_tokens(
         "labels": own_labels,
         "shift_labels": own_labels,
         # The divisor of the loss: the labels of the whole batch, not of this part of it.
-        "num_items_in_batch": ((shifted != _IGNORED).sum() if num_labels is None else num_labels)
-        / _averaged_ranks(strategy),
+        "num_items_in_batch": divisor / _averaged_ranks(strategy),
     }
 
 

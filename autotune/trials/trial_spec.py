@@ -55,6 +55,8 @@ class TrialSpec:
     those of smaller batches."""
     incumbents: tuple[Incumbent, ...] = ()
     """The trial ends early, as pruned, once it cannot beat one of these any more."""
+    evaluates: bool = False
+    """Whether an evaluation pass follows the steps, where samples have lengths of their own."""
     nvme_path: str | None = None
     """Folder for what is offloaded to NVMe; the runner gives each trial a fresh one below it."""
     script: ScriptRun | None = None
@@ -84,6 +86,7 @@ class TrialSpec:
             timed_steps=2 * self.timed_steps,
             timed_s=CONFIRMING_S,
             relative_half_width=self.relative_half_width / 2,
+            evaluates=True,
             incumbents=(),
         )
 

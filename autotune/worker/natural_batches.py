@@ -14,14 +14,11 @@ import torch
 
 from autotune.knob_values import Batching
 from autotune.question.lengths import Lengths
+from autotune.techniques.collation import PAD_MULTIPLE, joined, padded
 from autotune.trials.trial import TrialSpec
 
-__all__ = ["PAD_MULTIPLE", "FedTokens", "NaturalBatches", "drawn_lengths"]
+__all__ = ["FedTokens", "NaturalBatches", "drawn_lengths"]
 
-PAD_MULTIPLE = 8
-"""Padded samples are as long as a multiple of this: tensor cores want it."""
-
-_IGNORED = -100
 _PIECES = 4096
 """More samples than this never lie in one packed sequence."""
 
@@ -70,11 +67,16 @@ class NaturalBatches:
         samples = self._samples(step, micro, self._data_rank)
         return self._collated(samples, self._divisor(step))
 
-    def longest(self) -> dict[str, Any]:
-        """The model's arguments for the longest samples that a micro-batch can draw."""
-        lengths = _longest_of(self._lengths, self._size)
+    def longest(self, most_samples: int | None = None) -> dict[str, Any]:
+        """The model's arguments for the longest samples that a micro-batch can draw.
+
+        Args:
+            most_samples: of the batch; as many as a micro-batch has if left out.
+        """
+        size = min(self._size, most_samples or self._size)
+        lengths = _longest_of(self._lengths, size)
         if self._batching is Batching.PACKED:
-            lengths = [self._spec.workload.seq_len] * self._size
+            lengths = [self._spec.workload.seq_len] * size
         samples = [_tokens(self._spec, 2**40 + place, n) for place, n in enumerate(lengths)]
         return self._collated(samples, max(1, sum(lengths) - len(lengths)))
 
@@ -144,44 +146,15 @@ class NaturalBatches:
 
     def _collated(self, samples: list[torch.Tensor], divisor: float) -> dict[str, Any]:
         if self._batching is Batching.PADDED:
-            batch = padded(samples, self._padded_length([len(each) for each in samples]))
+            batch = padded(samples, samples, self._padded_length([len(each) for each in samples]))
         else:
-            batch = joined(samples)
+            whole = torch.cat(samples)
+            batch = joined(whole, whole, [len(each) for each in samples])
         on_device = {
             name: value.to(self._device) if torch.is_tensor(value) else value
             for name, value in batch.items()
         }
         return on_device | {"num_items_in_batch": divisor}
-
-
-def padded(samples: list[torch.Tensor], num_tokens: int) -> dict[str, Any]:
-    """Samples padded on the right to `num_tokens`, with mask and labels."""
-    ids = torch.zeros(len(samples), num_tokens, dtype=torch.long)
-    labels = torch.full_like(ids, _IGNORED)
-    mask = torch.zeros_like(ids)
-    for row, sample in enumerate(samples):
-        ids[row, : len(sample)] = sample
-        labels[row, : len(sample)] = sample
-        mask[row, : len(sample)] = 1
-    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
-
-
-def joined(samples: list[torch.Tensor]) -> dict[str, Any]:
-    """Samples one after the other in a single row, as `DataCollatorWithFlattening` joins them."""
-    lengths = torch.tensor([len(each) for each in samples])
-    ends = lengths.cumsum(0)
-    labels = torch.cat(samples).clone()
-    labels[torch.cat([ends.new_zeros(1), ends[:-1]])] = _IGNORED
-    bounds = torch.nn.functional.pad(ends, (1, 0)).int()
-    return {
-        "input_ids": torch.cat(samples)[None],
-        "labels": labels[None],
-        "position_ids": torch.cat([torch.arange(len(each)) for each in samples])[None],
-        "cu_seq_lens_q": bounds,
-        "cu_seq_lens_k": bounds,
-        "max_length_q": int(lengths.max()),
-        "max_length_k": int(lengths.max()),
-    }
 
 
 def _tokens(spec: TrialSpec, sample: int, length: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ from autotune.machine.settings import settings_in
 from autotune.techniques.compilation import CompilationCounter, compile_in_this_process
 from autotune.techniques.parallel_layout import parallel_coordinates
 from autotune.techniques.sequence_parallel import group_loss, shard_tokens
-from autotune.trials.trial import TrialSpec
+from autotune.trials.trial import Phase, TrialSpec
 from autotune.worker.energy import energy_meter
 from autotune.worker.engine import build_engine, optimizer_state_bytes
 from autotune.worker.events import RankLog
@@ -33,6 +33,10 @@ __all__ = ["Training"]
 
 _MAX_SKIPPED_STEPS = 10
 """fp16: more overflowing steps than this mean that the loss scale will not settle in a trial."""
+
+
+_EVALUATED = 8
+"""Samples of an evaluation pass at most: transformers' default batch for evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +132,7 @@ class Training:
         retries = self._meter.peaks().num_alloc_retries - retries_before
         if defeat is None:
             self._step_on_longest()
+            self._evaluate()
         peaks = self._meter.peaks()
         return {
             "defeat": defeat,
@@ -168,6 +173,22 @@ class Training:
             return
         longest = self._shard(self._natural.longest())
         self._stepper.step([dict(longest) for _ in range(self._composition.num_run)])
+        self._synchronize()
+
+    def _evaluate(self) -> None:
+        """A forward without gradients on the longest samples, as a user's evaluation runs them.
+
+        Fused losses compute all logits there. Evaluation of a divided sample is left to users.
+        """
+        strategy = self._spec.strategy
+        is_divided = strategy.pipeline_parallel_size * strategy.sequence_parallel_size > 1
+        if self._natural is None or not self._whole_spec.evaluates or is_divided:
+            return
+        self._log.enter(Phase.FORWARD)
+        self._engine.eval()
+        with torch.no_grad():
+            self._engine(**self._natural.longest(_EVALUATED), use_cache=False)
+        self._engine.train()
         self._synchronize()
 
     def _optimizer_step(self, index: int) -> _Step:

@@ -1,11 +1,11 @@
-"""Samples of natural length on one GPU: padded, padding-free and packed, predicted beside measured.
+"""Samples of natural length on one GPU, padded, joined and packed: predicted beside measured.
 
     python tests/benchmarks/natural_lengths.py run OUT.jsonl [--seconds 540] [--only 1.1B]
     python tests/benchmarks/natural_lengths.py table OUT.jsonl
 
 Lengths are log-normal. `run` writes each trial as it ends, goes on where OUT.jsonl stops and ends
-before the given seconds are over. On the CPU a tiny model takes the place of the others, to try the
-script. `table` prints Markdown.
+before the given seconds are over. On the CPU a tiny model takes the place of the others, to try
+the script. `table` prints Markdown.
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ IN_NO_ORDER: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"zero_stage": 1, "tensor_parallel_size": 2}, {"zero_stage": 1}),
     ({"zero_stage": 1, "pipeline_parallel_size": 2}, {"zero_stage": 1}),
     ({"sequence_parallel_size": 2}, {}),
+    ({"batching": "padding_free"}, {}),
     ({"checkpoint_interval": 1}, {"checkpoint_interval": 2}),
     (
         {"checkpoint_interval": 1, "checkpoint_scope": "mlp"},

@@ -19,6 +19,7 @@ from autotune.knob_values import LossClass
 from autotune.machine.hardware import Hardware
 from autotune.question.census import take_census
 from autotune.question.empty_model import build_empty_model
+from autotune.question.lengths import Lengths
 from autotune.question.workload import Workload
 from autotune.space.search_space import SearchSpace
 from autotune.space.space_file import bundled_spaces, load_search_space, parse_search_space
@@ -75,8 +76,12 @@ MIXTURE = {
 def test_the_full_space_moves_every_knob() -> None:
     census = take_census(build_empty_model({"model_type": "mixtral", **MIXTURE}), 1)
     mixture = replace(LORA_WORKLOAD, model=replace(LORA_WORKLOAD.model, census=census))
+    mixture = replace(mixture, lengths=Lengths.of([100, 200]))
     space = load_search_space("full", mixture, HARDWARE, SOFTWARE)
     assert tuple(knob.name for knob in space.knobs) == KNOBS
+    without = load_search_space("full", LORA_WORKLOAD, HARDWARE, SOFTWARE)
+    left_out = {"batching", "experts_implementation"}
+    assert {*KNOBS} - {knob.name for knob in without.knobs} == left_out
 
 
 def test_a_model_without_routed_experts_does_not_move_their_knob() -> None:

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from autotune.predictor.memory.activations import TokenBytes, token_bytes
 from autotune.predictor.memory.adapted_experts import with_adapted_experts
+from autotune.predictor.memory.micro_batch import with_mask
 from autotune.predictor.memory.precision import group_bytes
 from autotune.predictor.memory.traced_activations import traced_token_bytes
-from autotune.predictor.micro_batch import with_mask
 from autotune.profile import ModelProfile, Variant, known_profile_of, profile_of
 from autotune.question.presets import PRESETS
 from autotune.question.workload import Workload

@@ -13,12 +13,12 @@ from autotune.knob_values import CheckpointScope, MasterWeights, ModuleGroup, Of
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.memory.activations import TokenBytes
 from autotune.predictor.memory.gradients import overlaps
+from autotune.predictor.memory.micro_batch import has_mask
 from autotune.predictor.memory.optimizer_states import ABSMAX_BYTES, state_bytes
 from autotune.predictor.memory.peak_memory import PeakMemory
 from autotune.predictor.memory.precision import FP32_BYTES, element_bytes, master_bytes
 from autotune.predictor.memory.sharding import tokens_of_rank, zero_size
 from autotune.predictor.memory.states import StatesModel
-from autotune.predictor.micro_batch import has_mask
 from autotune.predictor.reserved.allocator import LARGE_POOL_BYTES, Allocator
 from autotune.predictor.reserved.described_step import Described, described
 from autotune.predictor.reserved.engine import Engine, EnginePlan

@@ -13,10 +13,10 @@ import math
 
 from autotune.machine.hardware import Hardware
 from autotune.predictor.memory.gradients import overlaps
+from autotune.predictor.memory.micro_batch import computed_tokens
 from autotune.predictor.memory.precision import FP32_BYTES, element_bytes
 from autotune.predictor.memory.sharding import RankShard, zero_size
 from autotune.predictor.memory.states import StatesModel, has_bf16_optimizer
-from autotune.predictor.micro_batch import computed_tokens
 from autotune.predictor.step_time.effective_rates import COLLECTIVE_S, effective_rates
 from autotune.predictor.step_time.repeats import repeats
 from autotune.question.workload import ModelShape, Workload

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from autotune.knob_values import Experts
 from autotune.predictor.memory.activations import experts_per_token
-from autotune.predictor.micro_batch import computed_tokens
+from autotune.predictor.memory.micro_batch import computed_tokens
 from autotune.question.workload import ModelShape, Workload
 from autotune.space.strategy import Strategy
 

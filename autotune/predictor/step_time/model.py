@@ -21,9 +21,9 @@ from autotune.predictor.arithmetic import (
     next_power_of_2,
 )
 from autotune.predictor.memory.gradients import overlaps
+from autotune.predictor.memory.micro_batch import computed_tokens
 from autotune.predictor.memory.peak import MemoryModel
 from autotune.predictor.memory.sharding import RankShard
-from autotune.predictor.micro_batch import computed_tokens
 from autotune.predictor.step_time.communication import CommunicationModel
 from autotune.predictor.step_time.effective_rates import ATTENTION_HALF_TOKENS, effective_rates
 from autotune.predictor.step_time.launch_overhead import LaunchOverheadModel

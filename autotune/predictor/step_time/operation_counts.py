@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from autotune.knob_values import Attention, GroupPrecision, ModuleGroup
 from autotune.machine.hardware import Hardware
+from autotune.predictor.memory.micro_batch import attended_tokens, has_mask
 from autotune.predictor.memory.precision import (
     GroupBytes,
     attention_slowdown,
@@ -16,10 +17,10 @@ from autotune.predictor.memory.precision import (
     group_slowdowns,
 )
 from autotune.predictor.memory.sharding import RankShard
-from autotune.predictor.micro_batch import attended_tokens, has_mask
 from autotune.predictor.step_time.expert_work import RoutedExperts, active_share
 from autotune.predictor.step_time.layer_kernels import layer_kernels
 from autotune.predictor.step_time.repeats import Repeats, repeats
+from autotune.predictor.step_time.score_traffic import MASK_SLOWDOWN, attention_traffic
 from autotune.question.adapter_targets import has_adapter
 from autotune.question.workload import Method, Workload
 from autotune.space.strategy import Strategy
@@ -61,15 +62,6 @@ conversion."""
 
 _HEAD_KERNELS = 12
 """Kernels of final norm, output projection and loss, forward and backward."""
-
-_MASK_SLOWDOWN = 4.0
-"""Times that attention with a mask takes: twice the pairs, since a mask hides from the kernel that
-it is causal, in PyTorch's memory-efficient kernel, which attains about half of FlashAttention 2's
-rate: Dao, FlashAttention-2 (arXiv 2307.08691), section 4.1, figure 4 (xformers, CUTLASS)."""
-
-_EAGER_BYTES = (24, 34)
-"""Bytes of eager attention for one score at 16 bit, forward and backward: scaling, mask, softmax
-in fp32 and its two conversions (`models/llama/modeling_llama.py`, `eager_attention_forward`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,10 +168,16 @@ class _WorkCount:
         else:
             attention = self._attention_slowdown * (2 + 5 + 2 * rest.attention) * pairs
             if self._has_mask:
-                attention *= _MASK_SLOWDOWN
-        traffic = (self._layer_traffic() + self._exchange_traffic()) * num_layers
-        traffic += self._loss_traffic()
-        traffic += self._mask_traffic() * num_layers if self._has_mask else 0
+                attention *= MASK_SLOWDOWN
+        moved = attention_traffic(
+            self._shape,
+            self._strategy,
+            attended=self._attended,
+            has_mask=self._has_mask,
+            element_bytes=self._sizes.attention,
+            repeats=rest.attention,
+        )
+        traffic = (self._layer_traffic() + moved) * num_layers + self._loss_traffic()
         casts, fixed = self._quantized()
         fixed += self._dequantized()
         if self._experts:
@@ -188,7 +186,7 @@ class _WorkCount:
             matmul_flops=self._matmul() + products,
             attention_flops=attention,
             attended_tokens=self._attended,
-            traffic_bytes=traffic + casts + (self._score_traffic() if is_eager else 0),
+            traffic_bytes=traffic + casts,
             stream_bytes=self._adapter_traffic() if self._adapters else 0,
             fixed_bytes=fixed,
             weight_bytes=self._weight_traffic(),
@@ -234,19 +232,6 @@ class _WorkCount:
             + (passes + times.attention) * kernels.attention_bytes * sizes.attention
             + (self._experts.token_bytes(mlp, times.mlp) if self._experts else mlp) * sizes.mlp
         ) / 2 + self._border_traffic(sizes)
-
-    def _exchange_traffic(self) -> float:
-        """Ulysses: copies before and behind each exchange, in forward and in backward.
-
-        `ulysses_sp.py`: queries, keys and values are copied twice each, the output three times.
-        """
-        if self._strategy.sequence_parallel_size == 1:
-            return 0.0
-        shape = self._shape
-        queries = shape.num_attention_heads * shape.head_dim
-        keys = shape.num_key_value_heads * shape.head_dim
-        copied = 2 * (queries + 2 * keys) + 3 * queries
-        return 2 * (2 + self._repeats.attention) * copied * self._sizes.attention
 
     def _weight_traffic(self) -> float:
         """Bytes of weights that each pass reads, and of gradients of the trained ones."""
@@ -311,24 +296,6 @@ class _WorkCount:
         of_logit = 8 if self._strategy.fused_kernels else 40 + 16 * self._repeats.head
         divisor = self._tensor if self._shape.tie_word_embeddings else 1
         return of_logit * self._shape.vocab_size / divisor
-
-    def _mask_traffic(self) -> float:
-        """Bytes of attention with a mask beyond those of attention without, for one token.
-
-        The bias is made of the mask and read by every head, forward and backward; keys and values
-        are repeated for each query head, and their gradients summed up (`with_mask`).
-        """
-        shape, size = self._shape, self._sizes.attention
-        passes = 2 + self._repeats.attention
-        bias = (1 + size + size * shape.num_attention_heads / self._tensor) * self._attended
-        repeated = 2 * (shape.num_attention_heads - shape.num_key_value_heads) * shape.head_dim
-        return passes * (bias + 2 * size * repeated / self._tensor)
-
-    def _score_traffic(self) -> float:
-        forward, backward = _EAGER_BYTES
-        moved = (1 + self._repeats.attention) * forward + backward
-        scores = self._shape.num_attention_heads * self._attended / self._tensor
-        return moved * self._sizes.attention / 2 * scores * self._shard.num_layers
 
     def _adapter_traffic(self) -> float:
         forward, backward = _ADAPTER_FORWARD_BYTES, _ADAPTER_BACKWARD_BYTES

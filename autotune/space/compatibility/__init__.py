@@ -15,6 +15,7 @@ from autotune.machine.software import Software
 from autotune.question.workload import Workload
 from autotune.space.compatibility import (
     adapters,
+    batching,
     communication,
     kernels,
     micro_step,
@@ -40,6 +41,7 @@ _FAMILIES: tuple[Callable[..., str | None], ...] = (
     communication.conflict,
     kernels.conflict,
     towers.conflict,
+    batching.conflict,
 )
 
 

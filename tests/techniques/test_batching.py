@@ -6,14 +6,17 @@ Real engines in fp32, as in `test_loss_neutral.py`; packed sequences change what
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import RunTrial
 
+from autotune.launch.launcher import Launcher
 from autotune.question.lengths import Lengths
 from autotune.question.workload import Workload
-from autotune.trials.trial import Measurement
+from autotune.space.strategy import Strategy
+from autotune.trials.trial import Measurement, TrialSpec
 
 pytestmark = pytest.mark.slow
 
@@ -71,3 +74,28 @@ def test_packed_sequences_have_no_padding(run_trial: RunTrial, natural: Workload
     found = measured(run_trial, natural, {"batching": "packed"})
     assert found.padded_tokens_per_second == pytest.approx(found.tokens_per_second)
     assert found.tokens_per_second * found.step_time_s == pytest.approx(8 * 32)
+
+
+def test_the_longest_samples_are_in_the_peak(run_trial: RunTrial, tiny: Workload) -> None:
+    def peak(longest: int) -> int:
+        # One sample in ten thousand: no timed step draws it.
+        lengths = Lengths((8, longest), (9_999, 1))
+        workload = replace(tiny, seq_len=512, global_batch_size=16, lengths=lengths)
+        found = measured(run_trial, workload, {"micro_batch_size": 8})
+        assert found.padded_tokens_per_second == pytest.approx(found.tokens_per_second, rel=0.2)
+        return found.peak_reserved_bytes
+
+    # Logits of 8 x 512 tokens in fp32, and what the loss makes of them.
+    assert peak(512) > peak(16) + 4 * 8 * 500 * tiny.model.vocab_size
+
+
+def test_a_confirming_run_evaluates_too(
+    launcher: Launcher, natural: Workload, tmp_path: Path
+) -> None:
+    strategy = Strategy.from_dict(PADDED | {"batching": "padding_free"})
+    spec = TrialSpec(workload=natural, strategy=strategy, num_ranks=2, timed_steps=1)
+    confirming = spec.to_confirm()
+    assert confirming.evaluates
+    assert TrialSpec.from_dict(confirming.to_dict()) == confirming
+    outcome = launcher.run(confirming, folder=tmp_path, timeout_s=240)
+    assert outcome.failure is None, outcome.failure
