@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from autotune.knob_values import CheckpointScope
 from autotune.predictor.memory.activations import TokenBytes
+from autotune.predictor.memory.micro_batch import longest_tokens
 from autotune.predictor.memory.precision import group_bytes
-from autotune.predictor.micro_batch import longest_tokens
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
 
