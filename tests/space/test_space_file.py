@@ -86,7 +86,7 @@ def test_the_full_space_moves_every_knob() -> None:
 
 def test_a_model_without_routed_experts_does_not_move_their_knob() -> None:
     space = load_search_space("full", LORA_WORKLOAD, HARDWARE, SOFTWARE)
-    assert set(KNOBS) - {knob.name for knob in space.knobs} == {"experts_implementation"}
+    assert "experts_implementation" not in {knob.name for knob in space.knobs}
 
 
 def test_a_list_is_short_for_values(tmp_path: Path) -> None:
