@@ -42,6 +42,7 @@ _IN_CI = "CI runs the same line"
 _GPU = "needs a GPU, or a budget of minutes"
 _CLUSTER = "starts Ray on a fixed port; tests/drivers/test_ray_tune.py starts clusters of its own"
 _INSTALLS = "installs packages"
+_OWN = "needs a training script; tests/cli/test_own_command.py runs such commands"
 
 NOT_RUN: dict[str, str] = {
     "pip install -e .": _INSTALLS,
@@ -62,6 +63,11 @@ NOT_RUN: dict[str, str] = {
     "autotune search --model ./my-model --space memory --budget 30m": _GPU,
     "autotune search --model 7B --ray auto --gpus-per-trial 8 --budget 4h": _GPU,
     "autotune search --from axolotl.yaml --budget 20m": _GPU,
+    "autotune search --budget 20m -- torchrun --nproc-per-node 8 train.py "
+    "--deepspeed ds.json": _OWN,
+    "autotune search -- train.py --batch-size {micro_batch_size=4} "
+    "--accumulation {gradient_accumulation_steps=8}": _OWN,
+    "autotune run results/train-8xH100/exports/trial-7": _OWN,
     "autotune search --model 7B --ray auto "
     "--storage postgresql+psycopg://USER@HOST/DATABASE": _GPU,
     "autotune search --model tiny --seq-len 512 --ray auto --gpus-per-trial 4 --trials 4 "
