@@ -63,7 +63,9 @@ def mutations(draw: st.DrawFn, record: Any, most: int = 2) -> Any:
 def _changed(draw: st.DrawFn, record: Any) -> Any:
     place = draw(st.sampled_from(_places(record)))
     if not place:
-        return draw(st.sampled_from(NASTY)) if draw(st.booleans()) else [record]
+        # A copy: what is changed after it must not change the next example.
+        other = copy.deepcopy(draw(st.sampled_from(NASTY)))
+        return other if draw(st.booleans()) else [record]
     inner = record
     for key in place[:-1]:
         inner = inner[key]

@@ -238,6 +238,7 @@ def export_files(
         lora_targets=workload.lora_targets,
         learning_rate=LEARNING_RATE if is_client_optimizer(strategy) else None,
         strategy=strategy,
+        trains_tower=workload.model.trains_tower,
     )
     texts = {
         _CONFIG: _to_json(config if note is None else {_NOTE: note} | config),

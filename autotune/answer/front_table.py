@@ -89,6 +89,8 @@ def _strategy_cell(summary: StudySummary, trial: Trial, words: str) -> Text:
     alike = summary.as_fast_as(trial) if names else []
     if alike:
         cell.append(f"\ntie: {joined([one.number for one in alike])}", style="yellow")
+    if trial is summary.baseline_trial:
+        cell.append("\nbaseline: yours", style="bold yellow")
     if trial.reused_from is not None:
         cell.append(f"\nreused: {trial.reused_from}", style="dim")
     return cell

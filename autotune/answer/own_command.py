@@ -47,15 +47,18 @@ def _loss_words(summary: StudySummary, measured: list[Trial]) -> str | None:
     own = None if baseline is None else _first_loss(baseline)
     if own is None or baseline is None:
         return None
+    whole = [trial for trial in measured if trial.measurement and trial.measurement.share_run == 1]
     others = [
         trial.number
-        for trial in measured
+        for trial in whole
         if summary.loss_class(trial) is LossClass.NEUTRAL
         and (loss := _first_loss(trial)) is not None
         and abs(loss - own) > _SAME_LOSS * abs(own)
     ]
     if not others:
-        return f"Loss of the first step: {own:.4f} in your own run; neutral trials have the same."
+        num = len(whole) - 1
+        same = f" {num} trials of whole steps have the same." if num > 0 else ""
+        return f"Loss of the first step: {own:.4f} in your own run.{same}"
     return (
         f"Loss of the first step: {own:.4f} in your own run; {joined(others)} differ by over "
         f"{_SAME_LOSS:.0%}, though their strategies are neutral. The command draws other samples "

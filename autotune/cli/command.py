@@ -76,16 +76,16 @@ def _check_text(text: str, flag: str) -> None:
         raise ConfigError(f"{flag} is empty; give a value, or leave it out")
     if len(text) > _MOST_CHARACTERS:
         raise ConfigError(
-            f"{flag} has {len(text):,} characters; {_MOST_CHARACTERS:,} are the most that it takes"
+            f"{flag} has {len(text):,} characters; it takes at most {_MOST_CHARACTERS:,}"
         )
     for character in text:
         kind = unicodedata.category(character)
         if kind == "Cs":
             encoding = sys.getfilesystemencoding()
-            raise ConfigError(f"{flag} holds bytes that are no text in {encoding}; give another")
+            raise ConfigError(f"{flag} has bytes that are not {encoding} text; give another value")
         if kind in ("Cc", "Zl", "Zp") or unicodedata.bidirectional(character) in _TURNS:
             raise ConfigError(
-                f"{flag} holds the control character U+{ord(character):04X}; give another"
+                f"{flag} has the control character U+{ord(character):04X}; remove it"
             )
 
 

@@ -144,5 +144,5 @@ def _measured(summary: StudySummary, number: int | None) -> Trial:
     measured = [str(t.number) for t in summary.trials if t.measurement is not None]
     raise ConfigError(
         f"--trial {number}: the study has no measured trial with this number; "
-        + (f"choose from {', '.join(measured)}" if measured else "it has no measured trial at all")
+        + (f"choose from {', '.join(measured)}" if measured else "no trial was measured")
     )

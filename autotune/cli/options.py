@@ -135,9 +135,9 @@ LoraTargets = Annotated[
 Vision = Annotated[
     str,
     typer.Option(
-        help="Vision tower of a vision-language model: frozen (its weights count in memory) or "
-        "absent (its language part alone). Trials train on text, without images. Ignored for "
-        "language models."
+        help="Vision tower of a vision-language model: frozen (its weights count in memory), "
+        "trained (its gradients and optimizer states count too) or absent (the language part "
+        "alone). Trials train on text, without images. Ignored for language models."
     ),
 ]
 Headroom = Annotated[

@@ -84,15 +84,15 @@ def launched_command(options: SearchOptions) -> LaunchedCommand:
             raise ConfigError(f"{flag}: the command after -- says this itself; leave {flag} out")
     launched = read_command(options.command or (), Path.cwd())
     check_batches(launched.command)
-    if "gradient_accumulation_steps" in launched.command.placeholders:
-        _check_placeholders(launched.command)
+    _check_placeholders(launched.command)
     return launched
 
 
 def _check_placeholders(command: TrainingCommand) -> None:
-    first = command.first_values
-    lacking = [n for n in ("micro_batch_size", "gradient_accumulation_steps") if n not in first]
-    if command.placeholders.intersection(lacking):
+    counts = ("micro_batch_size", "gradient_accumulation_steps")
+    needed = [name for name in counts if name in command.placeholders]
+    lacking = [name for name in needed if name not in command.first_values]
+    if lacking:
         raise ConfigError(
             f"-- COMMAND: {{{lacking[0]}}} needs the value of your own run, which is measured "
             f"first: write {{{lacking[0]}=4}}, with your number"
@@ -221,6 +221,7 @@ def _run(
         strategy=Strategy(),
         num_ranks=site.hardware.num_devices,
         nvme_path=site.hardware.nvme_path,
+        composes=False,
         script=ScriptRun(command=command, is_untouched=True),
     )
     view = LiveProgress if can_be_redrawn(console) else PlainProgress

@@ -333,8 +333,8 @@ def _announced() -> ScriptSource:
         if isinstance(found, str) and found not in failures:
             failures.add(found)
             error_console().print(
-                f"The code of {shape.name} could not be traced for some strategies. Their memory "
-                f"is estimated by a formula. Reason: {found}",
+                f"Could not trace the code of {shape.name} for some strategies; a formula "
+                f"estimates their memory: {found}",
                 markup=False,
                 soft_wrap=True,
             )

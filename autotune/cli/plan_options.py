@@ -103,9 +103,9 @@ Quick = Annotated[
     bool,
     typer.Option(
         "--quick",
-        help="Estimate reserved memory by a formula. Without it, the allocator is simulated "
-        "on the model's code, which takes some seconds for a new model. With it, a strategy "
-        "fits if the upper bound of the formula does.",
+        help="Estimate reserved memory by a formula, and do not simulate the allocator on the "
+        "model's code, which takes some seconds for a new model. A strategy then fits if the "
+        "formula's upper bound fits.",
     ),
 ]
 

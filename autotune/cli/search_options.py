@@ -73,8 +73,8 @@ Sampler = Annotated[
 MinGain = Annotated[
     float,
     typer.Option(
-        help="End before the budget does when no remaining strategy is likely to improve the "
-        "objective by more than this fraction; 0: never."
+        help="End early if no remaining strategy is likely to improve the objective by more than "
+        "this fraction; 0: never."
     ),
 ]
 Devices = Annotated[
@@ -83,7 +83,7 @@ Devices = Annotated[
         min=1,
         max=MOST_DEVICES,
         help="GPUs to use, one rank each; without a GPU, CPU ranks.",
-        show_default="all; without a GPU 2",
+        show_default="all; 2 without a GPU",
     ),
 ]
 DevicesPerTrial = Annotated[
@@ -94,9 +94,9 @@ DevicesPerTrial = Annotated[
         min=1,
         max=MOST_DEVICES,
         help="Devices of one trial; as many trials as fit run side by side. With 1, a host of 8 "
-        "GPUs answers for one GPU. Trials that work in host memory run alone. With --ray, a trial "
-        "is packed on one node where it fits.",
-        show_default="all of a node: one trial at a time; with --ray, without a GPU 2",
+        "GPUs searches for one GPU. Trials that offload to host memory run alone. With --ray, the "
+        "devices of a trial are on one node if they fit.",
+        show_default="all of a node: one trial at a time; with --ray and no GPU 2",
     ),
 ]
 NvmePath = Annotated[
@@ -131,15 +131,15 @@ Confirm = Annotated[
         min=0,
         max=MOST_TRIALS,
         help="At the end, run the N best trials again, longer and interleaved, until their order "
-        "is clear of the noise or a tie. Uses up to a fifth of the budget. 0: do not.",
+        "is beyond the noise or they are tied. Uses at most a fifth of the budget. 0: do not.",
     ),
 ]
 Out = Annotated[
     Path | None,
     typer.Option(
         help="The study's folder. If it holds the same question, the search resumes; if it holds "
-        "another, nothing is changed. The default is named after model, method, sequence length "
-        "and hardware.",
+        "another, the search is refused. The default is named after model, method, sequence "
+        "length and hardware.",
         show_default="results/<name>",
     ),
 ]
@@ -163,8 +163,9 @@ Reuse = Annotated[
 Ray = Annotated[
     str | None,
     typer.Option(
-        help="Run trials on a Ray cluster: auto (the one that this machine is part of; without "
-        "one, as local), local (a new one of this machine alone), or the host:port of its head.",
+        help="Run trials on a Ray cluster: auto (the cluster that this machine is part of; if "
+        "there is none, as local), local (a new cluster of this machine), or the host:port of a "
+        "cluster's head.",
         show_default="this machine, without Ray",
     ),
 ]
@@ -201,7 +202,7 @@ TrialTimeout = Annotated[
 ]
 TrustRemoteCode = Annotated[
     bool,
-    typer.Option("--trust-remote-code", help="Run the model's own Python code, if it brings any."),
+    typer.Option("--trust-remote-code", help="Run the model's own Python code, if it has any."),
 ]
 
 

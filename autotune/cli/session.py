@@ -273,7 +273,6 @@ class Session:
             workload=self._question.workload,
             strategy=trial.strategy,
             script=None if own is None else script_run(own),
-            composes=own is None,
             num_ranks=self._question.hardware.num_devices,
             seed=self._question.seed,
             nvme_path=self._question.hardware.nvme_path,

@@ -99,10 +99,10 @@ def _learner(
 
 def _is_harmless(strategy: Strategy, question: Question, predictor: Predictor) -> bool:
     """Whether a strategy that needs too much fails by itself: not by the host's memory or disk."""
-    if question.hardware.device_type is DeviceType.CPU:
-        return False
     prediction, limits = predictor.predict(strategy), question.limits
-    return not prediction.missing_bytes(replace(limits, device_bytes=prediction.peak_device_bytes))
+    if question.hardware.device_type is not DeviceType.CPU:
+        limits = replace(limits, device_bytes=prediction.peak_device_bytes)
+    return not prediction.missing_bytes(limits)
 
 
 def _sampler(

@@ -79,7 +79,10 @@ def examine_rates(hardware: Hardware) -> tuple[Check, StoredRates | None]:
     except ConfigError as error:
         return Check.warning(name, str(error), "type: autotune doctor --measure"), None
     if stored is None:
-        words = f"none for {hardware.device_kind}; predictions use its data sheet or a guess; "
+        words = (
+            f"{hardware.device_kind} was not measured; predictions use its data sheet or assumed "
+            "rates; "
+        )
         return Check.ok(name, words + "autotune doctor --measure measures them"), None
     devices = f"{stored.num_devices} x {stored.device_kind}"
     return Check.ok(name, f"{devices}, measured {stored.measured_at}"), stored

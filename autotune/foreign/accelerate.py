@@ -9,13 +9,21 @@ from __future__ import annotations
 from typing import Any
 
 from autotune.errors import ConfigError
-from autotune.foreign.keys import Keys
+from autotune.foreign.keys import MOST_RANKS, MOST_SAMPLES, Keys, shown
 from autotune.foreign.rows import Named, Row
 from autotune.knob_values import Offload, Precision
 from autotune.machine.hardware import DeviceType, Hardware
+from autotune.space.deepspeed_config import GRADIENT_CLIPPING
 from autotune.space.strategy import Strategy
 
-__all__ = ["accelerate_keys", "read_dynamo", "read_parallelism", "read_plugin", "read_precision"]
+__all__ = [
+    "accelerate_keys",
+    "expect_the_usual",
+    "read_dynamo",
+    "read_parallelism",
+    "read_plugin",
+    "read_precision",
+]
 
 _DEFAULT_STAGE = 2
 """ZeRO's stage where the file says none: that of `DeepSpeedPlugin`."""
@@ -32,6 +40,21 @@ _COMPILER = "INDUCTOR"
 _PRECISIONS = {"bf16": Precision.BF16, "fp16": Precision.FP16, "no": Precision.FP32}
 
 
+def expect_the_usual(keys: Keys) -> None:
+    """Take keys for read that say nothing of time and memory, or what every trial does."""
+    for key in ("compute_environment", "machine_rank", "main_training_function", "use_cpu"):
+        keys.value(key)
+    keys.expect("debug", False)
+    keys.expect("downcast_bf16", "no", False)
+    keys.expect("num_machines", 1)
+    keys.expect("rdzv_backend", "static")
+    keys.expect("same_network", True)
+    plugin = keys.section("deepspeed_config")
+    # Trials divide a model as it is made.
+    plugin.value("zero3_init_flag")
+    plugin.expect("deepspeed_multinode_launcher", "standard")
+
+
 def read_plugin(plugin: Keys) -> tuple[dict[str, Any], int | None]:
     """The knobs and the accumulation that `deepspeed_config` says without a file of its own."""
     stage = plugin.count("zero_stage", least=0)
@@ -42,9 +65,10 @@ def read_plugin(plugin: Keys) -> tuple[dict[str, Any], int | None]:
     knobs["overlap_comm"] = knobs["zero_stage"] == 3
     for row in _PLUGIN_ROWS:
         knobs |= row.read(plugin)
-    for key in ("offload_optimizer_nvme_path", "offload_param_nvme_path", "gradient_clipping"):
+    for key in ("offload_optimizer_nvme_path", "offload_param_nvme_path"):
         plugin.value(key)
-    accumulation = plugin.count("gradient_accumulation_steps")
+    plugin.expect("gradient_clipping", GRADIENT_CLIPPING)
+    accumulation = plugin.count("gradient_accumulation_steps", most=MOST_SAMPLES)
     return knobs, accumulation
 
 
@@ -80,12 +104,13 @@ def read_parallelism(keys: Keys) -> dict[str, Any]:
     """Ranks that share a sample, by DeepSpeed's Ulysses."""
     section = keys.section("parallelism_config")
     backend = section.word("parallelism_config_sp_backend")
-    size = section.count("parallelism_config_sp_size")
+    size = section.count("parallelism_config_sp_size", most=MOST_RANKS)
     if size is None or size == 1:
         return {}
     if backend not in (None, "deepspeed"):
         raise ConfigError(
-            f"{keys.file}: parallelism_config_sp_backend {backend}: autotune has deepspeed alone"
+            f"{keys.file}: parallelism_config_sp_backend {shown(backend)}: autotune has deepspeed "
+            "alone"
         )
     return {"sequence_parallel_size": size}
 

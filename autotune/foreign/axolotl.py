@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.errors import ConfigError
-from autotune.foreign.keys import AUTO, Keys
+from autotune.foreign.keys import AUTO, MOST_RANK, MOST_SAMPLES, Keys, shown
 from autotune.foreign.optimizers import OPTIMIZER_NAMES
 from autotune.foreign.rows import Count, Flag, Named, Row
 from autotune.knob_values import Attention, Offload, Precision
@@ -18,17 +18,16 @@ from autotune.question.adapter_targets import ALL_LINEAR
 from autotune.question.workload import Method
 from autotune.space.strategy import Strategy
 
-__all__ = ["ROWS", "adapter_keys", "read_adapters", "read_batch", "read_precision"]
+__all__ = ["ROWS", "adapter_keys", "liger_note", "read_adapters", "read_batch", "read_precision"]
 
 _LIGER_PLUGIN = "axolotl.integrations.liger.LigerPlugin"
 
-_LIGER_KEYS = (
-    "liger_rope",
-    "liger_rms_norm",
-    "liger_glu_activation",
-    "liger_fused_linear_cross_entropy",
-)
+_LIGER_LOSS = "liger_fused_linear_cross_entropy"
+
+_LIGER_KEYS = ("liger_rope", "liger_rms_norm", "liger_glu_activation", _LIGER_LOSS)
 """What Liger's plugin is told to replace; the knob stands for all of it."""
+
+_OTHER_LIGER_KEYS = ("liger_layer_norm", "liger_swiglu", "liger_cross_entropy")
 
 _DEFAULT_RANK = 8
 """PEFT's, which Axolotl takes where `lora_r` is missing."""
@@ -73,7 +72,6 @@ class _Checkpoints:
     def read(self, keys: Keys) -> dict[str, Any]:
         """See `Row`."""
         word = keys.word("gradient_checkpointing")
-        keys.value("gradient_checkpointing_kwargs")
         if word in (None, "false"):
             keys.expect("activation_offloading", False)
             return {"checkpoint_interval": 0}
@@ -108,11 +106,15 @@ class _Liger:
             if plugins:
                 keys.leave("plugins")
             return {}
-        asked = {key: keys.flag(key) for key in (*_LIGER_KEYS, "liger_layer_norm", "liger_swiglu")}
         if len(plugins) > 1:
             keys.leave("plugins")
+        asked = [key for key in (*_LIGER_KEYS, *_OTHER_LIGER_KEYS) if keys.flag(key)]
+        if _LIGER_LOSS in asked:
+            return {"fused_kernels": True}
         # The loss without logits is what saves memory; without it the knob would mislead.
-        return {"fused_kernels": bool(asked["liger_fused_linear_cross_entropy"])}
+        for key in asked:
+            keys.leave(key)
+        return {}
 
     def write(self, strategy: Strategy) -> dict[str, Any]:
         """See `Row`."""
@@ -123,14 +125,12 @@ class _Liger:
 
 @dataclass(frozen=True, slots=True)
 class _TiledMlp:
-    """MLPs in tiles. Without a number Axolotl takes as many as the sequence has widths."""
+    """MLPs in tiles; `AUTO` for as many as the sequence has widths, if there is no number."""
 
     def read(self, keys: Keys) -> dict[str, Any]:
         """See `Row`."""
         is_tiled, number = keys.flag("tiled_mlp"), keys.count("tiled_mlp_num_shards")
-        if is_tiled and number is None:
-            keys.leave("tiled_mlp")
-        return {"mlp_tiles": number} if is_tiled and number else {}
+        return {"mlp_tiles": number or AUTO} if is_tiled else {}
 
     def write(self, strategy: Strategy) -> dict[str, Any]:
         """See `Row`."""
@@ -157,10 +157,23 @@ ROWS: tuple[Row, ...] = (
 `sample_packing`, and `batch_flattening` for samples that are joined without padding."""
 
 
+def liger_note(keys: Keys) -> str | None:
+    """That the knob, which is on, replaces more than a file asks for; None where it does not."""
+    older = {"liger_glu_activation": "liger_swiglu"}
+    missing = [
+        key
+        for key in _LIGER_KEYS
+        if not keys.flag(key) and not (key in older and keys.flag(older[key]))
+    ]
+    if not missing:
+        return None
+    return f"all of Liger's kernels are measured, {', '.join(missing)} too"
+
+
 def read_batch(keys: Keys) -> int | None:
     """Micro-batches of a step; `batch_size` is what one device takes in a step."""
-    accumulation = keys.count("gradient_accumulation_steps")
-    size, micro_batch = keys.count("batch_size"), keys.count("micro_batch_size")
+    accumulation = keys.count("gradient_accumulation_steps", most=MOST_SAMPLES)
+    size, micro_batch = keys.count("batch_size", most=MOST_SAMPLES), keys.count("micro_batch_size")
     if accumulation is None and size is not None and micro_batch is not None:
         return max(1, size // micro_batch)
     return accumulation
@@ -168,8 +181,12 @@ def read_batch(keys: Keys) -> int | None:
 
 def read_precision(keys: Keys) -> Precision | None:
     """The precision of forward and backward; None for the best that the device has."""
-    is_bf16 = keys.flag("bf16") or keys.flag("bfloat16")
-    is_fp16 = keys.flag("fp16") or keys.flag("float16")
+    is_bf16, is_fp16 = bool(keys.flag("bf16")), bool(keys.flag("fp16"))
+    # Without autocast; weights have the precision in any case.
+    is_bf16, is_fp16 = (
+        is_bf16 or bool(keys.flag("bfloat16")),
+        is_fp16 or bool(keys.flag("float16")),
+    )
     if is_bf16 and is_fp16:
         raise ConfigError(f"{keys.file}: bf16 and fp16 are both true; let one of them be true")
     if is_bf16 or is_fp16:
@@ -185,9 +202,8 @@ def read_adapters(keys: Keys, notes: list[str]) -> dict[str, Any]:
     if adapter is None:
         return {"method": Method.FULL}
     if adapter not in ("lora", "qlora"):
-        return {
-            "problem": f"adapter {adapter} has no counterpart: autotune trains full, lora or qlora"
-        }
+        words = f"adapter {shown(adapter)} has no counterpart"
+        return {"problem": f"{words}: autotune trains full, lora or qlora"}
     if is_8bit:
         notes.append(
             "load_in_8bit is left out: weights under adapters are in 16 bit or 4 bit here"
@@ -197,7 +213,7 @@ def read_adapters(keys: Keys, notes: list[str]) -> dict[str, Any]:
         names = (ALL_LINEAR,)
     return {
         "method": Method.QLORA if adapter == "qlora" or is_4bit else Method.LORA,
-        "lora_rank": keys.count("lora_r") or _DEFAULT_RANK,
+        "lora_rank": keys.count("lora_r", most=MOST_RANK) or _DEFAULT_RANK,
         "lora_alpha": keys.count("lora_alpha"),
         "lora_targets": names,
     }

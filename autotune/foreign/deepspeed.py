@@ -13,12 +13,12 @@ from typing import Any
 
 from autotune.errors import ConfigError
 from autotune.foreign.document import find_beside, read_document
-from autotune.foreign.keys import AUTO, Keys
+from autotune.foreign.keys import AUTO, MOST_RANK, MOST_SAMPLES, MOST_TOKENS, Keys, shown
 from autotune.foreign.rows import Count, Flag, Named, Row, read_rows
-from autotune.knob_values import MasterWeights, Offload, Optimizer, Precision
-from autotune.names import plain_name, visible
+from autotune.knob_values import DEFAULT_BUCKET_SIZE, MasterWeights, Offload, Optimizer, Precision
+from autotune.names import plain_name
 from autotune.question.workload import Method
-from autotune.space.deepspeed_config import GRADIENT_CLIPPING, LEARNING_RATE
+from autotune.space.deepspeed_config import GRADIENT_CLIPPING, INITIAL_SCALE_POWER, LEARNING_RATE
 from autotune.space.optimizers import OPTIMIZERS
 from autotune.space.strategy import KNOBS, read_knob
 
@@ -61,6 +61,34 @@ _USUAL: Mapping[str, tuple[Any, ...]] = {
     "prescale_gradients": (False,),
 }
 """What every trial has of keys that no knob moves."""
+
+_USUAL_ZERO: Mapping[str, tuple[Any, ...]] = {
+    "contiguous_gradients": (True,),
+    "reduce_scatter": (True,),
+    "allgather_partitions": (True,),
+    "sub_group_size": (1e9,),
+    "stage3_prefetch_bucket_size": (5e7,),
+    "stage3_param_persistence_threshold": (1e5,),
+    "stage3_max_live_parameters": (1e9,),
+    "stage3_max_reuse_distance": (1e9,),
+}
+"""DeepSpeed's own values, and so those of trials."""
+
+_USUAL_SCALE: Mapping[str, tuple[Any, ...]] = {
+    "loss_scale": (0,),
+    "initial_scale_power": (INITIAL_SCALE_POWER, 16),
+    "loss_scale_window": (1000,),
+    "hysteresis": (2,),
+    "min_loss_scale": (1,),
+    "auto_cast": (False,),
+}
+"""The scale of fp16's losses: ours, and DeepSpeed's own."""
+
+_DERIVED = (
+    *("sub_group_size", "stage3_prefetch_bucket_size", "stage3_max_reuse_distance"),
+    *("reduce_scatter", "contiguous_gradients", "buffer_size", "max_in_cpu"),
+)
+"""What an export of ours derives from its strategy: it is derived again."""
 
 _DEVICE = {
     place: (Named(place, "device", _PLACES),) for place in ("offload_optimizer", "offload_param")
@@ -142,12 +170,12 @@ def read_named_deepspeed(value: Any, path: Path, keys: Keys, key: str) -> DeepSp
         raise keys.wrong(key, "the name of a DeepSpeed JSON, or its content")
     found = find_beside(value, path)
     if found is not None:
-        file = f"{keys.file}: {key} {visible(value)}"
+        file = f"{keys.file}: {key} {shown(value)}"
         return read_deepspeed(Keys(read_document(found, file), file))
     name = Path(value).name
     if name not in PUBLISHED:
         raise ConfigError(
-            f"{keys.file}: {key}: there is no file {visible(value)}, neither here nor beside "
+            f"{keys.file}: {key}: there is no file {shown(value)}, neither here nor beside "
             f"{path.name} or in the folders above it; put it there, or give its right name"
         )
     says = read_deepspeed(Keys({"zero_optimization": PUBLISHED[name]}, keys.file))
@@ -165,8 +193,8 @@ def read_deepspeed(keys: Keys) -> DeepSpeedSays:
     """
     says = DeepSpeedSays()
     says.knobs |= read_rows((Count("micro_batch_size", "train_micro_batch_size_per_gpu"),), keys)
-    says.train_batch_size = keys.count("train_batch_size")
-    says.accumulation_steps = keys.count("gradient_accumulation_steps")
+    says.train_batch_size = keys.count("train_batch_size", most=MOST_SAMPLES)
+    says.accumulation_steps = keys.count("gradient_accumulation_steps", most=MOST_SAMPLES)
     says.precision = _precision(keys, says)
     _read_zero(keys.section("zero_optimization"), says)
     _read_optimizer(keys.section("optimizer"), says)
@@ -189,21 +217,27 @@ def _precision(keys: Keys, says: DeepSpeedSays) -> Precision | None:
     enabled = [precision for precision, section in asked.items() if section.flag("enabled")]
     if len(enabled) > 1:
         raise ConfigError(f"{keys.file}: bf16 and fp16 are both enabled; enable one of them")
-    bf16 = asked[Precision.BF16]
-    slim = [bf16.flag(f"bf16_{what}") for what in ("master_weights_and_grads", "optimizer_states")]
-    if all(slim) and Precision.BF16 in enabled:
-        says.knobs["master_weights"] = MasterWeights.BF16
+    _read_slim_states(asked[Precision.BF16], says, is_enabled=Precision.BF16 in enabled)
     for section in asked.values():
-        for key in ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis"):
-            section.value(key)
-        section.expect("min_loss_scale", 0, 1)
-        section.expect("auto_cast", False)
+        for key, values in _USUAL_SCALE.items():
+            section.expect(key, *values)
     says.has_precision = any("enabled" in section for section in asked.values())
     if enabled:
         return enabled[0]
     if any(section.is_auto("enabled") for section in asked.values()):
         return None
     return Precision.FP32
+
+
+def _read_slim_states(bf16: Keys, says: DeepSpeedSays, *, is_enabled: bool) -> None:
+    """Masters and states in bf16, which are one knob; DeepSpeed has a key for each."""
+    keys = ("bf16_master_weights_and_grads", "bf16_optimizer_states")
+    flags = [bf16.flag(key) for key in keys]
+    if all(flags) and is_enabled:
+        says.knobs["master_weights"] = MasterWeights.BF16
+    elif any(flags):
+        for key in keys:
+            bf16.leave(key)
 
 
 def _read_zero(zero: Keys, says: DeepSpeedSays) -> None:
@@ -218,39 +252,26 @@ def _read_zero(zero: Keys, says: DeepSpeedSays) -> None:
     bucket = zero.count("reduce_bucket_size")
     if bucket is not None:
         says.knobs["reduce_bucket_size"] = bucket
-    zero.expect("allgather_bucket_size", bucket or 500_000_000)
+    zero.expect("allgather_bucket_size", bucket or DEFAULT_BUCKET_SIZE)
+    _read_offload(zero, says)
+    for key, values in _USUAL_ZERO.items():
+        zero.expect(key, *values)
+
+
+def _read_offload(zero: Keys, says: DeepSpeedSays) -> None:
     for place, rows in _DEVICE.items():
         section = zero.section(place)
         says.knobs |= read_rows(rows, section)
-        for key in ("nvme_path", "pin_memory", "buffer_size", "max_in_cpu"):
-            section.value(key)
+        # The path is asked for by --nvme-path: trials write there.
+        section.value("nvme_path")
+        section.expect("pin_memory", True)
     ratio = zero.section("offload_optimizer").number("ratio")
     if ratio is not None:
         says.knobs["offload_ratio"] = ratio
-    for old, place in (
-        ("cpu_offload", "offload_optimizer"),
-        ("cpu_offload_param", "offload_param"),
-    ):
+    older = {"cpu_offload": "offload_optimizer", "cpu_offload_param": "offload_param"}
+    for old, place in older.items():
         if zero.flag(old):
             says.knobs[place] = Offload.CPU
-    zero.expect("contiguous_gradients", True)
-    zero.expect("reduce_scatter", True)
-    zero.expect("allgather_partitions", True)
-    # What a save does, and what an offload of ours sets by itself.
-    for key in ("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save"):
-        zero.value(key)
-    if says.knobs.get("offload_param") is Offload.NVME or ratio or _uses_nvme(says):
-        for key in ("sub_group_size", "stage3_prefetch_bucket_size", "stage3_max_reuse_distance"):
-            zero.value(key)
-    for key in ("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"):
-        zero.expect(key)
-    zero.expect("sub_group_size", 1e9)
-    zero.expect("stage3_max_live_parameters", 1e9)
-    zero.expect("stage3_max_reuse_distance", 1e9)
-
-
-def _uses_nvme(says: DeepSpeedSays) -> bool:
-    return says.knobs.get("offload_optimizer") is Offload.NVME
 
 
 def _read_optimizer(optimizer: Keys, says: DeepSpeedSays) -> None:
@@ -286,11 +307,15 @@ def _read_note(keys: Keys, says: DeepSpeedSays) -> None:
         return
     note = keys.section(NOTE)
     note.value("cannot_say")
+    zero = keys.section("zero_optimization")
+    for section in (zero, zero.section("offload_param")):
+        for key in _DERIVED:
+            section.value(key)
     knobs = note.section("knobs")
     said = {knob: _noted(knob, knobs) for knob in KNOBS if knob in knobs}
     if said:
         says.noted = said
-        words = ", ".join(f"{knob} {_shown(value)}" for knob, value in said.items())
+        words = ", ".join(f"{knob} {_in_words(value)}" for knob, value in said.items())
         says.notes = (*says.notes, f"its key {NOTE} says {words}")
     question = note.section("question")
     method = question.word("method")
@@ -298,11 +323,11 @@ def _read_note(keys: Keys, says: DeepSpeedSays) -> None:
         raise question.wrong("method", f"one of {', '.join(Method)}")
     said_of = {
         "model": question.word("model"),
-        "seq_len": question.count("seq_len"),
+        "seq_len": question.count("seq_len", most=MOST_TOKENS),
         "method": Method(method) if method else None,
-        "lora_rank": question.count("lora_rank"),
+        "lora_rank": question.count("lora_rank", most=MOST_RANK),
         "lora_targets": question.words("lora_targets") or None,
-        "train_batch_size": question.count("global_batch_size"),
+        "train_batch_size": question.count("global_batch_size", most=MOST_SAMPLES),
     }
     says.question = {name: value for name, value in said_of.items() if value is not None}
 
@@ -316,5 +341,5 @@ def _noted(knob: str, knobs: Keys) -> Any:
         raise ConfigError(f"{knobs.file}: {NOTE}.knobs: {error}") from error
 
 
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else visible(str(value))
+def _in_words(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else shown(value)

@@ -13,7 +13,7 @@ from typing import Any
 from autotune.errors import ConfigError
 from autotune.names import visible
 
-__all__ = ["AUTO", "Keys"]
+__all__ = ["AUTO", "MOST_RANK", "MOST_RANKS", "MOST_SAMPLES", "MOST_TOKENS", "Keys", "shown"]
 
 AUTO = "auto"
 """The value that DeepSpeed's users write for "as my other settings say"."""
@@ -21,10 +21,22 @@ AUTO = "auto"
 _MOST = 2**40
 """The greatest number that is read: products of several are computed in 64 bit."""
 
+MOST_SAMPLES = 2**24
+MOST_TOKENS = 2**27
+MOST_RANK = 2**16
+MOST_RANKS = 1_000_000
+"""The greatest counts, as the options of the command line have them."""
+
 _LONGEST_VALUE = 60
 """Characters of a wrong value that a message shows."""
 
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def shown(value: object) -> str:
+    """A value of a file for a message: in one line, and not too long."""
+    text = str(value)
+    return visible(text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}...")
 
 
 class Keys:
@@ -71,18 +83,18 @@ class Keys:
             raise self.wrong(name, "true or false")
         return value
 
-    def count(self, name: str, *, least: int = 1) -> int | None:
+    def count(self, name: str, *, least: int = 1, most: int = _MOST) -> int | None:
         """A whole number; None where there is none, or `auto`.
 
         Raises:
             ConfigError: it is another kind of value, or out of range.
         """
-        number = self.number(name, least=least)
+        number = self.number(name, least=least, most=most)
         if number is not None and not number.is_integer():
             raise self.wrong(name, "a whole number")
         return None if number is None else int(number)
 
-    def number(self, name: str, *, least: float = 0.0) -> float | None:
+    def number(self, name: str, *, least: float = 0.0, most: float = _MOST) -> float | None:
         """A number; None where there is none, or `auto`.
 
         Raises:
@@ -98,8 +110,8 @@ class Keys:
             number = math.nan
         if not math.isfinite(number):
             raise self.wrong(name, "a number")
-        if not least <= number <= _MOST:
-            raise self.wrong(name, f"a number from {least:,} to {_MOST:,}")
+        if not least <= number <= most:
+            raise self.wrong(name, f"a number from {least:,} to {most:,}")
         return number
 
     def word(self, name: str) -> str | None:
@@ -157,12 +169,8 @@ class Keys:
 
     def wrong(self, name: str, wanted: str) -> ConfigError:
         """The error about a value: names the file and the key, and says what it takes."""
-        shown = repr(self._tree.get(name))
-        if len(shown) > _LONGEST_VALUE:
-            shown = f"{shown[:_LONGEST_VALUE]}..."
-        return ConfigError(
-            f"{self.file}: {visible(self._path + name)} takes {wanted}, got {visible(shown)}"
-        )
+        value = repr(self._tree.get(name))
+        return ConfigError(f"{self.file}: {self._path}{name} takes {wanted}, got {shown(value)}")
 
     def unread(self) -> Iterator[str]:
         """The keys that have a value and were not read, with those that lead to them."""
@@ -170,4 +178,4 @@ class Keys:
             if name in self._sections:
                 yield from self._sections[name].unread()
             elif value is not None and name not in self._read:
-                yield visible(f"{self._path}{name}")
+                yield shown(f"{self._path}{name}")

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.errors import ConfigError
-from autotune.foreign.keys import Keys
+from autotune.foreign.keys import MOST_RANK, Keys, shown
 from autotune.foreign.optimizers import OPTIMIZER_NAMES
 from autotune.foreign.rows import Count, Flag, Named, Row
-from autotune.knob_values import Attention, Optimizer, Precision
+from autotune.knob_values import Attention, MasterWeights, Optimizer, Precision
 from autotune.question.adapter_targets import ALL_LINEAR
 from autotune.question.workload import Method
 from autotune.space.strategy import Strategy
@@ -36,7 +36,6 @@ class _Checkpoints:
 
     def read(self, keys: Keys) -> dict[str, Any]:
         """See `Row`."""
-        keys.expect("use_reentrant_gc", True, False)
         keys.expect("gradient_checkpointing", True)
         return {"checkpoint_interval": 0 if keys.flag("disable_gradient_checkpointing") else 1}
 
@@ -63,6 +62,19 @@ class _Optimizer:
         return Named("optimizer", "optim", OPTIMIZER_NAMES).write(strategy)
 
 
+@dataclass(frozen=True, slots=True)
+class _Masters:
+    """Weights that are updated in bf16."""
+
+    def read(self, keys: Keys) -> dict[str, Any]:
+        """See `Row`."""
+        return {"master_weights": MasterWeights.BF16} if keys.flag("pure_bf16") else {}
+
+    def write(self, strategy: Strategy) -> dict[str, Any]:
+        """See `Row`. An export has it in its DeepSpeed JSON."""
+        return {}
+
+
 ROWS: tuple[Row, ...] = (
     Count("micro_batch_size", "per_device_train_batch_size"),
     _Optimizer(),
@@ -74,6 +86,7 @@ ROWS: tuple[Row, ...] = (
         {"sdpa": Attention.SDPA, "fa2": Attention.FLASH, "disabled": Attention.EAGER},
     ),
     _Checkpoints(),
+    _Masters(),
     Flag("fused_kernels", "enable_liger_kernel", ("use_liger_kernel",)),
 )
 """Which key of LLaMA-Factory's stands for which knob. `batching` belongs here too, once it is a
@@ -96,8 +109,8 @@ def read_adapters(keys: Keys, notes: list[str]) -> dict[str, Any]:
     if kind == "full":
         return {"method": Method.FULL}
     if kind != "lora":
-        words = f"finetuning_type {kind} has no counterpart: autotune trains full, lora or qlora"
-        return {"problem": words}
+        words = f"finetuning_type {shown(kind)} has no counterpart"
+        return {"problem": f"{words}: autotune trains full, lora or qlora"}
     bits = keys.count("quantization_bit")
     if bits not in (None, 4):
         notes.append(
@@ -107,7 +120,7 @@ def read_adapters(keys: Keys, notes: list[str]) -> dict[str, Any]:
     names = keys.words("lora_target")
     return {
         "method": Method.QLORA if bits == 4 else Method.LORA,
-        "lora_rank": keys.count("lora_rank") or _DEFAULT_RANK,
+        "lora_rank": keys.count("lora_rank", most=MOST_RANK) or _DEFAULT_RANK,
         "lora_alpha": keys.count("lora_alpha"),
         "lora_targets": (ALL_LINEAR,) if _ALL in names or not names else names,
     }

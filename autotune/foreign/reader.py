@@ -5,7 +5,7 @@ Does not know the question that it becomes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from autotune.foreign import accelerate, axolotl, llamafactory
 from autotune.foreign.deepspeed import DeepSpeedSays, read_deepspeed, read_named_deepspeed
 from autotune.foreign.document import read_document
 from autotune.foreign.hub_names import model_of
-from autotune.foreign.keys import Keys
+from autotune.foreign.keys import MOST_RANKS, MOST_SAMPLES, MOST_TOKENS, Keys, shown
 from autotune.foreign.rows import read_rows
 from autotune.foreign.setup import TRAINERS_MICRO_BATCH, Setup
 from autotune.foreign.tool import Tool, tool_of
-from autotune.knob_values import Offload
+from autotune.knob_values import Offload, Precision
 from autotune.question.presets import PRESETS
 from autotune.question.workload import Method
 from autotune.space.deepspeed_config import GRADIENT_CLIPPING, LEARNING_RATE
@@ -30,6 +30,18 @@ _FSDP = "FSDP shards weights, gradients and states as ZeRO-3 does, and is measur
 
 _WITHOUT_SHARDS = ("NO", "MULTI_GPU", "MULTI_CPU")
 """Accelerate's kinds of training in which every rank holds everything."""
+
+
+_NO_MASTERS = (
+    "without DeepSpeed it updates the 16-bit weights themselves, and is measured with fp32 masters"
+)
+"""Axolotl loads the model in bf16, and gives its parameters to the optimizer."""
+
+
+_ALPHA = (
+    "is kept in the baseline; other strategies have twice the rank, which no figure depends on: "
+    "keep yours"
+)
 
 
 def read_setup(path: Path) -> Setup:
@@ -69,38 +81,33 @@ def _deepspeed(keys: Keys, path: Path) -> Setup:
 
 
 def _accelerate(keys: Keys, path: Path) -> Setup:
-    kind = (keys.word("distributed_type") or "NO").upper()
-    for key in ("compute_environment", "machine_rank", "main_training_function", "use_cpu"):
-        keys.value(key)
-    keys.expect("debug", False)
-    keys.expect("downcast_bf16", "no", False)
-    keys.expect("num_machines", 1)
-    keys.expect("rdzv_backend", "static")
-    keys.expect("same_network", True)
-    knobs = accelerate.read_dynamo(keys) | accelerate.read_parallelism(keys)
+    accelerate.expect_the_usual(keys)
     notes: list[str] = []
-    plugin = keys.section("deepspeed_config")
-    plugin.value("zero3_init_flag")
-    plugin.value("zero3_save_16bit_model")
-    plugin.expect("deepspeed_multinode_launcher", "standard")
-    named = plugin.value("deepspeed_config_file")
-    says = DeepSpeedSays()
-    problem = None
-    if named not in (None, "none"):
-        says = read_named_deepspeed(named, path, keys, "deepspeed_config_file")
-    elif kind == "DEEPSPEED":
-        says.knobs, says.accumulation_steps = accelerate.read_plugin(plugin)
-    elif kind == "FSDP":
-        says.knobs = _fsdp(keys, notes)
-    elif kind not in _WITHOUT_SHARDS:
-        problem = f"distributed_type {kind} has no counterpart here"
+    says, problem = _shards(keys, path, notes)
     fields = {
-        "num_ranks": keys.count("num_processes"),
-        "knobs": knobs,
+        "num_ranks": keys.count("num_processes", most=MOST_RANKS),
+        "knobs": accelerate.read_dynamo(keys) | accelerate.read_parallelism(keys),
         "notes": notes,
         "problem": problem,
     }
     return _setup(Tool.ACCELERATE, keys, path, fields, says, accelerate.read_precision(keys))
+
+
+def _shards(keys: Keys, path: Path, notes: list[str]) -> tuple[DeepSpeedSays, str | None]:
+    """What Accelerate is to divide over ranks, and why that has no counterpart here."""
+    kind = (keys.word("distributed_type") or "NO").upper()
+    plugin = keys.section("deepspeed_config")
+    named = plugin.value("deepspeed_config_file")
+    if named not in (None, "none"):
+        return read_named_deepspeed(named, path, keys, "deepspeed_config_file"), None
+    if kind == "DEEPSPEED":
+        knobs, accumulation = accelerate.read_plugin(plugin)
+        return DeepSpeedSays(knobs=knobs, accumulation_steps=accumulation), None
+    if kind == "FSDP":
+        return DeepSpeedSays(knobs=_fsdp(keys, notes)), None
+    if kind in _WITHOUT_SHARDS:
+        return DeepSpeedSays(), None
+    return DeepSpeedSays(), f"distributed_type {shown(kind)} has no counterpart here"
 
 
 def _axolotl(keys: Keys, path: Path) -> Setup:
@@ -108,14 +115,18 @@ def _axolotl(keys: Keys, path: Path) -> Setup:
     fields = axolotl.read_adapters(keys, notes)
     knobs = read_rows(axolotl.ROWS, keys)
     says = _named(keys, path, notes)
+    if knobs.get("fused_kernels") and (words := axolotl.liger_note(keys)) is not None:
+        notes.append(words)
     if knobs.get("sequence_parallel_size", 1) > 1:
         notes.append("context parallel is ring attention there, and is measured as Ulysses")
+    if fields.get("method") is Method.FULL and says.knobs == {"zero_stage": 0}:
+        notes.append(_NO_MASTERS)
     keys.expect("pad_to_sequence_len", True)
     keys.expect("max_grad_norm", GRADIENT_CLIPPING, 0.0)
     keys.expect("learning_rate", LEARNING_RATE)
     fields |= {
         "model": keys.word("base_model"),
-        "seq_len": keys.count("sequence_len") or 512,
+        "seq_len": keys.count("sequence_len", most=MOST_TOKENS) or 512,
         "accumulation_steps": axolotl.read_batch(keys),
         "knobs": knobs,
         "notes": notes,
@@ -131,17 +142,20 @@ def _llamafactory(keys: Keys, path: Path) -> Setup:
     keys.expect("max_grad_norm", GRADIENT_CLIPPING, 0.0)
     keys.expect("learning_rate", LEARNING_RATE)
     says = _named(keys, path, notes)
-    knobs = read_rows(llamafactory.ROWS, keys)
+    knobs, precision = read_rows(llamafactory.ROWS, keys), llamafactory.read_precision(keys)
+    if knobs.get("master_weights") and not says.knobs.get("zero_stage"):
+        # Here weights are updated in bf16 under ZeRO alone.
+        keys.leave("pure_bf16")
     knobs.setdefault("micro_batch_size", says.knobs.get("micro_batch_size", TRAINERS_MICRO_BATCH))
-    accumulation = keys.count("gradient_accumulation_steps")
+    accumulation = keys.count("gradient_accumulation_steps", most=MOST_SAMPLES)
     fields |= {
         "model": keys.word("model_name_or_path"),
-        "seq_len": keys.count("cutoff_len") or llamafactory.DEFAULT_LENGTH,
+        "seq_len": keys.count("cutoff_len", most=MOST_TOKENS) or llamafactory.DEFAULT_LENGTH,
         "accumulation_steps": accumulation or (None if says.accumulation_steps else 1),
         "knobs": knobs,
         "notes": notes,
     }
-    return _setup(Tool.LLAMAFACTORY, keys, path, fields, says, llamafactory.read_precision(keys))
+    return _setup(Tool.LLAMAFACTORY, keys, path, fields, says, precision)
 
 
 _READERS = {
@@ -179,63 +193,65 @@ def _setup(
     path: Path,
     fields: dict[str, Any],
     says: DeepSpeedSays,
-    precision: Any,
+    precision: Precision | None,
 ) -> Setup:
     """Everything together: what the JSON leaves open is filled by what stands around it."""
-    knobs: dict[str, Any] = dict(fields.pop("knobs", {}))
-    notes = [*says.notes, *fields.pop("notes", [])]
-    _refuse_mismatch(keys, says, knobs, fields)
+    _refuse_mismatch(keys, says, fields)
     if tool is Tool.DEEPSPEED or (says.has_precision and says.precision is not None):
         precision = says.precision
-    if precision is not None:
-        knobs["precision"] = precision
-    # What DeepSpeed is told in its JSON is what it does.
-    knobs |= says.knobs
-    alpha = fields.pop("lora_alpha", None)
-    if fields.get("lora_rank"):
-        knobs.setdefault("lora_rank", fields["lora_rank"])
-        # Twice the rank has a word of its own, 0.
-        if alpha and alpha != 2 * knobs["lora_rank"]:
-            knobs.setdefault("lora_alpha", alpha)
+    knobs = _knobs(fields, says, precision)
+    notes = (*says.notes, *fields.pop("notes", ()))
+    if knobs.get("lora_alpha") and knobs["lora_rank"] == fields.get("lora_rank"):
+        notes = (*notes, f"lora_alpha {knobs['lora_alpha']} {_ALPHA}")
     fields["adapter_targets"] = fields.get("lora_targets")
-    fields = {name: value for name, value in fields.items() if value is not None} | says.question
-    if fields.get("model"):
-        fields["model"] = _model(str(fields["model"]), path)
-    fields.setdefault("train_batch_size", says.train_batch_size)
-    fields.setdefault("accumulation_steps", says.accumulation_steps)
-    if fields.get("method") is Method.FULL:
-        knobs["lora_rank"] = 0
+    asked = says.question | {name: each for name, each in fields.items() if each is not None}
+    if "model" in asked:
+        asked["model"] = _model(asked["model"], path)
+    noted = asked.pop("train_batch_size", None)
+    # A file with a model has a batch of its own, which may have been edited since.
+    asked["train_batch_size"] = says.train_batch_size or (None if fields.get("model") else noted)
+    asked.setdefault("accumulation_steps", says.accumulation_steps)
     return Setup(
         tool=tool,
         file=str(path),
         knobs=knobs,
         noted=says.noted,
         has_auto_bucket=says.has_auto_bucket,
-        left_out=tuple(_once([*says.left_out, *keys.unread()])),
-        notes=tuple(notes),
-        **fields,
+        left_out=tuple(dict.fromkeys((*says.left_out, *keys.unread()))),
+        notes=notes,
+        **asked,
     )
 
 
-def _refuse_mismatch(
-    keys: Keys, says: DeepSpeedSays, knobs: dict[str, Any], fields: dict[str, Any]
-) -> None:
+def _knobs(
+    fields: dict[str, Any], says: DeepSpeedSays, precision: Precision | None
+) -> dict[str, Any]:
+    """The knobs of all parts; what DeepSpeed is told in its JSON is what it does."""
+    knobs: dict[str, Any] = fields.pop("knobs", {})
+    if precision is not None:
+        knobs["precision"] = precision
+    rank, alpha = fields.get("lora_rank"), fields.pop("lora_alpha", None)
+    if fields.get("method") is Method.FULL:
+        knobs["lora_rank"] = 0
+    elif rank:
+        # Twice the rank has a word of its own, 0.
+        knobs |= {"lora_rank": rank, "lora_alpha": 0 if alpha in (None, 2 * rank) else alpha}
+    return knobs | says.knobs
+
+
+def _refuse_mismatch(keys: Keys, says: DeepSpeedSays, fields: dict[str, Any]) -> None:
     """Transformers refuses a JSON that says another batch than its arguments."""
-    pairs = {
-        "train_micro_batch_size_per_gpu": (says.knobs, knobs, "micro_batch_size"),
+    inner = {
+        "train_micro_batch_size_per_gpu": says.knobs.get("micro_batch_size"),
+        "gradient_accumulation_steps": says.accumulation_steps,
     }
-    for key, (theirs, ours, knob) in pairs.items():
-        if knob in theirs and knob in ours and theirs[knob] != ours[knob]:
+    outer = (fields.get("knobs", {}).get("micro_batch_size"), fields.get("accumulation_steps"))
+    for (key, theirs), own in zip(inner.items(), outer, strict=True):
+        if theirs is not None and own is not None and theirs != own:
             raise ConfigError(
-                f"{keys.file}: {key} is {theirs[knob]} in its DeepSpeed JSON and {ours[knob]} in "
-                'the file itself; let both be the same, or write "auto" in the JSON'
+                f"{keys.file}: {key} is {theirs} in its DeepSpeed JSON and {own} in the file "
+                'itself; let both be the same, or write "auto" in the JSON'
             )
-    inner, outer = says.accumulation_steps, fields.get("accumulation_steps")
-    if inner is not None and outer is not None and inner != outer:
-        raise ConfigError(
-            f"{keys.file}: gradient_accumulation_steps is {inner} in its DeepSpeed JSON and "
-            f'{outer} in the file itself; let both be the same, or write "auto" in the JSON'
-        )
 
 
 def _model(name: str, path: Path) -> str:
@@ -249,7 +265,3 @@ def _model(name: str, path: Path) -> str:
     except (OSError, ValueError):
         return name
     return model_of(name)
-
-
-def _once(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from autotune.foreign.keys import AUTO, Keys
+from autotune.foreign.keys import AUTO, MOST_SAMPLES, Keys
 from autotune.space.strategy import Strategy
 
 __all__ = ["Count", "Flag", "Named", "Row", "read_rows", "write_rows"]
@@ -37,10 +37,15 @@ class Count:
     """Names of the key in earlier versions of the tool."""
     omits: int | None = None
     """The value that is not written, since it is the tool's own."""
+    most: int = MOST_SAMPLES
 
     def read(self, keys: Keys) -> dict[str, Any]:
         """See `Row`."""
-        found = [number for key in (self.key, *self.older) if (number := keys.count(key))]
+        found = [
+            number
+            for key in (self.key, *self.older)
+            if (number := keys.count(key, most=self.most))
+        ]
         return {self.knob: found[0]} if found else {}
 
     def write(self, strategy: Strategy) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from autotune.errors import ConfigError
+from autotune.foreign.keys import AUTO, MOST_SAMPLES
 from autotune.foreign.tool import Tool
 from autotune.knob_values import (
     DEFAULT_BUCKET_SIZE,
@@ -20,6 +21,7 @@ from autotune.knob_values import (
 )
 from autotune.machine.hardware import Hardware
 from autotune.machine.software import Software
+from autotune.names import visible
 from autotune.question.adapter_targets import ALL_LINEAR
 from autotune.question.workload import Method, Workload
 from autotune.space.compatibility import conflict, reference_strategy
@@ -96,6 +98,9 @@ class Setup:
 
         Args:
             num_devices: that train, where the file does not say how many processes it starts.
+
+        Raises:
+            ConfigError: there are more than anybody has.
         """
         if self.train_batch_size is not None:
             return self.train_batch_size
@@ -103,7 +108,13 @@ class Setup:
         if micro_batch is None and self.accumulation_steps is None:
             return None
         size = (micro_batch or TRAINERS_MICRO_BATCH) * (self.accumulation_steps or 1)
-        return int(size * self._data_parallel_size(self.num_ranks or num_devices))
+        batch = int(size * self._data_parallel_size(self.num_ranks or num_devices))
+        if batch > MOST_SAMPLES:
+            raise ConfigError(
+                f"--from {self.file}: its global batch has {batch:,} samples; {MOST_SAMPLES:,} at "
+                "most: give --global-batch"
+            )
+        return batch
 
     def samples_at_once(self, num_devices: int) -> int:
         """Samples of one micro-batch on all devices; 1 where the file leaves its size open."""
@@ -134,7 +145,7 @@ class Setup:
         try:
             strategy = Strategy(**values)
         except ConfigError as error:
-            return StrategyMade(strategy=None, problem=str(error), notes=tuple(notes))
+            return StrategyMade(strategy=None, problem=visible(str(error)), notes=tuple(notes))
         problem = None
         if software is not None:
             strategy, problem = _possible(strategy, workload, hardware, software, notes)
@@ -158,6 +169,9 @@ class Setup:
             )
         if self._said("precision") is None:
             notes.append(f"precision {values['precision']} (the file leaves it open)")
+        if values["mlp_tiles"] == AUTO:
+            # Axolotl's documentation of `tiled_mlp_num_shards`.
+            values["mlp_tiles"] = -(-workload.seq_len // workload.model.hidden_size)
         if self.has_auto_bucket:
             values["reduce_bucket_size"] = workload.model.hidden_size**2
         if "lora_targets" not in self.knobs and self.adapter_targets is not None:

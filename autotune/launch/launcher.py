@@ -20,12 +20,13 @@ from typing import Any
 
 from autotune.drafts import write_file
 from autotune.errors import LaunchError, StorageError
+from autotune.launch.device_memory import device_bytes_in_use, wait_for_device
 from autotune.launch.process_table import StoppedProcesses
-from autotune.launch.rank_environment import devices_of, rank_environment
+from autotune.launch.rank_environment import rank_environment
 from autotune.launch.rank_process import ALL_RANKS, NodeShare, RankProcess, RanksEnd, outcome_of
 from autotune.launch.scratch_folder import ScratchFolder
 from autotune.launch.server_process import ServerProcess
-from autotune.machine.hardware import FULL_DISK_BYTES, DeviceType, Hardware, visible_gpus
+from autotune.machine.hardware import FULL_DISK_BYTES, DeviceType, Hardware
 from autotune.trials.trial import Failure, FailureKind, Outcome, TrialSpec
 
 __all__ = ["Launcher"]
@@ -146,7 +147,7 @@ class Launcher:
         # Ranks that met in an earlier life of this folder are not there any more.
         rendezvous.unlink(missing_ok=True)
         spec_file = folder / "trial.json"
-        used_before = _device_bytes_in_use(self._hardware, self._slot)
+        used_before = device_bytes_in_use(self._hardware, self._slot)
         kills_before = _kernel_oom_kills()
         numbers = share.ranks_of(spec.num_ranks)
         ranks = [RankProcess(number=number, folder=folder) for number in numbers]
@@ -170,7 +171,7 @@ class Launcher:
             # They had all come to their result before; only the news of their end is missing.
             stopped = None
         rendezvous.unlink(missing_ok=True)
-        _wait_for_device(self._hardware, self._slot, used_before)
+        wait_for_device(self._hardware, self._slot, used_before)
         return RanksEnd(
             ranks=tuple(ranks),
             stopped=stopped,
@@ -393,21 +394,3 @@ def _kernel_oom_kills() -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
-
-
-def _device_bytes_in_use(hardware: Hardware, slot: int) -> int:
-    """Memory in use on the launcher's GPUs, by anybody; 0 on the CPU."""
-    if hardware.device_type is not DeviceType.CUDA:
-        return 0
-    return sum(gpu.used_bytes for gpu in visible_gpus()[devices_of(hardware, slot)])
-
-
-def _wait_for_device(
-    hardware: Hardware, slot: int, used_before: int, timeout_s: float = 5.0
-) -> None:
-    """The driver frees a dead process's memory a moment later; wait until it has."""
-    slack = 64 * 2**20 * hardware.num_devices
-    deadline = time.monotonic() + timeout_s
-    limit = used_before + slack
-    while _device_bytes_in_use(hardware, slot) > limit and time.monotonic() < deadline:
-        time.sleep(0.02)

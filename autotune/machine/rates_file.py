@@ -120,7 +120,7 @@ def _checked(values: Mapping[str, Any]) -> Rates:
         if name not in known:
             raise ValueError(f"unknown rate {str(name)[:_LONGEST_SHOWN]!r}")
         if value is not None and not (isinstance(value, int | float) and 0 < value < _MOST):
-            raise ValueError(f"{name} is no positive number of a rate")
+            raise ValueError(f"{name} is not a positive number")
     return Rates(**values)
 
 

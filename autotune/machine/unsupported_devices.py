@@ -26,8 +26,8 @@ class UnsupportedDevice:
 
 
 _NO_RATES = "its rates are not in the table"
-_ROCM = "it is AMD's, and autotune trains on NVIDIA GPUs and CPUs alone"
-_OTHER = "it is no NVIDIA GPU, and autotune trains on such and on CPUs alone"
+_ROCM = "it is AMD's, and autotune supports only NVIDIA GPUs and CPUs"
+_OTHER = "it is not an NVIDIA GPU, and autotune supports only those and CPUs"
 _LAPTOP = "it is a laptop's, with less memory and power than the card of that number"
 
 _NVIDIA: tuple[tuple[tuple[int, int], str, dict[str, str]], ...] = (

@@ -149,6 +149,8 @@ def _plan_of(question: Question, space_name: str) -> CommandLine:
             "--lora-rank": workload.lora_rank,
             "--lora-targets": ",".join(workload.lora_targets),
         }
-    if workload.model.whole_type and not workload.model.tower_parameters:
+    if workload.model.trains_tower:
+        asked["--vision"] = Vision.TRAINED
+    elif workload.model.whole_type and not workload.model.tower_parameters:
         asked["--vision"] = Vision.ABSENT
     return CommandLine(("plan", *(str(part) for pair in asked.items() for part in pair)))

@@ -34,8 +34,8 @@ def render_explanation(plan: Plan, which: Goal) -> RenderableType:
     parts: list[RenderableType] = [
         Text.assemble((f"Pick {which}: ", "bold green"), str(candidate.strategy)),
         Text(
-            f"Peak memory of the worst device, reached at: {prediction.moment}. A share is a part "
-            "of that peak. A bar is a part of the device's "
+            f"Peak memory of the worst device, reached at: {prediction.moment}. share: "
+            "fraction of that peak. bar: fraction of the device's "
             f"{format_gib(plan.hardware.device_memory_bytes)} GiB."
         ),
         "",
@@ -159,7 +159,7 @@ def _step_words(plan: Plan, candidate: Candidate) -> list[RenderableType]:
     return [
         Text(
             f"A step takes {_seconds(prediction.step_time_s)}{bounds}: {speed}, "
-            f"MFU {plan.mfu(candidate):.1%}. A share and a bar are a part of the step time."
+            f"MFU {plan.mfu(candidate):.1%}. share, bar: fraction of it."
         ),
         "",
         table,

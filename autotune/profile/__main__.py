@@ -89,7 +89,7 @@ def _at_most(seconds: float) -> Iterator[None]:
     """Raise `_TooLongError` in what takes more processor time than this."""
 
     def end(*_: object) -> None:
-        raise _TooLongError(f"following it took more than {seconds:g} s of processor time")
+        raise _TooLongError(f"tracing it took more than {seconds:g} s of CPU time")
 
     signal.signal(signal.SIGPROF, end)
     signal.setitimer(signal.ITIMER_PROF, seconds, _AGAIN_S)

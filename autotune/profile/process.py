@@ -42,7 +42,7 @@ def profile_of(shape: ModelShape, variant: Variant, seq_len: int) -> ModelProfil
         seq_len: tokens of a sample.
     """
     if shape.source is not None:
-        return "its own code is not run to predict"
+        return "its own code is not run for predictions"
     if variant.fused_kernels and not _has_liger():
         return "Liger is not installed here"
     name = digest(shape.config, seq_len, variant)
@@ -58,11 +58,11 @@ def profile_of(shape: ModelShape, variant: Variant, seq_len: int) -> ModelProfil
 def known_profile_of(shape: ModelShape, variant: Variant, seq_len: int) -> ModelProfile | str:
     """The profile, if it was traced before, here or in an earlier process; traces nothing."""
     if shape.source is not None:
-        return "its own code is not run to predict"
+        return "its own code is not run for predictions"
     if variant.fused_kernels and not _has_liger():
         return "Liger is not installed here"
     name = digest(shape.config, seq_len, variant)
-    return _known.get(name) or read_profile(name) or "its code was not followed for this"
+    return _known.get(name) or read_profile(name) or "its code was not traced for this"
 
 
 def script_of(shape: ModelShape, recipe: Recipe, seq_len: int) -> AllocationScript | str:
@@ -92,7 +92,7 @@ def known_script_of(
 ) -> AllocationScript | str | None:
     """The script, if it was traced before; else None."""
     if shape.source is not None:
-        return "its own code is not run to predict"
+        return "its own code is not run for predictions"
     if recipe.variant.fused_kernels and not _has_liger():
         return "Liger is not installed here"
     name = digest(shape.config, seq_len, recipe)
@@ -190,4 +190,4 @@ def _reason(ran: subprocess.CompletedProcess[bytes]) -> str:
         return f"the process that traces it was ended by {name}"
     lines = ran.stderr.decode(errors="replace").splitlines()
     written = [line for line in lines if line.strip()]
-    return written[-1] if written else "the process that traces it ended without a word"
+    return written[-1] if written else "the process that traces it ended without a message"

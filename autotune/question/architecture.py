@@ -87,7 +87,7 @@ def _unknown(
         f"{shorten(model_type)}"
     )
     if isinstance(fields.get("auto_map"), Mapping):
-        return f"{words}: its own Python code would be run by `search --trust-remote-code` alone"
+        return f"{words}: only `search --trust-remote-code` runs its own Python code"
     near = difflib.get_close_matches(model_type, list(known), n=1, cutoff=0.6)
     return words + (f"; did you mean {near[0]}?" if near else "")
 
@@ -107,7 +107,7 @@ def _why_not(model_type: str, fields: Mapping[str, Any], config_class: Any) -> s
     if model_type in _NEEDS_ANOTHER:
         return f"reads the hidden states of another model. {asked}"
     if model_type in masked or model_type in _BOTH_SIDES:
-        return f"is not causal: its tokens see those behind them. {asked}"
+        return f"is not causal: its tokens attend to later tokens. {asked}"
     if model_type not in causal:
         return f"is not a causal language model. {asked}"
     return None
@@ -126,7 +126,7 @@ def _why_no_language_part(
     if text_type is None or language_type(text_type) is not None:
         # What cannot be read is refused by who reads it, with the field.
         return None
-    return f"{words}, of which {text_type} is no causal language model. {_ASKED}{_BY_SCRIPT}"
+    return f"{words}, of which {text_type} is not a causal language model. {_ASKED}{_BY_SCRIPT}"
 
 
 def _text_type(fields: Mapping[str, Any], config_class: Any) -> str | None:

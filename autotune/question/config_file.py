@@ -145,7 +145,7 @@ def _fault(name: str, value: Any, depth: int) -> str | None:
     field = _printable(name)
     if isinstance(value, _Pairs) and value.repeated:
         twice = _printable(f"{name}.{value.repeated[0]}".lstrip("."))
-        return f"{twice} is there twice, with different values"
+        return f"{twice} appears twice, with different values"
     if depth > _MAX_DEPTH:
         return f"{field} is nested deeper than {_MAX_DEPTH} levels"
     if isinstance(value, float) and (math.isnan(value) or _is_endless(name, value)):

@@ -86,7 +86,7 @@ def refusal(
     named = re.search(r"[Ff]ield '(\w+)'", text)
     field = named[1] if named else _culprit(fields, attempt, is_lacking="None" in text)
     reason = _NOISE.sub("", text)[:_LONGEST_REASON] or type(error).__name__
-    words = f"{field}: " if field else "its fields do not go together: "
+    words = f"{field}: " if field else "its fields contradict each other: "
     if field == "pad_token_id":
         words += "set it to null, or to the number of a token of the vocabulary; "
     return ConfigError(f"{label}: {words}{what}: {_printable(reason)}")

@@ -32,7 +32,7 @@ from autotune.uncollected import uncollected
 __all__ = ["Vision", "load_model_shape"]
 
 _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
-_NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """Names of the MLP's width and of the number of experts, which differ between architectures."""
 
 _BLAME_S = 5.0
@@ -46,6 +46,8 @@ class Vision(StrEnum):
 
     FROZEN = "frozen"
     """Its weights are held and not trained."""
+    TRAINED = "trained"
+    """Its weights are trained with all others."""
     ABSENT = "absent"
     """The language part is trained as a model of its own."""
 
@@ -108,7 +110,10 @@ def _language_shape(
         whole_type=str(whole["model_type"]),
     )
     num_beside = count_beside(whole, fields, shape.num_parameters, label)
-    return replace(shape, tower_parameters=num_beside if vision is Vision.FROZEN else 0)
+    if vision is Vision.ABSENT:
+        return shape
+    is_trained = vision is Vision.TRAINED
+    return replace(shape, tower_parameters=num_beside, trains_tower=is_trained)
 
 
 def _config_path(name: str) -> Path:
@@ -200,13 +205,13 @@ def _census_of(record: Mapping[str, Any], fields: Mapping[str, Any], label: str)
         run_first_layers(model, num_layers)
     except LookupError as error:
         if type(error) is not LookupError:
-            raise refusal(label, "no such model can be built", error, fields, attempt) from error
+            raise refusal(label, "this model cannot be built", error, fields, attempt) from error
         raise ConfigError(
             f"{label}: autotune cannot count a model of model_type {record['model_type']}: {error}"
         ) from error
     except Exception as error:
         # Code of some hundred architectures runs here; whatever it raises is about this file.
-        raise refusal(label, "no such model can be built", error, fields, attempt) from error
+        raise refusal(label, "this model cannot be built", error, fields, attempt) from error
     return census
 
 

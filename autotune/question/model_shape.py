@@ -23,6 +23,15 @@ from autotune.question.expert_adapters import ExpertAdapters
 
 __all__ = ["ModelShape"]
 
+_NUM_CHOICES = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_k",
+    "top_k_experts",
+)
+"""Names of the number of experts that a token is routed to; differ between architectures."""
+
 _PLAIN_MLP = {"opt", "gpt2", "gpt_neox", "gptj", "gpt_neo", "bloom", "falcon", "phi"}
 
 
@@ -63,8 +72,10 @@ class ModelShape:
     """`model_type` of the vision-language model whose language part this is; empty where it is a
     model of its own."""
     tower_parameters: int = 0
-    """Parameters of that model beside the language part: vision tower and projector, frozen. 0
-    where they are left away."""
+    """Parameters of that model beside the language part: vision tower and projector. 0 where they
+    are left away."""
+    trains_tower: bool = False
+    """Whether those are trained; otherwise they are frozen."""
 
     def __post_init__(self) -> None:
         """Take a census that comes from JSON."""
@@ -165,9 +176,12 @@ class ModelShape:
 
     @property
     def embedding_parameters(self) -> int:
-        """The token embedding, with learned positions where the architecture has them."""
+        """The token embedding, with learned positions where the architecture has them.
+
+        A vision tower that is trained is one more embedding, of images.
+        """
         if self.census is not None:
-            return self.census.embedding
+            return self.census.embedding + self.tower_parameters * self.trains_tower
         positions = {"opt": self.max_position_embeddings + 2, "gpt2": self.max_position_embeddings}
         projections = 2 * self.embedding_size * self.hidden_size
         return (
@@ -196,7 +210,25 @@ class ModelShape:
     @property
     def num_held_parameters(self) -> int:
         """All parameters, with those of a frozen vision tower."""
-        return self.num_parameters + self.tower_parameters
+        return self.num_parameters + self.frozen_tower_parameters
+
+    @property
+    def frozen_tower_parameters(self) -> int:
+        """Parameters of a vision tower that are held and not trained."""
+        return 0 if self.trains_tower else self.tower_parameters
+
+    @property
+    def num_language_parameters(self) -> int:
+        """Parameters of the language part alone."""
+        return self.num_held_parameters - self.tower_parameters
+
+    @property
+    def experts_per_token(self) -> int:
+        """MLPs of a layer that one token passes: 1 for dense models."""
+        if self.num_experts == 1:
+            return 1
+        told = (self.config.get(name) for name in _NUM_CHOICES)
+        return next((num for num in told if isinstance(num, int) and num > 0), 2)
 
     @property
     def expert_parameters(self) -> int:
@@ -326,7 +358,7 @@ class ModelShape:
     def _why_no_experts(self) -> str:
         if self.num_experts == 1:
             return ""
-        return "; its routed experts are no linear layers"
+        return "; its routed experts are not linear layers"
 
     def _parted_experts(self, targets: tuple[str, ...]) -> str | None:
         """What PEFT refuses: a part of the names that it holds for one tensor of experts.
@@ -346,7 +378,7 @@ class ModelShape:
             if has and len(has) < len(each.names):
                 (lacking, *_) = (name for name in each.names if name not in chosen)
                 return (
-                    f"PEFT holds {has[0]} of {self.name} for a part of its experts and puts no "
+                    f"PEFT takes {has[0]} of {self.name} for a part of its experts, and puts no "
                     f"adapters on it without {lacking}; name other linear layers"
                 )
         if self.census is not None and not self.num_lora_parameters(1, targets):

@@ -129,11 +129,14 @@ def _command_of(question: Question) -> str:
 
 
 def _without_tower(question: Question) -> ModelShape:
-    return replace(question.workload.model, tower_parameters=0)
+    return replace(question.workload.model, tower_parameters=0, trains_tower=False)
 
 
 def _tower_in_words(question: Question) -> str:
-    return "frozen" if question.workload.model.tower_parameters else "absent"
+    model = question.workload.model
+    if not model.tower_parameters:
+        return "absent"
+    return "trained" if model.trains_tower else "frozen"
 
 
 def _in_words(value: object) -> str:

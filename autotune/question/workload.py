@@ -62,6 +62,11 @@ class Workload:
             object.__setattr__(self, "lengths", self.lengths.cut(self.seq_len))
         if self.method is Method.FULL:
             return
+        if self.model.trains_tower:
+            raise ConfigError(
+                f"--vision trained: --method {self.method} trains adapters of the language part "
+                "alone; choose --vision frozen, or --method full"
+            )
         if self.lora_rank < 1:
             raise ConfigError(f"--lora-rank must be at least 1, got {self.lora_rank}")
         if not self.lora_targets:
@@ -123,16 +128,22 @@ class Workload:
         model = self.model
         if not model.whole_type:
             return None
+        own, tower = map(_in_words, (model.num_language_parameters, model.tower_parameters))
         words = (
             f"Trials train the language part of {model.whole_type} on text alone "
-            f"({model.num_parameters / 1e9:,.2f} billion parameters, as {model.model_type}); no "
-            "images are measured."
+            f"({own} parameters, as {model.model_type}); no images are measured."
         )
         if not model.tower_parameters:
             return f"{words} Its vision tower is left away (--vision absent)."
+        words += f" Its vision tower ({tower} parameters) is "
+        if model.trains_tower:
+            return (
+                f"{words}trained: its weights, gradients and optimizer states count in memory, "
+                "its activations do not."
+            )
         return (
-            f"{words} Its vision tower ({model.tower_parameters / 1e9:,.2f} billion parameters) "
-            "is frozen: its weights count in memory, its activations do not."
+            f"{words}frozen, by `autotune.apply` in your own model: its weights count in memory, "
+            "its activations do not."
         )
 
     @property
@@ -162,3 +173,8 @@ class Workload:
             return cls(model=model, **rest)
         except (KeyError, TypeError) as error:
             raise ConfigError(f"this is not a workload of autotune: {error}") from error
+
+
+def _in_words(number: int) -> str:
+    """A large number, as people say it."""
+    return f"{number / 1e9:,.2f} billion" if number >= 1e9 else f"{number / 1e6:,.1f} million"

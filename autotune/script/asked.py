@@ -15,6 +15,7 @@ from autotune.knob_values import Attention, Precision
 from autotune.machine.hardware import Hardware
 from autotune.names import plain_name
 from autotune.question.command import TrainingCommand
+from autotune.question.lengths import Lengths
 from autotune.question.own_training import OwnTraining
 from autotune.question.unknown_model import unknown_model
 from autotune.question.workload import Method, ModelShape, Workload, load_model_shape
@@ -60,10 +61,11 @@ def asked_by(
     method, shape, why_unknown = _model(findings, folder)
     workload = Workload(
         model=shape,
-        seq_len=min(max(1, findings.longest), shape.max_position_embeddings),
+        seq_len=min(_tokens_of_a_sample(findings), shape.max_position_embeddings),
         global_batch_size=findings.global_batch_size,
         method=method,
         lora_rank=findings.lora_rank or 16,
+        lengths=_lengths(findings, is_known=why_unknown is None),
         **_targets(findings, shape, method),
     )
     baseline = _baseline(findings, workload, hardware, from_config, is_known=why_unknown is None)
@@ -89,13 +91,21 @@ def _model(findings: Findings, folder: Path) -> tuple[Method, ModelShape, str | 
         method = Method.QLORA
     if not findings.has_tokens:
         return Method.FULL, unknown, f"{findings.model_class} is not fed tokens"
+    if not findings.is_joined and findings.rows_per_batch != findings.micro_batch_size:
+        words = f"it is fed {findings.rows_per_batch} rows for {findings.micro_batch_size} samples"
+        return Method.FULL, unknown, words
     is_part = findings.num_trainable_parameters != findings.num_parameters
     if method is Method.FULL and is_part:
         return Method.FULL, unknown, f"only a part of {findings.model_class} is trained"
     try:
         shape = _shape(findings, folder)
     except ConfigError as error:
-        return Method.FULL, unknown, str(error)
+        # The file that it names is a copy of autotune's.
+        return (
+            Method.FULL,
+            unknown,
+            str(error).rpartition("config.json: ")[2].partition(". autotune supports")[0],
+        )
     built = findings.num_parameters
     if method is not Method.FULL:
         built -= findings.num_trainable_parameters
@@ -105,6 +115,12 @@ def _model(findings: Findings, folder: Path) -> tuple[Method, ModelShape, str | 
         )
         return Method.FULL, unknown, f"{words}{shape.num_parameters:,}"
     return method, replace(shape, name=name), None
+
+
+def _tokens_of_a_sample(findings: Findings) -> int:
+    """Of the longest; a row in which samples are joined is shared out among them."""
+    rows = findings.rows_per_batch if findings.is_joined else findings.micro_batch_size
+    return max(1, -(-findings.longest * rows // findings.micro_batch_size))
 
 
 def _name(findings: Findings) -> str:
@@ -123,6 +139,13 @@ def _shape(findings: Findings, folder: Path) -> ModelShape:
     record = findings.model_config_record | {"architectures": [findings.model_class]}
     (kept / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     return load_model_shape(str(kept))
+
+
+def _lengths(findings: Findings, *, is_known: bool) -> Lengths | None:
+    """Lengths of the samples that were seen; None where all have the same, or nobody asks."""
+    if not is_known or findings.is_joined or len(set(findings.lengths)) < 2:
+        return None
+    return Lengths.of(findings.lengths)
 
 
 def _targets(findings: Findings, shape: ModelShape, method: Method) -> dict[str, Any]:

@@ -24,7 +24,8 @@ _STEERED = (
     "Trainer",
     "Accelerator",
     "training_data",
-    "train_micro_batch_size_per_gpu",
+    # A call of the engine's; the key in a configuration says nothing of the loader.
+    r"train_micro_batch_size_per_gpu\s*\(\s*\)",
 )
 """Names in a program that say that its batches follow a trainer's arguments, Accelerate's
 `prepare` or DeepSpeed's configuration."""
@@ -44,7 +45,7 @@ def check_batches(command: TrainingCommand) -> None:
         return
     path = Path(command.folder) / command.target
     text = path.read_bytes()[:_MOST_CHARACTERS].decode("utf-8", errors="replace")
-    if any(re.search(rf"\b{name}\b", text) for name in _STEERED):
+    if any(re.search(rf"\b{name}(?!\w)", text) for name in _STEERED):
         return
     raise ConfigError(
         f"-- COMMAND: {command.target} uses neither a Trainer nor Accelerate, so autotune cannot "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -137,6 +138,8 @@ def put_on(model: nn.Module, strategy: Strategy, steering: Steering) -> nn.Modul
     Its adapters are the user's. A model whose layers are not known keeps them as they are.
     """
     if steering.knows_layers:
+        if "fused_kernels" in steering.by_trainer:
+            strategy = replace(strategy, fused_kernels=False)
         return apply_strategy(model, strategy, method=Method.FULL, lora_targets=())
     switch: Any = model
     if strategy.checkpoint_interval and hasattr(model, "gradient_checkpointing_enable"):

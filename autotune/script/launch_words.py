@@ -172,17 +172,23 @@ def _of_torchrun(words: Sequence[str], folder: Path) -> LaunchedCommand:
 
 def _of_accelerate(words: Sequence[str], folder: Path) -> LaunchedCommand:
     from accelerate.commands import launch
-    from accelerate.utils import prepare_deepspeed_cmd_env
+    from accelerate.utils import prepare_deepspeed_cmd_env, prepare_simple_launcher_cmd_env
 
     parser = launch.launch_command_parser()
     asked = _parsed("accelerate launch", parser.parse_args, words)
+    _refuse_nodes("accelerate launch", "--num_machines", asked.num_machines)
     is_told = asked.num_processes is not None or asked.config_file is not None
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            read, *_ = launch._validate_launch_command(asked)
+            read, defaults, _ = launch._validate_launch_command(asked)
+            # As `launch_command` has it, before it starts a launcher.
+            fields = ",".join(defaults.deepspeed_config) if defaults is not None else ""
+            read.deepspeed_fields_from_accelerate_config = fields
             read.num_processes = read.num_processes or 1
-            _, whole = prepare_deepspeed_cmd_env(read)
-    except (ValueError, OSError, ConnectionError, AttributeError) as error:
+            read.main_process_port, read.machine_rank = 0, 0
+            with_engine, without = prepare_deepspeed_cmd_env, prepare_simple_launcher_cmd_env
+            _, whole = (with_engine if read.use_deepspeed else without)(read)
+    except (AttributeError, ConnectionError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"-- COMMAND: accelerate launch: {_first_line(error)}") from error
     _refuse_nodes("accelerate launch", "--num_machines", read.num_machines)
     command = _of_launched(

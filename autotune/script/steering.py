@@ -40,6 +40,8 @@ class Steering:
     output_folder: str | None = None
     """Where a trial's own files go. None in a run to the end: the user's own folders are used,
     and checkpoints, evaluation and loggers stay on."""
+    by_trainer: set[str] = field(default_factory=set)
+    """Knobs that a trainer has put on the model in its own way by now, by name."""
     on_change: Callable[[str], None] = lambda words: None
     """Told in a sentence what of the user's settings is replaced or left off."""
 

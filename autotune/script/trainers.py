@@ -14,6 +14,7 @@ from typing import Any
 from autotune.knob_values import Precision
 from autotune.script.configuration import with_strategy
 from autotune.script.steering import Steering
+from autotune.space.strategy import Strategy
 
 __all__ = ["SILENT", "steer_trainers"]
 
@@ -120,11 +121,13 @@ def _change_arguments(arguments: Any, steering: Steering) -> None:
             # The strategy says what is recomputed, and with which kernels.
             "gradient_checkpointing": False,
             "activation_checkpointing": False,
-            "use_liger_kernel": False,
+            # TRL reads more of a model's output than Liger's own patch gives.
+            "use_liger_kernel": strategy.fused_kernels,
             "torch_compile": False,
             "bf16": strategy.precision is Precision.BF16,
             "fp16": strategy.precision is Precision.FP16,
         }
+        steering.by_trainer.add("fused_kernels")
     for name, value in changes.items():
         if hasattr(arguments, name):
             setattr(arguments, name, value)
@@ -149,6 +152,21 @@ def _steer_configuration(steering: Steering) -> None:
         self.set_stage_and_offload()
 
     HfDeepSpeedConfig.__init__ = init
+    _steer_plugin(steering.strategy)
+
+
+def _steer_plugin(strategy: Strategy) -> None:
+    """Accelerate decides by its plugin's own copy of the stage whether gradients are reduced."""
+    from accelerate.utils import DeepSpeedPlugin
+
+    original = DeepSpeedPlugin.__post_init__
+
+    @functools.wraps(original)
+    def post_init(self: Any) -> None:
+        original(self)
+        self.zero_stage = strategy.zero_stage
+
+    DeepSpeedPlugin.__post_init__ = post_init
 
 
 def _steer_accelerate(steering: Steering) -> None:

@@ -33,7 +33,7 @@ def _parallel(s: Strategy) -> str | None:
     if len(above_one) > 1:
         return (
             f"{' and '.join(above_one)} cannot be combined: AutoTP, Ulysses and the pipeline each "
-            "tell DeepSpeed which ranks hold the same weights, and it heeds one of them only"
+            "tell DeepSpeed which ranks hold the same weights, and it uses only one of them"
         )
     return _tensor_parallel(s) or _sequence_parallel(s) or _pipeline_parallel(s)
 
@@ -49,7 +49,7 @@ def _tensor_parallel(s: Strategy) -> str | None:
     if s.fused_kernels:
         return (
             f"tensor_parallel_size {s.tensor_parallel_size} needs fused_kernels false: Liger's "
-            "loss reads the weights of the head, and each rank holds a part of them only"
+            "loss reads the weights of the head, and each rank holds only a part of them"
         )
     if s.zero_quantized_weights or s.zero_quantized_gradients or s.zero_hpz_partition_size > 1:
         return (
@@ -119,8 +119,8 @@ def _checkpoints(s: Strategy) -> str | None:
 def _tiles(s: Strategy) -> str | None:
     if s.mlp_tiles > 1 and s.checkpoint_scope is CheckpointScope.MLP:
         return (
-            f"mlp_tiles {s.mlp_tiles} needs checkpoint_scope layer or attention: tiles recompute "
-            "the MLP already"
+            f"mlp_tiles {s.mlp_tiles} needs checkpoint_scope layer or attention: tiles already "
+            "recompute the MLP"
         )
     if s.loss_tiles > 1 and s.fused_kernels:
         return (
@@ -206,10 +206,10 @@ def _group_precisions(s: Strategy) -> str | None:
         return None
     own = {group: s.parameter_precision(group) for group in ModuleGroup}
     if s.precision not in own.values():
-        return f"precision {s.precision} is used by no group of modules: choose one of theirs"
+        return f"no group of modules uses precision {s.precision}: choose one that a group uses"
     what = "groups of modules with precisions of their own need"
     if s.zero_stage == 3:
-        return f"{what} zero_stage 0, 1 or 2, got 3: ZeRO-3 divides weights of one dtype"
+        return f"{what} zero_stage 0, 1 or 2, got 3: ZeRO-3 divides only weights of one dtype"
     if s.master_weights is MasterWeights.BF16:
         return f"{what} master_weights fp32, got bf16: DeepSpeed keeps bf16 for one dtype only"
     if s.offload_optimizer is not Offload.NONE:
@@ -226,8 +226,8 @@ def _group_precisions(s: Strategy) -> str | None:
         )
     if s.lora_rank and Precision.FP16 in s.parameter_precisions and not s.scales_own_loss:
         return (
-            "fp16 beside other precisions needs zero_stage 0 or lora_rank 0: under ZeRO, where no "
-            "adapter is fp16, DeepSpeed scales no loss"
+            "fp16 beside other precisions needs zero_stage 0 or lora_rank 0: under ZeRO, "
+            "DeepSpeed does not scale the loss if no adapter is fp16"
         )
     return None
 

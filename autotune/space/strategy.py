@@ -144,7 +144,7 @@ class Strategy(_HashedOnce):
         Optimizer.ADAMW,
         loss=_CHANGING,
         comment="in ds_config.json, else autotune.create_optimizer; 8-bit ones keep embeddings "
-        "in 32 bit with zero_stage 0 alone",
+        "in 32 bit only with zero_stage 0",
         word="{}",
     )
     precision: Precision = knob(

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, PlainValidator, create_model
 from autotune.errors import ConfigError
 from autotune.names import PlainName, plain_name
 from autotune.question.adapter_targets import ALL_LINEAR
-from autotune.question.workload import Method
+from autotune.question.workload import Method, Vision
 from autotune.space.deepspeed_config import is_client_optimizer
 from autotune.space.knob import MOST
 from autotune.space.strategy import FACTS, Strategy, read_knob
@@ -32,7 +32,7 @@ rest is put on a model by
   optimizer = autotune.create_optimizer(model, "strategy.yaml")
 Edit both files or neither."""
 
-_COMMENTS = {"method": "full, lora or qlora"} | {
+_COMMENTS = {"method": "full, lora or qlora", "vision": "the vision tower: frozen or trained"} | {
     name: facts.comment for name, facts in FACTS.items()
 }
 
@@ -53,6 +53,8 @@ class StrategyFile:
     """Learning rate of an optimizer that is not built from DeepSpeed's JSON; None where DeepSpeed
     builds it, and the JSON alone has the rate."""
     strategy: Strategy
+    trains_tower: bool = False
+    """Whether the vision tower of a vision-language model is trained; it is frozen otherwise."""
 
     def to_yaml(self) -> str:
         """As the text of the file, each key with a comment; `read_strategy_file` reads it back."""
@@ -66,6 +68,8 @@ class StrategyFile:
             method=str(self.method),
             lora_targets=list(self.lora_targets),
         )
+        if self.trains_tower:
+            workload["vision"] = str(Vision.TRAINED)
         strategy = CommentedMap(self.strategy.to_dict())
         for section in (workload, strategy):
             for key in section:
@@ -125,6 +129,7 @@ class _Workload(Section):
     global_batch_size: int = Field(ge=1, le=MOST)
     method: Method
     lora_targets: tuple[PlainName, ...] = (ALL_LINEAR,)
+    vision: Vision = Vision.FROZEN
 
 
 class _Knobs(Section):
@@ -182,4 +187,5 @@ def read_strategy_file(path: Path) -> StrategyFile:
         lora_targets=workload.lora_targets,
         learning_rate=document.learning_rate,
         strategy=strategy,
+        trains_tower=workload.vision is Vision.TRAINED,
     )

@@ -190,7 +190,9 @@ class StudyFolder:
         """Whether a study is there; refuses what a new one must not be written into."""
         is_there = (self.path / "question.json").exists()
         if must_exist and not is_there:
-            raise ConfigError(f"--resume: {self.path} has no study; omit --resume to start one")
+            raise ConfigError(
+                f"--resume: --out {self.path} has no study; omit --resume to start one"
+            )
         if not is_there and self.path.is_dir() and not _OWN_DRAFTS.issuperset(self._names()):
             raise ConfigError(
                 f"--out {self.path}: the folder is not empty and has no study; choose another"

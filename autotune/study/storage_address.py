@@ -89,7 +89,7 @@ def _without_secrets(words: str, url: str) -> str:
     parsed = _parsed(url)
     if parsed is None and ("://" in url or "@" in url):
         return (
-            "it is no URL such as postgresql://USER:PASSWORD@HOST/DATABASE; "
+            "it is not a URL such as postgresql://USER:PASSWORD@HOST/DATABASE; "
             "write @ : / ? # % in a password as %40 %3A %2F %3F %23 %25"
         )
     words = words.replace(url, shown(url))

@@ -245,12 +245,16 @@ def _flops_per_token(workload: Workload, strategy: Strategy) -> float:
     attention = sum(i * o for i, o in model.attention_linears.values())
     mlp = sum(i * o for i, o in model.mlp_linears.values())
     if model.num_experts > 1:
-        mlp *= int(model.config.get("num_experts_per_tok") or model.num_experts)
+        mlp *= model.experts_per_token
     layers = model.num_hidden_layers
     weights = layers * (attention + mlp) + model.vocab_size * model.hidden_size
     scores = 12 * layers * model.num_attention_heads * model.head_dim * workload.seq_len
     if strategy.lora_rank:
         adapters = workload.num_trainable_parameters(strategy.lora_rank, strategy.lora_targets)
+        targets = workload.adapter_targets(strategy.lora_targets)
+        # A token passes the adapters of the experts that it is routed to.
+        idle = 1 - model.experts_per_token / model.num_experts
+        adapters -= int(idle * model.num_expert_adapters(strategy.lora_rank, targets))
         return 4 * weights + 6 * adapters + scores
     return 6 * weights + scores
 

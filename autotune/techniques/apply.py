@@ -38,7 +38,8 @@ def apply(model: nn.Module, strategy_file: str | Path) -> nn.Module:
     """Put an exported strategy on a model, before `deepspeed.initialize`.
 
     Patches in the fused kernels, wraps with LoRA adapters, sets the checkpointing of activations.
-    Of a vision-language model all but its language part is frozen.
+    Of a vision-language model all but its language part is frozen, unless the file says that its
+    tower is trained.
 
     Args:
         model: a causal language model of transformers, or a vision-language model that has one,
@@ -58,7 +59,11 @@ def apply(model: nn.Module, strategy_file: str | Path) -> nn.Module:
             "autotune.pipeline instead of autotune.apply"
         )
     return apply_strategy(
-        model, exported.strategy, method=exported.method, lora_targets=exported.lora_targets
+        model,
+        exported.strategy,
+        method=exported.method,
+        lora_targets=exported.lora_targets,
+        trains_tower=exported.trains_tower,
     )
 
 
@@ -79,12 +84,18 @@ def create_optimizer(model: nn.Module, strategy_file: str | Path) -> torch.optim
 
 
 def apply_strategy(
-    model: nn.Module, strategy: Strategy, *, method: Method, lora_targets: tuple[str, ...]
+    model: nn.Module,
+    strategy: Strategy,
+    *,
+    method: Method,
+    lora_targets: tuple[str, ...],
+    trains_tower: bool = False,
 ) -> nn.Module:
     """As `apply`, with the strategy itself."""
     config: Any = language_config(model)
     num_layers = int(config.num_hidden_layers)
-    freeze_towers(model)
+    if not trains_tower:
+        freeze_towers(model)
     # A cache of keys and values is for generation; in training it only holds memory.
     model.config.use_cache = config.use_cache = False  # type: ignore[union-attr]
     for module in model.modules():

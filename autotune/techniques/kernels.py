@@ -9,6 +9,7 @@ from torch import nn
 from autotune.errors import ConfigError
 from autotune.knob_values import Attention, Experts
 from autotune.question.census import has_implementations
+from autotune.techniques.blocks import causal_model
 
 __all__ = ["choose_attention", "choose_experts", "patch_kernels"]
 
@@ -52,13 +53,13 @@ def choose_experts(model: nn.Module, experts: Experts) -> None:
 
 
 def patch_kernels(model: nn.Module) -> None:
-    """Liger's kernels on this instance; must come before PEFT wraps it, which Liger refuses."""
+    """Liger's kernels on this instance, or on the model below PEFT's wrapper."""
     try:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
     except ImportError as error:
         raise ConfigError("fused_kernels needs Liger: pip install 'autotune[liger]'") from error
     try:
-        _apply_liger_kernel_to_instance(model=model)
+        _apply_liger_kernel_to_instance(model=causal_model(model))
     except (AssertionError, AttributeError, ImportError, TypeError, ValueError) as error:
         # Liger goes through the modules of an architecture by the names that they had once.
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -23,7 +23,7 @@ from autotune.space.strategy import Strategy
 from autotune.techniques.blocks import decoder_layers
 from autotune.techniques.precision import torch_dtype
 from autotune.techniques.stage import cut_stage
-from autotune.techniques.towers import FrozenTower
+from autotune.techniques.towers import add_tower
 
 __all__ = ["build_empty", "build_model", "fill_adapters"]
 
@@ -60,7 +60,12 @@ def build_model(
             stack.enter_context(_parameters_on_meta())
         model = _from_config(workload.model, dtype, str(strategy.attention))
         if workload.model.tower_parameters:
-            model.add_module("tower", FrozenTower(workload.model.tower_parameters, dtype))
+            add_tower(
+                model,
+                workload.model.tower_parameters,
+                dtype,
+                is_trained=workload.model.trains_tower,
+            )
     model.tie_weights()  # type: ignore[operator]
     if strategy.pipeline_parallel_size > 1:
         layers = decoder_layers(model, workload.model.num_hidden_layers)

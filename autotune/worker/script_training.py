@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +29,7 @@ from autotune.script.steering import Steering
 from autotune.script.trainers import steer_trainers
 from autotune.space.deepspeed_config import deepspeed_config
 from autotune.techniques.compilation import CompilationCounter, compile_in_this_process
+from autotune.trials.composition import Composition
 from autotune.trials.trial import Phase, TrialSpec
 from autotune.worker.energy import energy_meter
 from autotune.worker.engine import optimizer_state_bytes
@@ -38,6 +40,8 @@ from autotune.worker.script_errors import EndedEarlyError, IgnoredBatchError, No
 from autotune.worker.timed_steps import TimedSteps, WarmUp
 
 __all__ = ["ScriptTraining"]
+
+_WHOLE = Composition(num_micro_steps=1, num_run=1)
 
 _FIRST_WARM_UP = 2
 """Optimizer steps of the user's own run that are not timed: the second is slower under ZeRO-3."""
@@ -69,6 +73,12 @@ class ScriptTraining:
         compile_in_this_process()
         self._compilations = CompilationCounter()
         self._fed = FedBatches()
+        # The user's own steps run whole: what they are made of is not known before.
+        is_whole = spec.script.is_untouched
+        self._composition = _WHOLE if is_whole else spec.composition
+        self._num_micro = 0
+        """Micro-batches of the optimizer step so far."""
+        self._part_ends: list[float] = []
         self._engine: Any = None
         self._call: Mapping[str, Any] = {}
 
@@ -100,7 +110,8 @@ class ScriptTraining:
         if self._script.is_untouched:
             return Steering(strategy=None, output_folder=output, on_change=self._tell)
         config = deepspeed_config(
-            spec.workload,
+            # Short steps are whole ones of a smaller batch to the program.
+            self._composition.workload(spec.workload),
             spec.strategy,
             num_devices=spec.num_ranks,
             device_type=self._device_type,
@@ -181,7 +192,9 @@ class ScriptTraining:
                 is_mean = kwargs.get("scale_wrt_gas", True)
                 share = 1 / engine.gradient_accumulation_steps() if is_mean else 1.0
                 self._loss_parts.append(loss.detach().float() * share)
-            return backward(loss, *args, **kwargs)
+            result = backward(loss, *args, **kwargs)
+            self._micro_batch_ended()
+            return result
 
         @functools.wraps(step)
         def timed_step(*args: Any, **kwargs: Any) -> Any:
@@ -202,19 +215,34 @@ class ScriptTraining:
             self._joules_before = self._energy.joules()
             self._compiled_before = self._compilations.num_compilations
 
+    def _micro_batch_ended(self) -> None:
+        """Where only a part of a long step is run, the first and the last are timed apart."""
+        self._num_micro += 1
+        is_inner_end = self._num_micro in (1, self._composition.num_run - 1)
+        if not self._composition.is_whole and is_inner_end:
+            self._synchronize()
+            self._part_ends.append(time.perf_counter())
+
+    def _parts_s(self, ended: float) -> list[float]:
+        """Seconds of the parts of a step that `Composition` puts together."""
+        assert self._before is not None
+        ends = [*self._part_ends, ended]
+        return [end - start for start, end in pairwise([self._before, *ends])]
+
     def _step_ended(self) -> None:
         """Count one optimizer step, and end the trial when enough is known."""
         self._begin()
         self._synchronize()
-        assert self._before is not None
-        seconds = time.perf_counter() - self._before
+        parts_s = self._parts_s(time.perf_counter())
         joules = self._energy.joules()
         own = self._fed.end_step()
         loss = float(torch.stack(self._loss_parts).sum()) if self._loss_parts else 0.0
         self._loss_parts = []
         compiled = float(self._compilations.num_compilations - self._compiled_before)
-        figures, (seconds, compiled) = self._agreed(own, [seconds, compiled])
         self._check_batches(own)
+        figures, (compiled, *parts_s) = self._agreed(own, [compiled, *parts_s])
+        spent_s = sum(parts_s)
+        seconds = self._composition.step_time_s(parts_s)
         has_overflowed = self._engine.skipped_steps > self._skipped
         self._skipped = self._engine.skipped_steps
         is_timed = not has_overflowed and not self._warm_up.covers(
@@ -228,13 +256,15 @@ class ScriptTraining:
             self._times_s.append(seconds)
             before = self._joules_before
             used = None if joules is None or before is None else joules - before
-            self._energies.append(used)
-            self._timed.add(self._as_of_mean_step()[-1], spent_s=seconds)
+            # At the power of what was run.
+            self._energies.append(None if used is None else used * seconds / spent_s)
+            self._timed.add(self._as_of_mean_step()[-1], spent_s=spent_s)
         else:
             self._retries_before = self._meter.peaks().num_alloc_retries
         self._index += 1
         if self._timed.are_enough:
             self._end()
+        self._num_micro, self._part_ends = 0, []
         # What this took is no part of the next step.
         self._before = time.perf_counter()
         self._joules_before = self._energy.joules()
@@ -291,6 +321,7 @@ class ScriptTraining:
     def _result(self) -> dict[str, Any]:
         peaks = self._meter.peaks()
         num = len(self._figures)
+        run = num * self._composition.share_run
         model = self._engine.module
         energies = [each for each in self._energies if each is not None]
         return {
@@ -306,14 +337,14 @@ class ScriptTraining:
             "num_parameters": _count(model, trained=False),
             "num_trainable_parameters": _count(model, trained=True),
             "optimizer_state_bytes": optimizer_state_bytes(self._engine),
-            "share_run": 1.0,
+            "share_run": self._composition.share_run,
             "setup_time_s": self._setup_time_s,
             "skipped_steps": self._skipped,
             "environment": settings_in(os.environ),
             "fed": {
-                "samples": self._engine.train_batch_size(),
-                "tokens": sum(each.real_tokens for each in self._figures) / num,
-                "padded_tokens": sum(each.padded_tokens for each in self._figures) / num,
+                "samples": self._engine.train_batch_size() / self._composition.share_run,
+                "tokens": sum(each.real_tokens for each in self._figures) / run,
+                "padded_tokens": sum(each.padded_tokens for each in self._figures) / run,
             },
         }
 

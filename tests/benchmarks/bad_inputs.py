@@ -825,7 +825,7 @@ def faults(case: Case, ended: Ended) -> list[str]:
     if (
         ended.status == 1
         and 1 in case.statuses
-        and not any(words in ended.stderr for words in ("Nothing fits", "has no GPU"))
+        and not any(words in ended.stderr for words in ("Nothing fits", "sees no GPU"))
     ):
         found.append("exit status 1")
     is_written = ended.changes and not (is_passed and case.arguments[0] == "export")

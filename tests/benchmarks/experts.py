@@ -6,6 +6,7 @@
 One layer has the sizes of Qwen3-30B-A3B. `products.jsonl`: grouped products by tokens, number of
 groups and how evenly rows are spread over them, beside one dense product of the same work.
 `routing.jsonl`: the other kernels of a layer, forward and backward, and their bytes per second.
+`spread.jsonl`: rows of the busiest expert and of partial tiles, with random routers, on the host.
 `trials.jsonl`: four such layers under each implementation, LoRA with and without adapters on the
 experts, predicted before beside measured. `--report` predicts again, with traced activations. On a
 CPU a tiny mixture takes the place, to try the script.
@@ -113,6 +114,31 @@ def offsets(rows: int, num_groups: int, device: torch.device, *, is_even: bool) 
     ends = (shares.cumsum(0) / shares.sum() * rows).round().to(torch.int32)
     ends[-1] = rows
     return ends.to(device)
+
+
+def spread() -> Iterator[Record]:
+    """How random routers spread rows that are independent, or alike as those of a text are."""
+    generator = torch.Generator().manual_seed(0)
+    for num_experts, choices in ((128, 8), (64, 6), (8, 2)):
+        for tokens in (2048, 16384):
+            for alike in (0.0, 0.5):
+                rows = torch.randn(tokens, REAL.hidden, generator=generator)
+                rows += alike * torch.randn(1, REAL.hidden, generator=generator)
+                rows /= rows.pow(2).mean(-1, keepdim=True).sqrt()
+                weights = 0.02 * torch.randn(REAL.hidden, num_experts, generator=generator)
+                chosen = (rows @ weights).topk(choices, dim=-1).indices.flatten()
+                sizes = torch.bincount(chosen, minlength=num_experts).float()
+                tile = 64 if sizes.mean() <= 128 else 128
+                padded = float((torch.ceil(sizes / tile) * tile).sum() / sizes.sum())
+                yield {
+                    "experts": num_experts,
+                    "choices": choices,
+                    "tokens": tokens,
+                    "alike": alike,
+                    "busiest": float(sizes.max() / sizes.mean()),
+                    "padded": padded,
+                    "padded_if_even": 1 + tile / 2 / float(sizes.mean()),
+                }
 
 
 def products(sizes: Sizes, device: torch.device) -> Iterator[Record]:
@@ -352,6 +378,12 @@ def in_words(line: Record) -> str:
             f"{'even' if line['is_even'] else 'uneven'}: {line['tflops']:.0f} TFLOP/s, "
             f"dense {line['dense_tflops']:.0f}"
         )
+    if "padded" in line:
+        return (
+            f"{line['choices']} of {line['experts']} experts, {line['tokens']} tokens, alike "
+            f"{line['alike']}: busiest {line['busiest']:.2f} of the mean, rows with tiles "
+            f"{line['padded']:.3f}, counted {line['padded_if_even']:.3f}"
+        )
     if "kernel" in line:
         return f"{line['kernel']} of {line['tokens']} tokens: {line['gb_per_s']:.0f} GB/s"
     if "block" in line:
@@ -376,7 +408,7 @@ def in_words(line: Record) -> str:
 
 def report(folder: Path) -> None:
     """The records in words, and trials beside what the present code predicts from traces."""
-    for name in ("products", "routing", "trials"):
+    for name in ("products", "routing", "spread", "trials"):
         path = folder / f"{name}.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         for line in map(json.loads, lines):
@@ -409,7 +441,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--report", type=Path)
     parser.add_argument("--seconds", type=float, default=170.0)
-    parser.add_argument("--only", choices=("products", "routing", "trials"))
+    parser.add_argument("--only", choices=("products", "routing", "spread", "trials"))
     options = parser.parse_args()
     if options.report is not None:
         report(options.report)
@@ -424,6 +456,7 @@ def main() -> None:
     # Trials first: the server must be there before this process has taken the device.
     parts: dict[str, Callable[[], Iterator[Record]]] = {
         "trials": partial(trials, sizes, hardware, end - 40),
+        "spread": spread,
         "routing": partial(routing, sizes, device),
         "products": partial(products, sizes, device),
     }

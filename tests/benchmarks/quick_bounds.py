@@ -30,7 +30,7 @@ MODELS = Path(__file__).parent / "models"
 def strategies() -> Iterator[Strategy]:
     """The grid: weights go to the host under ZeRO-3 alone."""
     host = Offload.CPU
-    for stage, optimizer, layers, batch in product((1, 2, 3), (False, True), (0, 1), (1, 8)):
+    for stage, optimizer, layers, batch in product((1, 2, 3), (False, True), (0, 1, 8), (1, 8)):
         for weights in (False, True) if stage == 3 else (False,):
             yield Strategy(
                 zero_stage=stage,

@@ -1,6 +1,6 @@
 """How far reserved peaks are from measured ones: the simulated allocator's, and the formula's.
 
-    python tests/benchmarks/reserved_accuracy.py RECORDS.jsonl ...
+    python tests/benchmarks/reserved_accuracy.py [--method qlora] RECORDS.jsonl ...
 
 Each line of RECORDS.jsonl is one trial on one H100 80GB, as `trial_recorder.py` writes it, of a
 preset or of a folder in `tests/benchmarks/models`. Models are traced here, once each; what is
@@ -9,8 +9,8 @@ fused needs Liger to be installed. Nothing in the simulation is fitted to any tr
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,12 +44,14 @@ def read_rows(path: Path) -> Iterator[tuple[Workload, list[dict[str, Any]]]]:
         )
 
 
-def main(paths: Sequence[Path]) -> None:
+def main(paths: Sequence[Path], method: Method | None) -> None:
     """Print each row, and the errors of Llamas and of all others."""
     errors: dict[str, list[float]] = defaultdict(list)
     num_counted = 0
     for path in paths:
         for workload, records in read_rows(path):
+            if method not in (None, workload.method):
+                continue
             counting = MemoryModel(workload, HARDWARE)
             simulating = AnalyticPredictor(workload, HARDWARE, script_of)
             for record in records:
@@ -73,4 +75,8 @@ def main(paths: Sequence[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main([Path(argument) for argument in sys.argv[1:]])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("records", nargs="+", type=Path)
+    parser.add_argument("--method", type=Method, help="leave out what trains otherwise")
+    asked = parser.parse_args()
+    main(asked.records, asked.method)

@@ -136,7 +136,7 @@ def _phases(launcher: Launcher, spec: TrialSpec, folder: Path) -> tuple[Outcome,
             steps.append(event)
 
     began = time.time()
-    with _noted("_wait_for_device", reached):
+    with _noted("wait_for_device", reached):
         outcome = launcher.run(spec, folder=folder, timeout_s=300.0, on_event=note)
     if outcome.measurement is None:
         return outcome, {}
@@ -150,8 +150,8 @@ def _phases(launcher: Launcher, spec: TrialSpec, folder: Path) -> tuple[Outcome,
         "first": steps[0]["at"] - reached["ready"],
         "warm-up": others_s,
         "timed": timed_s,
-        "end": reached["_wait_for_device"] - steps[-1]["at"],
-        "free": time.time() - reached["_wait_for_device"],
+        "end": reached["wait_for_device"] - steps[-1]["at"],
+        "free": time.time() - reached["wait_for_device"],
     }
 
 

@@ -89,9 +89,21 @@ def test_bad_input_is_one_line_and_exit_status_2(
     ("arguments", "words"),
     [
         (["--model", "13b"], "did you mean 13B?"),
-        (["--model", "tiny", "--space", "broken.yaml"], "broken.yaml: no such file"),
-        (["--model", "tiny", "--storage", "nonsense"], "nonsense cannot be used"),
-        (["--model", "tiny", "--ray", "nowhere"], "--ray nowhere: no cluster answers there"),
+        pytest.param(
+            ["--model", "tiny", "--space", "broken.yaml"],
+            "broken.yaml: no such file",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--model", "tiny", "--storage", "nonsense"],
+            "nonsense cannot be used",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--model", "tiny", "--ray", "nowhere"],
+            "--ray nowhere: no cluster answers there",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_process_that_is_used_wrongly_ends_with_status_2(

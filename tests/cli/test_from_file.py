@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,24 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "neither a model nor a file": ((), "--model is missing; give a preset"),
 }
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "too large", "no text"])
+def test_what_is_no_small_text_file_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "theirs.yaml"
+    match kind:
+        case "a pipe":
+            os.mkfifo(path)
+        case "a device":
+            path.symlink_to("/dev/zero")
+        case "too large":
+            path.write_text("base_model: tiny\n" + "#" * 300_000)
+        case "no text":
+            path.write_bytes(b"base_model: \xff\xfe")
+    ran = autotune_here("plan", "--from", "theirs.yaml", *HARDWARE, folder=tmp_path)
+    assert ran.returncode == 2
+    assert len(ran.stderr.splitlines()) == 1
+    assert ran.stderr.startswith("autotune: --from theirs.yaml: cannot be read: ")
 
 
 @pytest.mark.parametrize("case", REFUSED)

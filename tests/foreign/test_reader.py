@@ -271,6 +271,56 @@ def test_the_precision_is_that_of_json_and_yaml_together(
     assert read(tmp_path, text).knobs["precision"] is precision
 
 
+def test_tiles_without_a_number_are_as_many_as_the_sequence_has_widths(tmp_path: Path) -> None:
+    setup, ranks = read(tmp_path, files.AXOLOTL_ALST), hardware("8xH100-80GB")
+    assert setup.values(workload(setup, ranks), ranks)[0]["mlp_tiles"] == 1
+    asked = Workload(model=load_model_shape("3B"), seq_len=100_000, global_batch_size=1)
+    assert setup.values(asked, ranks)[0]["mlp_tiles"] == 33
+
+
+@pytest.mark.parametrize(("stage", "is_said"), [(2, False), (0, True)])
+def test_weights_in_bf16_are_masters_in_bf16_under_zero(
+    stage: int, is_said: bool, tmp_path: Path
+) -> None:
+    setup = read(
+        tmp_path,
+        "model_name_or_path: tiny\nfinetuning_type: full\npure_bf16: true\n"
+        f"deepspeed: {{zero_optimization: {{stage: {stage}}}}}\n",
+    )
+    ranks = hardware()
+    made = setup.strategy(workload(setup, ranks), ranks, ASSUMED_SOFTWARE)
+    assert made.strategy is not None
+    assert (made.strategy.master_weights is MasterWeights.FP32) is is_said
+    assert ("pure_bf16" in setup.left_out) is is_said
+
+
+def test_axolotl_without_deepspeed_has_no_masters_and_that_is_said(tmp_path: Path) -> None:
+    assert "16-bit weights themselves" in str(read(tmp_path, files.AXOLOTL_FULL).notes)
+    assert "16-bit weights themselves" not in str(read(tmp_path, files.AXOLOTL_LORA).notes)
+
+
+def test_a_part_of_ligers_kernels_is_said_to_be_all_of_them(tmp_path: Path) -> None:
+    assert "Liger" not in str(read(tmp_path, files.AXOLOTL_LIGER_FSDP).notes)
+    part = files.AXOLOTL_LIGER_FSDP.replace("liger_rope: true\n", "")
+    setup = read(tmp_path, part)
+    assert setup.knobs["fused_kernels"] is True
+    assert "all of Liger's kernels are measured, liger_rope too" in setup.notes
+    beside = read(tmp_path, part.replace("plugins:\n", "plugins:\n  - an.OtherPlugin\n"))
+    assert "plugins" in beside.left_out
+    assert beside.knobs["fused_kernels"] is True
+
+
+def test_liger_without_its_loss_is_left_out(tmp_path: Path) -> None:
+    part = files.AXOLOTL_LIGER_FSDP.replace("liger_fused_linear_cross_entropy: true\n", "")
+    setup = read(tmp_path, part)
+    assert "fused_kernels" not in setup.knobs
+    assert {"liger_rope", "liger_rms_norm", "liger_glu_activation"} <= set(setup.left_out)
+
+
+def test_a_scale_of_adapters_that_a_search_does_not_move_is_said(tmp_path: Path) -> None:
+    assert "lora_alpha 16 is kept in the baseline" in read(tmp_path, files.AXOLOTL_LORA).notes[-1]
+
+
 def test_a_json_alone_without_a_precision_trains_in_fp32(tmp_path: Path) -> None:
     alone = read(tmp_path, {"zero_optimization": {"stage": 1}})
     assert alone.knobs["precision"] is Precision.FP32

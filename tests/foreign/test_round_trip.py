@@ -61,6 +61,7 @@ def test_what_is_exported_is_read_back_as_the_same_strategy(
     for strategy in strategies:
         setup = read_setup(written_to(tmp_path, write_setup(tool, workload, ranks, strategy)))
         assert setup.tool is tool
+        assert setup.left_out == ()
         made = setup.strategy(workload, ranks, ASSUMED_SOFTWARE)
         assert made.strategy == strategy, made
         assert setup.global_batch(ranks.num_devices) == workload.global_batch_size
@@ -224,3 +225,16 @@ def test_all_that_a_tool_can_say_is_said(tmp_path: Path) -> None:
     assert "has no key" not in text
     values, _ = read_setup(path).values(workload, ranks)
     assert values == {knob: getattr(strategy, knob) for knob in KNOBS}
+
+
+@pytest.mark.parametrize("tool", [Tool.AXOLOTL, Tool.LLAMAFACTORY])
+def test_what_a_user_changes_in_an_export_counts(tool: Tool, tmp_path: Path) -> None:
+    workload, ranks, _ = drawn("one GPU")
+    strategy = Strategy(zero_stage=2, micro_batch_size=8, checkpoint_interval=2)
+    path = written_to(tmp_path, write_setup(tool, workload, ranks, strategy))
+    text = path.read_text()
+    text = text.replace(": 1024\n", ": 512\n").replace("steps: 8\n", "steps: 2\n")
+    path.write_text(text.replace("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "tiny"))
+    setup = read_setup(path)
+    assert (setup.model, setup.seq_len) == ("tiny", 512)
+    assert setup.global_batch(1) == 16

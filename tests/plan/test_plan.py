@@ -105,6 +105,7 @@ def test_host_memory_decides_what_fits() -> None:
     assert not plan.front
 
 
+@pytest.mark.slow
 def test_nodes_divide_memory_as_more_ranks_do() -> None:
     """Two hosts of four need what one of eight does, and are slower where they talk."""
     two, one = planned("13B", "4xA100-80GB", num_nodes=2), planned("13B", "8xA100-80GB")

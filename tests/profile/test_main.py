@@ -26,7 +26,7 @@ def test_a_trace_ends_by_processor_time_and_says_so(monkeypatch: pytest.MonkeyPa
 
     said = main._answer(load_model_shape("tiny"), SDPA, 8)
 
-    assert said == "following it took more than 0.05 s of processor time"
+    assert said == "tracing it took more than 0.05 s of CPU time"
 
 
 def test_time_in_which_others_work_is_not_counted() -> None:

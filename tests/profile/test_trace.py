@@ -9,7 +9,7 @@ import pytest
 from small_shapes import small_shape
 from tiers import slow_but
 
-from autotune.knob_values import Attention
+from autotune.knob_values import Attention, Experts
 from autotune.predictor.memory.activations import token_bytes
 from autotune.profile import LayerProfile, ModelProfile, Variant
 from autotune.profile.trace import trace
@@ -54,6 +54,26 @@ def test_adapters_are_counted_as_their_code_is_traced(targets: str) -> None:
     counted = token_bytes(shape, strategy, lora_targets=names, seq_len=SEQ_LEN)
 
     assert saved(only_layer(shape, variant)) == pytest.approx(counted.layer, rel=0.005)
+
+
+def test_each_implementation_of_experts_keeps_what_its_code_keeps(tmp_path: Path) -> None:
+    fields = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    shape = small_shape(tmp_path, "mixtral", **fields)
+    layers = {
+        experts: only_layer(
+            shape, Variant(attention=Attention.SDPA, element_bytes=2, experts=experts)
+        )
+        for experts in Experts
+    }
+    grouped, batched, loop = (
+        layers[experts] for experts in (Experts.GROUPED_MM, Experts.BATCHED_MM, Experts.EAGER)
+    )
+    # A copy of gate, up and down for each of two choices of a token, in 16 bit.
+    copies = 2 * 2 * 3 * shape.hidden_size * shape.intermediate_size
+    assert saved(batched) - saved(grouped) == pytest.approx(copies, rel=0.05)
+    # Both keep the rows of all choices, and the loop where each row is.
+    assert saved(loop) == pytest.approx(saved(grouped), rel=0.2)
+    assert loop.forward["mlp"].num_kernels > 2 * grouped.forward["mlp"].num_kernels
 
 
 def test_qwen3_norms_its_queries_and_keys(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def test_decoders_are_taken(model_type: str) -> None:
     assert _refusal({"model_type": model_type}) is None
 
 
+@pytest.mark.slow
 def test_nothing_is_taken_that_transformers_has_another_head_for_alone() -> None:
     taken = {name for name in CONFIG_MAPPING if _refusal({"model_type": name}) is None}
     # Vision-language models are taken for their language part, which is causal itself.

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from vision_models import write_vision_config
 
 from autotune.errors import ConfigError
 from autotune.question.model_reader import Vision, load_model_shape
 from autotune.question.workload import Workload
-from tests.techniques.vision_models import write_vision_config
 
 GEMMA3_4B: dict[str, Any] = {
     "model_type": "gemma3",
@@ -112,7 +112,7 @@ def test_without_a_tower_the_language_part_is_a_model_of_its_own(tmp_path: Path)
 def test_what_is_trained_of_such_a_model_is_said(tmp_path: Path) -> None:
     write_vision_config(tmp_path, "qwen2_5_vl")
     for vision, words in (
-        (Vision.FROZEN, "is frozen: its weights count in memory, its activations do not"),
+        (Vision.FROZEN, "its weights count in memory, its activations do not"),
         (Vision.ABSENT, "left away (--vision absent)"),
     ):
         shape = load_model_shape(str(tmp_path), vision=vision)
@@ -125,7 +125,7 @@ def test_what_is_trained_of_such_a_model_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"model_type": "mllama"}, "mllama_text_model is no causal language model"),
+        ({"model_type": "mllama"}, "mllama_text_model is not a causal language model"),
         ({"model_type": "llava", "text_config": {"model_type": "bert"}}, "of which bert is no"),
         ({"model_type": "gemma3", "text_config": {"hidden_size": 0}}, "text_config"),
         ({"model_type": "gemma3", "text_config": 5}, "text_config"),

@@ -67,6 +67,7 @@ def test_a_spoiled_configuration_gives_a_shape_or_one_line(
     assert any(name in refusal.removeprefix(place) for name in FIELDS)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(VALUES)
 def test_no_value_of_the_layers_is_waited_for(

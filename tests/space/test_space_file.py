@@ -17,6 +17,8 @@ from tiers import slow_but
 from autotune.errors import ConfigError
 from autotune.knob_values import LossClass
 from autotune.machine.hardware import Hardware
+from autotune.question.census import take_census
+from autotune.question.empty_model import build_empty_model
 from autotune.question.lengths import Lengths
 from autotune.question.workload import Workload
 from autotune.space.search_space import SearchSpace
@@ -61,14 +63,33 @@ def test_the_default_space_moves_only_neutral_knobs() -> None:
     assert {LOSS_CLASSES[knob.name] for knob in space.knobs} == {LossClass.NEUTRAL}
 
 
+MIXTURE = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_local_experts": 2,
+}
+
+
 def test_the_full_space_moves_every_knob() -> None:
-    workload = replace(LORA_WORKLOAD, lengths=Lengths.of([100, 200]))
-    space = load_search_space("full", workload, HARDWARE, SOFTWARE)
-    of_mixtures = ("experts_implementation",)
-    moved = tuple(knob.name for knob in space.knobs)
-    assert moved == tuple(name for name in KNOBS if name not in of_mixtures)
-    without = load_search_space("full", LORA_WORKLOAD, HARDWARE, SOFTWARE)
-    assert {*KNOBS} - {knob.name for knob in without.knobs} == {"batching", *of_mixtures}
+    census = take_census(build_empty_model({"model_type": "mixtral", **MIXTURE}), 1)
+    model = replace(LORA_WORKLOAD.model, census=census)
+    mixture = replace(LORA_WORKLOAD, model=model, lengths=Lengths.of([100, 200]))
+    space = load_search_space("full", mixture, HARDWARE, SOFTWARE)
+    assert tuple(knob.name for knob in space.knobs) == KNOBS
+
+
+def test_a_model_without_routed_experts_does_not_move_their_knob() -> None:
+    dense = replace(LORA_WORKLOAD, lengths=Lengths.of([100, 200]))
+    space = load_search_space("full", dense, HARDWARE, SOFTWARE)
+    assert set(KNOBS) - {knob.name for knob in space.knobs} == {"experts_implementation"}
+
+
+def test_samples_of_one_length_do_not_move_how_they_join() -> None:
+    space = load_search_space("default", LORA_WORKLOAD, HARDWARE, SOFTWARE)
+    assert "batching" not in {knob.name for knob in space.knobs}
 
 
 def test_a_list_is_short_for_values(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import autotune_here
+from small_models import build, small_workload
+from test_adapter_counts import DEEPSEEK_V2_LITE
 
 from autotune.errors import ConfigError
 from autotune.knob_values import Experts
@@ -15,9 +18,6 @@ from autotune.question.workload import Method, Workload, load_model_shape
 from autotune.space.strategy import Strategy
 from autotune.techniques.apply import apply_strategy
 from autotune.techniques.kernels import choose_experts
-from tests.command_line import autotune_here
-from tests.techniques.small_models import build, small_workload
-from tests.techniques.test_adapter_counts import DEEPSEEK_V2_LITE
 
 RANK = 4
 TARGETS = ("all-linear", "experts")

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from conftest import RunTrial
+from small_models import small_workload
 
 from autotune.knob_values import LossClass
 from autotune.question.workload import Workload
 from autotune.space.strategy import LOSS_CLASSES
-from tests.techniques.small_models import small_workload
 
 pytestmark = pytest.mark.slow
 

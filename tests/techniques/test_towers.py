@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from vision_models import build_vision, write_vision_config
 
+from autotune.errors import ConfigError
 from autotune.knob_values import CheckpointScope
 from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.machine.software import Software
@@ -16,10 +18,10 @@ from autotune.question.model_reader import Vision, load_model_shape
 from autotune.question.workload import Method, Workload
 from autotune.space.compatibility import conflict
 from autotune.space.strategy import Strategy
-from autotune.techniques.apply import apply_strategy
-from autotune.techniques.towers import FrozenTower
+from autotune.space.strategy_file import StrategyFile, read_strategy_file
+from autotune.techniques.apply import apply, apply_strategy
+from autotune.techniques.towers import Tower
 from autotune.worker.model import build_model
-from tests.techniques.vision_models import build_vision, write_vision_config
 
 H100 = Hardware(
     device_type=DeviceType.CUDA,
@@ -74,8 +76,50 @@ def test_a_trial_holds_the_tower_frozen(tmp_path: Path) -> None:
     assert frozen == workload.model.tower_parameters
 
 
+def test_a_trial_trains_a_tower_that_is_to_be_trained(tmp_path: Path) -> None:
+    workload = _workload(tmp_path, "gemma3", Vision.TRAINED)
+    model = build_model(
+        workload, Strategy(), device=torch.device("cpu"), deepspeed_config={}, seed=0
+    )
+    frozen = _workload(tmp_path, "gemma3")
+    other = build_model(
+        frozen, Strategy(), device=torch.device("cpu"), deepspeed_config={}, seed=0
+    )
+    tokens = torch.randint(7, 64, (2, 12))
+    loss = model(input_ids=tokens, labels=tokens).loss
+    loss.backward()
+    assert torch.equal(loss, other(input_ids=tokens, labels=tokens).loss)
+    num = sum(p.grad.numel() for p in model.parameters() if p.grad is not None)
+    assert num == workload.num_trainable_parameters(0) == frozen.model.num_held_parameters
+    assert not any(p.grad.any() for p in model.tower.parameters())  # type: ignore[union-attr]
+
+
+def test_the_users_own_tower_is_trained_where_the_export_says_so(tmp_path: Path) -> None:
+    exported = StrategyFile(
+        model="mine",
+        seq_len=16,
+        global_batch_size=2,
+        method=Method.FULL,
+        lora_targets=("all-linear",),
+        learning_rate=None,
+        strategy=Strategy(),
+        trains_tower=True,
+    )
+    path = tmp_path / "strategy.yaml"
+    path.write_text(exported.to_yaml())
+    assert read_strategy_file(path) == exported
+    model = apply(build_vision("llava"), path)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_adapters_do_not_go_with_a_tower_that_is_trained(tmp_path: Path) -> None:
+    workload = _workload(tmp_path, "llava", Vision.TRAINED)
+    with pytest.raises(ConfigError, match="choose --vision frozen"):
+        replace(workload, method=Method.LORA)
+
+
 def test_a_tower_of_many_pieces_has_every_parameter() -> None:
-    tower = FrozenTower(2**22 + 5, torch.bfloat16)
+    tower = Tower(2**22 + 5, torch.bfloat16, is_trained=False)
     assert [p.numel() for p in tower.parameters()] == [2**22, 5]
 
 

@@ -191,7 +191,7 @@ class RayCluster:
             if answer in done:
                 self._take(node_id, alive[node_id], answer)
         if not self._nodes:
-            why = "; ".join(self.refused.values()) or "none lends GPUs or CPUs"
+            why = "; ".join(self.refused.values()) or "no node offers GPUs or CPUs"
             raise LaunchError(f"--ray: no node can be used: {why}")
         return list(self._nodes.values())
 

@@ -94,10 +94,8 @@ class RayTuneDriver:
                 num_restarts = 0 if searcher.num_ended > num_ended else num_restarts + 1
                 num_ended = searcher.num_ended
                 if num_restarts > _MAX_RESTARTS:
-                    raise LaunchError(f"Ray Tune breaks down at once; see {self._log}")
-                self._context.progress.note(
-                    "Ray Tune broke down and is started again; see ray.log"
-                )
+                    raise LaunchError(f"Ray Tune fails at once; see {self._log}")
+                self._context.progress.note("Ray Tune failed and is started again; see ray.log")
         reason = self._context.reason_to_stop() or BUDGET_ENDED
         searcher.end_all(FailureKind.INTERRUPTED, reason)
         if searcher.num_lost_in_a_row >= _MAX_LOST_IN_A_ROW:
@@ -116,7 +114,7 @@ class RayTuneDriver:
             if cause is not None:
                 raise cause from error
             logging.getLogger("ray").exception("Tune's loop broke down")
-            searcher.end_all(FailureKind.LOST_NODE, "Ray Tune broke down while it ran")
+            searcher.end_all(FailureKind.LOST_NODE, "Ray Tune failed while it ran")
             return False
         return True
 

@@ -255,7 +255,5 @@ def _norm_bytes(shape: ModelShape, e: GroupBytes, is_lean: bool, *, is_trained: 
 
 
 def experts_per_token(shape: ModelShape) -> int:
-    """Number of MLPs that one token passes through: 1 for dense models."""
-    if shape.num_experts == 1:
-        return 1
-    return int(shape.config.get("num_experts_per_tok") or 2)
+    """MLPs that one token passes: 1 for dense models."""
+    return shape.experts_per_token

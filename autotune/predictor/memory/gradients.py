@@ -115,6 +115,7 @@ def of_bf16_pipeline(trained: Trained) -> dict[str, Any]:
         "buckets_in_step": 0,
         "final_gradients": accumulated,
         "gathered_weights": 0,
+        "span_weights": 0,
         "beside_at_most": 0,
         "late_bucket": 0,
         "offload_copies": 0,

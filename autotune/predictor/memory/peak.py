@@ -21,11 +21,12 @@ from autotune.predictor.arithmetic import (
     least,
     whole,
 )
+from autotune.predictor.memory.held_states import States
 from autotune.predictor.memory.micro_batch import longest_tokens
 from autotune.predictor.memory.peak_memory import PeakMemory
 from autotune.predictor.memory.precision import element_bytes, group_bytes
 from autotune.predictor.memory.sharding import RankShard, zero_size
-from autotune.predictor.memory.states import States, StatesModel
+from autotune.predictor.memory.states import StatesModel
 from autotune.predictor.memory.token_model import TokenModel
 from autotune.question.workload import Workload
 from autotune.space.strategy import Strategy
@@ -288,7 +289,7 @@ class MemoryModel:
                 "gradients": accumulated + states.first_gradient,
                 "gradient buckets": states.buckets,
                 "activations": tokens * held.backward,
-                "gathered weights": states.gathered_weights,
+                "gathered weights": states.gathered_weights + states.span_weights,
             },
             "first gradient": stays
             | {

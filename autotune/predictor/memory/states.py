@@ -7,10 +7,9 @@ Read from DeepSpeed 0.19 (`runtime/zero/stage_1_and_2.py`, `runtime/zero/stage3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from autotune.knob_values import Offload, Optimizer, Precision
+from autotune.knob_values import CheckpointScope, Offload, Optimizer, Precision
 from autotune.machine.hardware import DeviceType, Hardware
 from autotune.predictor.memory.gradients import (
     Trained,
@@ -20,6 +19,7 @@ from autotune.predictor.memory.gradients import (
     of_bf16_pipeline,
     overlaps,
 )
+from autotune.predictor.memory.held_states import States
 from autotune.predictor.memory.optimizer_states import (
     muon_border_elements,
     optimizer_state_bytes,
@@ -43,7 +43,7 @@ from autotune.space.deepspeed_config import stepped_elements
 from autotune.space.optimizers import OPTIMIZERS
 from autotune.space.strategy import Strategy
 
-__all__ = ["States", "StatesModel", "has_bf16_optimizer"]
+__all__ = ["StatesModel", "has_bf16_optimizer"]
 
 _LIVE_ELEMENTS = 1_000_000_000
 """Most gathered parameters that ZeRO-3 keeps (`zero/config.py`, `max_live_parameters`)."""
@@ -68,64 +68,6 @@ _MUON_GATHERED_BYTES = 256 * 2**20
 _MUON_COPIES = 5
 """Number of bf16 matrices that one Newton-Schulz iteration holds
 (`zero/muon/original_muon.py`)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class States:
-    """Bytes on the device of one rank, by how long they are held."""
-
-    weights: int
-    """Weights of the model, frozen ones included."""
-    second_weights: int
-    """ZeRO++'s second copy, divided over fewer ranks."""
-    master_weights: int
-    optimizer_states: int
-    paged_states: int
-    """The part of the optimizer states in managed memory, which moves to the host if the device is
-    full."""
-    staged_states: int
-    """Muon's next momentum, beside the current one."""
-    has_early_states: bool
-    """Whether optimizer states exist before the first step: stages 1 and 2 create them in it."""
-    offload_buffers: int
-    """Staging buffers for copies between device and host."""
-    accumulated_gradients: int
-    """Gradients held from one micro-step to the next, and so together with activations."""
-    buckets: int
-    """Reduction buckets, from the first gradient of a micro-step on."""
-    buckets_in_forward: int
-    """The part of the buckets that exists already in forward."""
-    received_gradients: int
-    """Buffer for all gradients of this rank's partition, on a stream of its own, from the first
-    bucket that is reduced during backward; 0 if none is."""
-    final_gradients: int
-    """Gradients that are held when backward ends."""
-    first_gradient: int
-    """Gradient of the output projection: the first and largest of backward."""
-    gathered_weights: int
-    """Most bytes of whole weights that ZeRO-3 has gathered at once."""
-    beside_at_most: int
-    """Additional bytes for the upper bound. ZeRO-3: its limit delays only prefetched weights, and
-    weights that arrive together are copied out of one buffer. Stages 1 and 2: a flat copy of
-    gradients for several ranks (`allreduce_bucket`)."""
-    late_bucket: int
-    """ZeRO-3's gradients of one bucket, and the weights that were gathered for them: the host has
-    freed them, and their memory is in use until other streams have finished with them."""
-    step_buffers: int
-    """Gradients in the optimizer step, and the copies of them that it makes."""
-    offload_copies: int
-    """Copies of the largest gradient when it is moved to the host: this rank's partition of it,
-    also in another precision."""
-    first_copies: int
-    """The part of `offload_copies` that exists together with the gradient itself."""
-    buckets_in_step: int
-    """The part of the buckets that exists in the optimizer step."""
-    init_weights: int
-    """Weights while the engine is built."""
-    init_buffers: int
-    """Copies made while the engine is built, in addition to the weights."""
-    init_beside: int
-    """One more copy while the engine is built, which freed weights leave no room for."""
 
 
 class StatesModel:
@@ -213,6 +155,7 @@ class StatesModel:
         final = final_gradients(
             strategy, trained, held, num_ranks=self._num_ranks, is_accumulating=is_accumulating
         )
+        gathered = self._gathered(strategy, shard, sizes) if stage == 3 else 0
         has_streams = stage == 3 and overlaps(strategy) and ranks > 1
         is_received = has_two and stage in (1, 2) and not trained.is_offloaded
         has_staging = trained.is_offloaded and stage < 3 and not strategy.lora_rank
@@ -224,7 +167,8 @@ class StatesModel:
             buckets=buckets,
             buckets_in_forward=buckets_in_forward,
             final_gradients=int(final * e),
-            gathered_weights=self._gathered(strategy, shard, sizes) if stage == 3 else 0,
+            gathered_weights=gathered,
+            span_weights=self._span_weights(strategy, shard, gathered),
             beside_at_most=(
                 self._gathered_beside(strategy, shard, sizes)
                 if stage == 3
@@ -270,7 +214,7 @@ class StatesModel:
     ) -> float:
         """Bytes of all weights of a shard, with adapters and a frozen vision tower."""
         held: float = weight_bytes(shard, sizes)
-        held += sizes.residual * self._workload.model.tower_parameters
+        held += sizes.residual * self._workload.model.frozen_tower_parameters
         if strategy.lora_rank:
             held += sizes.residual * trained.num
         if self._workload.method is Method.QLORA:
@@ -319,6 +263,22 @@ class StatesModel:
         if strategy.offload_param is Offload.NVME:
             return sizes.residual * min(2 * parameters.largest, parameters.total)
         return sizes.residual * min(parameters.total, _LIVE_ELEMENTS)
+
+    def _span_weights(self, strategy: Strategy, shard: RankShard, gathered: int) -> int:
+        """Bytes of the layers that are recomputed together: they stay until their backward.
+
+        `partitioned_param_coordinator.py`, `fetch_sub_module`: what is there already costs nothing
+        of what may be fetched ahead, so that all are marked as fetched for their next use. From
+        NVMe nothing is fetched ahead.
+        """
+        span, sizes = strategy.checkpoint_interval, group_bytes(strategy)
+        is_whole = strategy.checkpoint_scope is CheckpointScope.LAYER
+        if not gathered or span < 2 or not is_whole or strategy.offload_param is Offload.NVME:
+            return 0
+        num_layers = max(1, shard.num_layers)
+        span_elements = min(span, num_layers) * (shard.parameters.linears // num_layers)
+        left = sizes.residual * shard.parameters.total - gathered
+        return int(max(0, min(left, sizes.residual * span_elements)))
 
     def _gathered_beside(self, strategy: Strategy, shard: RankShard, sizes: GroupBytes) -> int:
         parameters, num_ranks = shard.parameters, zero_size(strategy, self._num_ranks)

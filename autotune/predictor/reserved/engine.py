@@ -42,6 +42,11 @@ _MICRO_STEPS = 2
 """Micro-steps that are simulated: the first keeps its gradients, all others add to them."""
 
 
+_BLOCK = 64
+_ABSMAX = 4
+"""A 4-bit block's elements, and bytes of its absolute maximum (bitsandbytes)."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnginePlan:
     """The settings of the engine that a strategy needs."""
@@ -71,6 +76,8 @@ class EnginePlan:
     """Whether weights and a copy of them fit the device."""
     logits_bytes: int
     """Bytes of the whole logits of a micro-batch; 0 if they are computed in pieces."""
+    packed_sizes: frozenset[int] = frozenset()
+    """Bytes of the weights that are kept in 4 bit, as they would be whole."""
 
 
 class Engine:
@@ -100,6 +107,8 @@ class Engine:
         self._num_workspaces = 0
         self._has_states = False
         self._gradients: dict[int, int] = {}
+        self._unpacked: dict[int, int] = {}
+        """Address of each 4-bit weight that is whole for the moment."""
         self._is_first = self._is_last = True
         """Whether the micro-step is the first, and the last, of its step."""
         self._prepare()
@@ -135,10 +144,26 @@ class Engine:
         raise NotImplementedError
 
     def _fetch(self, weights: tuple[int, ...]) -> None:
-        """Get the weights that a module is about to need."""
+        """A module is about to need its weights: those in 4 bit are unpacked.
+
+        bitsandbytes, `functional.py`, `dequantize_4bit`: first the absolute maxima, in fp32.
+        """
+        for weight in filter(self._is_packed, weights):
+            if weight not in self._unpacked:
+                size = self._weights[weight].size_bytes
+                maxima = self._allocate(_ABSMAX * self._elements(weight) // _BLOCK, Part.WORKSPACE)
+                self._unpacked[weight] = self._allocate(size, Part.WORKSPACE)
+                self._free(maxima)
 
     def _release(self, weights: tuple[int, ...]) -> None:
-        """Give up the weights of a module that has run."""
+        """A module has finished with its weights."""
+        for weight in weights:
+            if weight in self._unpacked:
+                self._free(self._unpacked.pop(weight))
+
+    def _is_packed(self, weight: int) -> bool:
+        made = self._weights[weight]
+        return not made.is_trained and made.size_bytes in self._plan.packed_sizes
 
     def _end_backward(self) -> None:
         raise NotImplementedError
@@ -195,9 +220,27 @@ class Engine:
             self._free(self._allocate(size, part))
 
     def _make_weights(self) -> list[int]:
-        weights = [self._allocate(weight.size_bytes, Part.WEIGHTS) for weight in self._weights]
+        weights = [
+            self._pack(weight.size_bytes)
+            if self._is_packed(number)
+            else self._allocate(weight.size_bytes, Part.WEIGHTS)
+            for number, weight in enumerate(self._weights)
+        ]
         self._pass_by([self._plan.tied_bytes], Part.WEIGHTS)
         return weights
+
+    def _pack(self, size_bytes: int) -> int:
+        """Make a weight whole, and keep it in 4 bit.
+
+        bitsandbytes, `functional.py`, `quantize_4bit`: maxima in fp32, which are in 8 bit later.
+        """
+        num = size_bytes // self._plan.element_bytes
+        whole = self._allocate(size_bytes, Part.WEIGHTS)
+        maxima = self._allocate(_ABSMAX * num // _BLOCK, Part.WEIGHTS)
+        packed = self._allocate(num // 2, Part.WEIGHTS)
+        self._allocate(num // _BLOCK, Part.WEIGHTS)
+        self._free(maxima, whole)
+        return packed
 
     def _convert(self, address: int, num: int, part: Part) -> int:
         """Replace a tensor by a copy in the master's precision, if that is another."""

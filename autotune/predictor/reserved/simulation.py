@@ -200,7 +200,10 @@ class ReservedModel:
             mlp_tiles=strategy.mlp_tiles,
             loss_tiles=strategy.loss_tiles,
             sequence_parallel_size=strategy.sequence_parallel_size,
-            gathers_weights=strategy.zero_stage == 3 and self._hardware.num_devices > 1,
+            gathers_weights=(
+                self._workload.method is Method.QLORA
+                or (strategy.zero_stage == 3 and self._hardware.num_devices > 1)
+            ),
         )
 
     def peak(self, strategy: Strategy) -> ReservedPeak | None:
@@ -228,7 +231,7 @@ class ReservedModel:
 
     def _tower_bytes(self, strategy: Strategy) -> int:
         """Bytes of a vision tower's weights on one rank."""
-        size = element_bytes(strategy) * self._workload.model.tower_parameters
+        size = element_bytes(strategy) * self._workload.model.frozen_tower_parameters
         divisor = zero_size(strategy, self._hardware.num_devices)
         return size // (divisor if strategy.zero_stage == 3 else 1)
 
@@ -247,7 +250,7 @@ class ReservedModel:
         )
         return (
             self._hardware.device_type is DeviceType.CUDA
-            and self._workload.method is not Method.QLORA
+            and not self._workload.model.trains_tower
             and OPTIMIZERS[strategy.optimizer].is_step_simulated
             and strategy.offload_optimizer is not Offload.NVME
             and not strategy.has_group_precisions
@@ -326,7 +329,16 @@ class ReservedModel:
             tied_bytes=e * shape.vocab_size * shape.hidden_size * shape.tie_word_embeddings,
             flattens_on_device=weights + trained < self._hardware.device_memory_bytes,
             logits_bytes=self._logits_bytes(strategy),
+            packed_sizes=self._packed_sizes(e),
         )
+
+    def _packed_sizes(self, element_bytes: int) -> frozenset[int]:
+        """Bytes of the weights that QLoRA keeps in 4 bit, as they would be whole."""
+        if self._workload.method is not Method.QLORA:
+            return frozenset()
+        shape = self._workload.model
+        linears = [*shape.attention_linears.values(), *shape.mlp_linears.values()]
+        return frozenset(element_bytes * inputs * outputs for inputs, outputs in linears)
 
     def _logits_bytes(self, strategy: Strategy) -> int:
         if strategy.fused_kernels or strategy.loss_tiles > 1:

@@ -32,8 +32,16 @@ _MASK_BYTES = 32
 """Bytes for one choice and expert of the mask in which the loop looks its tokens up: made of 64
 bit, added up, and read once more."""
 
-_DENSE_KERNELS = (5, 8)
-"""Kernels of a dense gated MLP with frozen weights, forward and backward."""
+_OPERATIONS = {
+    Experts.GROUPED_MM: ((0, 34), (0, 37)),
+    Experts.BATCHED_MM: ((0, 31), (0, 38)),
+    Experts.EAGER: ((23, 22), (20, 12)),
+}
+"""Operations that torch dispatches for one layer's router and experts with frozen weights, views
+among them: for each expert and beside them, forward and backward."""
+
+_DENSE_OPERATIONS = (14, 18)
+"""The same of a dense gated MLP."""
 
 _ROUTER_FORWARD_BYTES, _ROUTER_BACKWARD_BYTES = 18, 30
 """Bytes for one expert and token: logits brought to fp32, softmax, the greatest; and back."""
@@ -121,6 +129,7 @@ class RoutedExperts:
         self._has_liger = strategy.fused_kernels
         self._num_adapted = shape.expert_parameters if self.num_adapters else 0
         self._rank = strategy.lora_rank
+        self._implementation, self._num_experts = experts, shape.num_experts
         self._forward, self._backward = expert_work(shape, experts, is_trained=not is_frozen)
         of_layer = shape.num_experts * _weights_of_expert(shape) * shape.num_hidden_layers
         self.share = min(1.0, shape.expert_parameters / of_layer)
@@ -166,13 +175,17 @@ class RoutedExperts:
         return self.share * routed + (1 - self.share) * dense
 
     @property
-    def more_kernels(self) -> tuple[float, float]:
-        """Kernels of forward and of backward of a mean layer, beyond those of a dense MLP."""
+    def more_operations(self) -> tuple[float, float]:
+        """Operations of forward and backward of a mean layer, beyond those of a dense MLP."""
         if self._has_liger:
             return 0.0, 0.0
-        forward, backward = self._forward.num_kernels, self._backward.num_kernels
-        dense, dense_back = _DENSE_KERNELS
-        return self.share * (forward - dense), self.share * (backward - dense_back)
+        forward, backward = (
+            self.share * (of_expert * self._num_experts + rest - dense)
+            for (of_expert, rest), dense in zip(
+                _OPERATIONS[self._implementation], _DENSE_OPERATIONS, strict=True
+            )
+        )
+        return forward, backward
 
 
 def active_share(shape: ModelShape) -> float:

@@ -161,7 +161,7 @@ class LaunchOverheadModel:
         Where the loop reads which experts have tokens, the host waits for the device besides.
         """
         experts = RoutedExperts(self._workload, strategy)
-        forward, backward = experts.more_kernels
+        forward, backward = experts.more_operations
         return _OPERATION_S * forward, _OPERATION_S * backward
 
     def _collectives_s(self, strategy: Strategy) -> tuple[float, float]:

@@ -82,6 +82,7 @@ _NEW_GELUS = ("gpt2", "gpt_neo", "gptj", "phi")
 _DROPS = ("opt", "gpt2", "gpt_neo")
 _HOST_RATIOS = {
     "qwen3": 1.23,
+    "qwen3_moe": 1.23,
     "gpt_neox": 0.83,
     "opt": 0.68,
     "gpt2": 0.91,

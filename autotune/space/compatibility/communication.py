@@ -57,8 +57,8 @@ def _quantized(
     if strategy.zero_quantized_gradients and hardware.num_nodes == 1:
         # `stage3.py`, `__avg_scatter_grads`: only with more ranks than the host has devices.
         return (
-            "zero_quantized_gradients needs several hosts: within one, DeepSpeed reduces "
-            "gradients as they are"
+            "zero_quantized_gradients needs several hosts: within one host, "
+            "DeepSpeed does not quantize gradients"
         )
     knobs = ("zero_quantized_weights", "zero_quantized_gradients")
     knob = next((knob for knob in knobs if getattr(strategy, knob)), None)

@@ -28,5 +28,5 @@ def conflict(
             f"{hardware.device_kind} is not one"
         )
     if strategy.optimizer is Optimizer.MUON and not software.has_compiler:
-        return "optimizer muon needs a C++ compiler: DeepSpeed has its kernels compiled by torch"
+        return "optimizer muon needs a C++ compiler: torch compiles DeepSpeed's kernels"
     return None

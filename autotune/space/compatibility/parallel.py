@@ -77,8 +77,8 @@ def _tensor_parallel(strategy: Strategy, model: ModelShape) -> str | None:
         return None
     if model.model_type not in TENSOR_PARALLEL_MODEL_TYPES:
         return (
-            f"tensor_parallel_size {degree}: DeepSpeed's AutoTP is not proven for "
-            f"{model.model_type}, only for {', '.join(sorted(TENSOR_PARALLEL_MODEL_TYPES))}"
+            f"tensor_parallel_size {degree}: DeepSpeed's AutoTP is not tested with "
+            f"{model.model_type}, only with {', '.join(sorted(TENSOR_PARALLEL_MODEL_TYPES))}"
         )
     for name in ("num_attention_heads", "num_key_value_heads"):
         heads = getattr(model, name)
@@ -94,7 +94,7 @@ def _sequence_parallel(strategy: Strategy, workload: Workload) -> str | None:
     knob = f"sequence_parallel_size {degree}"
     if model.model_type not in SEQUENCE_PARALLEL_MODEL_TYPES:
         return (
-            f"{knob}: DeepSpeed's Ulysses is not proven for {model.model_type}, only for "
+            f"{knob}: DeepSpeed's Ulysses is not tested with {model.model_type}, only with "
             f"{', '.join(sorted(SEQUENCE_PARALLEL_MODEL_TYPES))}"
         )
     if model.num_attention_heads % degree:
@@ -114,7 +114,7 @@ def _sequence_parallel(strategy: Strategy, workload: Workload) -> str | None:
     if window and window < workload.seq_len and model.config.get("use_sliding_window", True):
         return (
             f"{knob} needs --seq-len up to the sliding window {window} of {model.name}, got "
-            f"{workload.seq_len}: Ulysses drops the mask that cuts attention off there"
+            f"{workload.seq_len}: Ulysses drops the mask of the window"
         )
     return None
 
@@ -125,8 +125,8 @@ def _pipeline_parallel(strategy: Strategy, model: ModelShape) -> str | None:
         return None
     if model.model_type not in PIPELINE_PARALLEL_MODEL_TYPES:
         return (
-            f"pipeline_parallel_size {degree}: stages are not proven for {model.model_type}, only "
-            f"for {', '.join(sorted(PIPELINE_PARALLEL_MODEL_TYPES))}"
+            f"pipeline_parallel_size {degree}: stages are not tested with {model.model_type}, "
+            f"only with {', '.join(sorted(PIPELINE_PARALLEL_MODEL_TYPES))}"
         )
     if degree > model.num_hidden_layers:
         return (

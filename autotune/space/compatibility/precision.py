@@ -62,7 +62,7 @@ def _fp8(strategy: Strategy, workload: Workload, hardware: Hardware) -> str | No
 def _unfit_for_fp8(group: ModuleGroup, model: ModelShape) -> str | None:
     """Why the products of a group cannot be in 8 bit."""
     if group is not ModuleGroup.LM_HEAD and model.model_type == "gpt2":
-        return f"needs linear layers, and {model.name} has convolutions in their place"
+        return f"needs linear layers, and {model.name} has convolutions instead"
     if group is ModuleGroup.MLP and model.num_experts > 1:
         return f"needs linear layers, and the experts of {model.name} are not linear layers"
     linears = {

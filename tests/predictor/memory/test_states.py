@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
-from autotune.predictor.memory.states import States, StatesModel
+from autotune.predictor.memory.held_states import States
+from autotune.predictor.memory.states import StatesModel
 from autotune.question.workload import Workload, load_model_shape
 from autotune.space.deepspeed_config import deepspeed_config
 from autotune.space.strategy import Strategy
@@ -251,3 +252,15 @@ def test_a_pipeline_overlaps_nothing_and_has_one_bucket() -> None:
 
     assert states(**knobs, pipeline_parallel_size=2).buckets == 4 * 1_000_000
     assert states(**knobs).buckets == 2 * 4 * 1_000_000
+
+
+def test_layers_that_are_recomputed_together_stay_gathered_until_their_backward() -> None:
+    layer = 2 * load_model_shape("13B").linear_parameters_per_layer
+
+    def span(interval: int, **knobs: Any) -> int:
+        asked: dict[str, Any] = {"zero_stage": 3, "num_devices": 4} | knobs
+        return states("13B", checkpoint_interval=interval, **asked).span_weights
+
+    assert [span(n) for n in (0, 1, 2, 8)] == [0, 0, 2 * layer, 8 * layer]
+    assert span(8, num_devices=1) == span(8, zero_stage=2) == 0
+    assert span(8, offload_param="cpu") == 8 * layer

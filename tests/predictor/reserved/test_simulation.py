@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiers import slow_but
 
-from autotune.knob_values import LossClass, Offload
+from autotune.knob_values import LossClass, Offload, Optimizer
 from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.predictor import AnalyticPredictor
 from autotune.predictor.reserved import simulation
@@ -234,6 +235,59 @@ def test_a_peak_at_the_optimizer_step_is_not_taken_for_activations() -> None:
     assert peak.breakdown_bytes["master weights"] == 2 * 2**30
     assert peak.breakdown_bytes["optimizer states"] == 4 * 2**30
     assert "activations" not in peak.breakdown_bytes
+
+
+def _one_packed_weight(shape: ModelShape, recipe: Recipe, seq_len: int) -> AllocationScript:
+    """A frozen matrix of 7B, and an adapter; nothing else is kept."""
+    assert recipe.gathers_weights
+    size = 2 * shape.hidden_size * shape.intermediate_size
+    return AllocationScript(
+        events=(
+            (Event.FETCH, 0),
+            (Event.ALLOCATE, 0),
+            (Event.RELEASE, 0),
+            (Event.FETCH, 0),
+            (Event.RELEASE, 0),
+            (Event.FREE, 0),
+        ),
+        sizes=((2**22, 0),),
+        workspaces=(),
+        weights=(
+            Weight(size_bytes=size, is_trained=False),
+            Weight(size_bytes=2**21, is_trained=True),
+        ),
+        ready={},
+        repeat=None,
+        modules=((0,),),
+    )
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_a_4_bit_weight_is_whole_only_while_its_module_works(zero_stage: int) -> None:
+    workload = Workload(
+        model=load_model_shape("7B"), seq_len=8, global_batch_size=2, method=Method.QLORA
+    )
+    strategy = Strategy(zero_stage=zero_stage, lora_rank=16, optimizer=Optimizer.SGD)
+    model = AnalyticPredictor(workload, HARDWARE, _one_packed_weight)
+    peak = model.simulated(strategy)
+    assert peak is not None
+    num = 4096 * 11008
+    # Packed, with maxima in 8 bit for each block of 64; unpacked, with those in fp32.
+    packed, whole = num // 2 + num // 64, 2 * num
+    assert 0 < peak.allocated_bytes - packed - whole < 40 * 2**20
+
+
+def test_a_4_bit_weight_is_packed_and_unpacked_as_bitsandbytes_does() -> None:
+    from bitsandbytes import functional
+
+    num = 256 * 512
+    packed, state = functional.quantize_4bit(
+        torch.ones(256, 512, dtype=torch.bfloat16), compress_statistics=True, quant_type="nf4"
+    )
+    assert packed.nbytes == num // 2
+    assert state.absmax.nbytes == num // 64
+    assert state.absmax.dtype is torch.uint8
+    assert functional.dequantize_4bit(packed, state).nbytes == 2 * num
 
 
 def test_without_a_script_the_counted_peak_stays() -> None:

@@ -7,16 +7,24 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from autotune.knob_values import Attention, Experts
 from autotune.machine.hardware import DEVICE_KINDS, DeviceType, Hardware
 from autotune.predictor import AnalyticPredictor
-from autotune.predictor.step_time.expert_work import RoutedExperts, active_share, expert_work
+from autotune.predictor.step_time.expert_work import (
+    _OPERATIONS,
+    RoutedExperts,
+    active_share,
+    expert_work,
+)
 from autotune.profile.gpu_kernels import attention_workspace_bytes, gpu_kernels
 from autotune.profile.skeleton import build_skeleton
 from autotune.profile.tape import Kernel, Tape
@@ -24,6 +32,7 @@ from autotune.profile.variant import Variant
 from autotune.question.workload import Method, ModelShape, Workload, load_model_shape
 from autotune.space.strategy import Strategy
 from autotune.techniques.blocks import decoder_layers, mlp_blocks
+from autotune.techniques.kernels import choose_experts
 
 TOKENS = 64
 SIZES = {
@@ -132,6 +141,44 @@ def test_the_loop_adds_up_gradients_of_all_weights_for_each_expert() -> None:
         if kernel.name in ("select_backward", "add") and kernel.is_backward
     )
     assert backward.fixed_bytes == pytest.approx(moved, rel=0.15)
+
+
+class _Counter(TorchDispatchMode):
+    """Counts what is dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.num = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.num += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("experts", Experts)
+def test_as_many_operations_are_dispatched_as_are_counted(experts: Experts) -> None:
+    small = SIZES | {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
+    small |= {"moe_intermediate_size": 32, "intermediate_size": 32, "num_experts": 16}
+    fields = {name: value for name, value in small.items() if name != "model_type"}
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("qwen3_moe", **fields), dtype=torch.bfloat16
+    )
+    model.requires_grad_(False)
+    choose_experts(model, experts)
+    block: nn.Module = mlp_blocks(decoder_layers(model, 2))[0]
+    rows = torch.randn(1, TOKENS, 64, dtype=torch.bfloat16, requires_grad=True)
+    # The first call of all may do more.
+    block(rows)
+    with _Counter() as forward:
+        out = block(rows)
+    out = out[0] if isinstance(out, tuple) else out
+    gradient = torch.ones_like(out)
+    with _Counter() as backward:
+        out.backward(gradient)
+    counted = [num * 16 + rest for num, rest in _OPERATIONS[experts]]
+    assert counted == pytest.approx([forward.num, backward.num], abs=2)
 
 
 def test_shared_weights_are_for_every_token() -> None:

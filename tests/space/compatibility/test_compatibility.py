@@ -203,7 +203,7 @@ FP8 = {"attention_precision": "fp8", "mlp_precision": "fp8"}
         ({"mlp_precision": "fp16", "zero_stage": 1, "lora_rank": 8}, "needs zero_stage 0 or lora"),
         (
             {f"{group}_precision": "fp32" for group in ModuleGroup},
-            "precision bf16 is used by no group",
+            "no group of modules uses precision bf16",
         ),
         ({"tf32": True}, "tf32 needs precision fp32"),
     ],
@@ -237,7 +237,7 @@ def test_a_precision_that_the_device_lacks_is_refused(
 @pytest.mark.parametrize(
     ("knobs", "model", "method", "reason"),
     [
-        (FP8, {"model_type": "gpt2"}, "full", "has convolutions in their place"),
+        (FP8, {"model_type": "gpt2"}, "full", "has convolutions instead"),
         (FP8, {"num_experts": 8}, "full", "the experts of tiny are not linear layers"),
         (FP8, {"intermediate_size": 250}, "full", "multiples of 16, got 96 x 250 (gate_proj"),
         ({"lm_head_precision": "fp8"}, {"vocab_size": 50257}, "full", "got 96 x 50257"),

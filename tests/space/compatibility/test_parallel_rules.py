@@ -45,8 +45,8 @@ def test_a_strategy_that_contradicts_itself_is_refused(knobs: dict[str, Any], re
         ({"tensor_parallel_size": 3}, {}, "3 does not divide the 4 ranks"),
         ({"tensor_parallel_size": 2}, {"num_attention_heads": 3}, "num_attention_heads 3"),
         ({"tensor_parallel_size": 4}, {"num_key_value_heads": 2}, "num_key_value_heads 2"),
-        ({"tensor_parallel_size": 2}, {"model_type": "mixtral"}, "not proven for mixtral"),
-        ({"sequence_parallel_size": 2}, {"model_type": "bloom"}, "not proven for bloom"),
+        ({"tensor_parallel_size": 2}, {"model_type": "mixtral"}, "not tested with mixtral"),
+        ({"sequence_parallel_size": 2}, {"model_type": "bloom"}, "not tested with bloom"),
         ({"sequence_parallel_size": 4}, {"num_key_value_heads": 3}, "nor is a multiple of it"),
         ({"sequence_parallel_size": 4}, {"num_attention_heads": 6}, "num_attention_heads 6"),
         (

@@ -24,7 +24,7 @@ from autotune.space.strategy import Strategy
         ({"offload_checkpoints": "nvme", "checkpoint_interval": 1}, "takes none or cpu"),
         (
             {"checkpoint_scope": "mlp", "checkpoint_interval": 1, "mlp_tiles": 2},
-            "tiles recompute the MLP already",
+            "tiles already recompute the MLP",
         ),
         ({"loss_tiles": 2, "fused_kernels": True}, "needs fused_kernels false"),
     ],

@@ -10,7 +10,18 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from tests.techniques.small_models import small_config
+_TEXT: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
 
 _VISION: dict[str, Any] = {
     "hidden_size": 32,
@@ -24,19 +35,25 @@ _VISION: dict[str, Any] = {
 
 _FIELDS: dict[str, dict[str, Any]] = {
     "gemma3": {
-        "text_config": small_config("gemma3_text"),
+        "text_config": {
+            "model_type": "gemma3_text",
+            **_TEXT,
+            "head_dim": 8,
+            "sliding_window": 8,
+            "tie_word_embeddings": True,
+        },
         "vision_config": {"model_type": "siglip_vision_model", **_VISION},
         "mm_tokens_per_image": 4,
         "image_token_index": 5,
     },
     "llava": {
-        "text_config": small_config("llama"),
+        "text_config": {"model_type": "llama", **_TEXT},
         "vision_config": {"model_type": "clip_vision_model", **_VISION},
         "image_token_index": 5,
     },
     "qwen2_5_vl": {
         "text_config": {
-            **small_config("qwen2"),
+            **_TEXT,
             "model_type": "qwen2_5_vl_text",
             "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
         },
