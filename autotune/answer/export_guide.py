@@ -80,6 +80,8 @@ def guide(summary: StudySummary, trial: Trial) -> str:
     workload, speed = summary.workload, f"{trial.tokens_per_second:,.0f}"
     if trial.throughput.relative_half_width < 1:
         speed += f" ± {trial.throughput.half_width:,.0f}"
+    padded = trial.measurement.padded_tokens_per_second if trial.measurement else None
+    beside = "" if padded is None else f" ({padded:,.0f} with padding in its first run)"
     runs = f" over {len(trial.confirmations)} runs" if trial.is_confirmed else ""
     gib = trial.peak_memory_bytes / 2**30
     source = f" (by {_text(trial.reused_from)})" if trial.reused_from else ""
@@ -87,9 +89,10 @@ def guide(summary: StudySummary, trial: Trial) -> str:
     predicted = _predicted(trial.prediction) if trial.prediction and has_prediction else ""
     origin = f"""\
 Trial {trial.number} of the autotune study {_text(summary.name)}: {workload.model.name},
-{workload.seq_len} tokens per sample, {workload.global_batch_size} samples per step, on \
+{"" if workload.lengths is None else "at most "}{workload.seq_len} tokens per sample, \
+{workload.global_batch_size} samples per step, on \
 {summary.hardware}.
-Measured: {speed} {trial.unit}/s{runs} and a peak of {gib:.2f} GiB per device{source}.
+Measured: {speed} {trial.unit}/s{beside}{runs} and a peak of {gib:.2f} GiB per device{source}.
 {predicted}\
 The strategy {loss_words(summary.loss_class(trial), summary.reference)}."""
     settings = settings_of(trial, summary.hardware)

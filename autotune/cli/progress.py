@@ -18,7 +18,7 @@ from rich.text import Text
 
 from autotune.answer.figures import format_gib
 from autotune.drivers.budget import Budget
-from autotune.trials.trial import Prediction, Trial, TrialState
+from autotune.trials.trial import Measurement, Prediction, Trial, TrialState
 
 __all__ = ["LiveProgress", "PlainProgress", "describe_end"]
 
@@ -37,7 +37,8 @@ def _end(trial: Trial) -> str:
     if trial.measurement is not None and trial.state is not TrialState.PRUNED:
         measured = trial.measurement
         peak = format_gib(measured.peak_memory_bytes)
-        words = f"{measured.tokens_per_second:,.0f} {measured.unit}/s in {peak} GiB"
+        words = f"{measured.tokens_per_second:,.0f} {measured.unit}/s{_padding(measured)}"
+        words += f" in {peak} GiB"
         if trial.prediction is not None and trial.prediction.is_memory_known:
             words += f" (pred. {_expected(trial.prediction)})"
         if measured.num_alloc_retries:
@@ -47,6 +48,14 @@ def _end(trial: Trial) -> str:
         phase = f" in {trial.failure.phase}" if trial.failure.phase else ""
         return f"{trial.failure.kind.replace('_', ' ')}{phase}: {trial.failure.message}"
     return f"stopped early: {trial.reason}" if trial.was_launched else f"pruned: {trial.reason}"
+
+
+def _padding(measured: Measurement) -> str:
+    """What throughput comes to with padding; empty where there is none."""
+    padded = measured.padded_tokens_per_second
+    if padded is None or padded < 1.005 * measured.tokens_per_second:
+        return ""
+    return f" ({padded:,.0f} with padding)"
 
 
 def _busy_words(trial: Trial) -> str:

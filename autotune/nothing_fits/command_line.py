@@ -25,6 +25,14 @@ class CommandLine:
         """Whether an option is given."""
         return any(token.partition("=")[0] == flag for token in self.tokens)
 
+    def value(self, flag: str) -> str | None:
+        """What an option is given; None where it is not given."""
+        for token, following in zip(self.tokens, (*self.tokens[1:], ""), strict=True):
+            name, separator, value = token.partition("=")
+            if name == flag:
+                return value if separator else following
+        return None
+
     def having(self, options: Mapping[str, str]) -> str:
         """The whole line with these options in the place of what it says of them, for a shell."""
         tokens: list[str] = []

@@ -126,14 +126,14 @@ def larger_than_searched(
     if hardware.device_kind not in DEVICE_KINDS:
         return
     name = f"{hardware.devices_per_node}x{hardware.device_kind}"
-    plan = _plan_of(question, space_name)
+    plan = _plan_of(question, space_name, command)
     spec = read_hardware(name, num_nodes=hardware.num_nodes)
     for larger in larger_than_planned(spec, None, text=name, host_memory_gib=None, nvme_gib=None):
         if larger.hardware.num_devices > count or larger.kind is LargerKind.OTHER_DEVICES:
             yield replace(larger, words=f"{larger.words} (a plan; nothing is run)", command=plan)
 
 
-def _plan_of(question: Question, space_name: str) -> CommandLine:
+def _plan_of(question: Question, space_name: str, command: CommandLine) -> CommandLine:
     """The question as one about hardware that is not here."""
     workload = question.workload
     asked = {
@@ -149,6 +149,10 @@ def _plan_of(question: Question, space_name: str) -> CommandLine:
             "--lora-rank": workload.lora_rank,
             "--lora-targets": ",".join(workload.lora_targets),
         }
+    for flag in ("--lengths", "--data", "--tokenizer"):
+        given = command.value(flag)
+        if given is not None:
+            asked[flag] = given
     if workload.model.trains_tower:
         asked["--vision"] = Vision.TRAINED
     elif workload.model.whole_type and not workload.model.tower_parameters:

@@ -29,14 +29,15 @@ _WIDEST_HEAD = 256
 def attend_in_samples(model: nn.Module) -> None:
     """Have a model of transformers attend within each sample of a joined batch, in place.
 
-    A batch without bounds of samples is attended to by `sdpa`, as before, if it has no padding.
+    A batch without bounds of samples, padded or not, is attended to by `sdpa`, as before.
 
     Raises:
         ConfigError: the architecture takes no attention but its own.
     """
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, joined_attention)
+    AttentionMaskInterface.register(NAME, _mask_of_padding)
     wrapped: Any = model
     try:
         wrapped.set_attn_implementation(NAME)
@@ -72,7 +73,7 @@ def joined_attention(
         query: [1, heads, tokens, head dimension].
         key: as `query`, of as many heads as keys and values have.
         value: as `key`.
-        attention_mask: None: batches that are joined have none.
+        attention_mask: of a padded batch, as `sdpa` takes it; joined batches have none.
         dropout: must be 0.
         scaling: of the scores.
         sliding_window: tokens that a token looks back to, itself among them; None for all.
@@ -88,25 +89,60 @@ def joined_attention(
     """
     if dropout:
         raise ConfigError("batching: attention of joined samples has no dropout; set it to 0")
-    if attention_mask is not None:
+    if attention_mask is not None and cu_seq_lens_q is not None:
         raise ConfigError("batching: a joined batch takes no attention_mask")
     if more.get("softcap") is not None or more.get("s_aux") is not None:
         raise ConfigError(
             f"batching: {type(module).__name__} caps its scores or has sinks, which attention of "
             "joined samples does not compute"
         )
+    if cu_seq_lens_q is None and attention_mask is None:
+        cu_seq_lens_q, max_length_q = _bounds_of(more.get("position_ids"), query.shape)
     if cu_seq_lens_q is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, None, scaling=scaling, **more
+            module, query, key, value, attention_mask, scaling=scaling, **more
         )
         return found
-    fits_kernel = query.dtype in _HALF and query.shape[-1] <= _WIDEST_HEAD
-    if query.is_cuda and fits_kernel:
+    if query.is_cuda and _has_kernel(query, value):
         assert max_length_q is not None
         return _by_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window)
     return _one_by_one(query, key, value, cu_seq_lens_q, scaling, sliding_window)
+
+
+def _bounds_of(
+    positions: torch.Tensor | None, shape: torch.Size
+) -> tuple[torch.Tensor | None, int | None]:
+    """Bounds of samples that a collator told by their positions alone; None for a single one."""
+    if positions is None or shape[0] != 1 or positions.shape != (1, shape[2]):
+        return None, None
+    starts = (positions[0] == 0).nonzero().flatten()
+    if len(starts) < 2:
+        return None, None
+    bounds = nn.functional.pad(starts, (0, 1), value=shape[2]).int()
+    return bounds, int(bounds.diff().max())
+
+
+def _has_kernel(query: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether FlashAttention 2 takes these heads on this GPU."""
+    width = query.shape[-1]
+    return (
+        query.dtype in _HALF
+        and width == value.shape[-1]
+        and width <= _WIDEST_HEAD
+        and width % 8 == 0
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _mask_of_padding(*, attention_mask: torch.Tensor | None = None, **more: Any) -> Any:
+    """The mask of a batch that is padded, such as one to evaluate; None for all others."""
+    if attention_mask is None:
+        return None
+    from transformers.masking_utils import sdpa_mask
+
+    return sdpa_mask(attention_mask=attention_mask, **more)
 
 
 def _by_kernel(

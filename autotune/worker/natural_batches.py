@@ -61,6 +61,8 @@ class NaturalBatches:
         self._size = spec.strategy.micro_batch_size
         self._num_groups = spec.strategy.data_parallel_size(spec.num_ranks)
         self._batching = spec.strategy.batching
+        self._divisors: dict[int, float] = {}
+        """Of the latest step."""
 
     def inputs(self, step: int, micro: int) -> dict[str, Any]:
         """The model's arguments for one micro-batch of this rank."""
@@ -82,11 +84,7 @@ class NaturalBatches:
 
     def fed(self, step: int) -> FedTokens:
         """What the step feeds on all ranks."""
-        batches = [
-            self._lengths_of(step, micro, group)
-            for micro in range(self._num_micro)
-            for group in range(self._num_groups)
-        ]
+        batches = self._batches_of(step)
         real = sum(map(sum, batches))
         if self._batching is not Batching.PADDED:
             return FedTokens(real, real)
@@ -102,14 +100,20 @@ class NaturalBatches:
         With a divisor of its own a micro-batch of few tokens would weigh as much as any other, and
         the size of micro-batches would change what is learned; transformers' Trainer does so too.
         """
-        shares = self._num_micro * self._num_groups
-        labels = sum(
-            max(0, n - 1)
+        if step not in self._divisors:
+            shares = self._num_micro * self._num_groups
+            batches = self._batches_of(step)
+            labels = sum(max(0, n - 1) for lengths in batches for n in lengths)
+            self._divisors = {step: max(1, labels) / shares}
+        return self._divisors[step]
+
+    def _batches_of(self, step: int) -> list[list[int]]:
+        """Lengths of the samples of each micro-batch of all ranks."""
+        return [
+            self._lengths_of(step, micro, group)
             for micro in range(self._num_micro)
             for group in range(self._num_groups)
-            for n in self._lengths_of(step, micro, group)
-        )
-        return max(1, labels) / shares
+        ]
 
     def _first(self, micro: int, group: int) -> int:
         """The place of a micro-batch's first sample in the global batch."""

@@ -75,18 +75,21 @@ MIXTURE = {
 
 def test_the_full_space_moves_every_knob() -> None:
     census = take_census(build_empty_model({"model_type": "mixtral", **MIXTURE}), 1)
-    mixture = replace(LORA_WORKLOAD, model=replace(LORA_WORKLOAD.model, census=census))
-    mixture = replace(mixture, lengths=Lengths.of([100, 200]))
+    model = replace(LORA_WORKLOAD.model, census=census)
+    mixture = replace(LORA_WORKLOAD, model=model, lengths=Lengths.of([100, 200]))
     space = load_search_space("full", mixture, HARDWARE, SOFTWARE)
     assert tuple(knob.name for knob in space.knobs) == KNOBS
-    without = load_search_space("full", LORA_WORKLOAD, HARDWARE, SOFTWARE)
-    left_out = {"batching", "experts_implementation"}
-    assert {*KNOBS} - {knob.name for knob in without.knobs} == left_out
 
 
 def test_a_model_without_routed_experts_does_not_move_their_knob() -> None:
-    space = load_search_space("full", LORA_WORKLOAD, HARDWARE, SOFTWARE)
-    assert "experts_implementation" not in {knob.name for knob in space.knobs}
+    dense = replace(LORA_WORKLOAD, lengths=Lengths.of([100, 200]))
+    space = load_search_space("full", dense, HARDWARE, SOFTWARE)
+    assert set(KNOBS) - {knob.name for knob in space.knobs} == {"experts_implementation"}
+
+
+def test_samples_of_one_length_do_not_move_how_they_join() -> None:
+    space = load_search_space("default", LORA_WORKLOAD, HARDWARE, SOFTWARE)
+    assert "batching" not in {knob.name for knob in space.knobs}
 
 
 def test_a_list_is_short_for_values(tmp_path: Path) -> None:

@@ -104,6 +104,30 @@ def test_a_sample_learns_nothing_of_its_neighbour(written: Any) -> None:
     assert torch.allclose(logits, alone, atol=1e-5)
 
 
+def test_positions_alone_keep_samples_apart_too(written: Any) -> None:
+    model = build("llama").eval()
+    path = written(batching="padding_free")
+    apply(model, path)
+    batch = collator(path)(SAMPLES)
+    told = model(**batch, use_cache=False).logits
+    plain = {name: batch[name] for name in ("input_ids", "position_ids")}
+    assert torch.allclose(model(**plain, use_cache=False).logits, told, atol=1e-6)
+
+
+def test_a_padded_batch_is_still_masked(written: Any) -> None:
+    model = build("llama").eval()
+    apply(model, written(batching="padding_free"))
+    ids = [5, 6, 7, 8]
+    alone = model(torch.tensor([ids]), use_cache=False).logits[0]
+    left = model(
+        torch.tensor([[0, 0, *ids]]),
+        attention_mask=torch.tensor([[0, 0, 1, 1, 1, 1]]),
+        position_ids=torch.tensor([[0, 0, 0, 1, 2, 3]]),
+        use_cache=False,
+    ).logits[0, 2:]
+    assert torch.allclose(left, alone, atol=1e-5)
+
+
 def test_a_sample_without_tokens_is_refused(written: Any) -> None:
     with pytest.raises(ConfigError, match="at least one token"):
         collator(written())([{"input_ids": []}])
