@@ -5,7 +5,10 @@ Does not know how the trials after it are chosen.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import shutil
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -232,6 +235,7 @@ def _run(
             progress.refresh()
             return "stopped" if interrupt.check() or budget.remaining_s <= 0 else None
 
+        _load_ahead()
         progress.note(f"{site.loading} Then your own run: {one_line(str(command))}")
         seconds = site.start(
             folder=study,
@@ -251,6 +255,18 @@ def _run(
         )
         site.driver(context).run(source)
     return source.outcome
+
+
+def _load_ahead() -> None:
+    """Import what the question will need while the user's own run is on its way."""
+
+    def load() -> None:
+        for module in ("transformers.models.auto.modeling_auto", "autotune.predictor"):
+            # A failure is raised again where the module is used.
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
+
+    threading.Thread(target=load, daemon=True).start()
 
 
 def _why_failed(outcome: Outcome | None, place: Path) -> str:

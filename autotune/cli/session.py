@@ -264,7 +264,7 @@ class Session:
             if self._num_recovered:
                 words += f"; {self._num_recovered} of them were cut off and run again"
             progress.note(words)
-        else:
+        elif self._first_run is None:
             progress.note(self._site.loading)
 
     def _spec_of(self, trial: Trial, others: Sequence[Trial]) -> TrialSpec:
