@@ -9,8 +9,11 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from autotune.knob_values import Batching
 from autotune.launch.launcher import Launcher
@@ -65,6 +68,20 @@ SAME_SAMPLES = (
 def folder(tmp_path: Path) -> Path:
     """The scripts, where whatever they write would be seen."""
     return Path(shutil.copytree(SCRIPTS, tmp_path / "own"))
+
+
+def small_llama() -> Any:
+    """As `own_scripts/small_data.py` has it."""
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=500,
+        max_position_embeddings=256,
+    )
+    return AutoModelForCausalLM.from_config(config)
 
 
 def first_run(
@@ -131,6 +148,22 @@ def test_a_program_is_measured_as_it_is_and_under_a_strategy(
     assert sorted(path.name for path in folder.rglob("*") if "__pycache__" not in str(path)) == [
         each for each in before if "__pycache__" not in each
     ]
+
+
+def test_real_weights_are_the_same_under_zero_3(
+    folder: Path, launcher: Launcher, cpu_hardware: Hardware
+) -> None:
+    torch.manual_seed(0)
+    small_llama().save_pretrained(folder / "weights")
+    assert (folder / "weights" / "model.safetensors").exists()
+    asked, own = first_run(f"pretrained.py {HF}", folder, launcher, cpu_hardware)
+    strategy = replace(asked.baseline, zero_stage=3, micro_batch_size=4, checkpoint_interval=2)
+    outcome = run_with(asked, strategy, folder, launcher)
+    assert outcome.measurement is not None, outcome.failure
+    assert own.measurement is not None
+    num = min(len(outcome.measurement.losses), len(own.measurement.losses))
+    expected = pytest.approx(own.measurement.losses[:num], rel=1e-3)
+    assert outcome.measurement.losses[:num] == expected
 
 
 BAD = {
