@@ -5,13 +5,31 @@ from __future__ import annotations
 import importlib
 import os
 import runpy
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from autotune.errors import ConfigError
 from autotune.question.command import CommandKind, TrainingCommand
 
-__all__ = ["execute"]
+__all__ = ["check_is_here", "execute"]
+
+
+def check_is_here(command: TrainingCommand) -> None:
+    """Refuse a command whose folder or file this host does not have.
+
+    Raises:
+        ConfigError: it lacks one; the message names host and path.
+    """
+    path = Path(command.folder)
+    if command.kind is CommandKind.FILE:
+        path /= command.target
+    if not path.exists():
+        raise ConfigError(
+            f"{socket.gethostname()} has no {path}: script and data must lie under the same path "
+            "on every node"
+        )
 
 
 def execute(command: TrainingCommand, arguments: Sequence[str], *, local_rank: int) -> None:

@@ -23,7 +23,7 @@ from autotune.knob_values import Batching
 from autotune.machine.hardware import DeviceType
 from autotune.machine.settings import settings_in
 from autotune.script.deepspeed_calls import DeepSpeedCalls
-from autotune.script.execution import execute
+from autotune.script.execution import check_is_here, execute
 from autotune.script.fed_batches import FedBatches, StepFigures
 from autotune.script.findings import findings_of, parameter_size
 from autotune.script.steering import Steering
@@ -89,6 +89,7 @@ class ScriptTraining:
         Raises:
             Exception: whatever the program raises, or what it lacked.
         """
+        check_is_here(self._script.command)
         self._steered = steering = self._steering()
         (self._folder / "output").mkdir(exist_ok=True)
         steer_trainers(steering)
