@@ -163,8 +163,13 @@ def _search_own(options: SearchOptions, settings: SearchSettings, console: Conso
     launched = launched_command(options)
     asked_site = options.site()
     if asked_site.devices is None and asked_site.devices_per_trial is None:
-        of_trial = "devices" if asked_site.ray is None else "devices_per_trial"
-        asked_site = replace(asked_site, **{of_trial: launched.num_processes})
+        num = launched.num_processes
+        is_cluster = asked_site.ray is not None
+        asked_site = (
+            replace(asked_site, devices_per_trial=num)
+            if is_cluster
+            else replace(asked_site, devices=num)
+        )
     with closing(open_site(asked_site)) as site:
         for line in site.introduction:
             console.print(line, markup=False, soft_wrap=True)
