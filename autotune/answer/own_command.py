@@ -57,8 +57,9 @@ def _loss_words(summary: StudySummary, measured: list[Trial]) -> str | None:
     ]
     if not others:
         num = len(whole) - 1
-        same = f" {num} trials of whole steps have the same." if num > 0 else ""
-        return f"Loss of the first step: {own:.4f} in your own run.{same}"
+        trials = "the other trial" if num == 1 else f"{num} other trials"
+        same = f", and the same in {trials} with whole steps" if num > 0 else ""
+        return f"Loss of the first step: {own:.4f} in your own run{same}."
     return (
         f"Loss of the first step: {own:.4f} in your own run; {joined(others)} differ by over "
         f"{_SAME_LOSS:.0%}, though their strategies are neutral. The command draws other samples "
