@@ -138,4 +138,6 @@ def test_losses_of_a_mixture_are_as_in_its_plain_run(
 def test_every_neutral_knob_is_held_against_the_plain_run() -> None:
     neutral = {knob for knob, kind in LOSS_CLASSES.items() if kind is LossClass.NEUTRAL}
     tested = {knob for knobs in EXACT + CLOSE + MIXTURE for knob in knobs}
-    assert neutral - tested == set(NOT_ON_THE_CPU) | {"zero_hpz_partition_size"}
+    # Batching is held where samples differ in length: `test_batching.py`.
+    elsewhere = {"zero_hpz_partition_size", "batching"}
+    assert neutral - tested == set(NOT_ON_THE_CPU) | elsewhere
