@@ -17,9 +17,11 @@ from autotune.space.optimizers import OPTIMIZERS
 from autotune.space.strategy import Strategy
 from autotune.techniques.optimizers import build_optimizer
 
-__all__ = ["ReplacedOptimizer", "kind_of", "replace_optimizer"]
+__all__ = ["ReplacedOptimizer", "is_kept", "kind_of", "replace_optimizer"]
 
 _SETTINGS = ("lr", "weight_decay", "betas", "eps")
+_SCHEDULED = ("lr", "weight_decay")
+"""What the program may change between steps."""
 
 _KINDS: Mapping[str, Optimizer] = {
     "adamw": Optimizer.ADAMW,
@@ -33,6 +35,12 @@ _KINDS: Mapping[str, Optimizer] = {
 def kind_of(optimizer: object) -> Optimizer | None:
     """Which optimizer an object or a name of DeepSpeed's configuration is; None if unknown."""
     name = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
+    if type(optimizer).__module__.startswith("bitsandbytes"):
+        # Its `AdamW` is one of 8 bit or a paged one by its arguments; so does a Trainer make it.
+        plain = name.removeprefix("Paged").removesuffix("8bit").removesuffix("32bit")
+        is_8bit = getattr(getattr(optimizer, "args", None), "optim_bits", 32) == 8
+        is_paged = bool(getattr(optimizer, "is_paged", False))
+        name = f"{'Paged' * is_paged}{plain}{'8bit' * is_8bit}"
     return _KINDS.get(name.lower())
 
 
@@ -47,13 +55,25 @@ class ReplacedOptimizer:
     def __init__(self, theirs: Sequence[dict[str, Any]], owner: Sequence[int]) -> None:
         self._theirs = theirs
         self._owner = tuple(owner)
+        self._seen = self._now()
+
+    def _now(self) -> list[dict[str, float]]:
+        return [
+            {name: float(value) for name, value in _given(group, _SCHEDULED).items()}
+            for group in self._theirs
+        ]
 
     def carry_over(self, ours: Sequence[dict[str, Any]]) -> None:
-        """Give the groups that train what theirs say now."""
+        """Give the groups that train what has changed in theirs since the last call.
+
+        What has not changed is left: a schedule of DeepSpeed's writes to ours itself.
+        """
+        now = self._now()
         for group, number in zip(ours, self._owner, strict=False):
-            for name in ("lr", "weight_decay"):
-                if name in self._theirs[number] and name in group:
-                    group[name] = self._theirs[number][name]
+            for name, value in now[number].items():
+                if name in group and value != self._seen[number].get(name):
+                    group[name] = value
+        self._seen = now
 
 
 def replace_optimizer(
@@ -70,7 +90,7 @@ def replace_optimizer(
         The optimizer to hand to DeepSpeed, or None where its JSON names it; the parameter groups
         for DeepSpeed in that case; and what carries the user's settings over.
     """
-    learning_rate = float(groups[0].get("lr", 1e-5)) if groups else 1e-5
+    learning_rate = float(_given(groups[0], ("lr",)).get("lr", 1e-5)) if groups else 1e-5
     optimizer = build_optimizer(model, strategy, learning_rate)
     if optimizer is None:
         plain = [_plain(group) for group in groups]
@@ -82,9 +102,12 @@ def replace_optimizer(
 
 def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
     """A group with the settings that any AdamW takes."""
-    return {"params": list(group["params"])} | {
-        name: group[name] for name in _SETTINGS if name in group
-    }
+    return {"params": list(group["params"])} | _given(group, _SETTINGS)
+
+
+def _given(group: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What a group says; optimizers without a learning rate of their own have None there."""
+    return {name: group[name] for name in names if group.get(name) is not None}
 
 
 def _parted(
@@ -99,11 +122,7 @@ def _parted(
         for parameter in group["params"]:
             members.setdefault(place.get(id(parameter), 0), []).append(parameter)
         for number, parameters in members.items():
-            settings: dict[str, Any] = {
-                name: theirs[number][name]
-                for name in ("lr", "weight_decay")
-                if name in theirs[number]
-            }
+            settings = _given(theirs[number], _SCHEDULED)
             parted.append({**group, **settings, "params": parameters})
             owner.append(number)
     return parted, owner
