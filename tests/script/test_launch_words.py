@@ -73,7 +73,7 @@ def test_accelerates_variables_are_read_back_and_say_nothing_of_the_shell(folder
 
 
 def test_words_are_any_that_a_shell_gives(folder: Path) -> None:
-    odd = ["", "{\"a\": [1, 2]}", "it's", "ü <|im_end|>", "$(rm x)", "x" * 10_000]
+    odd = ["", '{"a": [1, 2]}', "it's", "ü <|im_end|>", "$(rm x)", "x" * 10_000]
     command = read_command(["train.py", *odd], folder).command
     assert command.filled({}) == odd
     assert TrainingCommand.from_dict(command.to_dict()) == command
