@@ -321,10 +321,10 @@ def _in_words(findings: Findings, asked: AskedByRun) -> list[str]:
         + (f", up to {findings.longest:,} tokens" if findings.has_tokens else "")
         + f"; as a strategy: {asked.baseline}"
     ]
-    if findings.optimizer_knob is None:
+    if findings.optimizer_knob is not asked.baseline.optimizer:
         words.append(
-            f"autotune has no optimizer {findings.optimizer}: its trials train with "
-            f"{asked.baseline.optimizer} in its place, with the learning rate of yours"
+            f"No strategy has {findings.optimizer} under ZeRO {asked.baseline.zero_stage}: trials "
+            f"train with {asked.baseline.optimizer} in its place, at your learning rate"
         )
     if asked.why_unknown is not None:
         words.append(

@@ -24,12 +24,17 @@ from autotune.script.replaced_optimizer import (
     is_kept,
     kind_of,
     replace_optimizer,
+    settings_of,
+    settings_to_keep,
 )
 from autotune.script.steering import Steering, Watcher
 from autotune.space.strategy import Strategy
 from autotune.techniques.apply import apply_strategy
 
 __all__ = ["DeepSpeedCalls"]
+
+_EPSILON = 1e-8
+"""Of Adam, where it is not told (`torch.optim.AdamW`)."""
 
 
 class DeepSpeedCalls:
@@ -131,13 +136,15 @@ class DeepSpeedCalls:
         if own is not None and is_kept(strategy, own, offloaded=offloaded):
             config.pop("optimizer", None)
             config["zero_allow_untested_optimizer"] = True
+            _mend_epsilon(own)
             return config, None
         groups = _groups(call, own, theirs)
-        optimizer, plain, carried = replace_optimizer(model, strategy, groups)
+        names = settings_to_keep(own)
+        optimizer, plain, carried = replace_optimizer(model, strategy, groups, names)
         call["optimizer"] = optimizer
         call["model_parameters"] = plain if optimizer is None else None
         if optimizer is None and own is not None:
-            config["optimizer"]["params"] |= _settings(groups)
+            config["optimizer"]["params"] |= settings_of(groups[0], names) if groups else {}
         return config, carried if own is not None else None
 
     def _say_replaced(self, theirs: object, strategy: Strategy) -> None:
@@ -184,6 +191,16 @@ def _set_configuration(call: dict[str, Any], config: Mapping[str, Any]) -> None:
         call["args"].deepspeed_config = None
 
 
+def _mend_epsilon(optimizer: torch.optim.Optimizer) -> None:
+    """Give Adam one number: Accelerate makes it of Adafactor, whose `eps` are two.
+
+    Accelerate 1.15, `map_pytorch_optim_to_deepspeed`, where optimizer states are offloaded.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(group.get("eps"), tuple) and "betas" in group:
+            group["eps"] = _EPSILON
+
+
 def _own_optimizer(call: dict[str, Any]) -> torch.optim.Optimizer | None:
     """The optimizer object of a call; one that is given as a function is made, as DeepSpeed does.
 
@@ -215,11 +232,6 @@ def _groups(
     if members and isinstance(members[0], dict):
         return [settings | group for group in members]
     return [settings | {"params": members}]
-
-
-def _settings(groups: list[dict[str, Any]]) -> dict[str, Any]:
-    first = groups[0] if groups else {}
-    return {n: first[n] for n in ("lr", "betas", "eps", "weight_decay") if n in first}
 
 
 def _carry_before_steps(engine: Any, carried: ReplacedOptimizer) -> None:

@@ -17,7 +17,14 @@ from autotune.space.optimizers import OPTIMIZERS
 from autotune.space.strategy import Strategy
 from autotune.techniques.optimizers import build_optimizer
 
-__all__ = ["ReplacedOptimizer", "is_kept", "kind_of", "replace_optimizer"]
+__all__ = [
+    "ReplacedOptimizer",
+    "is_kept",
+    "kind_of",
+    "replace_optimizer",
+    "settings_of",
+    "settings_to_keep",
+]
 
 _SETTINGS = ("lr", "weight_decay", "betas", "eps")
 _SCHEDULED = ("lr", "weight_decay")
@@ -59,7 +66,7 @@ class ReplacedOptimizer:
 
     def _now(self) -> list[dict[str, float]]:
         return [
-            {name: float(value) for name, value in _given(group, _SCHEDULED).items()}
+            {name: float(value) for name, value in settings_of(group, _SCHEDULED).items()}
             for group in self._theirs
         ]
 
@@ -76,8 +83,23 @@ class ReplacedOptimizer:
         self._seen = now
 
 
+def settings_to_keep(theirs: object) -> tuple[str, ...]:
+    """Names of the settings of an optimizer that mean the same to AdamW.
+
+    Adafactor's `eps` are two numbers, and the betas of Lion are no AdamW's.
+
+    Args:
+        theirs: the optimizer that the user made; None where DeepSpeed makes it.
+    """
+    of_adam = (Optimizer.ADAMW, Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT)
+    return _SETTINGS if theirs is None or kind_of(theirs) in of_adam else _SCHEDULED
+
+
 def replace_optimizer(
-    model: nn.Module, strategy: Strategy, groups: Sequence[dict[str, Any]]
+    model: nn.Module,
+    strategy: Strategy,
+    groups: Sequence[dict[str, Any]],
+    names: Sequence[str] = _SETTINGS,
 ) -> tuple[torch.optim.Optimizer | None, list[dict[str, Any]], ReplacedOptimizer]:
     """The optimizer of a strategy over the user's parameter groups.
 
@@ -85,27 +107,23 @@ def replace_optimizer(
         model: with the strategy put on it.
         strategy: says which optimizer.
         groups: the user's, each with its parameters and settings.
+        names: of the settings to keep.
 
     Returns:
         The optimizer to hand to DeepSpeed, or None where its JSON names it; the parameter groups
         for DeepSpeed in that case; and what carries the user's settings over.
     """
-    learning_rate = float(_given(groups[0], ("lr",)).get("lr", 1e-5)) if groups else 1e-5
+    learning_rate = float(settings_of(groups[0], ("lr",)).get("lr", 1e-5)) if groups else 1e-5
     optimizer = build_optimizer(model, strategy, learning_rate)
     if optimizer is None:
-        plain = [_plain(group) for group in groups]
+        plain = [{"params": list(g["params"])} | settings_of(g, names) for g in groups]
         return None, plain, ReplacedOptimizer(groups, range(len(groups)))
     parted, owner = _parted(optimizer.param_groups, groups)
     optimizer.param_groups[:] = parted
     return optimizer, [], ReplacedOptimizer(groups, owner)
 
 
-def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A group with the settings that any AdamW takes."""
-    return {"params": list(group["params"])} | _given(group, _SETTINGS)
-
-
-def _given(group: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def settings_of(group: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """What a group says; optimizers without a learning rate of their own have None there."""
     return {name: group[name] for name in names if group.get(name) is not None}
 
@@ -122,7 +140,7 @@ def _parted(
         for parameter in group["params"]:
             members.setdefault(place.get(id(parameter), 0), []).append(parameter)
         for number, parameters in members.items():
-            settings = _given(theirs[number], _SCHEDULED)
+            settings = settings_of(theirs[number], _SCHEDULED)
             parted.append({**group, **settings, "params": parameters})
             owner.append(number)
     return parted, owner

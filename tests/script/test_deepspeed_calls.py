@@ -119,4 +119,23 @@ def test_an_optimizer_of_another_kind_is_said(engines: Engines) -> None:
     deepspeed.initialize(model=model, optimizer=own, config=THEIRS)
     assert said == ["adamw trains in the place of RMSprop"]
     assert engines[0].made is None
-    assert engines[0].config["optimizer"]["params"]["lr"] == 0.1
+    assert engines[0].config["optimizer"]["params"] == {"lr": 0.1, "weight_decay": 0}
+
+
+def test_an_adam_that_was_made_of_adafactor_gets_one_epsilon(engines: Engines) -> None:
+    steered(engines, Strategy())
+    model = nn.Linear(2, 2)
+    own = torch.optim.AdamW(model.parameters())
+    own.param_groups[0]["eps"] = (1e-30, 1e-3)
+    deepspeed.initialize(model=model, optimizer=own, config=THEIRS)
+    assert engines[0].made.param_groups[0]["eps"] == 1e-8
+
+
+def test_what_means_nothing_to_the_optimizer_is_left_out(engines: Engines) -> None:
+    steered(engines, Strategy())
+    model = nn.Linear(2, 2)
+    # Its `eps` are two numbers.
+    own = torch.optim.Adafactor(model.parameters(), lr=0.1)
+    deepspeed.initialize(model=model, optimizer=own, config=THEIRS)
+    assert "eps" not in engines[0].members[0]
+    assert "eps" not in engines[0].config["optimizer"]["params"]

@@ -35,7 +35,7 @@ def test_a_program_may_evaluate_and_resume(monkeypatch: pytest.MonkeyPatch) -> N
     assert math.isnan(trainer.predict([]).metrics["test_loss"])
     assert trainer.train(resume_from_checkpoint=True, trial=7) == 7
     assert trainer.start is None
-    callback().on_train_begin(None, None, None)
+    assert callback().on_train_begin(None, None, None) is None
 
 
 class Stream(IterableDataset[int]):
