@@ -5,6 +5,7 @@ Does not know how the folder is written. `export_examples.py` has the training c
 
 from __future__ import annotations
 
+import re
 from html import escape
 from textwrap import fill
 
@@ -102,20 +103,29 @@ The strategy {loss_words(summary.loss_class(trial), summary.reference)}."""
 
 def own_training_section(command: TrainingCommand) -> str:
     """How the user's own command trains with the answer, without a changed line."""
-    words = _text(str(command))
+    words = visible(str(command))
+    # A code block is shown as it is: it ends at as many backticks as it began with.
+    runs = re.findall("`+", words)
+    fence = "`" * max(3, 1 + max(map(len, runs), default=0))
     return f"""\
 ## Your own command
 
-Run this where you ran the search, in the folder `{_text(command.folder)}`, with this folder in the
-place of `EXPORT`:
+Run this where you ran the search, with this folder in the place of `EXPORT`:
 
 ```sh
-autotune run EXPORT -- {words}
+autotune run EXPORT
 ```
 
-It trains to the end with your own checkpoints, evaluation and logging. The strategy is put in
-where the program calls DeepSpeed, in the same way as in the trials. What stands behind `=` in
-braces is only for the first run of a search.
+It trains to the end in the folder `{_text(command.folder)}`, with your own checkpoints, evaluation
+and logging, and with what your launcher set:
+
+{fence}sh
+{words}
+{fence}
+
+The strategy is put in where the program calls DeepSpeed, in the same way as in the trials. What
+stands behind `=` in braces is only for the first run of a search. Another command, with its
+launcher, may stand behind `autotune run EXPORT --`.
 
 The sections below are for those who would rather write these lines into the program.
 

@@ -69,4 +69,5 @@ def _loss_words(summary: StudySummary, measured: list[Trial]) -> str | None:
 
 def _first_loss(trial: Trial) -> float | None:
     losses = trial.measurement.losses if trial.measurement is not None else ()
-    return losses[0] if losses else None
+    # A loss that DeepSpeed was not handed is written down as 0.
+    return losses[0] or None if losses else None

@@ -10,6 +10,7 @@ import importlib
 import shutil
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from autotune.foreign.reader import setup_of
 from autotune.foreign.tool import Tool
 from autotune.names import one_line
 from autotune.question.command import TrainingCommand
+from autotune.question.question import Question
 from autotune.question.unknown_model import unknown_model
 from autotune.question.workload import Workload
 from autotune.script.asked import AskedByRun, asked_by
@@ -33,6 +35,7 @@ from autotune.script.launch_words import LaunchedCommand, read_command
 from autotune.sites.site import OF_ANY_MODEL
 from autotune.space.strategy import Strategy
 from autotune.study.folder import StudyFolder
+from autotune.study.stored import read_record
 from autotune.trials.protocols import Progress
 from autotune.trials.script_run import ScriptRun
 from autotune.trials.trial import Outcome, Trial, TrialSpec, TrialState
@@ -102,12 +105,43 @@ def _check_placeholders(command: TrainingCommand) -> None:
         )
 
 
-def resumed(folder: StudyFolder, launched: LaunchedCommand) -> bool:
-    """Whether the folder has a study of this very command."""
+def resumed(
+    folder: StudyFolder, launched: LaunchedCommand, options: SearchOptions
+) -> Question | None:
+    """The question that a study of this very command has asked; None where none has begun.
+
+    Args:
+        folder: the study's, which is locked.
+        launched: the command.
+        options: what was typed.
+
+    Raises:
+        ConfigError: the folder has a study of something else, or --global-batch contradicts it.
+        StorageError: its trials cannot be read.
+    """
     if not (folder.path / "question.json").exists():
-        return False
-    own = folder.read_question().own_training
-    return own is not None and own.command == launched.command
+        return None
+    question = folder.read_question()
+    if question.own_training is None or question.own_training.command != launched.command:
+        raise ConfigError(
+            f"--out {folder.path} holds another question: -- COMMAND is another there. Repeat its "
+            "command to resume it, or choose another folder"
+        )
+    _check_global_batch(options, question.workload.global_batch_size)
+    if options.storage is None and not folder.has_storage:
+        return None
+    with closing(read_record(folder, question, options.storage)) as record:
+        # A search that was killed before it wrote its first trial down begins anew.
+        return question if any(trial.measurement for trial in record.trials()) else None
+
+
+def _check_global_batch(options: SearchOptions, trained: int) -> None:
+    given = options.global_batch
+    if given is not None and given != trained:
+        raise ConfigError(
+            f"--global-batch {given}: the command trains {trained} samples a step; leave "
+            "--global-batch out, or change the command"
+        )
 
 
 class _OneTrial:
@@ -190,18 +224,11 @@ def first_run(
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(mode=0o700)
     outcome = _run(launched.command, place, site, settings, console, folder.path)
-    if outcome is None or outcome.failure is not None or outcome.findings is None:
+    if outcome.failure is not None or outcome.findings is None:
         raise LaunchError(_why_failed(outcome, place))
     findings = Findings.model_validate(outcome.findings)
     hardware = site.hardware
-    given = options.global_batch
-    if given is not None and given != findings.global_batch_size:
-        raise ConfigError(
-            f"--global-batch {given}: the command trains {findings.global_batch_size} samples a "
-            f"step ({findings.micro_batch_size} x {findings.gradient_accumulation_steps} micro-"
-            f"batches x {hardware.num_devices} ranks); leave --global-batch out, or change the "
-            "command"
-        )
+    _check_global_batch(options, findings.global_batch_size)
     said = _said(findings)
     asked = asked_by(findings, launched.command, hardware, folder.path, said)
     for words in _in_words(findings, asked):
@@ -216,8 +243,12 @@ def _run(
     settings: SearchSettings,
     console: Console,
     study: Path,
-) -> Outcome | None:
-    """One trial of the untouched command; None where it was not started."""
+) -> Outcome:
+    """One trial of the untouched command.
+
+    Raises:
+        LaunchError: the budget or the user ended it.
+    """
     workload = Workload(model=unknown_model("command", 1), seq_len=1, global_batch_size=1)
     spec = TrialSpec(
         workload=workload,
@@ -244,7 +275,7 @@ def _run(
             reason_to_stop=reason_to_stop,
         )
         if seconds is None:
-            return None
+            raise LaunchError(_stopped(is_interrupted=interrupt.check()))
         context = DriverContext(
             budget=budget,
             spec_of=lambda trial: spec,
@@ -254,6 +285,8 @@ def _run(
             trial_timeout_s=settings.trial_timeout_s,
         )
         site.driver(context).run(source)
+        if source.outcome is None:
+            raise LaunchError(_stopped(is_interrupted=interrupt.check()))
     return source.outcome
 
 
@@ -269,10 +302,17 @@ def _load_ahead() -> None:
     threading.Thread(target=load, daemon=True).start()
 
 
-def _why_failed(outcome: Outcome | None, place: Path) -> str:
-    failure = None if outcome is None else outcome.failure
+def _stopped(*, is_interrupted: bool) -> str:
+    """Why the user's own run has no outcome, and what to do."""
+    if is_interrupted:
+        return "interrupted before your own run had ended; the same command starts it anew"
+    return "the budget ended before your own run had ended; use a larger --budget"
+
+
+def _why_failed(outcome: Outcome, place: Path) -> str:
+    failure = outcome.failure
     if failure is None:
-        return "the budget ended before your own run had ended; use a larger --budget"
+        return "your own run has shown nothing of its model; its output is in " + str(place)
     kind = str(failure.kind).replace("_", " ")
     where = place / f"rank{failure.rank or 0}.err"
     return f"-- COMMAND: your own run failed ({kind}): {failure.message}; its output: {where}"
@@ -297,6 +337,11 @@ def _in_words(findings: Findings, asked: AskedByRun) -> list[str]:
         + (f", up to {findings.longest:,} tokens" if findings.has_tokens else "")
         + f"; as a strategy: {asked.baseline}"
     ]
+    if findings.optimizer_knob is not asked.baseline.optimizer:
+        words.append(
+            f"No strategy has {findings.optimizer} under ZeRO {asked.baseline.zero_stage}: trials "
+            f"train with {asked.baseline.optimizer} in its place, at your learning rate"
+        )
     if asked.why_unknown is not None:
         words.append(
             f"The predictor does not know this model ({asked.why_unknown}): the search runs on "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,9 @@ import typer
 
 if TYPE_CHECKING:
     from autotune.machine.hardware import Hardware
+    from autotune.question.command import TrainingCommand
     from autotune.question.own_training import OwnTraining
+    from autotune.space.strategy import Strategy
 
 __all__ = ["EXAMPLES", "run"]
 
@@ -46,31 +49,15 @@ def run(
     The program runs without a changed line: the strategy is put in where it calls DeepSpeed, as
     in the trials. Checkpoints, evaluation and logging are your own.
     """
-    from autotune.errors import ConfigError
-    from autotune.script.launch_words import read_command
     from autotune.space.strategy_file import read_strategy_file
 
     strategy = read_strategy_file(export / "strategy.yaml").strategy
+    _refuse_loop_of_ours(export, strategy)
     config = _read(export / "ds_config.json")
     provenance = _read(export / "provenance.json")
     own = _own_training(provenance)
     hardware = _hardware(provenance)
-    num_ranks = hardware.num_devices
-    if command:
-        launched = read_command(command, Path.cwd())
-        chosen = launched.command
-        if launched.num_processes not in (None, num_ranks):
-            raise ConfigError(
-                f"-- COMMAND: it starts {launched.num_processes} processes; {export} is for "
-                f"{num_ranks}"
-            )
-    elif own is not None:
-        chosen = own.command
-    else:
-        raise ConfigError(
-            f"{export}: its search ran no command of yours; give one, as "
-            f"autotune run {export} -- train.py"
-        )
+    chosen = _chosen(export, command, own, hardware.num_devices)
     order = {
         "command": chosen.to_dict(),
         "strategy": strategy.to_dict(),
@@ -79,6 +66,48 @@ def run(
         "is_predictable": own is None or own.is_predictable,
     }
     raise typer.Exit(_train(order, hardware, provenance))
+
+
+def _refuse_loop_of_ours(export: Path, strategy: Strategy) -> None:
+    """Refuse what a program cannot be given from outside: who shares a sample, and packing."""
+    from autotune.errors import ConfigError
+    from autotune.knob_values import PARALLEL_DEGREES, Batching
+
+    names = [name for name in PARALLEL_DEGREES if getattr(strategy, name) > 1]
+    if strategy.batching is Batching.PACKED:
+        names.append("batching")
+    if names:
+        raise ConfigError(
+            f"{export}: {names[0]} {getattr(strategy, names[0])} needs a training loop written "
+            "for it; README.md of the export has one"
+        )
+
+
+def _chosen(
+    export: Path, command: list[str] | None, own: OwnTraining | None, num_ranks: int
+) -> TrainingCommand:
+    """The command after `--`, or else that of the search.
+
+    Raises:
+        ConfigError: there is none, or it is for another number of processes.
+    """
+    from autotune.errors import ConfigError
+    from autotune.script.launch_words import read_command
+
+    if not command and own is None:
+        raise ConfigError(
+            f"{export}: its search ran no command of yours; give one, as "
+            f"autotune run {export} -- train.py"
+        )
+    if own is not None and not command:
+        return own.command
+    launched = read_command(command or (), Path.cwd())
+    if launched.num_processes not in (None, num_ranks):
+        raise ConfigError(
+            f"-- COMMAND: it starts {launched.num_processes} processes; {export} is for "
+            f"{num_ranks}"
+        )
+    return launched.command
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -120,6 +149,11 @@ def _hardware(provenance: Mapping[str, Any]) -> Hardware:
         hardware = Hardware.from_dict(record)  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"provenance.json does not say the hardware: {error}") from error
+    if hardware.num_nodes > 1:
+        raise ConfigError(
+            f"the export is for {hardware}, and autotune run starts ranks on one; launch.sh of "
+            "the export starts them on each"
+        )
     if hardware.device_type is DeviceType.CUDA and len(visible_gpus()) < hardware.num_devices:
         raise ConfigError(
             f"the export is for {hardware}, and {len(visible_gpus())} GPUs are visible here"
@@ -139,12 +173,28 @@ def _train(order: Mapping[str, Any], hardware: Hardware, provenance: Mapping[str
         ranks = subprocess.Popen(
             [*launcher, "-m", _MODULE, str(file)], env=_environment(hardware, provenance)
         )
+        return _status_of(ranks)
+
+
+def _status_of(ranks: subprocess.Popen[bytes]) -> int:
+    """Wait for the ranks' launcher; its exit status, as a shell tells it."""
+
+    def pass_on(number: int, frame: object) -> None:
+        ranks.send_signal(number)
+
+    # Else whoever ends this process would leave the ranks training.
+    earlier = {each: signal.signal(each, pass_on) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
         while True:
             try:
-                return ranks.wait()
+                status = ranks.wait()
+                return status if status >= 0 else 128 - status
             except KeyboardInterrupt:
                 # The terminal has told the ranks too; they end in their own way.
                 continue
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 def _environment(hardware: Hardware, provenance: Mapping[str, Any]) -> dict[str, str]:

@@ -179,8 +179,8 @@ def _search_own(options: SearchOptions, settings: SearchSettings, console: Conso
         folder.reserve(must_exist=options.resume)
         with closing(folder):
             first = None
-            if resumed(folder, launched):
-                question = folder.read_question()
+            question = resumed(folder, launched, options)
+            if question is not None:
                 workload, own = question.workload, question.own_training
             else:
                 first = first_run(
@@ -274,6 +274,7 @@ def _predictor(
     with closing(
         read_record(StudyFolder(location.path), question, location.storage_url)
     ) as record:
+        # `resumed` has seen that there is one.
         measured = (trial.measurement for trial in record.trials())
         return UnknownModelPredictor(next(filter(None, measured)))
 

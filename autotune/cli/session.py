@@ -205,7 +205,7 @@ class Session:
     def _record_first_run(self, predictor: Predictor) -> None:
         """Write the user's own run down as the first trial, with its output."""
         first = self._first_run
-        if first is None or self._record.trials():
+        if first is None:
             return
         strategy = first.asked.baseline
         trial = self._record.start(strategy, predictor.predict(strategy))

@@ -21,13 +21,19 @@ class CommandLine:
         """The one of this process; what it shows of a storage has no secret."""
         return cls(tuple(map(_without_secret, sys.argv[1:])))
 
+    @property
+    def _own(self) -> Sequence[str]:
+        """The tokens before `--`; behind it stand those of the user's training command."""
+        end = self.tokens.index("--") if "--" in self.tokens else len(self.tokens)
+        return self.tokens[:end]
+
     def has(self, flag: str) -> bool:
         """Whether an option is given."""
-        return any(token.partition("=")[0] == flag for token in self.tokens)
+        return any(token.partition("=")[0] == flag for token in self._own)
 
     def value(self, flag: str) -> str | None:
         """What an option is given; None where it is not given."""
-        for token, following in zip(self.tokens, (*self.tokens[1:], ""), strict=True):
+        for token, following in zip(self._own, (*self._own[1:], ""), strict=True):
             name, separator, value = token.partition("=")
             if name == flag:
                 return value if separator else following
@@ -38,7 +44,7 @@ class CommandLine:
         tokens: list[str] = []
         left = dict(options)
         skips = False
-        for token in self.tokens:
+        for token in self._own:
             flag, _, _ = token.partition("=")
             if skips:
                 skips = False
@@ -48,7 +54,8 @@ class CommandLine:
                     tokens += [flag, left.pop(flag)]
             else:
                 tokens.append(token)
-        return shlex.join(["autotune", *tokens, *(part for pair in left.items() for part in pair)])
+        added = (part for pair in left.items() for part in pair)
+        return shlex.join(["autotune", *tokens, *added, *self.tokens[len(self._own) :]])
 
 
 def _without_secret(token: str) -> str:

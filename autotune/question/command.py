@@ -6,17 +6,18 @@ Does not know how a launcher's words are read, nor what is put in the place of i
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from autotune.errors import ConfigError
 from autotune.names import PrintableText, printable
 
-__all__ = ["PLACEHOLDERS", "CommandKind", "TrainingCommand"]
+__all__ = ["PLACEHOLDERS", "PROGRAM", "CommandKind", "TrainingCommand"]
 
 PLACEHOLDERS: Mapping[str, str] = {
     "micro_batch_size": "samples of one micro-batch of one rank",
@@ -25,6 +26,9 @@ PLACEHOLDERS: Mapping[str, str] = {
     "output_dir": "a folder for what the run writes",
 }
 """What a command may leave to autotune, in braces, and what stands there in a trial."""
+
+PROGRAM = "AUTOTUNE_PROGRAM"
+"""Variable of a console script's name in `TrainingCommand.environment`."""
 
 _PLACEHOLDER = re.compile(r"\{(\w+)(?:=([^{}]*))?\}")
 _COUNTS = ("micro_batch_size", "gradient_accumulation_steps")
@@ -105,9 +109,13 @@ class TrainingCommand:
         return [replaced(argument) for argument in self.arguments]
 
     def __str__(self) -> str:
-        """As a person would type it, without its launcher."""
-        words = {CommandKind.MODULE: f"-m {self.target}"}.get(self.kind, self.target)
-        return " ".join((words, *self.arguments))
+        """As a person would type it in a shell, without its launcher."""
+        program = {
+            CommandKind.FILE: [self.target],
+            CommandKind.MODULE: ["-m", self.target],
+            CommandKind.FUNCTION: [self.environment.get(PROGRAM, self.target)],
+        }
+        return shlex.join((*program[self.kind], *self.arguments))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `from_dict` reads it back."""
@@ -137,27 +145,59 @@ class TrainingCommand:
         """The words after `--`, which may be shown and recorded.
 
         Raises:
-            ConfigError: there are none, too many, or one has control characters.
+            ConfigError: there are none, too many, or one has control characters or is a secret.
         """
         if not words:
             raise ConfigError("-- COMMAND: give the training command after --, as train.py --args")
         if len(words) > _MOST_WORDS or any(len(word) > _LONGEST_WORD for word in words):
             raise ConfigError(f"-- COMMAND: it has over {_MOST_WORDS:,} words, or a word too long")
-        return [printable(word, "-- COMMAND") for word in words]
+        _refuse_secrets(words)
+        return [_word(word) for word in words]
 
 
-_Word = Annotated[PrintableText, Field(max_length=_LONGEST_WORD)]
+def _word(text: str) -> str:
+    """A word of a command, checked; an empty one may stand there."""
+    return printable(text, "-- COMMAND", longest=_LONGEST_WORD) if text.strip(" ") else text
+
+
+_Word = Annotated[str, AfterValidator(_word)]
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: CommandKind
-    target: _Word
+    target: PrintableText
     arguments: list[_Word] = Field(default=[], max_length=_MOST_WORDS)
-    folder: _Word
+    folder: PrintableText
     passes_local_rank: bool = False
-    environment: dict[PrintableText, PrintableText] = Field(default={}, max_length=1000)
+    environment: dict[PrintableText, _Word] = Field(default={}, max_length=1000)
+
+
+_SECRET_OPTION = re.compile(
+    r"(?i)--?(?:\w+[_-])?(?:(?:hub|hf|auth|access|api|wandb)[_-]?(?:token|key)|password|secret)"
+)
+_SECRET_VALUE = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[opsu]_\w{20,}|AKIA[0-9A-Z]{16})\b"
+    r"|://[^/@:\s]+:[^/@\s]+@"
+)
+"""Tokens by the form that their makers give them, and the password of a URL."""
+
+_NO_SECRETS = ("", "true", "false", "none", "null")
+
+
+def _refuse_secrets(words: Sequence[str]) -> None:
+    """Refuse what must not stand in a question, a report or an export."""
+    for word, following in zip(words, (*words[1:], ""), strict=True):
+        option, separator, value = word.partition("=")
+        given = value if separator else "" if following.startswith("-") else following
+        is_told = _SECRET_OPTION.fullmatch(option) and given.lower() not in _NO_SECRETS
+        if is_told or _SECRET_VALUE.search(word):
+            what = option if is_told else "a word"
+            raise ConfigError(
+                f"-- COMMAND: {what} holds a secret, and commands are shown and recorded; leave "
+                "it out, and set the program's own environment variable, such as HF_TOKEN"
+            )
 
 
 def _is_count(text: str) -> bool:

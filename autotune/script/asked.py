@@ -5,6 +5,7 @@ Does not know how the run was made.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,11 +185,13 @@ def _baseline(
         values["fused_kernels"] = findings.has_liger
         if findings.attention in set(Attention):
             values["attention"] = Attention(findings.attention)
-    try:
-        return Strategy(**values)
-    except ConfigError:
-        plain = {name: values[name] for name in ("zero_stage", "micro_batch_size", "precision")}
-        return replace(reference, **plain)
+    usual = {name: getattr(reference, name) for name in KNOBS}
+    plain = {name: values[name] for name in ("zero_stage", "micro_batch_size", "precision")}
+    # Of a set of values that no strategy has, the optimizer is left out before all the rest.
+    for chosen in (values, values | {"optimizer": reference.optimizer}, usual | plain):
+        with contextlib.suppress(ConfigError):
+            return Strategy(**chosen)
+    return replace(reference, micro_batch_size=findings.micro_batch_size)
 
 
 def _precision(config: dict[str, Any]) -> Precision:

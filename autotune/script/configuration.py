@@ -5,14 +5,16 @@ Does not know where the user's program hands its configuration over.
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from autotune.errors import ConfigError
-from autotune.text_file import load_json
+from autotune.text_file import load_text
 
 __all__ = ["load_configuration", "with_strategy", "without_side_effects"]
 
@@ -58,7 +60,9 @@ _OPTIMIZER_SETTINGS = ("lr", "betas", "eps", "weight_decay")
 
 
 def load_configuration(given: object) -> dict[str, Any]:
-    """A configuration as DeepSpeed takes it: a dictionary, or the path of a JSON file.
+    """A configuration as DeepSpeed takes it: a dictionary, the path of a JSON file, or base64.
+
+    The JSON may have comments, as `DeepSpeedConfig` reads it with hjson.
 
     Raises:
         ConfigError: it is neither, or the file cannot be read.
@@ -67,7 +71,7 @@ def load_configuration(given: object) -> dict[str, Any]:
         return copy.deepcopy(dict(given))
     if isinstance(given, str | Path):
         try:
-            read = load_json(Path(given))
+            read = _read(given)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"the DeepSpeed configuration {given} cannot be read: {error}"
@@ -75,6 +79,14 @@ def load_configuration(given: object) -> dict[str, Any]:
         if isinstance(read, dict):
             return read
     raise ConfigError("the DeepSpeed configuration is neither a dictionary nor a JSON file of one")
+
+
+def _read(given: str | Path) -> object:
+    import hjson  # type: ignore[import-untyped]  # DeepSpeed brings it.
+
+    is_text = not os.path.exists(given) and not str(given).endswith(".json")
+    text = base64.urlsafe_b64decode(str(given)).decode() if is_text else load_text(Path(given))
+    return json.loads(json.dumps(hjson.loads(text)))
 
 
 def with_strategy(
@@ -104,7 +116,6 @@ def with_strategy(
         own |= {"optimizer": copy.deepcopy(theirs["optimizer"])} if "optimizer" in theirs else {}
     elif "optimizer" in own:
         own["optimizer"]["params"] |= _settings_of(theirs.get("optimizer"))
-    # Ours does not say how gradients are clipped where it is theirs to say.
     return kept | own
 
 

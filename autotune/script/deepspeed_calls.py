@@ -6,6 +6,7 @@ and optimizer are put in there. Does not know trainers, nor how steps are timed.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Iterable, Mapping
@@ -18,12 +19,22 @@ from torch import nn
 from autotune.errors import ConfigError
 from autotune.question.workload import Method
 from autotune.script.configuration import load_configuration, with_strategy, without_side_effects
-from autotune.script.replaced_optimizer import ReplacedOptimizer, is_kept, replace_optimizer
+from autotune.script.replaced_optimizer import (
+    ReplacedOptimizer,
+    is_kept,
+    kind_of,
+    replace_optimizer,
+    settings_of,
+    settings_to_keep,
+)
 from autotune.script.steering import Steering, Watcher
 from autotune.space.strategy import Strategy
 from autotune.techniques.apply import apply_strategy
 
 __all__ = ["DeepSpeedCalls"]
+
+_EPSILON = 1e-8
+"""Of Adam, where it is not told (`torch.optim.AdamW`)."""
 
 
 class DeepSpeedCalls:
@@ -77,22 +88,26 @@ class DeepSpeedCalls:
         call = dict(self._signature.bind(*args, **kwargs).arguments)
         theirs = _configuration(call)
         if not self._trains(call, theirs):
-            return self._original(**call)
+            return self._made(call, theirs)
         self._has_engine = True
         strategy = self._steering.strategy
         carried: ReplacedOptimizer | None = None
         if strategy is not None:
             theirs, carried = self._steered(call, theirs, strategy)
-        if self._steering.is_trial:
-            theirs = without_side_effects(theirs)
-        _set_configuration(call, theirs)
-        made = self._original(**call)
-        engine = made[0]
+        made = self._made(call, theirs)
         if carried is not None:
-            _carry_before_steps(engine, carried)
-        if self._steering.is_trial:
-            _save_nothing(engine)
-        self._watcher.engine_made(engine, call)
+            _carry_before_steps(made[0], carried)
+        self._watcher.engine_made(made[0], call)
+        return made
+
+    def _made(self, call: dict[str, Any], config: Mapping[str, Any]) -> Any:
+        """What DeepSpeed makes of a call; in a trial an engine that writes nothing."""
+        if not self._steering.is_trial:
+            _set_configuration(call, config)
+            return self._original(**call)
+        _set_configuration(call, without_side_effects(config))
+        made = self._original(**call)
+        _save_nothing(made[0])
         return made
 
     def _trains(self, call: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
@@ -115,21 +130,28 @@ class DeepSpeedCalls:
             raise ConfigError("the command trains a PipelineModule, which autotune cannot steer")
         call["model"] = model = put_on(model, strategy, self._steering)
         config = with_strategy(theirs, self._steering.config)
-        own = call.get("optimizer")
-        offloaded = type(own).__name__ == "DeepSpeedCPUAdam" if own is not None else False
-        if own is not None and not isinstance(own, torch.optim.Optimizer) and callable(own):
-            own = call["optimizer"] = own(list(_trainable(call)))
+        own = _own_optimizer(call)
+        offloaded = type(own).__name__ == "DeepSpeedCPUAdam"
+        self._say_replaced(own or theirs.get("optimizer", {}).get("type"), strategy)
         if own is not None and is_kept(strategy, own, offloaded=offloaded):
             config.pop("optimizer", None)
             config["zero_allow_untested_optimizer"] = True
+            _mend_epsilon(own)
             return config, None
         groups = _groups(call, own, theirs)
-        optimizer, plain, carried = replace_optimizer(model, strategy, groups)
+        names = settings_to_keep(own)
+        optimizer, plain, carried = replace_optimizer(model, strategy, groups, names)
         call["optimizer"] = optimizer
         call["model_parameters"] = plain if optimizer is None else None
         if optimizer is None and own is not None:
-            config["optimizer"]["params"] |= _settings(groups)
+            config["optimizer"]["params"] |= settings_of(groups[0], names) if groups else {}
         return config, carried if own is not None else None
+
+    def _say_replaced(self, theirs: object, strategy: Strategy) -> None:
+        """An optimizer of another kind trains in the place of theirs, with its learning rate."""
+        if theirs is not None and kind_of(theirs) is not strategy.optimizer:
+            name = theirs if isinstance(theirs, str) else type(theirs).__name__
+            self._steering.on_change(f"{strategy.optimizer} trains in the place of {name}")
 
 
 def put_on(model: nn.Module, strategy: Strategy, steering: Steering) -> nn.Module:
@@ -164,8 +186,33 @@ def _set_configuration(call: dict[str, Any], config: Mapping[str, Any]) -> None:
     call.pop("config_params", None)
     call["config"] = dict(config)
     if getattr(call.get("args"), "deepspeed_config", None) is not None:
-        # DeepSpeed refuses to be told twice.
+        # DeepSpeed refuses to be told twice; the program may read its own arguments again.
+        call["args"] = copy.copy(call["args"])
         call["args"].deepspeed_config = None
+
+
+def _mend_epsilon(optimizer: torch.optim.Optimizer) -> None:
+    """Give Adam one number: Accelerate makes it of Adafactor, whose `eps` are two.
+
+    Accelerate 1.15, `map_pytorch_optim_to_deepspeed`, where optimizer states are offloaded.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(group.get("eps"), tuple) and "betas" in group:
+            group["eps"] = _EPSILON
+
+
+def _own_optimizer(call: dict[str, Any]) -> torch.optim.Optimizer | None:
+    """The optimizer object of a call; one that is given as a function is made, as DeepSpeed does.
+
+    `model_parameters` become a list: a generator can be read only once.
+    """
+    if call.get("model_parameters") is not None:
+        call["model_parameters"] = list(call["model_parameters"])
+    own: Any = call.get("optimizer")
+    if own is not None and not isinstance(own, torch.optim.Optimizer) and callable(own):
+        members = call.get("model_parameters")
+        own = call["optimizer"] = own(members if members else list(_trainable(call)))
+    return own  # type: ignore[no-any-return]
 
 
 def _trainable(call: Mapping[str, Any]) -> Iterable[nn.Parameter]:
@@ -187,11 +234,6 @@ def _groups(
     return [settings | {"params": members}]
 
 
-def _settings(groups: list[dict[str, Any]]) -> dict[str, Any]:
-    first = groups[0] if groups else {}
-    return {n: first[n] for n in ("lr", "betas", "eps", "weight_decay") if n in first}
-
-
 def _carry_before_steps(engine: Any, carried: ReplacedOptimizer) -> None:
     """Have the user's schedule reach the optimizer that trains."""
     step = engine.step
@@ -207,4 +249,13 @@ def _carry_before_steps(engine: Any, carried: ReplacedOptimizer) -> None:
 def _save_nothing(engine: Any) -> None:
     """Leave the user's checkpoints alone in a trial."""
     for name in ("save_checkpoint", "save_16bit_model", "save_fp16_model"):
-        setattr(engine, name, lambda *args, **kwargs: True)
+        setattr(engine, name, _nothing)
+    for module in engine.module.modules():
+        for name in ("save_pretrained", "push_to_hub"):
+            if hasattr(module, name):
+                setattr(module, name, _nothing)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> bool:
+    """Stands for what saves."""
+    return True

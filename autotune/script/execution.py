@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autotune.errors import ConfigError
-from autotune.question.command import CommandKind, TrainingCommand
+from autotune.question.command import PROGRAM, CommandKind, TrainingCommand
 
 __all__ = ["check_is_here", "execute"]
 
@@ -47,7 +47,9 @@ def execute(command: TrainingCommand, arguments: Sequence[str], *, local_rank: i
     if command.kind is CommandKind.FILE:
         path = Path(command.folder) / command.target
         sys.argv = [command.target, *words]
-        sys.path.insert(0, str(path.parent))
+        # Python follows links for this; Accelerate's launcher adds the working folder behind it.
+        sys.path.insert(0, str(path.resolve().parent))
+        sys.path.append(os.getcwd())
         runpy.run_path(str(path), run_name="__main__")
         return
     # Python puts the working folder first where it runs a module.
@@ -57,7 +59,7 @@ def execute(command: TrainingCommand, arguments: Sequence[str], *, local_rank: i
         runpy.run_module(command.target, run_name="__main__", alter_sys=True)
         return
     module, _, function = command.target.partition(":")
-    sys.argv = [os.environ.get("AUTOTUNE_PROGRAM", module), *words]
+    sys.argv = [os.environ.get(PROGRAM, module), *words]
     entry = importlib.import_module(module)
     for name in function.split("."):
         entry = getattr(entry, name)

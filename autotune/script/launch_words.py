@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import ConfigError
-from autotune.question.command import CommandKind, TrainingCommand
+from autotune.question.command import PROGRAM, CommandKind, TrainingCommand
 
 __all__ = ["LaunchedCommand", "read_command"]
 
-_PYTHONS = ("python", "python3")
+_PYTHON = re.compile(r"python[0-9.]*")
+
+_PLAIN_FLAGS = ("-u", "-B")
+"""Flags of Python that change nothing of a training."""
 
 _MODULES_OF_SCRIPTS: Mapping[tuple[str, str], str] = {
     ("trl", "sft"): "trl.scripts.sft",
@@ -54,14 +58,17 @@ def read_command(words: Sequence[str], folder: Path) -> LaunchedCommand:
         ConfigError: there is no such script, module or program, or a launcher's option is wrong.
     """
     words = TrainingCommand.checked_words(words)
-    launcher, rest = words[0], words[1:]
+    # A launcher may stand there with its path.
+    launcher, rest = Path(words[0]).name, words[1:]
     if launcher == "deepspeed":
         return _of_deepspeed(rest, folder)
     if launcher == "torchrun":
         return _of_torchrun(rest, folder)
-    if words[:2] == ["accelerate", "launch"]:
-        return _of_accelerate(words[2:], folder)
-    if launcher in _PYTHONS or launcher == sys.executable:
+    if [launcher, *rest[:1]] == ["accelerate", "launch"]:
+        return _of_accelerate(rest[1:], folder)
+    if _PYTHON.fullmatch(launcher):
+        while rest and rest[0] in _PLAIN_FLAGS:
+            rest = rest[1:]
         if rest[:2] == ["-m", "torch.distributed.run"]:
             return _of_torchrun(rest[2:], folder)
         words = rest
@@ -95,9 +102,18 @@ def _of_file(name: str, arguments: Sequence[str], folder: Path) -> TrainingComma
         raise ConfigError(f"-- COMMAND: {name}: {what}")
     if not os.access(path, os.R_OK):
         raise ConfigError(f"-- COMMAND: {name} cannot be read")
+    if path.suffix != ".py" and not _is_python(path):
+        raise ConfigError(f"-- COMMAND: {name} is no Python program; give the script that it runs")
     return TrainingCommand(
         kind=CommandKind.FILE, target=name, arguments=tuple(arguments), folder=str(folder)
     )
+
+
+def _is_python(path: Path) -> bool:
+    """Whether the first line of a file without a suffix speaks for Python, or for nothing else."""
+    with path.open("rb") as file:
+        first = file.readline(1000)
+    return b"\0" not in first and (not first.startswith(b"#!") or b"python" in first)
 
 
 def _of_module(name: str, arguments: Sequence[str], folder: Path) -> TrainingCommand:
@@ -132,10 +148,10 @@ def _of_console_script(words: Sequence[str], folder: Path) -> TrainingCommand:
     (point, *_) = points
     return TrainingCommand(
         kind=CommandKind.FUNCTION,
-        target=point.value,
+        target=f"{point.module}:{point.attr}",
         arguments=tuple(rest),
         folder=str(folder),
-        environment={"AUTOTUNE_PROGRAM": name},
+        environment={PROGRAM: name},
     )
 
 
@@ -197,7 +213,7 @@ def _of_accelerate(words: Sequence[str], folder: Path) -> LaunchedCommand:
     added = {
         name: value
         for name, value in whole.items()
-        if os.environ.get(name) != value and not name.startswith(("MASTER_", "CUDA_"))
+        if os.environ.get(name) != value and not name.startswith(_OF_THIS_SHELL)
     }
     if read.use_deepspeed:
         added["ACCELERATE_USE_DEEPSPEED"] = "true"
@@ -205,6 +221,10 @@ def _of_accelerate(words: Sequence[str], folder: Path) -> LaunchedCommand:
         command=replace(command, environment=added),
         num_processes=read.num_processes if is_told else None,
     )
+
+
+_OF_THIS_SHELL = ("MASTER_", "CUDA_", "PYTHONPATH")
+"""Beginnings of variables that a launcher sets anew each time, from where it is started."""
 
 
 def _of_launched(

@@ -17,9 +17,18 @@ from autotune.space.optimizers import OPTIMIZERS
 from autotune.space.strategy import Strategy
 from autotune.techniques.optimizers import build_optimizer
 
-__all__ = ["ReplacedOptimizer", "kind_of", "replace_optimizer"]
+__all__ = [
+    "ReplacedOptimizer",
+    "is_kept",
+    "kind_of",
+    "replace_optimizer",
+    "settings_of",
+    "settings_to_keep",
+]
 
 _SETTINGS = ("lr", "weight_decay", "betas", "eps")
+_SCHEDULED = ("lr", "weight_decay")
+"""What the program may change between steps."""
 
 _KINDS: Mapping[str, Optimizer] = {
     "adamw": Optimizer.ADAMW,
@@ -33,6 +42,12 @@ _KINDS: Mapping[str, Optimizer] = {
 def kind_of(optimizer: object) -> Optimizer | None:
     """Which optimizer an object or a name of DeepSpeed's configuration is; None if unknown."""
     name = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
+    if type(optimizer).__module__.startswith("bitsandbytes"):
+        # Its `AdamW` is one of 8 bit or a paged one by its arguments; so does a Trainer make it.
+        plain = name.removeprefix("Paged").removesuffix("8bit").removesuffix("32bit")
+        is_8bit = getattr(getattr(optimizer, "args", None), "optim_bits", 32) == 8
+        is_paged = bool(getattr(optimizer, "is_paged", False))
+        name = f"{'Paged' * is_paged}{plain}{'8bit' * is_8bit}"
     return _KINDS.get(name.lower())
 
 
@@ -47,17 +62,44 @@ class ReplacedOptimizer:
     def __init__(self, theirs: Sequence[dict[str, Any]], owner: Sequence[int]) -> None:
         self._theirs = theirs
         self._owner = tuple(owner)
+        self._seen = self._now()
+
+    def _now(self) -> list[dict[str, float]]:
+        return [
+            {name: float(value) for name, value in settings_of(group, _SCHEDULED).items()}
+            for group in self._theirs
+        ]
 
     def carry_over(self, ours: Sequence[dict[str, Any]]) -> None:
-        """Give the groups that train what theirs say now."""
+        """Give the groups that train what has changed in theirs since the last call.
+
+        What has not changed is left: a schedule of DeepSpeed's writes to ours itself.
+        """
+        now = self._now()
         for group, number in zip(ours, self._owner, strict=False):
-            for name in ("lr", "weight_decay"):
-                if name in self._theirs[number] and name in group:
-                    group[name] = self._theirs[number][name]
+            for name, value in now[number].items():
+                if name in group and value != self._seen[number].get(name):
+                    group[name] = value
+        self._seen = now
+
+
+def settings_to_keep(theirs: object) -> tuple[str, ...]:
+    """Names of the settings of an optimizer that mean the same to AdamW.
+
+    Adafactor's `eps` are two numbers, and the betas of Lion are no AdamW's.
+
+    Args:
+        theirs: the optimizer that the user made; None where DeepSpeed makes it.
+    """
+    of_adam = (Optimizer.ADAMW, Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT)
+    return _SETTINGS if theirs is None or kind_of(theirs) in of_adam else _SCHEDULED
 
 
 def replace_optimizer(
-    model: nn.Module, strategy: Strategy, groups: Sequence[dict[str, Any]]
+    model: nn.Module,
+    strategy: Strategy,
+    groups: Sequence[dict[str, Any]],
+    names: Sequence[str] = _SETTINGS,
 ) -> tuple[torch.optim.Optimizer | None, list[dict[str, Any]], ReplacedOptimizer]:
     """The optimizer of a strategy over the user's parameter groups.
 
@@ -65,26 +107,25 @@ def replace_optimizer(
         model: with the strategy put on it.
         strategy: says which optimizer.
         groups: the user's, each with its parameters and settings.
+        names: of the settings to keep.
 
     Returns:
         The optimizer to hand to DeepSpeed, or None where its JSON names it; the parameter groups
         for DeepSpeed in that case; and what carries the user's settings over.
     """
-    learning_rate = float(groups[0].get("lr", 1e-5)) if groups else 1e-5
+    learning_rate = float(settings_of(groups[0], ("lr",)).get("lr", 1e-5)) if groups else 1e-5
     optimizer = build_optimizer(model, strategy, learning_rate)
     if optimizer is None:
-        plain = [_plain(group) for group in groups]
+        plain = [{"params": list(g["params"])} | settings_of(g, names) for g in groups]
         return None, plain, ReplacedOptimizer(groups, range(len(groups)))
     parted, owner = _parted(optimizer.param_groups, groups)
     optimizer.param_groups[:] = parted
     return optimizer, [], ReplacedOptimizer(groups, owner)
 
 
-def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A group with the settings that any AdamW takes."""
-    return {"params": list(group["params"])} | {
-        name: group[name] for name in _SETTINGS if name in group
-    }
+def settings_of(group: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What a group says; optimizers without a learning rate of their own have None there."""
+    return {name: group[name] for name in names if group.get(name) is not None}
 
 
 def _parted(
@@ -99,11 +140,7 @@ def _parted(
         for parameter in group["params"]:
             members.setdefault(place.get(id(parameter), 0), []).append(parameter)
         for number, parameters in members.items():
-            settings: dict[str, Any] = {
-                name: theirs[number][name]
-                for name in ("lr", "weight_decay")
-                if name in theirs[number]
-            }
+            settings = settings_of(theirs[number], _SCHEDULED)
             parted.append({**group, **settings, "params": parameters})
             owner.append(number)
     return parted, owner

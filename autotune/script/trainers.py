@@ -7,6 +7,7 @@ trial writes, uploads and evaluates nothing. Does not know DeepSpeed's own entry
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +27,8 @@ SILENT: Mapping[str, str] = {
     "DISABLE_MLFLOW_INTEGRATION": "TRUE",
     "CLEARML_LOG_MODEL": "FALSE",
     "TRACKIO_DISABLED": "1",
+    "NEPTUNE_MODE": "debug",
+    "SWANLAB_MODE": "disabled",
 }
 """Environment of a trial: loggers that upload are off."""
 
@@ -90,8 +93,38 @@ def _steer_training_arguments(steering: Steering) -> None:
     setattr(TrainingArguments, "__post_init__", post_init)  # noqa: B010
     _steer_batches(steering)
     if steering.is_trial:
-        for name in ("evaluate", "predict", "save_model", "push_to_hub"):
-            setattr(Trainer, name, _nothing)
+        _leave_out(Trainer)
+
+
+class _NoMetrics(dict[str, Any]):
+    """Metrics of an evaluation that was left out: whichever is asked for is no number."""
+
+    def __missing__(self, key: str) -> float:
+        return math.nan
+
+
+def _leave_out(trainer: Any) -> None:
+    """Of a Trainer all that is no training: evaluation, files, and a start from a checkpoint."""
+    from transformers import EarlyStoppingCallback
+    from transformers.trainer_utils import PredictionOutput
+
+    def evaluate(self: Any, *args: Any, **kwargs: Any) -> _NoMetrics:
+        return _NoMetrics({f"{kwargs.get('metric_key_prefix', 'eval')}_loss": math.nan})
+
+    def predict(self: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
+        nothing: Any = None
+        return PredictionOutput(nothing, nothing, _NoMetrics())
+
+    original = trainer.train
+
+    @functools.wraps(original)
+    def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return original(self, None, *args, **kwargs)
+
+    trainer.evaluate, trainer.predict, trainer.train = evaluate, predict, train
+    trainer.save_model = trainer.push_to_hub = _nothing
+    # It refuses to train without evaluation; a callback that returns nothing changes nothing.
+    setattr(EarlyStoppingCallback, "on_train_begin", lambda *args, **kwargs: None)  # noqa: B010
 
 
 def _steer_batches(steering: Steering) -> None:
@@ -135,7 +168,8 @@ def _change_arguments(arguments: Any, steering: Steering) -> None:
             "bf16": {"enabled": "auto"},
             "fp16": {"enabled": "auto"},
         }
-        steering.on_change("the command uses no DeepSpeed: it runs under ZeRO stage 0")
+        stage = steering.strategy.zero_stage if steering.strategy is not None else 0
+        steering.on_change(f"the command uses no DeepSpeed: it runs under ZeRO stage {stage}")
     strategy = steering.strategy
     if strategy is not None:
         changes |= {
@@ -230,15 +264,16 @@ def _in_batches_of(prepared: Sequence[Any], size: int | None) -> list[Any]:
 
 def _with_batches_of(prepared: Any, size: int) -> Any:
     """A loader of the same samples in the same order, in batches of another size."""
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, IterableDataset
 
     if prepared.batch_size == size:
         return prepared
+    is_stream = isinstance(prepared.dataset, IterableDataset)
+    order = {} if is_stream else {"sampler": prepared.sampler}
     prefetches = {"prefetch_factor": prepared.prefetch_factor} if prepared.num_workers else {}
     return DataLoader(
         prepared.dataset,
         batch_size=size,
-        sampler=prepared.sampler,
         num_workers=prepared.num_workers,
         collate_fn=prepared.collate_fn,
         pin_memory=prepared.pin_memory,
@@ -248,5 +283,6 @@ def _with_batches_of(prepared: Any, size: int) -> Any:
         multiprocessing_context=prepared.multiprocessing_context,
         generator=prepared.generator,
         persistent_workers=prepared.persistent_workers,
+        **order,
         **prefetches,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from autotune.question.command import TrainingCommand
 from autotune.question.question import Question
 from autotune.space.search_space import SearchSpace
 from autotune.study.summary import StudySummary
@@ -41,6 +42,8 @@ def difference(study: StudySummary, question: Question, versions: Mapping[str, s
         )
     if str(study.hardware) != str(question.hardware):
         return f"it ran on {study.hardware}; this machine is {question.hardware}"
+    if _command_of(study) != _command_of(question):
+        return "it trained by another command" if study.own_training else "it ran no command"
     if study.hardware.supports_bf16 != question.hardware.supports_bf16:
         ran = "computes" if study.hardware.supports_bf16 else "does not compute"
         return f"it ran on a device that {ran} bf16, unlike this one"
@@ -50,6 +53,10 @@ def difference(study: StudySummary, question: Question, versions: Mapping[str, s
             there, here = then or "not installed", now or "not installed"
             return f"it ran with {package} {there}; now it is {here}"
     return None
+
+
+def _command_of(asked: StudySummary | Question) -> TrainingCommand | None:
+    return None if asked.own_training is None else asked.own_training.command
 
 
 def reusable_trials(study: StudySummary, space: SearchSpace) -> list[Trial]:

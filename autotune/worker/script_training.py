@@ -226,8 +226,14 @@ class ScriptTraining:
             self._part_ends.append(time.perf_counter())
 
     def _parts_s(self, ended: float) -> list[float]:
-        """Seconds of the parts of a step that `Composition` puts together."""
+        """Seconds of the parts of a step that `Composition` puts together.
+
+        Raises:
+            IgnoredBatchError: the engine was not told of each micro-batch's backward pass.
+        """
         assert self._before is not None
+        if not self._composition.is_whole and len(self._part_ends) != 2:
+            raise IgnoredBatchError.accumulation(self._num_micro, self._composition.num_run)
         ends = [*self._part_ends, ended]
         return [end - start for start, end in pairwise([self._before, *ends])]
 
@@ -292,12 +298,14 @@ class ScriptTraining:
             return
         is_padded = self._spec.strategy.batching is Batching.PADDED
         told = self._engine.gradient_accumulation_steps()
-        if own.num_batches != told:
-            raise IgnoredBatchError.accumulation(own.num_batches, told)
+        # A model may be called several times before one backward pass.
+        seen = self._num_micro or own.num_batches
+        if seen != told:
+            raise IgnoredBatchError.accumulation(seen, told)
         expected = self._script.rows_per_sample * self._spec.strategy.micro_batch_size
-        seen = max(self._fed.rows_of_batches, default=0)
-        if expected and is_padded and seen != round(expected):
-            raise IgnoredBatchError.micro_batch(seen, round(expected))
+        rows = max(self._fed.rows_of_batches, default=0)
+        if expected and is_padded and rows != round(expected):
+            raise IgnoredBatchError.micro_batch(rows, round(expected))
 
     @property
     def _has_enough_to_tell(self) -> bool:

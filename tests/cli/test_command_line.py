@@ -25,3 +25,11 @@ def test_a_command_to_paste_shows_no_password(
     assert "--storage" in line
     assert "host/studies" in line
     assert "hidden" not in line
+
+
+def test_words_of_a_training_command_are_no_options() -> None:
+    line = CommandLine(("search", "--budget", "5m", "--", "train.py", "--model", "x"))
+    assert not line.has("--model")
+    assert line.value("--model") is None
+    pasted = line.having({"--model": "7B", "--budget": "9m"})
+    assert pasted == "autotune search --budget 9m --model 7B -- train.py --model x"

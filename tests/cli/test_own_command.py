@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import sample_study
 from command_line import autotune, autotune_here, searching_with
 
+from autotune.cli.own_command import resumed
+from autotune.errors import ConfigError
 from autotune.launch.launcher import Launcher
+from autotune.question.own_training import OwnTraining
+from autotune.script.launch_words import read_command
 from autotune.study.folder import StudyFolder
 from autotune.study.stored import read_study
 
@@ -43,11 +52,15 @@ def test_a_search_of_ones_own_script_ends_in_a_run_of_it(folder: Path, launcher:
     assert study.own_training.command.arguments == tuple(PLAIN[4:])
     with searching_with(launcher):
         again = autotune_here(*search, "--", *PLAIN, folder=folder)
+        batch = autotune_here(*search, "--global-batch", "64", "--", *PLAIN, folder=folder)
         other = autotune_here(*search, "--", *PLAIN[:-1], "9", folder=folder)
     assert again.returncode == 0, again.stderr
     assert "Your own run" not in again.stderr
-    assert other.returncode == 2
+    assert batch.returncode == other.returncode == 2
+    assert "16 samples a step" in batch.stderr
+    # It is refused before it runs, and the study keeps its files.
     assert "-- COMMAND" in other.stderr
+    assert "Your own run" not in other.stderr
     export = next((folder / "study" / "exports").iterdir())
     assert "autotune run" in (export / "README.md").read_text()
     ran = autotune("run", str(export), folder=folder)
@@ -57,6 +70,39 @@ def test_a_search_of_ones_own_script_ends_in_a_run_of_it(folder: Path, launcher:
     assert (folder / "kept").exists()
     rates = [json.loads(line[6:]) for line in ran.stdout.splitlines() if line.startswith("rates")]
     assert rates[1] == pytest.approx([each / 1.5 for each in rates[0]])
+
+
+def study_of(folder: Path, words: list[str]) -> StudyFolder:
+    """A folder whose search of a command ended before its first trial was written down."""
+    shape = replace(sample_study.WORKLOAD, global_batch_size=16)
+    own = OwnTraining(command=read_command(words, folder).command, is_predictable=True)
+    study = StudyFolder(folder / "study")
+    study.open(replace(sample_study.QUESTION, workload=shape, own_training=own))
+    return study
+
+
+@pytest.mark.parametrize(
+    ("options", "command", "named"),
+    [
+        ({}, ["hf_trainer.py", "--lr", "2"], "-- COMMAND"),
+        ({"global_batch": 64}, ["hf_trainer.py"], "16 samples a step"),
+    ],
+)
+def test_a_study_is_resumed_by_its_own_command_alone(
+    folder: Path, options: dict[str, int], command: list[str], named: str
+) -> None:
+    study = study_of(folder, ["hf_trainer.py"])
+    asked = SimpleNamespace(**{"global_batch": None, "storage": None} | options)
+    with closing(study), pytest.raises(ConfigError, match=re.escape(named)):
+        resumed(study, read_command(command, folder), asked)  # type: ignore[arg-type]
+
+
+def test_a_search_that_was_killed_before_its_first_trial_begins_anew(folder: Path) -> None:
+    study = study_of(folder, ["hf_trainer.py"])
+    asked = SimpleNamespace(global_batch=16, storage=None)
+    with closing(study):
+        launched = read_command(["hf_trainer.py"], folder)
+        assert resumed(study, launched, asked) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

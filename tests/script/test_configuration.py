@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,10 @@ def test_a_trial_writes_nothing() -> None:
 def test_a_configuration_is_a_dictionary_or_a_json_file(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
     assert load_configuration(tmp_path / "ds.json") == {"zero_optimization": {"stage": 2}}
+    (tmp_path / "odd.json").write_text('{"a": [1, {"b": 2}], // why\n}')
+    assert load_configuration(str(tmp_path / "odd.json")) == {"a": [1, {"b": 2}]}
+    coded = base64.urlsafe_b64encode(b'{"zero_optimization": {"stage": 2}}').decode()
+    assert load_configuration(coded) == {"zero_optimization": {"stage": 2}}
     copied = load_configuration(THEIRS)
     copied["zero_optimization"]["stage"] = 0
     assert THEIRS["zero_optimization"]["stage"] == 3

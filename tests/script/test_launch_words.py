@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
 from autotune.errors import ConfigError
-from autotune.question.command import CommandKind
+from autotune.question.command import CommandKind, TrainingCommand
 from autotune.script.launch_words import read_command
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "train.py").write_text("")
+    (tmp_path / "run").write_text("#!/bin/bash\npython train.py")
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text("")
     return tmp_path
@@ -24,6 +26,8 @@ def folder(tmp_path: Path) -> Path:
     [
         ("train.py --lr 1", None),
         ("python train.py --lr 1", None),
+        ("/usr/bin/python3.12 -u train.py --lr 1", None),
+        ("/opt/env/bin/torchrun --nproc-per-node 2 train.py --lr 1", 2),
         ("torchrun --nproc-per-node 2 train.py --lr 1", 2),
         ("torchrun --standalone --nproc_per_node=4 train.py --lr 1", 4),
         ("python -m torch.distributed.run --nproc-per-node 2 train.py --lr 1", 2),
@@ -60,6 +64,46 @@ def test_accelerates_configuration_becomes_the_environment(folder: Path) -> None
     assert launched.command.environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
 
 
+def test_accelerates_variables_are_read_back_and_say_nothing_of_the_shell(folder: Path) -> None:
+    words = ["accelerate", "launch", "--use_deepspeed", "--num_processes", "2", "train.py"]
+    command = read_command(words, folder).command
+    assert command.environment["ACCELERATE_CONFIG_DS_FIELDS"] == ""
+    assert "PYTHONPATH" not in command.environment
+    assert TrainingCommand.from_dict(command.to_dict()) == command
+
+
+def test_words_are_any_that_a_shell_gives(folder: Path) -> None:
+    odd = ["", '{"a": [1, 2]}', "it's", "ü <|im_end|>", "$(rm x)", "x" * 10_000]
+    command = read_command(["train.py", *odd], folder).command
+    assert command.filled({}) == odd
+    assert TrainingCommand.from_dict(command.to_dict()) == command
+    # What is shown can be pasted.
+    assert shlex.split(str(command)) == ["train.py", *odd]
+    assert str(read_command(["pytest", "-q"], folder).command) == "pytest -q"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--hub_token", "something"],
+        ["--hub_token=something"],
+        ["--wandb-api-key", "0123"],
+        ["--password", "x"],
+        ["--token", "hf_abcdefghijklmnopqrstuv"],
+        ["--tracking-uri", "https://me:word@host/x"],
+    ],
+)
+def test_a_secret_is_refused_and_not_repeated(folder: Path, words: list[str]) -> None:
+    with pytest.raises(ConfigError, match="secret") as refused:
+        read_command(["train.py", *words], folder)
+    assert words[-1].rpartition("=")[2] not in str(refused.value)
+
+
+def test_what_only_sounds_like_a_secret_is_taken(folder: Path) -> None:
+    words = ["--eos_token", "</s>", "--use_auth_token", "True", "--max_tokens", "5", "--hub_token"]
+    assert read_command(["train.py", *words], folder).command.arguments == tuple(words)
+
+
 def test_a_module_and_a_console_script_are_commands(folder: Path) -> None:
     module = read_command(["-m", "package", "--a"], folder).command
     assert (module.kind, module.target) == (CommandKind.MODULE, "package")
@@ -75,6 +119,7 @@ def test_a_module_and_a_console_script_are_commands(folder: Path) -> None:
         ([], "training command"),
         (["missing.py"], "missing.py"),
         (["no-such-program"], "no-such-program"),
+        (["run"], "no Python program"),
         (["package"], "package"),
         (["--lr", "1"], "--lr"),
         (["python"], "needs a script"),

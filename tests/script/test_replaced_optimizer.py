@@ -45,6 +45,43 @@ def test_a_schedule_reaches_the_optimizer_that_trains() -> None:
     assert [group["weight_decay"] for group in ours] == [0.1, 0.0]
 
 
+def test_a_schedule_over_the_optimizer_that_trains_is_left_alone() -> None:
+    own = model()
+    theirs = torch.optim.AdamW(groups_of(own))
+    strategy = Strategy(optimizer=Optimizer.ADAFACTOR, zero_stage=0)
+    _, _, carried = replace_optimizer(own, strategy, theirs.param_groups)
+    # As a `scheduler` of DeepSpeed's JSON, or one that is given as a function, sets them.
+    ours = [dict(group, lr=0.5) for group in groups_of(own)]
+    carried.carry_over(ours)
+    assert [group["lr"] for group in ours] == [0.5, 0.5]
+    theirs.param_groups[1]["lr"] = 0.25
+    carried.carry_over(ours)
+    assert [group["lr"] for group in ours] == [0.5, 0.25]
+
+
+def test_an_optimizer_without_a_learning_rate_is_replaced_too() -> None:
+    own = model()
+    for kind in (Optimizer.ADAMW, Optimizer.ADAFACTOR):
+        groups = [{"params": list(own.parameters()), "lr": None}]
+        made, plain, carried = replace_optimizer(own, Strategy(optimizer=kind), groups)
+        ours = plain if made is None else made.param_groups
+        carried.carry_over(ours)
+        assert all(group.get("lr", 1e-5) is not None for group in ours)
+
+
+def test_bitsandbytes_is_told_apart_by_its_arguments() -> None:
+    from bitsandbytes import optim
+
+    members = [nn.Parameter(torch.zeros(2))]
+    assert kind_of(optim.AdamW(members, optim_bits=8)) is Optimizer.ADAMW_8BIT
+    assert kind_of(optim.AdamW(members, optim_bits=8, is_paged=True)) is (
+        Optimizer.PAGED_ADAMW_8BIT
+    )
+    assert kind_of(optim.AdamW8bit(members)) is Optimizer.ADAMW_8BIT
+    assert kind_of(optim.PagedAdamW8bit(members)) is Optimizer.PAGED_ADAMW_8BIT
+    assert kind_of(optim.AdamW(members)) is Optimizer.ADAMW
+
+
 def test_the_same_optimizer_is_kept() -> None:
     theirs = torch.optim.AdamW(model().parameters())
     assert kind_of(theirs) is Optimizer.ADAMW

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from sample_study import HARDWARE, SOFTWARE, WORKLOAD, complete, failed, pruned, summary
 
+from autotune.question.command import CommandKind, TrainingCommand
+from autotune.question.own_training import OwnTraining
 from autotune.question.question import Question
 from autotune.question.workload import load_model_shape
 from autotune.space.search_space import Knob, SearchSpace
@@ -64,6 +66,17 @@ def test_another_seed_headroom_space_or_tuner_makes_no_difference() -> None:
 )
 def test_what_makes_a_difference_is_named(study: StudySummary, words: str) -> None:
     assert difference(study, QUESTION, VERSIONS) == words
+
+
+def test_a_command_is_answered_by_the_same_command_alone() -> None:
+    command = TrainingCommand(kind=CommandKind.FILE, target="a.py", folder="/f")
+    own = OwnTraining(command=command, is_predictable=True)
+    other = replace(own, command=replace(command, arguments=("--lr", "1")))
+    asked = replace(QUESTION, own_training=own)
+    assert difference(replace(STUDY, own_training=own), asked, VERSIONS) is None
+    for study in (STUDY, replace(STUDY, own_training=other)):
+        assert "command" in (difference(study, asked, VERSIONS) or "")
+    assert "command" in (difference(replace(STUDY, own_training=own), QUESTION, VERSIONS) or "")
 
 
 def test_a_model_may_have_been_named_otherwise(tmp_path: Path) -> None:
