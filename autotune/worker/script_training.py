@@ -213,9 +213,12 @@ class ScriptTraining:
         """The clock of the first step starts with its first forward pass."""
         if self._before is None:
             self._synchronize()
-            self._before = time.perf_counter()
-            self._joules_before = self._energy.joules()
-            self._compiled_before = self._compilations.num_compilations
+            self._start_clock()
+
+    def _start_clock(self) -> None:
+        self._before = time.perf_counter()
+        self._joules_before = self._energy.joules()
+        self._compiled_before = self._compilations.num_compilations
 
     def _micro_batch_ended(self) -> None:
         """Where only a part of a long step is run, the first and the last are timed apart."""
@@ -260,13 +263,7 @@ class ScriptTraining:
         self._losses.append(loss)
         self._longest = max(self._longest, own.longest_row)
         if is_timed:
-            self._figures.append(figures)
-            self._times_s.append(seconds)
-            before = self._joules_before
-            used = None if joules is None or before is None else joules - before
-            # At the power of what was run.
-            self._energies.append(None if used is None else used * seconds / spent_s)
-            self._timed.add(self._as_of_mean_step()[-1], spent_s=spent_s)
+            self._keep(figures, seconds, spent_s, joules)
         else:
             self._retries_before = self._meter.peaks().num_alloc_retries
         self._index += 1
@@ -274,9 +271,26 @@ class ScriptTraining:
             self._end()
         self._num_micro, self._part_ends = 0, []
         # What this took is no part of the next step.
-        self._before = time.perf_counter()
-        self._joules_before = self._energy.joules()
-        self._compiled_before = self._compilations.num_compilations
+        self._start_clock()
+
+    def _keep(
+        self, figures: StepFigures, seconds: float, spent_s: float, joules: float | None
+    ) -> None:
+        """Keep what one timed step took.
+
+        Args:
+            figures: what all ranks fed.
+            seconds: of the whole step, composed where only a part was run.
+            spent_s: of what was run.
+            joules: the meter at its end; None where there is none.
+        """
+        self._figures.append(figures)
+        self._times_s.append(seconds)
+        before = self._joules_before
+        used = None if joules is None or before is None else joules - before
+        # At the power of what was run.
+        self._energies.append(None if used is None else used * seconds / spent_s)
+        self._timed.add(self._as_of_mean_step()[-1], spent_s=spent_s)
 
     def _agreed(self, own: StepFigures, worst: list[float]) -> tuple[StepFigures, list[float]]:
         """Sums over the ranks that have samples of their own, and the worst of all ranks."""
