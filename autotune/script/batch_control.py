@@ -11,7 +11,8 @@ from autotune.question.command import CommandKind, TrainingCommand
 __all__ = ["check_batches"]
 
 _STEERED = (
-    "TrainingArguments",
+    # Of a kind, such as Seq2SeqTrainingArguments.
+    r"\w*TrainingArguments",
     "HfArgumentParser",
     "TrlParser",
     "SFTConfig",
@@ -21,7 +22,7 @@ _STEERED = (
     "CPOConfig",
     "GRPOConfig",
     "RewardConfig",
-    "Trainer",
+    r"\w*Trainer",
     "Accelerator",
     "training_data",
     # A call of the engine's; the key in a configuration says nothing of the loader.

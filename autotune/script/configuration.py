@@ -82,7 +82,7 @@ def load_configuration(given: object) -> dict[str, Any]:
 
 
 def _read(given: str | Path) -> object:
-    import hjson  # type: ignore[import-untyped]  # DeepSpeed brings it.
+    import hjson  # type: ignore[import-untyped]
 
     is_text = not os.path.exists(given) and not str(given).endswith(".json")
     text = base64.urlsafe_b64decode(str(given)).decode() if is_text else load_text(Path(given))
