@@ -60,19 +60,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
-def read_text(path: Path, name: str, *, if_missing: str) -> str:
-    """The text of a YAML file of the user's.
+def read_text(
+    path: Path, name: str, *, if_missing: str = "", most_bytes: int = _MOST_BYTES
+) -> str:
+    """The text of a YAML file of the user's, or of another one.
 
     Args:
         path: where it is.
         name: what messages call it, such as `--space my.yaml`.
         if_missing: follows "no such file": what to do.
+        most_bytes: it may have; a YAML file's if left out.
 
     Raises:
         ConfigError: there is none, it is no regular file, is too large, or cannot be read.
     """
     try:
-        return load_text(path, most_bytes=_MOST_BYTES)
+        return load_text(path, most_bytes=most_bytes)
     except FileNotFoundError as error:
         raise ConfigError(f"{name}: no such file{if_missing}") from error
     except OSError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
 import typer
 
@@ -34,14 +34,14 @@ __all__ = [
     "SeqLen",
     "Storage",
     "Tokenizer",
+    "TrainingOptions",
     "Vision",
     "announced_batch",
     "check_headroom",
     "default_batch",
     "member",
     "nearest_batches",
-    "read_samples",
-    "read_workload",
+    "read_training",
 ]
 
 _Member = TypeVar("_Member", bound=StrEnum)
@@ -216,7 +216,7 @@ def nearest_batches(global_batch: int, num_devices: int) -> str:
     return f"choose {below} or {above}" if below else f"choose {above} or a multiple of it"
 
 
-def read_workload(
+def _read_workload(
     shape: ModelShape,
     *,
     seq_len: int | None,
@@ -245,7 +245,7 @@ def read_workload(
     )
 
 
-def read_samples(
+def _read_samples(
     lengths: Path | None, data: Path | None, tokenizer: Path | None
 ) -> Lengths | None:
     """The lengths that --lengths, or --data and --tokenizer, tell; None where none is given.
@@ -299,3 +299,61 @@ def _check_adapters(shape: ModelShape, rank: int, targets: str) -> None:
     unknown = shape.unknown_target(names)
     if unknown:
         raise ConfigError(f"--lora-targets: {unknown}")
+
+
+class TrainingOptions(Protocol):
+    """The options that describe the training, of whatever command."""
+
+    @property
+    def model(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def seq_len(self) -> int | None: ...  # noqa: D102
+
+    @property
+    def lengths(self) -> Path | None: ...  # noqa: D102
+
+    @property
+    def data(self) -> Path | None: ...  # noqa: D102
+
+    @property
+    def tokenizer(self) -> Path | None: ...  # noqa: D102
+
+    @property
+    def method(self) -> str: ...  # noqa: D102
+
+    @property
+    def lora_rank(self) -> int: ...  # noqa: D102
+
+    @property
+    def lora_targets(self) -> str: ...  # noqa: D102
+
+    @property
+    def vision(self) -> str: ...  # noqa: D102
+
+
+def read_training(
+    options: TrainingOptions, global_batch: int, *, trust_remote_code: bool = False
+) -> Workload:
+    """What is trained, with this global batch.
+
+    Raises:
+        ConfigError: a value that cannot be; the message names its flag.
+    """
+    from autotune.question.workload import Vision as VisionTower
+    from autotune.question.workload import load_model_shape
+
+    assert options.model is not None, "it is asked for before"
+    return _read_workload(
+        load_model_shape(
+            options.model,
+            trust_remote_code=trust_remote_code,
+            vision=member(VisionTower, options.vision, "--vision"),
+        ),
+        seq_len=options.seq_len,
+        global_batch=global_batch,
+        method=options.method,
+        lora_rank=options.lora_rank,
+        lora_targets=options.lora_targets,
+        lengths=_read_samples(options.lengths, options.data, options.tokenizer),
+    )

@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,9 +48,6 @@ if TYPE_CHECKING:
     from autotune.sites import Site
 
 __all__ = ["FirstRun", "first_run", "launched_command", "resumed"]
-
-FOLDER = "first-run"
-"""Where the output of the user's own run lies, in the study's folder."""
 
 _TAUGHT = {
     "model": "--model",
@@ -180,8 +177,13 @@ class _OwnProgress:
         self._progress = progress
         self.note = progress.note
         self.cluster_changed = progress.cluster_changed
-        self.trial_event = progress.trial_event
         self.refresh = progress.refresh
+
+    def trial_event(self, event: Mapping[str, Any]) -> None:
+        """What a rank wrote; what of the program's settings is replaced is said."""
+        if event.get("event") == "changed":
+            self.note(one_line(event["words"]))
+        self._progress.trial_event(event)
 
     def trials_changed(self, trials: Sequence[Trial]) -> None:
         """There are none yet."""
@@ -220,7 +222,7 @@ def first_run(
         LaunchError: it did not run, or taught too little; says where its output is.
         ConfigError: it contradicts --global-batch.
     """
-    place = folder.path / FOLDER
+    place = folder.first_run
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(mode=0o700)
     outcome = _run(launched.command, place, site, settings, console, folder.path)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune.cli.options import MOST_DEVICES, MOST_GIB, member, read_samples, read_workload
+from autotune.cli.options import MOST_DEVICES, MOST_GIB, read_training
 
 if TYPE_CHECKING:
     from autotune.machine.hardware_spec import HardwareSpec
@@ -181,15 +181,4 @@ class PlanOptions:
         Raises:
             ConfigError: a value that cannot be; the message names its flag.
         """
-        from autotune.question.workload import Vision, load_model_shape
-
-        assert self.model is not None, "it is asked for before"
-        return read_workload(
-            load_model_shape(self.model, vision=member(Vision, self.vision, "--vision")),
-            seq_len=self.seq_len,
-            global_batch=global_batch,
-            method=self.method,
-            lora_rank=self.lora_rank,
-            lora_targets=self.lora_targets,
-            lengths=read_samples(self.lengths, self.data, self.tokenizer),
-        )
+        return read_training(self, global_batch)

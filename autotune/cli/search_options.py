@@ -17,8 +17,7 @@ from autotune.cli.options import (
     check_headroom,
     default_batch,
     member,
-    read_samples,
-    read_workload,
+    read_training,
 )
 
 if TYPE_CHECKING:
@@ -304,23 +303,8 @@ class SearchOptions:
         Raises:
             ConfigError: a value that cannot be; the message names its flag.
         """
-        from autotune.question.workload import Vision, load_model_shape
-
-        assert self.model is not None, "it is asked for before"
         batch = self.global_batch if self.global_batch is not None else default_batch(1)
-        return read_workload(
-            load_model_shape(
-                self.model,
-                trust_remote_code=self.trust_remote_code,
-                vision=member(Vision, self.vision, "--vision"),
-            ),
-            seq_len=self.seq_len,
-            global_batch=batch,
-            method=self.method,
-            lora_rank=self.lora_rank,
-            lora_targets=self.lora_targets,
-            lengths=read_samples(self.lengths, self.data, self.tokenizer),
-        )
+        return read_training(self, batch, trust_remote_code=self.trust_remote_code)
 
     def site(self) -> SiteOptions:
         """Where trials run."""

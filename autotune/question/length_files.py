@@ -15,7 +15,7 @@ from pydantic import Field
 from autotune.errors import ConfigError
 from autotune.names import visible
 from autotune.question.lengths import Lengths
-from autotune.text_file import load_text, parse_json
+from autotune.text_file import parse_json
 from autotune.yaml_file import Section, parse_yaml, read_text
 
 __all__ = ["read_data", "read_lengths"]
@@ -48,7 +48,7 @@ def read_lengths(path: Path) -> Lengths:
     if path.suffix in (".yaml", ".yml"):
         text = read_text(path, name, if_missing="; give one length a line, or a histogram")
         return _lengths_of(parse_yaml(text, name, _Histogram).lengths, name)
-    lines = _lines(_load(path, name, _MOST_BYTES))
+    lines = _lines(read_text(path, name, most_bytes=_MOST_BYTES))
     return _lengths_of((_length(line, f"{name}:{number}") for number, line in lines), name)
 
 
@@ -65,20 +65,9 @@ def read_data(path: Path, tokenizer: Path) -> Lengths:
         ConfigError: a file that cannot be read or is none of these; the message names its flag.
     """
     name = f"--data {path}"
-    lines = _lines(_load(path, name, _MOST_DATA_BYTES))
+    lines = _lines(read_text(path, name, most_bytes=_MOST_DATA_BYTES))
     samples = [(f"{name}:{number}", _object(line, f"{name}:{number}")) for number, line in lines]
     return _lengths_of(_tokenised(samples, _load_tokenizer(tokenizer)), name)
-
-
-def _load(path: Path, name: str, most_bytes: int) -> str:
-    try:
-        return load_text(path, most_bytes=most_bytes)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{name}: no such file") from error
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ConfigError(f"{name}: cannot be read: {error}") from error
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

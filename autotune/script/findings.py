@@ -16,8 +16,9 @@ from autotune.knob_values import Optimizer
 from autotune.names import PrintableText
 from autotune.script.replaced_optimizer import kind_of
 from autotune.techniques.blocks import causal_model
+from autotune.techniques.parameter_counts import count, count_trainable
 
-__all__ = ["Findings", "findings_of", "parameter_size"]
+__all__ = ["Findings", "findings_of"]
 
 _MOST = 2**60
 
@@ -103,10 +104,8 @@ def findings_of(
         model_name=str(
             getattr(getattr(base, "config", None), "_name_or_path", "") or type(base).__name__
         ),
-        num_parameters=sum(map(parameter_size, model.parameters())),
-        num_trainable_parameters=sum(
-            parameter_size(p) for p in model.parameters() if p.requires_grad
-        ),
+        num_parameters=count(model.parameters()),
+        num_trainable_parameters=count_trainable(model.parameters()),
         lora_rank=int(getattr(adapter, "r", 0) or 0),
         lora_targets=[targets] if isinstance(targets, str) else sorted(map(str, targets)),
         is_quantized=any(hasattr(p, "quant_state") for p in model.parameters()),
@@ -131,14 +130,6 @@ def findings_of(
 def _named(config: Mapping[str, Any]) -> str | None:
     named = config.get("optimizer")
     return str(named.get("type")) if isinstance(named, Mapping) else None
-
-
-def parameter_size(parameter: nn.Parameter) -> int:
-    """Elements of a parameter, divided by ZeRO-3 or packed to 4 bit or not."""
-    if hasattr(parameter, "ds_numel"):
-        return int(parameter.ds_numel)
-    state = getattr(parameter, "quant_state", None)
-    return int(state.shape.numel()) if state is not None else parameter.numel()
 
 
 def _is_ligers(module: nn.Module) -> bool:

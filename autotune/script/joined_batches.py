@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from autotune.techniques.collation import joined
+
 __all__ = ["JoiningCollator", "join_samples"]
 
-_IGNORED = -100
 _OF_TOKENS = ("input_ids", "labels", "attention_mask")
 
 
@@ -57,20 +58,4 @@ def join_samples(batch: Mapping[str, Any]) -> dict[str, Any]:
     is_real = batch["attention_mask"].bool()
     lengths = is_real.sum(dim=1)
     lengths = lengths[lengths > 0]
-    ends = lengths.cumsum(0)
-    starts = torch.nn.functional.pad(ends[:-1], (1, 0))
-    ids = batch["input_ids"][is_real]
-    labels = batch["labels"][is_real].clone()
-    labels[starts] = _IGNORED
-    positions = torch.arange(len(ids)) - torch.repeat_interleave(starts, lengths)
-    bounds = torch.nn.functional.pad(ends, (1, 0)).int()
-    longest = int(lengths.max())
-    return {
-        "input_ids": ids[None],
-        "labels": labels[None],
-        "position_ids": positions[None],
-        "cu_seq_lens_q": bounds,
-        "cu_seq_lens_k": bounds,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
+    return joined(batch["input_ids"][is_real], batch["labels"][is_real], lengths.tolist())

@@ -43,7 +43,9 @@ __all__ = ["StudyFolder"]
 _OLD_DRAFT = "question.tmp"
 """The draft of a question, as versions before `drafts.py` named it; no longer written."""
 
-_OWN_DRAFTS = frozenset(("lock", _OLD_DRAFT, "first-run", "model", "server.log", "ray.log"))
+_FIRST_RUN = "first-run"
+
+_OWN_DRAFTS = frozenset(("lock", _OLD_DRAFT, _FIRST_RUN, "model", "server.log", "ray.log"))
 """All that a search leaves in a new folder that ended before its question was written."""
 
 _LONGEST_S = 1e9
@@ -332,6 +334,11 @@ class StudyFolder:
                 f"{folder}: the folder of a trial cannot be created: {error.strerror or error}"
             ) from error
         return folder
+
+    @property
+    def first_run(self) -> Path:
+        """Where the user's own command runs as it is, before the question is known."""
+        return self.path / _FIRST_RUN
 
     @property
     def exports(self) -> Path:

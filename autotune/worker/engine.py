@@ -14,6 +14,7 @@ from autotune.space.deepspeed_config import deepspeed_config
 from autotune.techniques.apply import apply_strategy
 from autotune.techniques.optimizers import build_optimizer
 from autotune.techniques.parallel_layout import parallel_coordinates
+from autotune.techniques.parameter_counts import count, count_trainable
 from autotune.techniques.pipeline import pipeline_module, sum_over_stages
 from autotune.techniques.sequence_parallel import sequence_units
 from autotune.trials.trial import TrialSpec
@@ -89,8 +90,7 @@ def build_engine(
 def _count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """All parameters of the whole model, and those that are trained; tied ones once."""
     own = [p for p in model.parameters() if not getattr(p, "ds_pipe_replicated", False)]
-    num_trainable = sum(_full_size(p) for p in own if p.requires_grad)
-    return sum_over_stages(model, sum(map(_full_size, own))), sum_over_stages(model, num_trainable)
+    return sum_over_stages(model, count(own)), sum_over_stages(model, count_trainable(own))
 
 
 def optimizer_state_bytes(engine: Any) -> int:
@@ -109,11 +109,3 @@ def optimizer_state_bytes(engine: Any) -> int:
     kept = swapper.swap_params_info.values()
     elements = sum((info.num_tensors() - 1) * info.numel() for info in kept)
     return in_memory + int(elements * swapper.swap_element_size)
-
-
-def _full_size(parameter: torch.nn.Parameter) -> int:
-    """Elements of a parameter, divided by ZeRO-3 or packed to 4 bit or not."""
-    if hasattr(parameter, "ds_numel"):
-        return int(parameter.ds_numel)
-    quantization = getattr(parameter, "quant_state", None)
-    return int(quantization.shape.numel()) if quantization is not None else parameter.numel()

@@ -37,11 +37,7 @@ def join(folder: Path, *, rank: int, num_ranks: int, device_type: DeviceType) ->
     import deepspeed
 
     is_cuda = device_type is DeviceType.CUDA
-    device = (
-        torch.device("cuda", int(os.environ["LOCAL_RANK"])) if is_cuda else torch.device("cpu")
-    )
-    if is_cuda:
-        torch.cuda.set_device(device)
+    device = _chosen_device(device_type)
     try:
         dist.init_process_group(
             backend="nccl" if is_cuda else "gloo",
@@ -73,11 +69,7 @@ def join_when_asked(
         device_type: where tensors live.
     """
     is_cuda = device_type is DeviceType.CUDA
-    device = (
-        torch.device("cuda", int(os.environ["LOCAL_RANK"])) if is_cuda else torch.device("cpu")
-    )
-    if is_cuda:
-        torch.cuda.set_device(device)
+    device = _chosen_device(device_type)
     original = dist.init_process_group
 
     @functools.wraps(original)
@@ -95,6 +87,15 @@ def join_when_asked(
 
     dist.init_process_group = init
     torch.distributed.distributed_c10d.init_process_group = init
+    return device
+
+
+def _chosen_device(device_type: DeviceType) -> torch.device:
+    """This rank's device, which is the current one from here on."""
+    if device_type is not DeviceType.CUDA:
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
     return device
 
 

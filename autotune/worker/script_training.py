@@ -25,11 +25,12 @@ from autotune.machine.settings import settings_in
 from autotune.script.deepspeed_calls import DeepSpeedCalls
 from autotune.script.execution import check_is_here, execute
 from autotune.script.fed_batches import FedBatches, StepFigures
-from autotune.script.findings import findings_of, parameter_size
+from autotune.script.findings import findings_of
 from autotune.script.steering import Steering
 from autotune.script.trainers import steer_trainers
 from autotune.space.deepspeed_config import deepspeed_config
 from autotune.techniques.compilation import CompilationCounter, compile_in_this_process
+from autotune.techniques.parameter_counts import count, count_trainable
 from autotune.trials.composition import Composition
 from autotune.trials.trial import Phase, TrialSpec
 from autotune.worker.energy import energy_meter
@@ -359,8 +360,8 @@ class ScriptTraining:
             "peak_device_bytes": peaks.device,
             "host_memory_bytes": self._meter.held_on_host(),
             "num_alloc_retries": peaks.num_alloc_retries - self._retries_before,
-            "num_parameters": _count(model, trained=False),
-            "num_trainable_parameters": _count(model, trained=True),
+            "num_parameters": count(model.parameters()),
+            "num_trainable_parameters": count_trainable(model.parameters()),
             "optimizer_state_bytes": optimizer_state_bytes(self._engine),
             "share_run": self._composition.share_run,
             "setup_time_s": self._setup_time_s,
@@ -389,8 +390,3 @@ class ScriptTraining:
     def _synchronize(self) -> None:
         if self._device_type is DeviceType.CUDA:
             torch.cuda.synchronize()
-
-
-def _count(model: torch.nn.Module, *, trained: bool) -> int:
-    chosen = (p for p in model.parameters() if p.requires_grad or not trained)
-    return sum(map(parameter_size, chosen))
